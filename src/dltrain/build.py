@@ -1,0 +1,124 @@
+"""A checked config to the parts of a run: data, model, optimizer. Shared by train, eval and predict."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dltrain import checkpoint, runtime, schema
+from dltrain.data.batches import Batches, Statistics, normalization
+from dltrain.data.examples import Examples, read, train_and_val
+from dltrain.engine import Task
+from dltrain.errors import ConfigError, InputError
+
+# Evaluation keeps no activations for a backward pass: larger batches need no more memory.
+EVAL_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set, and what a network trained on them must know to be used on others."""
+
+    train: Examples
+    val: Examples | None
+    test: Examples | None
+    statistics: Statistics
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or numbers to predict."""
+        return len(self.train.classes) or self.train.targets.shape[-1]
+
+
+def data(node: dict[str, Any], seed: int) -> Data:
+    """All splits, in memory. Raises InputError for missing or damaged files, ConfigError for a split that fails."""
+    source = schema.bind("data", node)
+    train, val = train_and_val(source, val=node["val"], limit=node["limit"], seed=seed)
+    test = read(source, "test")
+    for split, examples in (("val", val), ("test", test)):
+        if examples is not None and examples.images.shape[1:] != train.images.shape[1:]:
+            shapes = [tuple(part.images.shape[1:]) for part in (train, examples)]
+            raise InputError(f"data: the train split has images of {shapes[0]}, the {split} split of {shapes[1]}")
+    return Data(train, val, test, normalization(train.images, mean=node["mean"], std=node["std"]))
+
+
+def evaluation_batches(examples: Examples, place: runtime.Runtime, statistics: Statistics, batch_size: int) -> Batches:
+    """Batches of a split to be evaluated: without augmentation, and larger than in training."""
+    return Batches(examples, place.device, batch_size=EVAL_BATCHES * batch_size, statistics=statistics)
+
+
+def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A network with fresh weights on the CPU. Raises ConfigError where its keys do not fit the data."""
+    try:
+        network = schema.bind("model", node, input_shape=input_shape, num_classes=outputs)()
+    except ConfigError:
+        raise
+    except Exception as error:  # a constructor's own check, or whatever a user's code does
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"model={node['name']} cannot be built for data of {input_shape}: {kind}{error}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model={node['name']}: expected a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def check_fit(network: nn.Module, node: dict[str, Any], task: Task, found: Data) -> None:
+    """Raise ConfigError where model, data and task do not fit each other; costs one forward pass of two examples."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(torch.zeros(2, *found.input_shape))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model={node['name']} does not fit data of {found.input_shape}: {reason}") from error
+    finally:
+        network.train()
+    if problem := task.mismatch(found.train.targets, found.input_shape, tuple(output.shape[1:]), found.outputs):
+        raise ConfigError(problem)
+
+
+def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer, each group with its `initial_lr`. Raises ConfigError for keys that exclude each other."""
+    try:
+        built: torch.optim.Optimizer = schema.bind("optim", node)(network.named_parameters())
+    except ValueError as error:
+        raise ConfigError(f"optim={node['name']}: {error}") from error
+    for group in built.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return built
+
+
+def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
+    options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
+    built.load_state_dict(saved)
+    for group, own in zip(built.param_groups, options, strict=True):
+        group.update(own)
+
+
+def load_weights(network: nn.Module, path: Path) -> list[str]:
+    """Copy the weights of a file whose name and shape match; returns a line for each that did not, in either direction.
+
+    Raises InputError where none does.
+    """
+    weights = checkpoint.load_weights(path)
+    own = network.state_dict()
+    matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if not matching:
+        raise InputError(f"{path}: no weight in it matches the model by name and shape; is it for another model?")
+    network.load_state_dict(matching, strict=False)
+    lines = []
+    for key in sorted(weights.keys() | own.keys()):
+        if key not in own:
+            lines.append(f"{key} {tuple(weights[key].shape)}: not in the model")
+        elif key not in weights:
+            lines.append(f"{key} {tuple(own[key].shape)}: not in the file, left as initialised")
+        elif key not in matching:
+            lines.append(f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model")
+    return lines

@@ -1,0 +1,28 @@
+"""The embedded data set: 1,797 real handwritten digits that come with scikit-learn, so that nothing is downloaded.
+
+Alpaydin, Kaynak: Optical recognition of handwritten digits. UCI Machine Learning Repository, 1998.
+"""
+
+import numpy
+import torch
+from PIL import Image
+
+from dltrain.data.examples import Examples, stratified
+
+
+def digits(split: str) -> Examples | None:
+    """1,797 real handwritten digits, embedded: no download (1x28x28, 10 classes)."""
+    if split == "val":
+        return None
+    from sklearn.datasets import load_digits  # a second of imports that only this data set needs
+
+    bunch = load_digits()
+    small = (bunch.images * (255 / 16)).round().astype(numpy.uint8)  # (1797, 8, 8), 17 grey levels
+    large = [numpy.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in small]
+    images = torch.from_numpy(numpy.stack(large)).unsqueeze(1)  # (1797, 1, 28, 28)
+    labels = torch.from_numpy(bunch.target).long()
+    # The split is part of the data set: fixed for every seed, 80 % of each class for training.
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    test[stratified(labels, round(0.2 * len(labels)), seed=0)] = True
+    chosen = test if split == "test" else ~test
+    return Examples(images[chosen], labels[chosen], tuple("0123456789"))

@@ -1,0 +1,116 @@
+"""Examples of one split as tensors, and how a validation set is taken from them."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from annotated_types import Interval
+from torch import Tensor
+
+from dltrain.errors import ConfigError, InputError
+
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Count = Annotated[int, Interval(ge=0)]
+
+
+class Examples(NamedTuple):
+    """uint8 images (N, C, H, W) with int64 labels (N,) and class names; or float32 inputs with numbers (N, K)."""
+
+    images: Tensor
+    targets: Tensor
+    classes: tuple[str, ...]
+
+
+Source = Callable[[str], Any]
+
+
+def read(source: Source, split: str) -> Examples | None:
+    """One split of a data set; a map-style torch Dataset is read into memory once.
+
+    Raises InputError where a user's function returns something else.
+    """
+    found = source(split)
+    if found is None:
+        return None
+    if not isinstance(found, tuple):  # a map-style Dataset: items (image, label)
+        items = [found[index] for index in range(len(found))]
+        images = torch.stack([torch.as_tensor(image) for image, _ in items])
+        targets = torch.as_tensor([label for _, label in items])
+        found = images, targets, getattr(found, "classes", None)
+    images, targets, classes = found
+    if not classes and not targets.is_floating_point():
+        classes = [str(label) for label in range(int(targets.max()) + 1)]
+    examples = Examples(images, targets, tuple(classes or ()))
+    if problem := _problem(examples):
+        raise InputError(f"data: the {split} split {problem}")
+    return examples
+
+
+def _problem(examples: Examples) -> str:
+    images, targets, classes = examples
+    if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
+        return f"must be uint8 or float32 images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
+    if not len(images):
+        return "is empty"
+    if len(images) != len(targets):
+        return f"has {len(images)} images but {len(targets)} labels"
+    if targets.is_floating_point():
+        return ""
+    if targets.ndim != 1 or targets.dtype != torch.int64:
+        return f"must have int64 labels (N,), got {targets.dtype} {tuple(targets.shape)}"
+    if int(targets.min()) < 0 or int(targets.max()) >= len(classes):
+        return f"has labels from {int(targets.min())} to {int(targets.max())} but {len(classes)} classes"
+    return ""
+
+
+def train_and_val(
+    source: Source, *, val: Share | Count, limit: Share | Count | None, seed: int
+) -> tuple[Examples, Examples | None]:
+    """The training set, cut to `limit`, and the validation set: the data set's own, or taken from the training set.
+
+    Args:
+        val: share (0.1) or number (5000) of training examples that choose the best checkpoint; 0 for none
+        limit: share or number of training examples to use; null for all
+    """
+    train = read(source, "train")
+    if train is None:
+        raise InputError("data: there is no train split")
+    if limit is not None:
+        keep = _count(limit, len(train.images), "data.limit")
+        if not 0 < keep <= len(train.images):
+            raise ConfigError(f"data.limit={limit} leaves {keep} of {len(train.images)} training examples; raise it")
+        train = _take(train, stratified(train.targets, keep, seed))
+    if not val:
+        return train, None
+    if (own := read(source, "val")) is not None:
+        return train, own
+    hold = _count(val, len(train.images), "data.val")
+    if not 0 < hold < len(train.images):
+        raise ConfigError(f"data.val={val} holds back {hold} of {len(train.images)} training examples; change it")
+    chosen = stratified(train.targets, hold, seed)
+    rest = torch.ones(len(train.images), dtype=torch.bool)
+    rest[chosen] = False
+    return _take(train, rest.nonzero().flatten()), _take(train, chosen)
+
+
+def stratified(targets: Tensor, count: int, seed: int) -> Tensor:
+    """Sorted indices (count,) of a random subset that keeps each class's share to within one example."""
+    generator = torch.Generator().manual_seed(seed % 2**32)
+    shuffled = torch.randperm(len(targets), generator=generator)
+    if not targets.is_floating_point():
+        # Evenly spaced picks from a list sorted by class take the same share of each.
+        shuffled = shuffled[targets[shuffled].argsort(stable=True)]
+    picks = torch.arange(count) * len(targets) // max(1, count)
+    return shuffled[picks].sort().values
+
+
+def _count(amount: float, total: int, key: str) -> int:
+    """A share (float) or a number (int) as a number of examples."""
+    count = amount if isinstance(amount, int) else round(amount * total)
+    if count > total:
+        raise ConfigError(f"{key}={amount} is more than the {total} training examples there are")
+    return count
+
+
+def _take(examples: Examples, indices: Tensor) -> Examples:
+    return Examples(examples.images[indices], examples.targets[indices], examples.classes)

@@ -1,0 +1,114 @@
+"""A person's own pictures: one sub-folder for each class, in train/val/test folders or all together."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Interval, Len
+from rich.progress import track
+from torch import Tensor
+
+from dltrain.data import pictures
+from dltrain.data.examples import Examples, stratified
+from dltrain.errors import InputError
+
+log = logging.getLogger(__name__)
+
+TEST_SHARE = 0.2
+
+
+def folder(
+    split: str,
+    *,
+    root: str,
+    size: Annotated[list[Annotated[int, Interval(ge=1)]], Len(2, 2)],
+    channels: Literal[1, 3],
+    fit: Literal["resize", "crop"],
+) -> Examples | None:
+    """Your own pictures: a sub-folder for each class, of any format, size and mode.
+
+    Args:
+        root: folder with a sub-folder for each class, or with train/ and test/ (and val/) folders of such
+        size: height and width that every picture is brought to
+        channels: 3 for colour, 1 for grey levels
+        fit: `resize` squeezes to the size, `crop` cuts the middle out
+
+    Raises InputError where there are no pictures to train on.
+    """
+    files, classes = find_files(Path(root).expanduser(), split)
+    if not files:
+        return None
+    decoded = _decode_all([path for path, _ in files], channels=channels, size=(size[0], size[1]), fit=fit, split=split)
+    images = [image for image in decoded if isinstance(image, Tensor)]
+    if not images:
+        raise InputError(f"{root}: none of the {len(files)} pictures of the {split} split can be read")
+    labels = [label for image, (_, label) in zip(decoded, files, strict=True) if isinstance(image, Tensor)]
+    return Examples(torch.stack(images), torch.tensor(labels), classes)
+
+
+def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    """Picture files of a split with their labels, and the class names; no files where there is no such split.
+
+    Without train/ and test/ folders a fixed 20 % of each class is the test set.
+    """
+    if not root.is_dir():
+        raise InputError(f"data.root={root}: no such folder. Set it to a folder with a sub-folder for each class")
+    own_splits = (root / "train").is_dir()
+    base = root / "train" if own_splits else root
+    classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if not classes:
+        raise InputError(f"{base}: expected a sub-folder of pictures for each class, found none")
+    if own_splits:
+        base = root / split
+        if not base.is_dir():
+            return [], classes
+        strangers = {path.name for path in base.iterdir() if path.is_dir()} - set(classes)
+        if strangers:
+            raise InputError(f"{base}: classes that are not in {root / 'train'}: {', '.join(sorted(strangers))}")
+    elif split == "val":
+        return [], classes
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        if (base / name).is_dir()
+        for path in pictures.find(base / name)
+    ]
+    if not files:
+        raise InputError(f"{base}: expected pictures ({', '.join(sorted(pictures.EXTENSIONS))}), found none")
+    if own_splits:
+        return files, classes
+    test = set(stratified(torch.tensor([label for _, label in files]), round(TEST_SHARE * len(files)), 0).tolist())
+    return [file for index, file in enumerate(files) if (index in test) == (split == "test")], classes
+
+
+def _decode_all(
+    paths: list[Path], *, channels: int, size: tuple[int, int], fit: str, split: str
+) -> list[Tensor | ValueError]:
+    """Each picture, or why it cannot be read; decoding releases the interpreter, so threads suffice."""
+    decode = partial(_try_decode, channels=channels, size=size, fit=fit)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(
+            track(
+                pool.map(decode, paths),
+                description=f"reading {split}",
+                total=len(paths),
+                transient=True,
+                disable=not os.isatty(1),
+            )
+        )
+    damaged = [(path, why) for path, why in zip(paths, results, strict=True) if isinstance(why, ValueError)]
+    for path, why in damaged:
+        log.warning("left out %s: %s", path, why)
+    log.info("%s: read %d pictures, left out %d damaged", split, len(paths) - len(damaged), len(damaged))
+    return results
+
+
+def _try_decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:
+    try:
+        return pictures.decode(path, channels=channels, size=size, fit=fit)
+    except ValueError as error:
+        return error

@@ -1,0 +1,37 @@
+"""What a user can mend: each kind of mistake or circumstance, and the exit code it ends with.
+
+UserError (1)
+ ├─ ConfigError (2)      the command or the config is wrong
+ ├─ InputError (66)      an input is missing or damaged
+ ├─ DeviceError (69)     the device is not available
+ ├─ OutputError (74)     a file could not be written
+ └─ Interrupted (128+N)  stopped by signal N, after saving
+"""
+
+
+class UserError(Exception):
+    """Shown in a few lines without a traceback: what, where, what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    exit_code = 2
+
+
+class InputError(UserError):
+    exit_code = 66
+
+
+class DeviceError(UserError):
+    exit_code = 69
+
+
+class OutputError(UserError):
+    exit_code = 74
+
+
+class Interrupted(UserError):
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

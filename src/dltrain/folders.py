@@ -1,0 +1,38 @@
+"""Folders that runs and sweeps make for themselves. Imports no torch."""
+
+import contextlib
+import re
+import time
+from pathlib import Path
+
+from dltrain.errors import OutputError
+
+
+def new_folder(base: Path, name: str) -> Path:
+    """Make a folder that nobody else has: `base/name`, or with -2, -3 … behind it.
+
+    Raises OutputError where it cannot be made.
+    """
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = base / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()  # fails if it exists: two runs that start at once get two folders
+                return folder
+            number += 1
+    except OSError as error:
+        raise OutputError(f"{base}: cannot make a folder in it ({error.strerror}). Start elsewhere") from error
+
+
+def dated(kind: str = "", name: str | None = None) -> Path:
+    """outputs/[kind/]<date>/<time>[-name][-N] under the current folder, made anew."""
+    now = time.localtime()
+    label = f"-{safe_name(name)}" if name else ""
+    return new_folder(Path("outputs", kind, time.strftime("%Y-%m-%d", now)), time.strftime("%H-%M-%S", now) + label)
+
+
+def safe_name(text: str) -> str:
+    """A text as part of a file name: it cannot leave its folder and is not too long."""
+    return re.sub(r"[^\w.,=+-]+", "_", text).strip("._")[:100] or "_"

@@ -1,0 +1,96 @@
+"""Type hints as rules: does a plain value obey one, and how is the rule told to a person?
+
+Knows int, float, bool, str, None, list, Literal, unions, and Annotated with Interval, Len and Matches. Any other hint
+allows every value.
+"""
+
+import math
+import re
+import types
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Interval, Len
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Rule for a text: it matches a pattern, told to a person as `words`."""
+
+    pattern: str
+    words: str
+
+
+def obeys(value: Any, hint: Any) -> bool:
+    """Whether a value from a config obeys a type hint. A whole number is a float, but true is no number."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, *rules = get_args(hint)
+        return obeys(value, base) and all(_within(value, rule) for rule in rules)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
+    if origin in (Union, types.UnionType):
+        return any(obeys(value, choice) for choice in get_args(hint))
+    if origin is list:
+        return isinstance(value, list) and all(obeys(item, get_args(hint)[0]) for item in value)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, list, dict):
+        return isinstance(value, hint)
+    return True
+
+
+def _within(value: Any, rule: Any) -> bool:
+    if isinstance(rule, Interval):
+        return (
+            (rule.gt is None or value > rule.gt)
+            and (rule.ge is None or value >= rule.ge)
+            and (rule.lt is None or value < rule.lt)
+            and (rule.le is None or value <= rule.le)
+        )
+    if isinstance(rule, Len):
+        return rule.min_length <= len(value) <= (math.inf if rule.max_length is None else rule.max_length)
+    if isinstance(rule, Matches):
+        return re.fullmatch(rule.pattern, value) is not None
+    return True
+
+
+def describe(hint: Any) -> str:
+    """A type hint in words: `a number > 0`, `one of relu, gelu`."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, *rules = get_args(hint)
+        if isinstance(rules[0], Matches):
+            return rules[0].words
+        return describe(base) + "".join(_describe_rule(rule) for rule in rules)
+    if origin is Literal:
+        choices = get_args(hint)
+        return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(choice) for choice in get_args(hint))
+    if origin is list:
+        return f"a list, each {describe(get_args(hint)[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+    return "null" if hint is None or hint is type(None) else names.get(hint, "any value")
+
+
+def _describe_rule(rule: Any) -> str:
+    if isinstance(rule, Interval):
+        bounds = {">": rule.gt, ">=": rule.ge, "<": rule.lt, "<=": rule.le}
+        return "".join(f" {sign} {bound}" for sign, bound in bounds.items() if bound is not None).replace(" <", ", <")
+    if isinstance(rule, Len):
+        return f" ({rule.min_length} items)" if rule.max_length == rule.min_length else f" (at least {rule.min_length})"
+    return ""
+
+
+def choices(hint: Any) -> list[str]:
+    """The values a hint allows where they can be counted, as they are typed: for completion."""
+    if get_origin(hint) is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    if get_origin(hint) in (Union, types.UnionType):
+        return [word for choice in get_args(hint) for word in choices(choice)]
+    return {bool: ["true", "false"], type(None): ["null"], None: ["null"]}.get(hint, [])

@@ -1,0 +1,1 @@
+"""Built-in networks, one self-contained file each: copy one, change it, add its YAML."""

@@ -1,0 +1,68 @@
+"""A recurrent network that reads an image row by row, top to bottom.
+
+Hochreiter, Schmidhuber: Long short-term memory. Neural Computation, 1997.
+Additive attention over time: Bahdanau, Cho, Bengio: Neural machine translation by jointly learning to align and
+translate. ICLR 2015.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+
+CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+class LSTM(nn.Module):
+    """Image rows as a sequence: LSTM, GRU or plain RNN, with last-step or attention pooling.
+
+    Args:
+        cell: kind of recurrent cell
+        hidden: units of each layer and direction
+        layers: recurrent layers on top of each other
+        bidirectional: read the rows upwards as well
+        pool: `last` takes the state after the last row, `attention` a learned weighting of all rows
+        dropout: share of units dropped between the layers and before the classifier
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        cell: Literal["lstm", "gru", "rnn"],
+        hidden: Annotated[int, Interval(ge=1)],
+        layers: Annotated[int, Interval(ge=1)],
+        bidirectional: bool,
+        pool: Literal["last", "attention"],
+        dropout: Annotated[float, Interval(ge=0, lt=1)],
+    ) -> None:
+        super().__init__()
+        channels, _, width = input_shape
+        self.recurrent = CELLS[cell](
+            channels * width,
+            hidden,
+            layers,
+            batch_first=True,
+            bidirectional=bidirectional,
+            dropout=dropout if layers > 1 else 0.0,
+        )
+        features = hidden * (2 if bidirectional else 1)
+        self.hidden = hidden
+        self.score = (
+            nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1)) if pool == "attention" else None
+        )
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.transpose(1, 2).flatten(2)  # (B, C, H, W) -> (B, H, C*W)
+        states, _ = self.recurrent(rows)  # (B, H, features)
+        if self.score is not None:
+            weights = self.score(states).softmax(dim=1)  # (B, H, 1), over the rows
+            pooled = (weights * states).sum(dim=1)  # (B, features)
+        else:
+            # A direction's last state is the one after its last row: the upward one ends at row 0.
+            downward, upward = states[:, -1, : self.hidden], states[:, 0, self.hidden :]
+            pooled = torch.cat([downward, upward], dim=1)  # (B, features); upward is empty in one direction
+        return self.classifier(pooled)

@@ -1,0 +1,90 @@
+"""Optimizers, torch's own: each public function is an option of the group `optim`.
+
+They get named parameters, so that biases and norms can be left out of the weight decay.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Interval
+from torch import nn
+
+Rate = Annotated[float, Interval(gt=0)]
+Decay = Annotated[float, Interval(ge=0)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Parameters = Iterable[tuple[str, nn.Parameter]]
+
+
+def sgd(
+    named_parameters: Parameters, *, lr: Rate, momentum: Share, nesterov: bool, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum.
+
+    Args:
+        lr: learning rate
+        momentum: share of the last update that is kept
+        nesterov: look ahead along the momentum (needs momentum > 0)
+        weight_decay: pull of the weights towards zero (L2)
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+def adam(
+    named_parameters: Parameters, *, lr: Rate, beta1: Share, beta2: Share, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """Adam (Kingma, Ba, 2015).
+
+    Args:
+        lr: learning rate
+        beta1: memory of the mean of the gradients
+        beta2: memory of their squares
+        weight_decay: pull of the weights towards zero (L2, through the gradient)
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.Adam(groups, lr=lr, betas=(beta1, beta2), fused=True)
+
+
+def adamw(
+    named_parameters: Parameters, *, lr: Rate, beta1: Share, beta2: Share, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov, Hutter, 2019).
+
+    Args:
+        lr: learning rate
+        beta1: memory of the mean of the gradients
+        beta2: memory of their squares
+        weight_decay: pull of the weights towards zero, times the rate
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), fused=True)
+
+
+def rmsprop(
+    named_parameters: Parameters, *, lr: Rate, alpha: Share, momentum: Share, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """RMSprop: the gradient divided by a running mean of its size (Hinton, 2012).
+
+    Args:
+        lr: learning rate
+        alpha: memory of the squares of the gradients
+        momentum: share of the last update that is kept
+        weight_decay: pull of the weights towards zero (L2)
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum)
+
+
+def _groups(named_parameters: Parameters, weight_decay: float, decay_biases: bool) -> list[dict[str, Any]]:
+    """Parameters with and without decay: biases and the weights of norms are the ones with at most one dimension."""
+    parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
+    if decay_biases or not weight_decay:
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    free = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -1,0 +1,137 @@
+"""`dltrain predict`: picture files to the classes a checkpoint sees in them."""
+
+import csv
+import glob
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Interval
+from rich.table import Table
+from torch import Tensor
+
+from dltrain import build, console, schema
+from dltrain.data import pictures
+from dltrain.data.examples import Examples
+from dltrain.engine import predict as outputs_of
+from dltrain.errors import ConfigError, InputError, OutputError
+from dltrain.evaluation import Loaded, Resolve, load
+
+log = logging.getLogger(__name__)
+
+SHOWN_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Keys of a prediction outside the groups.
+
+    Args:
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file
+        input: a picture, a folder of pictures, or a pattern such as 'shots/*.png'
+        top_k: how many classes to show for each picture
+        batch_size: pictures at a time
+        output: CSV file to write
+        trust: packages of your own code that the checkpoint may name
+    """
+
+    ckpt: str
+    input: str
+    top_k: Annotated[int, Interval(ge=1)]
+    batch_size: Annotated[int, Interval(ge=1)]
+    output: str
+    trust: list[str] | str
+
+
+def predict(
+    config: dict[str, Any], *, typed: Collection[str] = (), resolve: Resolve = lambda config: config
+) -> list[dict[str, Any]]:
+    """The likeliest classes of each picture, printed, written as CSV, and returned; a damaged picture is a row as well.
+
+    Raises UserError, whose `exit_code` says of which kind.
+    """
+    schema.require(schema.check(config, "predict"))
+    loaded = load(config, typed, resolve)
+    if loaded.values["task"]["name"] != "classification":
+        raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")
+    paths = find(config["input"])
+    classes = loaded.content["data"]["classes"]
+    top_k = min(config["top_k"], len(classes))
+    rows = []
+    for start in range(0, len(paths), config["batch_size"]):
+        rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], classes, top_k)
+    _write(Path(config["output"]), rows, top_k)
+    _show(rows, top_k)
+    damaged = sum(bool(row["error"]) for row in rows)
+    log.info("%d pictures, %d damaged: %s", len(rows), damaged, config["output"])
+    if damaged == len(rows):
+        raise InputError(f"input={config['input']}: none of the {damaged} pictures can be read: {rows[0]['error']}")
+    return rows
+
+
+def find(text: str) -> list[Path]:
+    """The files that an input names; a single file is taken whatever its ending. Raises InputError for none."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        found = pictures.find(path)
+    elif path.is_file():
+        found = [path]
+    else:
+        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (any folder)
+        found = [match for match in matches if match.is_file()]
+    if not found:
+        raise InputError(f"input={text}: no picture found. Give a file, a folder or a pattern such as 'shots/*.png'")
+    return found
+
+
+def _predict_batch(loaded: Loaded, paths: list[Path], classes: list[str], top_k: int) -> list[dict[str, Any]]:
+    channels, height, width = loaded.content["data"]["input_shape"]
+    fit = loaded.values["data"].get("fit", "resize")
+    decoded: list[Tensor] = []
+    errors: dict[Path, str] = {}
+    for path in paths:
+        try:
+            decoded.append(pictures.decode(path, channels=channels, size=(height, width), fit=fit))
+        except ValueError as error:
+            errors[path] = str(error)
+    shares: Iterator[Tensor] = iter(_shares(loaded, decoded) if decoded else [])
+    rows = []
+    for path in paths:
+        row: dict[str, Any] = {"file": str(path), "error": errors.get(path, "")}
+        if path not in errors:
+            best = next(shares).topk(top_k)
+            for rank, (share, index) in enumerate(zip(best.values, best.indices, strict=True), start=1):
+                row |= {f"class_{rank}": classes[index], f"probability_{rank}": float(share)}
+        rows.append(row)
+    return rows
+
+
+def _shares(loaded: Loaded, images: list[Tensor]) -> Tensor:
+    """Probability of each class (N, K)."""
+    examples = Examples(torch.stack(images), torch.zeros(len(images)), ())
+    batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, len(images))
+    return outputs_of(loaded.model, batches, loaded.runtime).softmax(dim=1)
+
+
+def _write(path: Path, rows: list[dict[str, Any]], top_k: int) -> None:
+    ranks = [name for rank in range(1, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["file", *ranks, "error"])
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise OutputError(f"output={path}: cannot be written ({error.strerror})") from error
+
+
+def _show(rows: list[dict[str, Any]], top_k: int) -> None:
+    table = Table("picture", *(f"{rank}." for rank in range(1, top_k + 1)))
+    for row in rows[:SHOWN_ROWS]:
+        ranked = [f"{row[f'class_{r}']} {row[f'probability_{r}']:.4f}" for r in range(1, top_k + 1) if not row["error"]]
+        table.add_row(row["file"], *(ranked or [f"damaged: {row['error']}"]))
+    console.show_table(table)
+    if len(rows) > SHOWN_ROWS:
+        log.info("… and %d more in the file", len(rows) - SHOWN_ROWS)

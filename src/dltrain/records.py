@@ -1,0 +1,112 @@
+"""What a run leaves behind: metrics.jsonl, train.log, config.yaml, summary.json."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dltrain import __version__
+from dltrain.engine import Record
+from dltrain.errors import OutputError
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Let dltrain's log lines go to a file as well, until the run ends; then other runs of this process have theirs."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("dltrain")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class Metrics:
+    """metrics.jsonl, a line for each record; a resumed run cuts it back to what its checkpoint knows."""
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        path.touch()
+        self.file = path.open("r+b")
+        self.file.truncate(position)
+        self.file.seek(position)
+
+    def write(self, record: Record) -> None:
+        """Append a record; it is in the file at once, so that a kill loses none."""
+        line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
+        self.file.write((json.dumps(line) + "\n").encode())
+        self.file.flush()
+
+    @property
+    def position(self) -> int:
+        """Bytes written so far, for the checkpoint."""
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write the config as YAML that Hydra can read again."""
+    path.parent.mkdir(exist_ok=True)
+    _replace(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: could not be written ({error.strerror})") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"dltrain": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the state of the code: what a figure depends on."""
+    return {
+        "versions": versions(),
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "git": _git_commit(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Commit of the folder the run was started in, with + behind it if files were changed; None outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,276 @@
+"""One training run: plain dict in, run folder out. Builds the parts, loops over `fit`, records, saves."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Interval
+
+from dltrain import build, checkpoint, console, folders, records, schema, stored
+from dltrain.data.batches import Batches
+from dltrain.engine import Record, State, Task, evaluate, fit
+from dltrain.errors import ConfigError, Interrupted, UserError
+from dltrain.hints import Matches
+from dltrain.progress import Progress
+from dltrain.runtime import Runtime, device, generator_states, restore_generators, seed_everything
+from dltrain.stopping import every, noted_signals, reason_to_stop
+
+log = logging.getLogger(__name__)
+
+Positive = Annotated[int, Interval(ge=1)]
+Duration = Annotated[str, Matches(r"\d+(\.\d+)?[smh]", "a time such as 30s, 5m or 1h")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Keys of a training run outside the groups.
+
+    Args:
+        seed: fixes weights, order, augmentation, dropout and the validation set
+        epochs: passes over the training set
+        batch_size: examples in each part of an update
+        accumulate: parts of an update; an update sees batch_size * accumulate examples
+        clip_norm: largest norm of the gradient; null for no limit
+        log_every: steps between two records of training
+        checkpoint_every: steps, or a time such as 30s, between two checkpoints; the end always makes one
+        patience: epochs without a better validation figure after which to stop; null for never
+        max_seconds: time after which to stop; null for no limit
+        limit_steps: steps after which to stop, of all epochs; null for no limit
+        resume: folder of a run to continue in, from its last checkpoint
+        init: checkpoint or state dict to take starting weights from
+        trust: packages of your own code that a resumed checkpoint may name
+        name: added to the name of the run's folder
+    """
+
+    seed: Annotated[int, Interval(ge=0, lt=18446744073709551616)]
+    epochs: Positive
+    batch_size: Positive
+    accumulate: Positive
+    clip_norm: Annotated[float, Interval(gt=0)] | None
+    log_every: Positive
+    checkpoint_every: Positive | Duration
+    patience: Positive | None
+    max_seconds: Annotated[float, Interval(gt=0)] | None
+    limit_steps: Positive | None
+    resume: str | None
+    init: str | None
+    trust: list[str] | str
+    name: str | None
+
+
+@dataclass
+class Run:
+    """The parts of a run; `config` as it is stored, `values` with its references filled in."""
+
+    config: dict[str, Any]
+    values: dict[str, Any]
+    settings: Settings
+    runtime: Runtime
+    data: build.Data
+    task: Task
+    state: State
+    progress: Progress
+
+
+def train(
+    config: dict[str, Any],
+    *,
+    folder: Path | None = None,
+    typed: Collection[str] = (),
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+    origin: schema.Origin = lambda key: "",
+) -> dict[str, Any]:
+    """Train as a complete config says; returns what is in summary.json, and the run's `folder`.
+
+    With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`. The config is
+    stored as it is given; `resolve` fills in what it refers to, such as environment variables. `folder` must exist.
+    Raises UserError, whose `exit_code` says of which kind.
+    """
+    began = time.perf_counter()
+    start = None
+    if config.get("resume"):
+        path = checkpoint.find(Path(config["resume"]), "last.pt")
+        start, folder = checkpoint.load(path), path.parent.parent
+        config = stored.resumed(start["config"], config, typed)
+    values = resolve(config)
+    schema.require(schema.check(values, "train", origin))
+    run = _build(config, values, start, typed)
+    folder = folder or folders.dated(name=run.settings.name)
+    with (
+        records.log_file(folder / "train.log"),
+        contextlib.closing(records.Metrics(folder / "metrics.jsonl", start["position"] if start else 0)) as metrics,
+        noted_signals() as signals,
+    ):
+        records.write_config(folder / ".hydra" / "config.yaml", config)
+        _log_start(run, folder)
+        status = _loop(run, folder, metrics, signals, began)
+        summary = _finish(run, folder, metrics, status, began)
+    if signals:
+        raise Interrupted(f"stopped by signal {signals[0]} after saving; continue with resume={folder}", signals[0])
+    return summary | {"folder": str(folder)}
+
+
+def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any] | None, typed: Collection[str]) -> Run:
+    """All parts of a run, at its start or where a checkpoint left it."""
+    settings = Settings(**{key.name: values[key.name] for key in fields(Settings)})
+    # Another number of threads or another precision would round differently: a resumed run keeps its own.
+    before = {} if start is None or "device" in typed else start["runtime"]
+    before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
+    runtime = device(**(values["device"] | before))
+    data = build.data(values["data"], settings.seed)
+    task = schema.bind("task", values["task"])()
+    seed_everything(settings.seed)
+    model = build.model(values["model"], data.input_shape, data.outputs)
+    build.check_fit(model, values["model"], task, data)
+    if settings.init and start is None:
+        for line in build.load_weights(model, Path(settings.init)):
+            log.warning("init: %s", line)
+    state = State(model.to(runtime.device), build.optimizer(values["optim"], model))
+    run = Run(config, values, settings, runtime, data, task, state, Progress())
+    if start is not None:
+        _restore(run, start)
+    return run
+
+
+def _restore(run: Run, start: dict[str, Any]) -> None:
+    """Set model, optimizer, generators and progress to a checkpoint."""
+    state = run.state
+    try:
+        state.model.load_state_dict(start["model"])
+        if start["config"]["optim"]["name"] == run.values["optim"]["name"]:
+            build.restore_optimizer(state.optimizer, start["optimizer"])
+        else:
+            log.warning("resume: the optimizer is another one and starts without moments")
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"resume: the checkpoint does not fit the model: {str(error).splitlines()[0]}") from error
+    sums = start["sums"]
+    state.step, state.sums = start["step"], None if sums is None else sums.to(run.runtime.device)
+    run.progress = Progress(**start["progress"])
+    restore_generators(start["generators"])
+
+
+def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], began: float) -> str:
+    """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
+    settings, data, state, progress = run.settings, run.data, run.state, run.progress
+    augmentation = {key: run.values["data"][key] for key in ("crop", "flip")}
+    train = Batches(
+        data.train,
+        run.runtime.device,
+        batch_size=settings.batch_size * settings.accumulate,
+        statistics=data.statistics,
+        seed=settings.seed,
+        **augmentation,
+    )
+    val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
+    schedule = schema.bind("schedule", run.values["schedule"])
+    loop = {key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm")}
+    save_is_due = every(settings.checkpoint_every)
+    status = "done"
+    with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
+        for chunk in fit(state, train, val, run.task, schedule, run.runtime, **loop):
+            for record in chunk:
+                _refuse_nonfinite(record, folder)
+                metrics.write(record)
+                progress.note(record, run.task, state.model)
+            display.show(chunk, state.step)
+            status = reason_to_stop(
+                signals=signals,
+                step=state.step,
+                limit_steps=settings.limit_steps,
+                seconds=time.perf_counter() - began,
+                max_seconds=settings.max_seconds,
+                stale_epochs=progress.stale_epochs,
+                patience=settings.patience,
+            )
+            if status:
+                break
+            if save_is_due(state.step):
+                _save(run, folder, metrics.position)
+    _save(run, folder, metrics.position)
+    return status or "done"
+
+
+def _refuse_nonfinite(record: Record, folder: Path) -> None:
+    for key, value in record.values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{record.split} {key} is {value} at step {record.step}: training diverged\n"
+                f"Lower optim.lr or set clip_norm. What was recorded and saved before is in {folder}"
+            )
+
+
+def _save(run: Run, folder: Path, position: int) -> None:
+    """Write last.pt and best.pt: everything needed to continue, to evaluate and to predict."""
+    content = {
+        "model": run.state.model.state_dict(),
+        "optimizer": run.state.optimizer.state_dict(),
+        "step": run.state.step,
+        "sums": run.state.sums,
+        "generators": generator_states(),
+        "progress": dict(vars(run.progress)),
+        "position": position,
+        "config": run.config,
+        "data": {
+            "classes": list(run.data.train.classes),
+            "input_shape": list(run.data.input_shape),
+            "outputs": run.data.outputs,
+            "statistics": [list(part) for part in run.data.statistics],
+        },
+        "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads},
+        "versions": records.versions(),
+    }
+    best = {"model": run.progress.best_weights or content["model"], "best": run.progress.best}
+    best |= {key: content[key] for key in ("config", "data", "runtime", "versions")}
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    checkpoint.save(folder / "checkpoints" / "last.pt", content)
+    checkpoint.save(folder / "checkpoints" / "best.pt", best)
+
+
+def _log_start(run: Run, folder: Path) -> None:
+    data, values = run.data, run.values
+    sizes = {"train": data.train, "val": data.val, "test": data.test}
+    counts = ", ".join(f"{len(part.images):,} {split}" for split, part in sizes.items() if part is not None)
+    shape = "x".join(map(str, data.input_shape))
+    parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
+    log.info("model   %s, %s parameters", values["model"]["name"], f"{parameters:,}")
+    log.info("data    %s, %s examples of %s, %d outputs", values["data"]["name"], counts, shape, data.outputs)
+    log.info("device  %s", run.runtime.describe())
+    log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if run.state.step else "")
+
+
+def _finish(run: Run, folder: Path, metrics: records.Metrics, status: str, began: float) -> dict[str, Any]:
+    """Test once, on the best weights; write and show the summary."""
+    model, progress = run.state.model, run.progress
+    if progress.best_weights:
+        model.load_state_dict(progress.best_weights)
+    if run.data.test is not None and status != "interrupted":
+        batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
+        figures = evaluate(model, batches, run.task, run.runtime)
+        progress.latest["test"] = figures
+        metrics.write(Record("test", progress.best["step"], progress.best["epoch"], figures))
+    summary = {
+        "status": status,
+        "test": progress.latest.get("test"),
+        "val": progress.latest.get("val"),
+        "best": progress.best,
+        "steps": run.state.step,
+        "train_seconds": round(progress.train_seconds, 3),
+        "total_seconds": round(time.perf_counter() - began, 3),
+        "examples_per_second": round(progress.examples_per_second, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": run.runtime.describe(),
+        **records.environment(),
+    }
+    records.write_json(folder / "summary.json", summary)
+    rows = {split: summary[split] for split in ("val", "best", "test") if summary[split]}
+    skipped = ("split", "step", "epoch", "lr", "examples_per_second")
+    shown = {split: {key: value for key, value in row.items() if key not in skipped} for split, row in rows.items()}
+    console.show_figures(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", shown)
+    log.info("summary     %s", folder / "summary.json")
+    log.info("checkpoints %s", folder / "checkpoints")
+    return summary

@@ -1,0 +1,88 @@
+"""Where and how tensors are computed: device, precision, threads, seeds. Decided once, before the first tensor."""
+
+import contextlib
+import os
+import random
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy
+import torch
+from annotated_types import Interval
+
+from dltrain.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was decided; `precision` is fp32 or bf16."""
+
+    device: torch.device
+    precision: str
+    threads: int
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision around a forward pass; bf16 has the range of fp32 and needs no loss scaling."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def describe(self) -> str:
+        """One line for a person: device, precision, threads."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)} (cuda), {self.precision}"
+        return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {self.precision}"
+
+
+def device(
+    *,
+    name: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "fp32", "bf16"],
+    threads: Annotated[int, Interval(ge=1)] | None,
+    deterministic: bool,
+) -> Runtime:
+    """Decide where to compute, and set torch's threads and determinism for this process.
+
+    Args:
+        name: `auto` takes CUDA where there is one, else the CPU
+        precision: `auto` is bf16 on GPUs that have it in hardware, else fp32
+        threads: CPU threads; null leaves torch's own choice
+        deterministic: refuse operations that may differ from run to run on a GPU
+
+    Raises DeviceError where CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        reason = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
+        raise DeviceError(f"device=cuda: {reason}. Set device=cpu, or device=auto to take what there is")
+    use_cuda = name != "cpu" and torch.cuda.is_available()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
+    torch.use_deterministic_algorithms(deterministic)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if precision == "auto":
+        # Hardware bf16 begins with compute capability 8; on CPUs it does not pay for every model.
+        precision = "bf16" if use_cuda and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    return Runtime(torch.device("cuda" if use_cuda else "cpu"), precision, torch.get_num_threads())
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a model's or a user's code may draw from."""
+    torch.manual_seed(seed)  # every CUDA device too
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+
+
+def generator_states() -> dict[str, torch.Tensor]:
+    """States of torch's generators (dropout draws from them), for a checkpoint."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, torch.Tensor]) -> None:
+    """Set torch's generators to saved states; a CUDA state is only used where CUDA is."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

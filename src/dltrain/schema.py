@@ -1,0 +1,212 @@
+"""Checks a whole config at once against the signatures it stands for; names to code. Imports no torch.
+
+A node of a group names one function or class (`name: lenet`) and holds its keyword arguments. Option NAME of group G
+is the public function or class NAME in G/NAME.py or in the group's one file. `name: my_package.nets:MyNet` names a
+user's own code.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dltrain import signatures
+from dltrain.errors import ConfigError
+from dltrain.hints import describe, obeys
+from dltrain.signatures import PACKAGE, Key, Signature
+
+Origin = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where a group's options are defined, and which of their arguments the program passes in.
+
+    What has the first of these arguments is an option, other functions in the same place are not.
+    """
+
+    source: str
+    injected: tuple[str, ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()  # functions whose keys every option of the group has as well
+
+
+GROUPS = {
+    "data": Group(
+        "data",
+        ("split", "source", "seed", "images", "examples", "device", "batch_size", "statistics"),
+        (
+            ("data/examples.py", "train_and_val"),
+            ("data/batches.py", "normalization"),
+            ("data/batches.py", "batches"),
+        ),
+    ),
+    "model": Group("models", ("input_shape", "num_classes")),
+    "optim": Group("optim.py", ("named_parameters",)),
+    "schedule": Group("schedules.py", ("total_steps", "step")),
+    "task": Group("tasks.py"),
+}
+# Nodes that always stand for the same function, and the function or class of a command's own keys.
+DEVICE = ("runtime.py", "device")
+COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
+    "train": ("run.py", "Settings", {**dict.fromkeys(GROUPS), "device": DEVICE}),
+    "eval": ("evaluation.py", "Settings", {"data": ("evaluation.py", "Data"), "device": DEVICE}),
+    "predict": ("prediction.py", "Settings", {"device": DEVICE}),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a config: the key, what is wrong and what to do."""
+
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.text}"
+
+
+@functools.cache
+def names(group: str) -> list[str]:
+    """Built-in options of a group, sorted."""
+    place = GROUPS[group]
+    if place.source.endswith(".py"):
+        found = {name: signatures.builtin(place.source, name) for name in signatures.public_names(place.source)}
+    else:
+        files = sorted((PACKAGE / place.source).glob("*.py"))
+        found = {file.stem: signatures.builtin(f"{place.source}/{file.name}", file.stem) for file in files}
+    return sorted(name for name, option in found.items() if option and set(place.injected[:1]) <= set(option.keys))
+
+
+def signature(group: str, name: str) -> Signature | None:
+    """Signature of an option without what the program itself passes in; None for an unknown name."""
+    place = GROUPS[group]
+    if ":" in name:
+        found = signatures.user_signature(signatures.user_object(name))
+    else:
+        if name not in names(group):
+            return None
+        source = place.source if place.source.endswith(".py") else f"{place.source}/{name}.py"
+        builtin = signatures.builtin(source, name)
+        if builtin is None:
+            return None
+        found = builtin
+    keys = {key: rule for key, rule in found.keys.items() if key not in place.injected}
+    for shared_source, shared_name in place.shared:
+        shared = signatures.builtin(shared_source, shared_name)
+        assert shared is not None
+        keys |= {key: rule for key, rule in shared.keys.items() if key not in place.injected}
+    return replace(found, keys=keys)
+
+
+def bind(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:
+    """What a checked node names, with those of its keys and of `injected` that its signature has."""
+    name = node["name"]
+    function = signatures.user_object(name) if ":" in name else _builtin_object(group, name)
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    own = {key: value for key, value in node.items() if key != "name" and (takes_any or key in parameters)}
+    return functools.partial(function, **own, **{key: value for key, value in injected.items() if key in parameters})
+
+
+def _builtin_object(group: str, name: str) -> Any:
+    source = GROUPS[group].source
+    if name not in names(group):
+        raise ConfigError(f"{group}={name}: no such option; there are {', '.join(names(group))}")
+    module = source.removesuffix(".py") if source.endswith(".py") else f"{source}.{name}"
+    loaded = importlib.import_module(f"dltrain.{module}")
+    return next(found for key, found in vars(loaded).items() if key.lower() == name)
+
+
+def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Fault]:
+    """All faults of a composed config, its interpolations resolved; `origin` tells where a key's value is from."""
+
+    def where(key: str) -> str:
+        return f" (from {place})" if (place := origin(key)) else ""
+
+    source, name, nodes = COMMANDS[command]
+    settings = signatures.builtin(source, name)
+    assert settings is not None
+    top = {key: value for key, value in config.items() if key not in nodes}
+    others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
+    faults = _check_keys("", top, settings, where, others)
+    for node, place in nodes.items():
+        value = config.get(node)
+        if not isinstance(value, dict):
+            faults.append(Fault(node, f"={value}: must be a group of keys{where(node)}"))
+            continue
+        if place is not None:
+            fixed = signatures.builtin(*place)
+            assert fixed is not None
+            faults += _check_keys(f"{node}.", value, fixed, where, settings.keys)
+        else:
+            faults += _check_option(node, value, where, settings.keys)
+    return faults
+
+
+def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
+    name = node.get("name")
+    if not isinstance(name, str) or name == "???":
+        return [Fault(f"{group}.name", " is required: set it to module:name, your own code" + where(f"{group}.name"))]
+    try:
+        found = signature(group, name)
+    except ConfigError as error:
+        return [Fault(f"{group}.name", f"={error}")]
+    if found is None:
+        key = f"{group}.name"
+        return [Fault(key, f"={name}: no such {group}{suggest(name, names(group))}{where(key)}")]
+    return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
+
+
+def _check_keys(
+    prefix: str, node: dict[str, Any], found: Signature, where: Origin, others: Iterable[str]
+) -> list[Fault]:
+    faults = []
+    known = {prefix + key: rule for key, rule in found.keys.items()}
+    for name, value in node.items():
+        key = prefix + name
+        if key in known:
+            faults += _check_value(key, value, known[key], where)
+        elif not found.takes_any:
+            faults.append(Fault(key, f": no such key{suggest(key, [*known, *others])}{where(key)}"))
+    missing = [key for key, rule in known.items() if rule.required and key.removeprefix(prefix) not in node]
+    return faults + [Fault(key, f" is required: {known[key].meaning or describe(known[key].hint)}") for key in missing]
+
+
+def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
+    if value == "???":
+        return [Fault(key, f" is required: {rule.meaning or describe(rule.hint)}")]
+    if obeys(value, rule.hint):
+        return []
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+    return [Fault(key, f"={shown}: must be {describe(rule.hint)}{where(key)}")]
+
+
+def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:
+    """Keys of a node as it is configured, for suggestions."""
+    if place is not None:
+        fixed = signatures.builtin(*place)
+        return list(fixed.keys) if fixed else []
+    name = (config.get(node) or {}).get("name")
+    found = signature(node, name) if isinstance(name, str) and name in names(node) else None
+    return ["name", *found.keys] if found else []
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest known name, compared whole or by its last part; else all of a few."""
+    known = list(dict.fromkeys(known))
+    nearest = difflib.get_close_matches(word, known, 1, 0.6)
+    if not nearest:
+        last = {key.rpartition(".")[2]: key for key in reversed(known)}
+        nearest = [last[key] for key in difflib.get_close_matches(word.rpartition(".")[2], last, 1, 0.6)]
+    if nearest:
+        return f"; did you mean {nearest[0]}?"
+    return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
+
+
+def require(faults: list[Fault]) -> None:
+    """Raise a ConfigError that tells all faults at once, one a line; none is fine."""
+    if faults:
+        raise ConfigError("\n".join(str(fault) for fault in faults))

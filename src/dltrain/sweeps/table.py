@@ -1,0 +1,94 @@
+"""results.csv of a sweep, a row for each job, rewritten after each; and the ranked table at its end."""
+
+import csv
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dltrain.errors import OutputError
+
+
+@dataclass
+class Results:
+    """Rows of a sweep in the order of their jobs, kept in `folder`/results.csv."""
+
+    folder: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self,
+        *,
+        job: int,
+        overrides: list[str],
+        status: str,
+        seconds: float,
+        folder: Path | None,
+        summary: dict[str, Any],
+    ) -> None:
+        """Add a job and rewrite the file; `summary` is the run's, empty where it failed."""
+        figures = {
+            f"{split}_{key}": value
+            for split in ("test", "val")
+            for key, value in ((summary.get(split) or {}) if split == "test" else _best(summary)).items()
+        }
+        self.rows.append(
+            {
+                "job": job,
+                "overrides": " ".join(word for word in overrides if not word.lstrip("+").startswith("sweep.")),
+                "status": status,
+                **figures,
+                "seconds": round(seconds, 3),
+                "folder": folder.name if folder else "",
+            }
+        )
+        self._write()
+
+    def _write(self) -> None:
+        path = self.folder / "results.csv"
+        figures = [name for row in self.rows for name in row if name.startswith(("test_", "val_"))]
+        ordered = dict.fromkeys(["job", "overrides", "status", *figures, "seconds", "folder"])
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(ordered))
+                writer.writeheader()
+                writer.writerows(self.rows)
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: could not be written ({error.strerror})") from error
+
+    @property
+    def failed(self) -> int:
+        """How many jobs failed."""
+        return sum(row["status"].startswith("failed") for row in self.rows)
+
+    def ranked(self) -> list[dict[str, Any]]:
+        """Rows from best to worst: by validation accuracy, else its loss, else the same of the test."""
+        keys = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+        key = next((key for key in keys if any(key in row for row in self.rows)), "seconds")
+        sign = -1 if key.endswith("accuracy") else 1
+        return sorted(self.rows, key=lambda row: sign * row[key] if key in row else float("inf"))
+
+    def table(self) -> Table:
+        """The ranked table for a person."""
+        figures = list(dict.fromkeys(name for row in self.rows for name in row if name.startswith(("test_", "val_"))))
+        table = Table(title=f"{len(self.rows)} jobs, {self.failed} failed", title_justify="left")
+        for column in ("job", "overrides", "status"):
+            table.add_column(column)
+        for column in (*figures, "seconds"):
+            table.add_column(column, justify="right")
+        for row in self.ranked():
+            numbers = [f"{row[name]:.4f}" if name in row else "" for name in figures]
+            table.add_row(str(row["job"]), row["overrides"], row["status"], *numbers, f"{row['seconds']:.1f}")
+        return table
+
+
+def _best(summary: dict[str, Any]) -> dict[str, float]:
+    """Validation figures of the best weights, which are the ones that were tested."""
+    best = summary.get("best") or {}
+    if best.get("split") != "val":
+        return {}
+    return {key: value for key, value in best.items() if key not in ("split", "step", "epoch")}

@@ -1,0 +1,113 @@
+"""What a network is trained for: the loss and the figures of a task, as sums that stay on the device.
+
+Each public class is an option of the group `task`; what its methods mean is told in `engine.Task`. Knows tensors;
+knows no loop, no files, no config.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor
+from torch.nn import functional as F
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross entropy and accuracy over classes.
+
+    Args:
+        label_smoothing: share of the target spread over all classes (Szegedy et al., 2016)
+    """
+
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)]
+
+    def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+
+    def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        correct = (outputs.argmax(dim=1) == targets).sum()
+        return _stack(len(targets), loss.detach() * len(targets), correct)
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        count, loss, correct = sums
+        return {"loss": loss / count, "accuracy": correct / count}
+
+    def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        return metrics["accuracy"], -metrics["loss"]
+
+    def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
+        if targets.dtype != torch.int64:
+            return "task=classification needs data with classes; set task=regression"
+        if output_shape != (classes,):
+            if output_shape == input_shape:
+                return "this model returns pictures; set task=reconstruction"
+            return f"the data has {classes} classes, the model's output is {output_shape}; check the model"
+        return ""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Mean squared error, mean absolute error and R2 on numbers."""
+
+    def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets)
+
+    def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs, targets = outputs.detach().double(), targets.double()  # (B, K): each number counts
+        error = outputs - targets
+        return _stack(targets.numel(), (error**2).sum(), error.abs().sum(), targets.sum(), (targets**2).sum())
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        count, squared, absolute, total, total_squared = sums
+        variation = total_squared - total * total / count
+        return {
+            "loss": squared / count,
+            "mae": absolute / count,
+            # With targets that are all equal there is nothing to explain.
+            "r2": 1 - squared / variation if variation > 0 else 0.0,
+        }
+
+    def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        return (-metrics["loss"],)
+
+    def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
+        if not targets.is_floating_point():
+            return "task=regression needs data with numbers to predict, this data has classes; set task=classification"
+        if output_shape != targets.shape[1:]:
+            return f"the data has targets of {tuple(targets.shape[1:])}, the model's output is {output_shape}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Mean squared error between the picture and what the network draws again."""
+
+    def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, inputs)
+
+    def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        return _stack(len(inputs), loss.detach() * len(inputs))
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        count, loss = sums
+        return {"loss": loss / count}
+
+    def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        return (-metrics["loss"],)
+
+    def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
+        if output_shape != input_shape:
+            return (
+                f"task=reconstruction needs a model that returns pictures of {input_shape}, "
+                f"this one returns {output_shape}; set model=autoencoder"
+            )
+        return ""
+
+
+def _stack(count: int, *sums: Tensor) -> Tensor:
+    """Sums (S,) in float64: exact for counts, and no rounding adds up over a long interval."""
+    return torch.stack([sums[0].new_tensor(count, dtype=torch.float64), *(value.double() for value in sums)])
