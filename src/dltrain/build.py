@@ -122,3 +122,20 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
         elif key not in matching:
             lines.append(f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model")
     return lines
+
+
+def describe(model_name: str, data_name: str, network: nn.Module, found: Data) -> list[str]:
+    """Lines for a person on the model and the data."""
+    sizes = {"train": found.train, "val": found.val, "test": found.test}
+    counts = ", ".join(f"{len(part.images):,} {split}" for split, part in sizes.items() if part is not None)
+    shape = "x".join(map(str, found.input_shape))
+    outputs = f"{found.outputs} classes" if found.train.classes else f"{found.outputs} numbers to predict"
+    return [
+        f"model   {model_name}, {count_parameters(network):,} parameters",
+        f"data    {data_name}, {counts} examples of {shape}, {outputs}",
+    ]
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Numbers that training can change."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

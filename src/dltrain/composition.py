@@ -97,6 +97,14 @@ def _arguments(argv: list[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
+def compose(command: str, overrides: list[str]) -> dict[str, Any]:
+    """The config of a subcommand with overrides, its references filled in: for `dltrain.run.train` from Python."""
+    with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+        plain = OmegaConf.to_container(hydra.compose(command, overrides), resolve=False)
+    assert isinstance(plain, dict)
+    return resolve(_named(plain))
+
+
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
     """A config with its references filled in. Raises ConfigError for one that leads nowhere."""
     try:

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
+MOST_LINES = 50
 
 
 def start_logging() -> None:
@@ -40,7 +42,7 @@ class Display:
     def __init__(self, epochs: int, steps: int, first_step: int) -> None:
         self.epochs, self.steps = epochs, steps
         self.figures: dict[str, str] = {}
-        self.drawn = time.perf_counter()
+        self.drawn = self.line_at = time.perf_counter()
         handlers = logging.getLogger("dltrain").handlers
         console = next((handler.console for handler in handlers if isinstance(handler, RichHandler)), None)
         self.progress: Progress | None = None
@@ -60,47 +62,64 @@ class Display:
     def show(self, records: list[Record], step: int) -> None:
         """Show where the run is, and the figures of records where there are some."""
         for record in records:
-            self.figures |= {f"{record.split} {key}": figure(key, value) for key, value in record.values.items()}
-            if record.split == "val" or (self.progress is None and self._is_late()):
-                log.info("%s", self._line(record))
-                self.drawn = time.perf_counter()
+            for key, value in record.values.items():
+                rate = key == "examples_per_second"
+                shown = f"{value:,.0f} examples/s" if rate else f"{record.split} {key} {figure(value)}"
+                self.figures[f"{record.split} {key}"] = shown
+        if records and self._is_worth_a_line(records[-1]):
+            log.info("%s", self._line(records))
+            self.line_at = time.perf_counter()
         if self.progress is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
             self.drawn = time.perf_counter()
             place = f"epoch {min(step // self.steps + 1, self.epochs)}/{self.epochs} step {step}"
             keys = ["train loss", "train accuracy", "val loss", "val accuracy", "train examples_per_second"]
-            shown = " ".join(f"{key} {self.figures[key]}" for key in keys if key in self.figures)
-            shown = shown.replace(" examples_per_second", "").replace("train loss", "loss") + "/s" * bool(shown)
-            self.progress.update(self.bar, completed=step, place=place, figures=shown, refresh=True)
+            figures = " ".join(self.figures[key] for key in keys if key in self.figures)
+            self.progress.update(self.bar, completed=step, place=place, figures=figures, refresh=True)
 
     def close(self) -> None:
         """Take the live line away."""
         if self.progress is not None:
             self.progress.stop()
 
-    def _is_late(self) -> bool:
-        return time.perf_counter() - self.drawn > PLAIN_SECONDS
+    def _is_worth_a_line(self, record: Record) -> bool:
+        """Ends of epochs, fifty at the most in a run; without a terminal also a sign of life every few seconds."""
+        if record.epoch.is_integer():
+            return record.epoch == self.epochs or record.epoch % -(-self.epochs // MOST_LINES) == 0
+        return self.progress is None and time.perf_counter() - self.line_at > PLAIN_SECONDS
 
-    def _line(self, record: Record) -> str:
+    def _line(self, records: list[Record]) -> str:
         width = len(str(self.epochs))
-        place = f"epoch {record.epoch:>{width}.0f}" if record.epoch.is_integer() else f"epoch {record.epoch:.2f}"
-        shown = [f"{key} {value}" for key, value in self.figures.items() if not key.endswith(" lr")]
-        return f"{place}/{self.epochs} step {record.step}: " + ", ".join(shown)
+        epoch, splits = records[-1].epoch, [record.split for record in records]
+        place = f"epoch {epoch:>{width}.0f}" if epoch.is_integer() else f"epoch {epoch:.2f}"
+        shown = [text for key, text in self.figures.items() if key.split()[0] in splits and not key.endswith(" lr")]
+        return f"{place}/{self.epochs} step {records[-1].step}: " + ", ".join(shown)
 
 
-def figure(key: str, value: float) -> str:
-    """A figure as it is printed: at least four digits, rates as whole numbers."""
-    return f"{value:,.0f}" if key == "examples_per_second" else f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.3g}"
+def figure(value: float) -> str:
+    """A figure as it is printed: counts whole, others with four decimals, small ones with three digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.3g}"
 
 
 def show_figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a table with a row for each split and a column for each figure."""
     columns = list(dict.fromkeys(key for values in rows.values() for key in values))
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=len(title))
     for column in ["", *columns]:
         table.add_column(column, justify="left" if not column else "right")
     for name, values in rows.items():
-        table.add_row(name, *(figure(key, values[key]) if key in values else "" for key in columns))
+        table.add_row(name, *(figure(values[key]) if key in values else "" for key in columns))
     show_table(table)
+
+
+def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
+    """The final figures of a run, and where its files are."""
+    rows = {split: summary[split] for split in ("val", "best", "test") if summary[split]}
+    skipped = ("split", "step", "epoch", "lr", "examples_per_second")
+    show_figures(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
+    log.info("summary     %s", folder / "summary.json")
+    log.info("checkpoints %s", folder / "checkpoints")
 
 
 def show_table(table: Table) -> None:

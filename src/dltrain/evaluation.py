@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from annotated_types import Interval
 from torch import Tensor, nn
 
 from dltrain import build, checkpoint, console, records, runtime, schema, stored
@@ -19,34 +18,6 @@ from dltrain.engine import predict as outputs_of
 from dltrain.errors import ConfigError, InputError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Keys of an evaluation outside the groups.
-
-    Args:
-        ckpt: a run folder (its best.pt is taken) or a checkpoint file
-        split: which examples to evaluate
-        batch_size: examples at a time; null takes that of the training
-        trust: packages of your own code that the checkpoint may name
-    """
-
-    ckpt: str
-    split: Literal["train", "val", "test"]
-    batch_size: Annotated[int, Interval(ge=1)] | None
-    trust: list[str] | str
-
-
-@dataclass(frozen=True)
-class Data:
-    """What of the data may differ from the training.
-
-    Args:
-        root: where the data lies; null takes the checkpoint's own
-    """
-
-    root: str | None
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ import csv
 import glob
 import logging
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Interval
 from rich.table import Table
 from torch import Tensor
 
@@ -23,27 +21,6 @@ from dltrain.evaluation import Loaded, Resolve, load
 log = logging.getLogger(__name__)
 
 SHOWN_ROWS = 40
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Keys of a prediction outside the groups.
-
-    Args:
-        ckpt: a run folder (its best.pt is taken) or a checkpoint file
-        input: a picture, a folder of pictures, or a pattern such as 'shots/*.png'
-        top_k: how many classes to show for each picture
-        batch_size: pictures at a time
-        output: CSV file to write
-        trust: packages of your own code that the checkpoint may name
-    """
-
-    ckpt: str
-    input: str
-    top_k: Annotated[int, Interval(ge=1)]
-    batch_size: Annotated[int, Interval(ge=1)]
-    output: str
-    trust: list[str] | str
 
 
 def predict(

@@ -44,8 +44,11 @@ class Metrics:
     def write(self, record: Record) -> None:
         """Append a record; it is in the file at once, so that a kill loses none."""
         line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
-        self.file.write((json.dumps(line) + "\n").encode())
-        self.file.flush()
+        try:
+            self.file.write((json.dumps(line) + "\n").encode())
+            self.file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.file.name}: could not be written ({error.strerror})") from error
 
     @property
     def position(self) -> int:

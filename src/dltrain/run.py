@@ -7,60 +7,17 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Interval
-
-from dltrain import build, checkpoint, console, folders, records, schema, stored
+from dltrain import build, checkpoint, console, folders, records, schema, settings, stored
 from dltrain.data.batches import Batches
 from dltrain.engine import Record, State, Task, evaluate, fit
 from dltrain.errors import ConfigError, Interrupted, UserError
-from dltrain.hints import Matches
 from dltrain.progress import Progress
 from dltrain.runtime import Runtime, device, generator_states, restore_generators, seed_everything
 from dltrain.stopping import every, noted_signals, reason_to_stop
 
 log = logging.getLogger(__name__)
-
-Positive = Annotated[int, Interval(ge=1)]
-Duration = Annotated[str, Matches(r"\d+(\.\d+)?[smh]", "a time such as 30s, 5m or 1h")]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Keys of a training run outside the groups.
-
-    Args:
-        seed: fixes weights, order, augmentation, dropout and the validation set
-        epochs: passes over the training set
-        batch_size: examples in each part of an update
-        accumulate: parts of an update; an update sees batch_size * accumulate examples
-        clip_norm: largest norm of the gradient; null for no limit
-        log_every: steps between two records of training
-        checkpoint_every: steps, or a time such as 30s, between two checkpoints; the end always makes one
-        patience: epochs without a better validation figure after which to stop; null for never
-        max_seconds: time after which to stop; null for no limit
-        limit_steps: steps after which to stop, of all epochs; null for no limit
-        resume: folder of a run to continue in, from its last checkpoint
-        init: checkpoint or state dict to take starting weights from
-        trust: packages of your own code that a resumed checkpoint may name
-        name: added to the name of the run's folder
-    """
-
-    seed: Annotated[int, Interval(ge=0, lt=18446744073709551616)]
-    epochs: Positive
-    batch_size: Positive
-    accumulate: Positive
-    clip_norm: Annotated[float, Interval(gt=0)] | None
-    log_every: Positive
-    checkpoint_every: Positive | Duration
-    patience: Positive | None
-    max_seconds: Annotated[float, Interval(gt=0)] | None
-    limit_steps: Positive | None
-    resume: str | None
-    init: str | None
-    trust: list[str] | str
-    name: str | None
 
 
 @dataclass
@@ -69,7 +26,7 @@ class Run:
 
     config: dict[str, Any]
     values: dict[str, Any]
-    settings: Settings
+    settings: settings.Train
     runtime: Runtime
     data: build.Data
     task: Task
@@ -107,7 +64,10 @@ def train(
         noted_signals() as signals,
     ):
         records.write_config(folder / ".hydra" / "config.yaml", config)
-        _log_start(run, folder)
+        names = run.values["model"]["name"], run.values["data"]["name"]
+        for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
+            log.info(line)
+        log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if start else "")
         status = _loop(run, folder, metrics, signals, began)
         summary = _finish(run, folder, metrics, status, began)
     if signals:
@@ -117,21 +77,23 @@ def train(
 
 def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any] | None, typed: Collection[str]) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
-    settings = Settings(**{key.name: values[key.name] for key in fields(Settings)})
+    own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
     # Another number of threads or another precision would round differently: a resumed run keeps its own.
     before = {} if start is None or "device" in typed else start["runtime"]
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     runtime = device(**(values["device"] | before))
-    data = build.data(values["data"], settings.seed)
+    data = build.data(values["data"], own.seed)
     task = schema.bind("task", values["task"])()
-    seed_everything(settings.seed)
+    seed_everything(own.seed)
+    if own.patience is not None and data.val is None:
+        raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     model = build.model(values["model"], data.input_shape, data.outputs)
     build.check_fit(model, values["model"], task, data)
-    if settings.init and start is None:
-        for line in build.load_weights(model, Path(settings.init)):
+    if own.init and start is None:
+        for line in build.load_weights(model, Path(own.init)):
             log.warning("init: %s", line)
     state = State(model.to(runtime.device), build.optimizer(values["optim"], model))
-    run = Run(config, values, settings, runtime, data, task, state, Progress())
+    run = Run(config, values, own, runtime, data, task, state, Progress())
     if start is not None:
         _restore(run, start)
     return run
@@ -231,18 +193,6 @@ def _save(run: Run, folder: Path, position: int) -> None:
     checkpoint.save(folder / "checkpoints" / "best.pt", best)
 
 
-def _log_start(run: Run, folder: Path) -> None:
-    data, values = run.data, run.values
-    sizes = {"train": data.train, "val": data.val, "test": data.test}
-    counts = ", ".join(f"{len(part.images):,} {split}" for split, part in sizes.items() if part is not None)
-    shape = "x".join(map(str, data.input_shape))
-    parameters = sum(parameter.numel() for parameter in run.state.model.parameters())
-    log.info("model   %s, %s parameters", values["model"]["name"], f"{parameters:,}")
-    log.info("data    %s, %s examples of %s, %d outputs", values["data"]["name"], counts, shape, data.outputs)
-    log.info("device  %s", run.runtime.describe())
-    log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if run.state.step else "")
-
-
 def _finish(run: Run, folder: Path, metrics: records.Metrics, status: str, began: float) -> dict[str, Any]:
     """Test once, on the best weights; write and show the summary."""
     model, progress = run.state.model, run.progress
@@ -262,15 +212,10 @@ def _finish(run: Run, folder: Path, metrics: records.Metrics, status: str, began
         "train_seconds": round(progress.train_seconds, 3),
         "total_seconds": round(time.perf_counter() - began, 3),
         "examples_per_second": round(progress.examples_per_second, 1),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": build.count_parameters(model),
         "device": run.runtime.describe(),
         **records.environment(),
     }
     records.write_json(folder / "summary.json", summary)
-    rows = {split: summary[split] for split in ("val", "best", "test") if summary[split]}
-    skipped = ("split", "step", "epoch", "lr", "examples_per_second")
-    shown = {split: {key: value for key, value in row.items() if key not in skipped} for split, row in rows.items()}
-    console.show_figures(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", shown)
-    log.info("summary     %s", folder / "summary.json")
-    log.info("checkpoints %s", folder / "checkpoints")
+    console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
     return summary

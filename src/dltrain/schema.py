@@ -51,9 +51,9 @@ GROUPS = {
 # Nodes that always stand for the same function, and the function or class of a command's own keys.
 DEVICE = ("runtime.py", "device")
 COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
-    "train": ("run.py", "Settings", {**dict.fromkeys(GROUPS), "device": DEVICE}),
-    "eval": ("evaluation.py", "Settings", {"data": ("evaluation.py", "Data"), "device": DEVICE}),
-    "predict": ("prediction.py", "Settings", {"device": DEVICE}),
+    "train": ("settings.py", "Train", {**dict.fromkeys(GROUPS), "device": DEVICE}),
+    "eval": ("settings.py", "Eval", {"data": ("settings.py", "EvalData"), "device": DEVICE}),
+    "predict": ("settings.py", "Predict", {"device": DEVICE}),
 }
 
 

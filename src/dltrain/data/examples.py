@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
+import numpy
 import torch
 from annotated_types import Interval
 from torch import Tensor
@@ -32,18 +33,26 @@ def read(source: Source, split: str) -> Examples | None:
     found = source(split)
     if found is None:
         return None
-    if not isinstance(found, tuple):  # a map-style Dataset: items (image, label)
-        items = [found[index] for index in range(len(found))]
-        images = torch.stack([torch.as_tensor(image) for image, _ in items])
-        targets = torch.as_tensor([label for _, label in items])
-        found = images, targets, getattr(found, "classes", None)
-    images, targets, classes = found
+    images, targets, classes = found if isinstance(found, tuple) else _read_dataset(found)
     if not classes and not targets.is_floating_point():
         classes = [str(label) for label in range(int(targets.max()) + 1)]
     examples = Examples(images, targets, tuple(classes or ()))
     if problem := _problem(examples):
         raise InputError(f"data: the {split} split {problem}")
     return examples
+
+
+def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
+    """A map-style Dataset of (image, label) as tensors; images are tensors (C, H, W), or PIL pictures or arrays."""
+    items = [dataset[index] for index in range(len(dataset))]
+    images = torch.stack([image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items])
+    return images, torch.as_tensor([label for _, label in items]), getattr(dataset, "classes", None)
+
+
+def _channels_first(picture: Any) -> Tensor:
+    """A PIL picture or an array (H, W) or (H, W, C) as (C, H, W)."""
+    pixels = torch.from_numpy(numpy.array(picture))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def _problem(examples: Examples) -> str:

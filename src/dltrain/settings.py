@@ -1,0 +1,97 @@
+"""The keys of each command outside the groups: their types, ranges and meanings. Defaults stand in configs/."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+from dltrain.hints import Matches
+
+Positive = Annotated[int, Interval(ge=1)]
+Duration = Annotated[str, Matches(r"\d+(\.\d+)?[smh]", "a time such as 30s, 5m or 1h")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Keys of a training run outside the groups.
+
+    Args:
+        seed: fixes weights, order, augmentation, dropout and the validation set
+        epochs: passes over the training set
+        batch_size: examples in each part of an update
+        accumulate: parts of an update; an update sees batch_size * accumulate examples
+        clip_norm: largest norm of the gradient; null for no limit
+        log_every: steps between two records of training
+        checkpoint_every: steps, or a time such as 30s, between two checkpoints; the end always makes one
+        patience: epochs without a better validation figure after which to stop; null for never
+        max_seconds: time after which to stop; null for no limit
+        limit_steps: steps after which to stop, of all epochs; null for no limit
+        resume: folder of a run to continue in, from its last checkpoint
+        init: checkpoint or state dict to take starting weights from
+        trust: packages of your own code that a resumed checkpoint may name
+        name: added to the name of the run's folder
+    """
+
+    seed: Annotated[int, Interval(ge=0, lt=18446744073709551616)]
+    epochs: Positive
+    batch_size: Positive
+    accumulate: Positive
+    clip_norm: Annotated[float, Interval(gt=0)] | None
+    log_every: Positive
+    checkpoint_every: Positive | Duration
+    patience: Positive | None
+    max_seconds: Annotated[float, Interval(gt=0)] | None
+    limit_steps: Positive | None
+    resume: str | None
+    init: str | None
+    trust: list[str] | str
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Keys of an evaluation outside the groups.
+
+    Args:
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file
+        split: which examples to evaluate
+        batch_size: examples at a time; null takes that of the training
+        trust: packages of your own code that the checkpoint may name
+    """
+
+    ckpt: str
+    split: Literal["train", "val", "test"]
+    batch_size: Positive | None
+    trust: list[str] | str
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """What of the data may differ from the training.
+
+    Args:
+        root: where the data lies; null takes the checkpoint's own
+    """
+
+    root: str | None
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Keys of a prediction outside the groups.
+
+    Args:
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file
+        input: a picture, a folder of pictures, or a pattern such as 'shots/*.png'
+        top_k: how many classes to show for each picture
+        batch_size: pictures at a time
+        output: CSV file to write
+        trust: packages of your own code that the checkpoint may name
+    """
+
+    ckpt: str
+    input: str
+    top_k: Positive
+    batch_size: Positive
+    output: str
+    trust: list[str] | str
