@@ -1,0 +1,82 @@
+"""Fixtures: the command line in this process, data sets in the true formats, the real data where it is."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import generated
+import pytest
+import torch
+
+from dltrain import cli
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def folder(self) -> Path:
+        """The run folder that a `train` printed."""
+        line = next(line for line in self.out.splitlines() if line.startswith("folder  "))
+        return Path(line.split()[1].rstrip(","))
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def dltrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DLTRAIN_DATA", raising=False)
+    monkeypatch.delenv("DLTRAIN_TRACEBACK", raising=False)
+
+    def run(*arguments: str) -> Result:
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with generated MNIST, Fashion-MNIST and CIFAR-10; CIFAR-10 needs the fixture `cifar10_sums` too."""
+    root = tmp_path_factory.mktemp("data")
+    generated.write_mnist(root)
+    generated.write_mnist(root, name="FashionMNIST")
+    generated.write_cifar10(root)
+    return root
+
+
+@pytest.fixture
+def cifar10_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Let torchvision know the generated CIFAR-10 by its checksums, as it knows the real one."""
+    from torchvision.datasets import CIFAR10
+
+    sums = generated.write_cifar10(data_root)
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    return sums
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with the real MNIST and CIFAR-10, named by DLTRAIN_DATA; skips where there is none."""
+    root = os.environ.get("DLTRAIN_DATA")
+    if not root or not (Path(root) / "MNIST" / "raw").is_dir():
+        pytest.skip("DLTRAIN_DATA does not name a folder with the real data sets")
+    return Path(root)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors are slower on more threads, and a test must not depend on what one before it set."""
+    torch.set_num_threads(1)

@@ -1,0 +1,51 @@
+"""Data files in the true formats, generated: tiny pictures that a network can learn."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy
+
+
+def pictures(count: int, shape: tuple[int, ...], seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """uint8 pictures (count, *shape) with a bright row for their class, and labels 0..9 (count,)."""
+    generator = numpy.random.default_rng(seed)
+    labels = numpy.arange(count) % 10
+    images = generator.integers(0, 60, (count, *shape), dtype=numpy.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[..., 2 * label + 4 : 2 * label + 7, :] += 180
+    return images, labels.astype(numpy.uint8)
+
+
+def write_idx(path: Path, array: numpy.ndarray) -> None:
+    """An idx file of bytes, as MNIST's are."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + array.tobytes())
+
+
+def write_mnist(root: Path, train: int = 200, test: int = 50, name: str = "MNIST") -> Path:
+    """The four unpacked files of an MNIST-like data set below `root`; returns root."""
+    for prefix, count, seed in (("train", train, 0), ("t10k", test, 1)):
+        images, labels = pictures(count, (28, 28), seed)
+        write_idx(root / name / "raw" / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(root / name / "raw" / f"{prefix}-labels-idx1-ubyte", labels)
+    return root
+
+
+def write_cifar10(root: Path, train: int = 200, test: int = 50) -> dict[str, str]:
+    """The files of CIFAR-10's Python version below `root`; returns the MD5 sum of each."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = {}
+
+    def write(name: str, content: object) -> None:
+        data = pickle.dumps(content, protocol=2)
+        (folder / name).write_bytes(data)
+        sums[name] = hashlib.md5(data).hexdigest()
+
+    for name, count, seed in [*((f"data_batch_{i}", train // 5, i) for i in range(1, 6)), ("test_batch", test, 9)]:
+        images, labels = pictures(count, (3, 32, 32), seed)
+        write(name, {"data": images.reshape(count, -1), "labels": [int(label) for label in labels]})
+    write("batches.meta", {"label_names": [f"thing {i}" for i in range(10)]})
+    return sums
