@@ -11,6 +11,8 @@ import torch
 
 from dltrain import cli
 
+REAL_DATA = os.environ.get("DLTRAIN_DATA")  # read now: the command line's fixture hides it
+
 
 @dataclass(frozen=True)
 class Result:
@@ -70,10 +72,9 @@ def cifar10_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 @pytest.fixture
 def real_data() -> Path:
     """The folder with the real MNIST and CIFAR-10, named by DLTRAIN_DATA; skips where there is none."""
-    root = os.environ.get("DLTRAIN_DATA")
-    if not root or not (Path(root) / "MNIST" / "raw").is_dir():
+    if not REAL_DATA or not (Path(REAL_DATA) / "MNIST" / "raw").is_dir():
         pytest.skip("DLTRAIN_DATA does not name a folder with the real data sets")
-    return Path(root)
+    return Path(REAL_DATA)
 
 
 @pytest.fixture(autouse=True)
