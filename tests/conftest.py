@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import generated
 import pytest
 import torch
 
+import generated
 from dltrain import cli
 
 REAL_DATA = os.environ.get("DLTRAIN_DATA")  # read now: the command line's fixture hides it
