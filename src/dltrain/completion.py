@@ -30,7 +30,7 @@ def candidates(line: str, shell: str, commands: Sequence[str], hydra: Callable[[
 
 def _belongs(word: str, nodes: dict[str, tuple[str, str] | None]) -> bool:
     """Whether a word is not a group of another subcommand; Hydra offers every folder of configs/."""
-    if word in ("common", "hydra/"):
+    if word in ("common", "hydra", "hydra/"):
         return False
     name = word.partition("=")[0].partition("/")[0].partition(".")[0]
     if name == "experiment":

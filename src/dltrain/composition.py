@@ -4,6 +4,7 @@ Hydra makes no folder and no log. Where it stops at the first fault, `explain` f
 """
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -53,9 +54,12 @@ def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
     Raises ConfigError with all faults where nothing can be composed.
     """
 
-    def compose(config: DictConfig) -> None:
-        job(_composed(config))
+    implied = _choices_of_resumed(argv)
 
+    def compose(config: DictConfig) -> None:
+        job(_composed(config, implied))
+
+    argv = [*implied, *argv]
     try:
         with _arguments(_flags_first(argv)):
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(compose)()
@@ -83,14 +87,18 @@ def _flags_first(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _arguments(argv: list[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, and only with HYDRA_FULL_ERROR does it raise instead of printing and leaving."""
+    """Hydra reads sys.argv, raises only with HYDRA_FULL_ERROR (else it prints and leaves); --info adds a log."""
     before, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     sys.argv = [before[0], *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
         sys.argv = before
+        root.handlers[:] = handlers
+        root.setLevel(level)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
@@ -119,11 +127,30 @@ def _named(config: dict[Any, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _composed(config: DictConfig) -> Composed:
+def _choices_of_resumed(argv: list[str]) -> list[str]:
+    """The options of a run that is to be resumed, where none is typed: so that its own keys can be typed.
+
+    Only names of options are taken from the run's folder; the config that counts is the one in its checkpoint.
+    """
+    typed = {word.partition("=")[0]: word.partition("=")[2] for word in argv}
+    if not (path := typed.get("resume")):
+        return []
+    folder = Path(path.strip("'\"")).expanduser()
+    for candidate in (folder, *folder.parents[:2]):
+        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+            own = yaml.safe_load((candidate / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+            chosen = {group: own.get(group, {}).get("name") for group in schema.GROUPS if group not in typed}
+            return [f"{group}={name}" for group, name in chosen.items() if name in schema.names(group)]
+    return []
+
+
+def _composed(config: DictConfig, implied: list[str]) -> Composed:
     own = HydraConfig.get()
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    overrides = list(own.overrides.task)
+    overrides = OmegaConf.to_container(own.overrides.task, resolve=False)  # ${oc.env:KEY} stays a reference
+    assert isinstance(overrides, list)
+    overrides = [word for word in overrides if word not in implied]
     typed = [override.key_or_group for override in OverridesParser.create().parse_overrides(overrides)]
     typed = [key for key in typed if key.partition(".")[0] in plain]
     sources = [Path(source.path) for source in own.runtime.config_sources if source.schema == "file"]
@@ -136,7 +163,7 @@ def _composed(config: DictConfig) -> Composed:
 def _origin(key: str, typed: list[str], sources: list[Path], chosen: dict[str, str], command: str) -> str:
     """The command line, or the YAML file that has the last word on a key: experiments come after groups."""
     parents = [key.rsplit(".", count)[0] for count in range(key.count(".") + 1)]
-    if any(parent in typed for parent in parents):
+    if any(parent in typed and parent not in chosen for parent in parents):
         return "the command line"
     group, _, last = key.partition(".")
     places = [(f"experiment/{chosen.get('experiment')}.yaml", key), (f"{group}/{chosen.get(group)}.yaml", last)]
@@ -161,6 +188,7 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     from hydra._internal.utils import get_args_parser  # Hydra's own flags, the one place where they are listed
 
     arguments = get_args_parser().parse_args(_flags_first(argv))
+    nodes = schema.COMMANDS[command][2]
     faults: list[schema.Fault] = []
     overrides: list[Override] = []
     for word in arguments.overrides:
@@ -175,8 +203,11 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         keys = [override for override, names in zip(overrides, options, strict=True) if not names]
         words = []
         for override, names in zip(overrides, options, strict=True):
-            wrong = [value for value in _values(override) if value not in names] if names else []
             group = override.key_or_group
+            if names and group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
+                faults.append(schema.Fault(group, f": no such key{schema.suggest(group, nodes)}"))
+                continue
+            wrong = [value for value in _values(override) if value not in names] if names else []
             faults += [schema.Fault(group, f"={it}: no such option{schema.suggest(str(it), names)}") for it in wrong]
             if names and not wrong and not override.is_delete():
                 words.append(f"{'+' * override.is_add()}{group}={_values(override)[0]}")

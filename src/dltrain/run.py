@@ -154,6 +154,8 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
             if save_is_due(state.step):
                 _save(run, folder, metrics.position)
     _save(run, folder, metrics.position)
+    # Stopped before the first record: what is tested are the latest weights.
+    progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
     return status or "done"
 
 

@@ -1,0 +1,265 @@
+"""The command line: answers, exit codes, and every kind of mistake told at once with the nearest right name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Command
+from dltrain import __version__, cli
+
+NO_TORCH = """
+import sys
+from dltrain.cli import main
+code = main(sys.argv[1:])
+loaded = {"torch", "torchvision", "sklearn"} & set(sys.modules)
+print("LOADED", loaded, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def fresh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own that tells which heavy modules it imported."""
+    return subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["train", "--help"],
+        ["train", "--cfg", "job"],
+        ["train", "optim.lrr=1"],
+        ["train", "model=lennet"],
+        ["trian"],
+        ["train", "-m", "model=mlp,lennet"],
+    ],
+    ids=" ".join,
+)
+def test_help_lists_and_mistakes_import_no_torch(arguments: list[str]) -> None:
+    done = fresh(*arguments)
+    assert "LOADED set()" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_completion_imports_no_torch() -> None:
+    done = fresh("-sc", "query=bash", COMP_LINE="dltrain train model=l")
+    assert done.stdout.split() == ["model=lenet", "model=linear", "model=lstm"]
+    assert "LOADED set()" in done.stderr
+
+
+def test_python_m_dltrain_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "dltrain", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_help_names_every_command(dltrain: Command) -> None:
+    out = dltrain("--help").out
+    assert all(f"dltrain {command}" in out for command in cli.COMMANDS)
+
+
+def test_no_arguments_show_the_help(dltrain: Command) -> None:
+    assert dltrain() == dltrain("--help")
+
+
+def test_list_shows_every_option_with_its_line(dltrain: Command) -> None:
+    result = dltrain("list")
+    configs = Path(__file__).parents[1] / "configs"
+    for group in ("model", "data", "optim", "schedule", "task", "device", "experiment"):
+        for path in (configs / group).glob("*.yaml"):
+            line = next(line for line in result.out.splitlines() if line.split()[:1] == [path.stem])
+            assert len(line.split()) > 2, f"{group}={path.stem} has no description"
+
+
+def test_help_of_a_subcommand_shows_groups_and_keys(dltrain: Command) -> None:
+    result = dltrain("train", "--help")
+    assert result.code == 0
+    assert "model: attention, autoencoder, cnn" in result.out
+    assert "checkpoint_every: 30s" in result.out
+
+
+def test_cfg_job_prints_the_composed_config(dltrain: Command) -> None:
+    result = dltrain("train", "--cfg", "job", "model=mlp", "model.hidden=[7]")
+    assert result.code == 0
+    assert "name: mlp\n  hidden:\n  - 7\n" in result.out
+
+
+def test_hydra_info_flag_works_behind_the_subcommand(dltrain: Command) -> None:
+    assert "configs" in dltrain("train", "--info", "searchpath").out
+
+
+def test_flags_may_stand_between_overrides(dltrain: Command) -> None:
+    result = dltrain("train", "model=mlp", "--cfg", "job", "epochs=3")
+    assert (result.code, "epochs: 3" in result.out) == (0, True)
+
+
+def test_config_dir_adds_options(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "small.yaml").write_text("name: linear\n")
+    assert "name: linear" in dltrain("train", "--config-dir", "mine", "--cfg", "job", "model=small").out
+    result = dltrain("train", "--config-dir", "mine", "model=smal")
+    assert (result.code, result.err) == (2, "error: model=smal: no such option; did you mean small?\n")
+
+
+MISTAKES = {
+    "trian": "trian: no such command; did you mean train?",
+    "list all": "list takes no arguments. Received all",
+    "train optim.lrr=1": "optim.lrr: no such key; did you mean optim.lr? (from the command line)",
+    "train +epoch=3": "epoch: no such key; did you mean epochs? (from the command line)",
+    "train epoch=3": "epoch: no such key; did you mean epochs? (from the command line)",
+    "train modle=mlp": "modle: no such key; did you mean model? (from the command line)",
+    "train model=lennet": "model=lennet: no such option; did you mean lenet?",
+    "train data=minst": "data=minst: no such option; did you mean mnist?",
+    "train optim=sdg": "optim=sdg: no such option; did you mean sgd?",
+    "train schedule=cosin": "schedule=cosin: no such option; did you mean cosine?",
+    "train device=gpu": "device=gpu: no such option; there are auto, cpu, cuda",
+    "train task=clasification": "task=clasification: no such option; did you mean classification?",
+    "train experiment=lenet_mnst": "experiment=lenet_mnst: no such option; did you mean lenet_mnist?",
+    "train optim.lr=-5": "optim.lr=-5: must be a number > 0 (from the command line)",
+    "train optim.lr=fast": "optim.lr=fast: must be a number > 0 (from the command line)",
+    "train optim.lr=inf": "optim.lr=inf: must be a number > 0 (from the command line)",
+    "train optim.momentum=1.5": "optim.momentum=1.5: must be a number >= 0, < 1 (from the command line)",
+    "train epochs=0": "epochs=0: must be a whole number >= 1 (from the command line)",
+    "train epochs=1.5": "epochs=1.5: must be a whole number >= 1 (from the command line)",
+    "train epochs=true": "epochs=true: must be a whole number >= 1 (from the command line)",
+    "train epochs=null": "epochs=null: must be a whole number >= 1 (from the command line)",
+    "train seed=-1": "seed=-1: must be a whole number >= 0, < 18446744073709551616 (from the command line)",
+    "train data.flip=maybe": "data.flip=maybe: must be true or false (from the command line)",
+    "train model=mlp model.hidden=5": "model.hidden=5: must be a list, each a whole number >= 1 (at least 1)",
+    "train model=mlp model.activation=rleu": "model.activation=rleu: must be one of relu, gelu, silu, tanh, sigmoid",
+    "train checkpoint_every=soon": "checkpoint_every=soon: must be a whole number >= 1 or a time such as 30s",
+    "train model.name=lennet": "model.name=lennet: no such model; did you mean lenet? (from the command line)",
+    "train device.name=gpu": "device.name=gpu: must be one of auto, cpu, cuda (from the command line)",
+    "train model=custom": "model.name is required: set it to module:name, your own code",
+    "train model=custom model.name=nowhere:Net": "model.name=nowhere:Net: cannot import nowhere",
+    "train data=folder": "data.root is required: folder with a sub-folder for each class",
+    "eval": "ckpt is required: a run folder (its best.pt is taken) or a checkpoint file",
+    "predict ckpt=x": "input is required: a picture, a folder of pictures, or a pattern such as",
+    "eval ckpt=x split=tset": "split=tset: must be one of train, val, test (from the command line)",
+    "eval ckpt=x model=mlp": "model: no such key",
+    "train optim.lr=${nowhere}": "Interpolation key 'nowhere' not found",
+    "train optim.lr=[1": "optim.lr=[1: cannot be read as KEY=VALUE; are its quotes and brackets closed?",
+    "train model=attention model.patch=5": "model.patch must divide 28x28. Received 5",
+    "train model=cnn model.widths=[4,4,4,4,4]": "cnn: 5 pools leave nothing of 28x28; set fewer model.widths",
+    "train data=line": "lenet needs pictures of at least 12x12 pixels, the data has 1x1",
+    "train model=autoencoder": "this model returns pictures; set task=reconstruction",
+    "train task=reconstruction": "this one returns (10,); set model=autoencoder",
+    "train task=regression": "this data has classes; set task=classification",
+    "train data=line model=linear": "task=classification needs data with classes; set task=regression",
+    "train optim.nesterov=true optim.momentum=0": "optim=sgd: Nesterov momentum requires a momentum and zero dampening",
+    "train patience=3 data.val=0": "patience needs a validation set: set data.val, such as data.val=0.1",
+    "train data.mean=[1,2,3]": "data.mean=[1, 2, 3]: must have 1 or 1 numbers, one for each channel",
+    "train data.limit=100000": "data.limit=100000 is more than the 1438 training examples there are",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_ends_with_code_2_and_a_short_answer(dltrain: Command, line: str) -> None:
+    result = dltrain(*line.split(" "))
+    assert result.code == 2
+    assert MISTAKES[line] in result.err
+    assert "Traceback" not in result.err
+    assert len(result.err.splitlines()) <= 3
+    assert not Path("outputs").exists(), "a mistake must leave nothing behind"
+
+
+def test_all_faults_are_told_at_once(dltrain: Command) -> None:
+    result = dltrain("train", "optim.lrr=1", "model=lennet", "epochs=0", "optim.lr=-5", "optim.momentum=1.5", "+sed=1")
+    assert result.code == 2
+    for key in ("optim.lrr", "model=lennet", "epochs=0", "optim.lr=-5", "optim.momentum=1.5", "sed"):
+        assert f"{key}:" in result.err
+
+
+def test_a_fault_in_a_file_names_the_file(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "optim").mkdir(parents=True)
+    (tmp_path / "mine" / "optim" / "mine.yaml").write_text("name: adam\nlr: -1\nbeta1: 0.9\nbeta2: 0.9\n")
+    result = dltrain("train", "--config-dir", "mine", "optim=mine")
+    assert result.code == 2
+    assert "optim.lr=-1: must be a number > 0 (from " in result.err
+    assert str(Path("optim") / "mine.yaml") in result.err
+    assert "optim.weight_decay is required: pull of the weights towards zero" in result.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_is_one_line_and_code_69(dltrain: Command) -> None:
+    result = dltrain("train", "device=cuda")
+    assert result.code == 69
+    assert len(result.err.splitlines()) == 1
+    assert "set device=cpu" in result.err.replace("Set", "set")
+
+
+def test_missing_data_is_code_66_and_says_where_to_put_it(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # a port where nothing listens
+    result = dltrain("train", "data=mnist", "data.root=nowhere")
+    assert result.code == 66
+    assert "MNIST is not in nowhere/MNIST/raw and could not be downloaded" in result.err
+    assert "set data.root (or DLTRAIN_DATA)" in result.err
+
+
+def test_a_folder_that_cannot_be_written_is_code_74(dltrain: Command) -> None:
+    Path("outputs").write_text("a file where the folder should be")
+    result = dltrain("train", "epochs=1")
+    assert result.code == 74
+    assert "cannot make a folder" in result.err
+
+
+def test_traceback_is_shown_on_request(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLTRAIN_TRACEBACK", "1")
+    assert "Traceback" in dltrain("eval", "ckpt=nowhere").err
+
+
+COMPLETIONS = {
+    "dltrain ": ["eval", "list", "predict", "train"],
+    "dltrain tr": ["train"],
+    "dltrain train mod": ["model.", "model="],
+    "dltrain train model=l": ["model=lenet", "model=linear", "model=lstm"],
+    "dltrain train model=lstm model.cell=": ["model.cell=gru", "model.cell=lstm", "model.cell=rnn"],
+    "dltrain train data.fl": ["data.flip="],
+    "dltrain train data.flip=": ["data.flip=false", "data.flip=true"],
+    "dltrain train experiment=lenet_": ["experiment=lenet_cifar10", "experiment=lenet_mnist"],
+    "dltrain eval mod": [],
+    "dltrain eval dev": ["device.", "device="],
+    "dltrain eval split=t": ["split=test", "split=train"],
+    "dltrain nonsense ": [],
+}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_completion_offers_what_may_follow(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch, line: str, shell: str
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert sorted(dltrain("-sc", f"query={shell}").out.split()) == COMPLETIONS[line]
+
+
+def test_completion_knows_the_options_of_a_config_dir(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "zebra.yaml").write_text("name: linear\n")
+    monkeypatch.setenv("COMP_LINE", "dltrain train --config-dir mine model=z")
+    assert dltrain("-sc", "query=bash").out.split() == ["model=zebra"]
+
+
+def test_bash_loads_the_completion_and_completes(tmp_path: Path) -> None:
+    folder = Path(sys.executable).parent  # where the console script is
+    script = (
+        'eval "$(dltrain -sc install=bash)"; COMP_LINE="dltrain train model=le"; COMP_WORDS=(dltrain train model=le); '
+        'COMP_CWORD=2; COMP_POINT=22; hydra_bash_completion; echo "${COMPREPLY[@]}"'
+    )
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["model=lenet"]

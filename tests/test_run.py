@@ -1,0 +1,356 @@
+"""A training run from the command line: what it leaves behind, and how it stops, resumes and starts from weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import Command
+from dltrain.composition import compose
+from dltrain.errors import ConfigError
+from dltrain.run import train
+
+QUICK = ("model=mlp", "model.hidden=[16]", "data.limit=200", "epochs=3", "log_every=2", "batch_size=32")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Records of a run without what depends on the clock."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "examples_per_second"} for line in found]
+
+
+def weights(folder: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["model"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_default_run_learns_the_digits(dltrain: Command) -> None:
+    result = dltrain("train")
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert result.code == 0
+    assert summary["test"]["accuracy"] >= 0.95
+
+
+def test_a_run_leaves_the_files_that_are_promised(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "name=my run").folder
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    expected = {".hydra/config.yaml", "checkpoints/last.pt", "checkpoints/best.pt"}
+    assert left == expected | {"metrics.jsonl", "summary.json", "train.log"}
+    assert folder.parent.parent == Path("outputs")
+    assert folder.name.endswith("-my_run")
+    assert not Path("multirun.yaml").exists()
+
+
+def test_the_stored_config_is_the_composed_one_and_keeps_references(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_RATE", "0.03")
+    folder = dltrain("train", *QUICK, 'optim.lr="${oc.decode:${oc.env:MY_RATE}}"').folder
+    stored = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+    assert stored["optim"]["lr"] == "${oc.decode:${oc.env:MY_RATE}}"
+    assert stored["model"]["hidden"] == [16]
+    assert lines(folder)[0]["lr"] < 0.03  # filled in for the run: a text would have been refused
+
+
+def test_records_have_the_promised_keys_and_order(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = {"split", "step", "epoch", "loss", "accuracy"}
+    assert all(
+        set(line) == keys | ({"lr", "examples_per_second"} if line["split"] == "train" else set()) for line in found
+    )
+    assert [line["step"] for line in found if line["split"] == "val"] == [6, 12, 18]
+    assert [line["step"] for line in found if line["split"] == "train"] == list(range(2, 19, 2))
+    assert found[-1]["split"] == "test"
+    assert all(0 <= line["accuracy"] <= 1 for line in found)
+
+
+def test_the_summary_has_the_promised_keys(dltrain: Command) -> None:
+    summary = json.loads((dltrain("train", *QUICK).folder / "summary.json").read_text())
+    promised = {"test", "val", "best", "train_seconds", "total_seconds", "examples_per_second", "parameters", "status"}
+    assert promised | {"versions", "hardware", "git"} <= set(summary)
+    assert summary["status"] == "done"
+    assert summary["parameters"] == 784 * 16 + 16 + 16 * 10 + 10
+    assert all({"loss", "accuracy"} <= set(summary[split]) for split in ("test", "val", "best"))
+
+
+def test_the_same_command_gives_the_same_bits(dltrain: Command) -> None:
+    arguments = ("train", *QUICK, "model.dropout=0.3", "data.crop=2", "data.flip=true")
+    one, two = dltrain(*arguments).folder, dltrain(*arguments).folder
+    assert one != two
+    assert equal(weights(one), weights(two))
+    assert lines(one) == lines(two)
+
+
+def test_another_seed_gives_other_weights(dltrain: Command) -> None:
+    assert not equal(weights(dltrain("train", *QUICK).folder), weights(dltrain("train", *QUICK, "seed=1").folder))
+
+
+def test_best_holds_the_weights_of_the_best_epoch_and_the_test_is_made_with_them(dltrain: Command) -> None:
+    # A rate that grows too large: the best epoch is not the last.
+    folder = dltrain("train", *QUICK, "epochs=6", "optim.lr=0.9", "schedule=constant", "schedule.warmup=0.9").folder
+    val = [line for line in lines(folder) if line["split"] == "val"]
+    best = max(val, key=lambda line: (line["accuracy"], -line["loss"]))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"]["step"] == best["step"] < val[-1]["step"]
+    assert not equal(weights(folder), weights(folder, "best.pt"))
+    assert dltrain("eval", f"ckpt={folder}").code == 0
+    figures = json.loads((folder / "checkpoints" / "eval.json").read_text())
+    assert figures["accuracy"] == summary["test"]["accuracy"]
+
+
+def test_without_validation_best_is_last(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "data.val=0").folder
+    assert equal(weights(folder), weights(folder, "best.pt"))
+
+
+def test_log_lines_are_not_doubled_also_after_another_run(dltrain: Command) -> None:
+    dltrain("train", *QUICK)
+    result = dltrain("train", *QUICK)
+    for text in (result.out, (result.folder / "train.log").read_text()):
+        assert text.count("parameters") == 1
+        assert text.count("epoch 2/3") == 1
+
+
+def test_without_a_terminal_the_lines_are_plain(dltrain: Command) -> None:
+    result = dltrain("train", *QUICK)
+    assert "\x1b" not in result.out
+    assert "\r" not in result.out
+    assert "epoch 3/3 step 18: train loss" in result.out
+
+
+def test_limit_steps_stops_there(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "limit_steps=7").folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("limit_steps", 7)
+
+
+def test_max_seconds_stops_at_the_next_step(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "max_seconds=0.000001").folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("max_seconds", 1)
+
+
+def test_patience_stops_after_epochs_without_a_better_figure(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "epochs=50", "patience=2", "optim.lr=1e-12").folder
+    summary = json.loads((folder / "summary.json").read_text())
+    val = [line for line in lines(folder) if line["split"] == "val"]
+    best = max(range(len(val)), key=lambda index: (val[index]["accuracy"], -val[index]["loss"]))
+    assert summary["status"] == "patience"
+    assert len(val) == best + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("model", "stop"),
+    [*(("mlp", stop) for stop in (1, 3, 6, 11, 17)), ("lenet", 7), ("lstm", 9), ("attention", 3)],
+)
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one(dltrain: Command, model: str, stop: int) -> None:
+    arguments = ["train", f"model={model}", "data.limit=200", "epochs=3", "log_every=2", "batch_size=32"]
+    arguments += ["data.crop=2", *(["model.dropout=0.2"] if model != "lenet" else [])]
+    whole = dltrain(*arguments).folder
+    first = dltrain(*arguments, f"limit_steps={stop}")
+    stopped = first.folder
+    resumed = dltrain("train", f"resume={stopped}", "limit_steps=null")
+    assert (first.code, resumed.code) == (0, 0)
+    assert resumed.folder == stopped
+    assert equal(weights(whole), weights(stopped))
+    assert equal(weights(whole, "best.pt"), weights(stopped, "best.pt"))
+    assert lines(whole) == lines(stopped)
+
+
+def test_resume_goes_on_to_more_epochs_and_says_what_is_changed(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    result = dltrain("train", f"resume={folder}", "epochs=5")
+    assert "resume: changed epochs" in result.out
+    assert lines(folder)[-1]["split"] == "test"
+    assert [line["step"] for line in lines(folder) if line["split"] == "val"] == [6, 12, 18, 24, 30]
+
+
+def test_resume_takes_a_new_rate(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "schedule=constant", "limit_steps=6").folder
+    dltrain("train", f"resume={folder}", "limit_steps=null", "optim.lr=0.007")
+    rates = [line["lr"] for line in lines(folder) if line["split"] == "train"]
+    assert (rates[0], rates[-1]) == (0.05, 0.007)
+
+
+def test_resume_knows_the_keys_of_the_run_s_own_options(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "optim=adam", "schedule=cosine", "limit_steps=6").folder
+    result = dltrain("train", f"resume={folder}", "limit_steps=null", "optim.beta1=0.8", "schedule.final=0.1")
+    assert result.code == 0
+    assert "resume: changed limit_steps, optim.beta1, schedule.final" in result.out
+
+
+def test_resume_of_another_model_or_data_is_refused_by_name(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    result = dltrain("train", f"resume={folder}", "model.hidden=[8]", "data.val=0.2", "seed=3")
+    assert result.code == 2
+    assert "resume: data.val, model.hidden, seed cannot change in a resumed run" in result.err
+
+
+def test_resume_of_nothing_is_code_66(dltrain: Command) -> None:
+    Path("empty").mkdir()
+    assert dltrain("train", "resume=nowhere").code == 66
+    result = dltrain("train", "resume=empty")
+    assert (result.code, "expected checkpoints/last.pt in it" in result.err) == (66, True)
+
+
+def test_init_starts_from_the_weights_of_a_checkpoint(dltrain: Command) -> None:
+    first = dltrain("train", *QUICK).folder
+    second = dltrain("train", *QUICK, f"init={first}/checkpoints/last.pt", "optim.lr=1e-30").folder
+    assert equal(weights(first), weights(second))
+
+
+def test_init_from_a_bare_state_dict_tells_what_did_not_match(dltrain: Command) -> None:
+    first = weights(dltrain("train", *QUICK).folder)
+    changed = {key: value for key, value in first.items() if key != "layers.3.bias"}
+    changed["layers.3.weight"] = torch.zeros(7, 16)
+    torch.save(changed | {"extra": torch.zeros(3)}, "model.pth")
+    result = dltrain("train", *QUICK, "init=model.pth", "optim.lr=1e-30")
+    assert "init: extra (3,): not in the model" in result.out
+    assert "init: layers.3.bias (10,): not in the file, left as initialised" in result.out
+    assert "init: layers.3.weight: (7, 16) in the file, (10, 16) in the model" in result.out
+    assert torch.equal(weights(result.folder)["layers.1.weight"], first["layers.1.weight"])
+
+
+def test_init_from_foreign_weights_is_code_66(dltrain: Command) -> None:
+    torch.save({"other": torch.zeros(3)}, "model.pth")
+    result = dltrain("train", *QUICK, "init=model.pth")
+    assert (result.code, "no weight in it matches the model" in result.err) == (66, True)
+
+
+def test_divergence_ends_the_run_with_the_figure_and_advice(dltrain: Command) -> None:
+    result = dltrain("train", *QUICK, "optim.lr=1e30", "schedule=constant")
+    assert result.code == 1
+    assert "training diverged\nLower optim.lr or set clip_norm" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_a_resume_goes_on_as_if_nothing_had_been(dltrain: Command, number: int, code: int) -> None:
+    arguments = ["train", *QUICK, "epochs=4000", "data.crop=1", "log_every=100000", "schedule=constant"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dltrain", *arguments, "device.threads=1"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith("epoch"):
+            break
+    process.send_signal(number)
+    printed += process.stdout.readlines()
+    process.stdout.close()
+    assert process.wait() == code
+    folder = Path(next(line for line in printed if line.startswith("folder")).split()[1])
+    steps = json.loads((folder / "summary.json").read_text())["steps"]
+    end = -(-steps // 6) + 2
+    assert dltrain("train", f"resume={folder}", f"limit_steps={6 * end}").code == 0
+    whole = dltrain(*arguments, f"limit_steps={6 * end}", "device.threads=1").folder
+    assert equal(weights(whole), weights(folder))
+
+
+def test_checkpoints_are_written_at_the_interval(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dltrain import checkpoint
+
+    saved = []
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, content: saved.append(path.name) or real(path, content))
+    dltrain("train", *QUICK, "checkpoint_every=5")
+    assert saved.count("last.pt") == 3 + 1  # steps 5, 10, 15 and the end
+
+
+def test_a_model_of_ones_own_trains_without_a_fork(dltrain: Command) -> None:
+    Path("my_nets.py").write_text(
+        "from torch import nn\n"
+        "class Tiny(nn.Module):\n"
+        "    '''Mine.'''\n"
+        "    def __init__(self, input_shape, num_classes, width=8):\n"
+        "        super().__init__()\n"
+        "        hidden = nn.Linear(784, width), nn.ReLU()\n"
+        "        self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, num_classes))\n"
+        "    def forward(self, x):\n"
+        "        return self.layers(x)\n"
+    )
+    own = ("model=custom", "model.name=my_nets:Tiny")
+    folder = dltrain("train", *own, "+model.width=9", *QUICK[2:]).folder
+    assert weights(folder)["layers.1.weight"].shape == (9, 784)
+    result = dltrain("train", *own, "+model.widht=9", *QUICK[2:])
+    assert (result.code, "did you mean model.width?" in result.err) == (2, True)
+    result = dltrain("eval", f"ckpt={folder}")
+    assert result.code == 2
+    assert "the checkpoint wants to run my_nets:Tiny. If you trust that code, add trust=[my_nets]" in result.err
+    assert dltrain("eval", f"ckpt={folder}", "trust=[my_nets]").code == 0
+    sys.modules.pop("my_nets")
+
+
+def test_data_and_optimizer_of_ones_own_train_without_a_fork(dltrain: Command) -> None:
+    Path("my_parts.py").write_text(
+        "import torch\n"
+        "def blobs(split, count=60):\n"
+        "    if split == 'val':\n"
+        "        return None\n"
+        "    labels = torch.arange(count) % 3\n"
+        "    return (labels.view(-1, 1, 1, 1) * 80).expand(-1, 1, 6, 6).to(torch.uint8), labels, ['a', 'b', 'c']\n"
+        "def plain(named_parameters, lr):\n"
+        "    return torch.optim.SGD([p for _, p in named_parameters], lr=lr)\n"
+    )
+    parts = ["data=custom", "data.name=my_parts:blobs", "+data.count=90", "optim=custom", "optim.name=my_parts:plain"]
+    result = dltrain("train", *parts, "+optim.lr=0.5", "model=linear", "epochs=20", "batch_size=8")
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["test"]["accuracy"] == 1.0
+    sys.modules.pop("my_parts")
+
+
+def test_training_from_python_takes_a_composed_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    summary = train(compose("train", [*QUICK]))
+    assert Path(summary["folder"], "summary.json").is_file()
+    with pytest.raises(ConfigError, match=r"optim\.lr=-1: must be a number > 0"):
+        train(compose("train", [*QUICK, "optim.lr=-1"]))
+
+
+def test_two_runs_in_one_second_have_two_folders(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = time.localtime()
+    monkeypatch.setattr(time, "localtime", lambda *_: moment)
+    first, second = dltrain("train", *QUICK).folder, dltrain("train", *QUICK).folder
+    assert second.name == f"{first.name}-2"
+
+
+def test_the_linear_regression_finds_the_weight_two(dltrain: Command) -> None:
+    folder = dltrain("train", "experiment=linear_regression").folder
+    found = weights(folder)
+    assert found["layer.weight"].item() == pytest.approx(2.0, abs=1e-4)
+    assert found["layer.bias"].item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_bf16_trains_and_is_kept_by_eval(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "device.precision=bf16").folder
+    assert "bf16" in json.loads((folder / "summary.json").read_text())["device"]
+    dltrain("eval", f"ckpt={folder}")
+    assert "bf16" in json.loads((folder / "checkpoints" / "eval.json").read_text())["device"]
+
+
+def test_threads_are_kept_by_resume(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "device.threads=1", "limit_steps=3").folder
+    torch.set_num_threads(os.cpu_count() or 1)
+    result = dltrain("train", f"resume={folder}", "limit_steps=null")
+    assert "cpu, 1 thread, fp32" in result.out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_every_model_trains_evaluates_and_resumes_on_cuda(dltrain: Command) -> None:
+    for model in ("linear", "mlp", "lenet", "cnn", "lstm", "attention"):
+        folder = dltrain("train", f"model={model}", "device=cuda", "epochs=2", "limit_steps=30").folder
+        assert dltrain("train", f"resume={folder}", "limit_steps=null").code == 0
+        assert dltrain("eval", f"ckpt={folder}", "device=cuda").code == 0
