@@ -14,7 +14,8 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.r
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"listing", "completion", "composition"},
+    {"listing", "completion", "diagnosis"},
+    {"composition"},
     {"sweeps"},
     {"prediction"},
     {"evaluation", "run"},
@@ -55,9 +56,9 @@ def test_imports_go_down_only(module: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
-def test_hydra_is_imported_by_composition_and_sweeps_alone(module: Path) -> None:
+def test_hydra_is_imported_where_configs_are_composed_alone(module: Path) -> None:
     used = {name.split(".")[0] for name in imports(module)}
-    if module.parts[0] not in ("composition", "sweeps"):
+    if module.parts[0] not in ("composition", "diagnosis", "sweeps"):
         assert not used & {"hydra", "omegaconf"}
 
 
@@ -68,7 +69,19 @@ def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "composition", "schema", "signatures", "hints", "settings", "listing", "completion", "folders"]
+    "module",
+    [
+        "cli",
+        "composition",
+        "diagnosis",
+        "schema",
+        "signatures",
+        "hints",
+        "settings",
+        "listing",
+        "completion",
+        "folders",
+    ],
 )
 def test_what_answers_without_torch_does_not_import_it_at_the_top(module: str) -> None:
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())

@@ -1,6 +1,6 @@
-"""Hydra composes a command line into one config. With sweeps/ the only importer of hydra and omegaconf.
+"""Hydra composes a command line into one config; it makes no folder and no log.
 
-Hydra makes no folder and no log. Where it stops at the first fault, `explain` finds all of them.
+Hydra and OmegaConf are imported here, in diagnosis.py and in sweeps/, nowhere else.
 """
 
 import contextlib
@@ -14,10 +14,8 @@ from typing import Any
 
 import hydra
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,20 +57,35 @@ def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
     def compose(config: DictConfig) -> None:
         job(_composed(config, implied))
 
-    argv = [*implied, *argv]
+    argv = flags_first([_readable(word) for word in [*implied, *argv]])
     try:
-        with _arguments(_flags_first(argv)):
+        with _arguments(_with_swept_groups(argv)):
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(compose)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if os.environ.get("DLTRAIN_TRACEBACK"):
             raise
+        from dltrain.diagnosis import explain
+
         raise explain(command, argv, error) from error
     return 0
 
 
-def _flags_first(argv: list[str]) -> list[str]:
+def _readable(word: str) -> str:
+    """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
+    key, equals, value = word.partition("=")
+    if word.startswith("-") or not equals:
+        return word
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except HydraException:
+        quoted = value.replace("'", "\\'")
+        return f"{key}='{quoted}'"
+    return word
+
+
+def flags_first(argv: list[str]) -> list[str]:
     """Hydra takes overrides only in one piece: bring flags, with their values, before them."""
     flags: list[str] = []
     overrides: list[str] = []
@@ -83,6 +96,25 @@ def _flags_first(argv: list[str]) -> list[str]:
         else:
             overrides.append(word)
     return [word for word in flags if word] + overrides
+
+
+def _with_swept_groups(argv: list[str]) -> list[str]:
+    """`data=mnist,cifar10 data.root=X` with X as a sweep of one value.
+
+    Before a sweep Hydra composes once with the default option of a swept group, to which the key may be unknown; it
+    leaves out what is swept itself.
+    """
+    parser = OverridesParser.create()
+    swept = set()
+    for word in argv:
+        with contextlib.suppress(HydraException):  # a flag, or a mistake that is told later
+            swept |= {it.key_or_group for it in parser.parse_overrides([word]) if it.is_sweep_override()}
+    words = []
+    for word in argv:
+        key, _, value = word.partition("=")
+        of_swept = key.lstrip("+").partition(".")[0] in swept and "." in key
+        words.append(f"{key}=choice({value})" if of_swept and key.lstrip("+") not in swept else word)
+    return words
 
 
 @contextlib.contextmanager
@@ -110,7 +142,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         plain = OmegaConf.to_container(hydra.compose(command, overrides), resolve=False)
     assert isinstance(plain, dict)
-    return resolve(_named(plain))
+    return resolve(named(plain))
 
 
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
@@ -120,10 +152,10 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
     assert isinstance(filled, dict)
-    return _named(filled)
+    return named(filled)
 
 
-def _named(config: dict[Any, Any]) -> dict[str, Any]:
+def named(config: dict[Any, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
@@ -157,7 +189,7 @@ def _composed(config: DictConfig, implied: list[str]) -> Composed:
     chosen = {str(group): str(option) for group, option in own.runtime.choices.items()}
     name = str(own.job.config_name)
     number = 0 if OmegaConf.is_missing(own.job, "num") else int(own.job.num)
-    return Composed(_named(plain), overrides, typed, lambda key: _origin(key, typed, sources, chosen, name), number)
+    return Composed(named(plain), overrides, typed, lambda key: _origin(key, typed, sources, chosen, name), number)
 
 
 def _origin(key: str, typed: list[str], sources: list[Path], chosen: dict[str, str], command: str) -> str:
@@ -170,88 +202,14 @@ def _origin(key: str, typed: list[str], sources: list[Path], chosen: dict[str, s
     for name, path in [*places, (f"{command}.yaml", key)]:
         for source in sources:
             file = source / name
-            if path and file.is_file() and _has(yaml.safe_load(file.read_text(encoding="utf-8")), path):
+            if path and file.is_file() and has(yaml.safe_load(file.read_text(encoding="utf-8")), path):
                 return str(file)
     return ""
 
 
-def _has(node: Any, path: str) -> bool:
+def has(node: Any, path: str) -> bool:
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
             return False
         node = node[key]
     return True
-
-
-def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
-    """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
-    from hydra._internal.utils import get_args_parser  # Hydra's own flags, the one place where they are listed
-
-    arguments = get_args_parser().parse_args(_flags_first(argv))
-    nodes = schema.COMMANDS[command][2]
-    faults: list[schema.Fault] = []
-    overrides: list[Override] = []
-    for word in arguments.overrides:
-        try:
-            overrides += OverridesParser.create().parse_overrides([word])
-        except HydraException:
-            faults.append(schema.Fault(word, ": cannot be read as KEY=VALUE; are its quotes and brackets closed?"))
-    extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
-    with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-        loader = GlobalHydra.instance().config_loader()
-        options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
-        keys = [override for override, names in zip(overrides, options, strict=True) if not names]
-        words = []
-        for override, names in zip(overrides, options, strict=True):
-            group = override.key_or_group
-            if names and group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
-                faults.append(schema.Fault(group, f": no such key{schema.suggest(group, nodes)}"))
-                continue
-            wrong = [value for value in _values(override) if value not in names] if names else []
-            faults += [schema.Fault(group, f"={it}: no such option{schema.suggest(str(it), names)}") for it in wrong]
-            if names and not wrong and not override.is_delete():
-                words.append(f"{'+' * override.is_add()}{group}={_values(override)[0]}")
-        try:
-            composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
-        except (HydraException, OmegaConfBaseException):
-            composed = None
-    if isinstance(composed, dict):
-        faults += _key_faults(_named(composed), command, keys)
-    return ConfigError("\n".join(map(str, faults)) if faults else " ".join(str(error).split()))
-
-
-def _values(override: Override) -> list[Any]:
-    """The value of an override, or each of those it sweeps over."""
-    if override.is_discrete_sweep():
-        return [value.strip("'\"") if isinstance(value, str) else value for value in override.sweep_string_iterator()]
-    value = override.value()
-    return value if isinstance(value, list) else [value]
-
-
-def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[schema.Fault]:
-    """Faults of the keys that are set, each tried on the composed config."""
-    known = [key for key in _dotted(config) if not key.startswith("hydra")] + list(schema.COMMANDS[command][2])
-    faults = []
-    for override in overrides:
-        key = override.key_or_group
-        if key.startswith("hydra.") or override.is_delete():
-            continue
-        if not override.is_add() and not _has(config, key):
-            hint = schema.suggest(key, known)
-            faults.append(schema.Fault(key, f": no such key{hint} (from the command line)"))
-            continue
-        node = config
-        for parent in key.split(".")[:-1]:
-            node = node.setdefault(parent, {}) if isinstance(node, dict) else {}
-        values = override.value() if not override.is_sweep_override() else _values(override)[0]
-        node[key.rpartition(".")[2]] = OmegaConf.to_container(OmegaConf.create({"value": values}))["value"]  # type: ignore[index,call-overload]
-    typed = [override.key_or_group for override in overrides]
-    return faults + schema.check(config, command, lambda key: "the command line" if key in typed else "")
-
-
-def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys of a nested config, written with dots."""
-    found = []
-    for key, value in config.items():
-        found += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return found

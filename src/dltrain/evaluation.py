@@ -61,7 +61,8 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit model={values['model']['name']}: {error}") from error
+        reason = str(error).splitlines()[1].strip()  # the first line only names the class
+        raise InputError(f"{path}: its weights do not fit model={values['model']['name']}: {reason}") from error
     return Loaded(path, content, values, place, model.to(place.device))
 
 

@@ -198,10 +198,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` with the nearest known name, compared whole or by its last part; else all of a few."""
     known = list(dict.fromkeys(known))
     # Of three names all can be told: only a near miss is worth a guess (gpu is not meant as cpu).
-    nearest = difflib.get_close_matches(word, known, 1, 0.8 if len(known) <= 3 else 0.6)
+    cutoff = 0.8 if len(known) <= 3 else 0.6
+    nearest = difflib.get_close_matches(word, known, 1, cutoff)
     if not nearest:
         last = {key.rpartition(".")[2]: key for key in reversed(known)}
-        nearest = [last[key] for key in difflib.get_close_matches(word.rpartition(".")[2], last, 1, 0.6)]
+        nearest = [last[key] for key in difflib.get_close_matches(word.rpartition(".")[2], last, 1, cutoff)]
     if nearest:
         return f"; did you mean {nearest[0]}?"
     return f"; there are {', '.join(known)}" if len(known) <= 12 else ""

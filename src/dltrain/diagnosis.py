@@ -1,0 +1,89 @@
+"""Why a command line cannot be composed: Hydra tells the first fault, this tells all, with the nearest right names."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser  # the one place where Hydra's own flags are listed
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dltrain import schema
+from dltrain.composition import VERSION_BASE, config_folder, has, named
+from dltrain.errors import ConfigError
+
+
+def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
+    """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
+    arguments = get_args_parser().parse_args(argv)
+    nodes = schema.COMMANDS[command][2]
+    faults: list[schema.Fault] = []
+    overrides: list[Override] = []
+    for word in arguments.overrides:
+        try:
+            overrides += OverridesParser.create().parse_overrides([word])
+        except HydraException:
+            faults.append(schema.Fault(word, ": cannot be read as KEY=VALUE"))
+    extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
+    with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
+        keys = [override for override, names in zip(overrides, options, strict=True) if not names]
+        words = []
+        for override, names in zip(overrides, options, strict=True):
+            group = override.key_or_group
+            if names and group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
+                faults.append(schema.Fault(group, f": no such key{schema.suggest(group, nodes)}"))
+                continue
+            wrong = [value for value in _values(override) if value not in names] if names else []
+            faults += [schema.Fault(group, f"={it}: no such option{schema.suggest(str(it), names)}") for it in wrong]
+            if names and not wrong and not override.is_delete():
+                words.append(f"{'+' * override.is_add()}{group}={_values(override)[0]}")
+        try:
+            composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
+        except (HydraException, OmegaConfBaseException):
+            composed = None
+    if isinstance(composed, dict):
+        faults += _key_faults(named(composed), command, keys)
+    return ConfigError("\n".join(map(str, faults)) if faults else " ".join(str(error).split()))
+
+
+def _values(override: Override) -> list[Any]:
+    """The value of an override, or each of those it sweeps over."""
+    if override.is_discrete_sweep():
+        return [value.strip("'\"") if isinstance(value, str) else value for value in override.sweep_string_iterator()]
+    value = override.value()
+    return value if isinstance(value, list) else [value]
+
+
+def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[schema.Fault]:
+    """Faults of the keys that are set, each tried on the composed config."""
+    known = [key for key in _dotted(config) if not key.startswith("hydra")] + list(schema.COMMANDS[command][2])
+    faults = []
+    for override in overrides:
+        key = override.key_or_group
+        if key.startswith("hydra.") or override.is_delete():
+            continue
+        if not override.is_add() and not has(config, key):
+            hint = schema.suggest(key, known)
+            faults.append(schema.Fault(key, f": no such key{hint} (from the command line)"))
+            continue
+        node = config
+        for parent in key.split(".")[:-1]:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else {}
+        values = override.value() if not override.is_sweep_override() else _values(override)[0]
+        node[key.rpartition(".")[2]] = OmegaConf.to_container(OmegaConf.create({"value": values}))["value"]  # type: ignore[index,call-overload]
+    typed = [override.key_or_group for override in overrides]
+    return faults + schema.check(config, command, lambda key: "the command line" if key in typed else "")
+
+
+def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys of a nested config, written with dots."""
+    found = []
+    for key, value in config.items():
+        found += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return found

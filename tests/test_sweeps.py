@@ -1,0 +1,143 @@
+"""Sweeps: every job has its folder and its row, a failed one does not stop the others, the table is ranked."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Command, Result
+
+QUICK = ("model=mlp", "model.hidden=[16]", "data.limit=100", "epochs=1")
+
+
+def sweep_folder(result: Result) -> Path:
+    line = next(line for line in result.out.splitlines() if line.startswith("table: "))
+    return Path(line.removeprefix("table: ")).parent
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_job_has_a_folder_named_by_number_and_overrides_and_a_row(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.01", "seed=1,2")
+    folder = sweep_folder(result)
+    found = rows(folder)
+    assert result.code == 0
+    assert folder.parent.parent == Path("outputs/sweeps")
+    assert [row["job"] for row in found] == ["0", "1", "2", "3"]
+    assert found[1]["overrides"].endswith("optim.lr=0.1 seed=2")
+    assert all(row["status"] == "done" and float(row["seconds"]) > 0 for row in found)
+    for row in found:
+        assert row["folder"].startswith(f"{row['job']}_")
+        summary = json.loads((folder / row["folder"] / "summary.json").read_text())
+        assert float(row["test_accuracy"]) == summary["test"]["accuracy"]
+        assert float(row["val_accuracy"]) == summary["best"]["accuracy"]
+
+
+def test_results_columns_stand_in_the_promised_order(dltrain: Command) -> None:
+    found = rows(sweep_folder(dltrain("train", "-m", *QUICK, "seed=1,2")))
+    figures = ["test_loss", "test_accuracy", "val_loss", "val_accuracy"]
+    assert list(found[0]) == ["job", "overrides", "status", *figures, "seconds", "folder"]
+
+
+def test_a_failed_job_is_a_row_and_the_others_still_run(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=0.1,1e30,0.01", "epochs=3")
+    found = rows(sweep_folder(result))
+    assert result.code == 1
+    assert [row["status"].split(":")[0] for row in found] == ["done", "failed (1)", "done"]
+    assert "training diverged" in found[1]["status"]
+    assert "3 jobs, 1 failed" in result.out
+
+
+def test_a_job_with_a_refused_config_is_a_row_too(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=-1,0.1")
+    assert result.code == 1
+    assert [row["status"][:10] for row in rows(sweep_folder(result))] == ["failed (2)", "done"]
+
+
+def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=0.000001,0.1", "epochs=10")
+    table = result.out[result.out.index("2 jobs, 0 failed") :]
+    assert table.index("optim.lr=0.1") < table.index("optim.lr=1e-06")
+
+
+def test_the_whole_grammar_of_sweeps_is_understood(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "seed=range(2)", "optim=choice(sgd,adam)", "schedule=glob(c*)")
+    assert len(rows(sweep_folder(result))) == 2 * 2 * 2
+
+
+def test_a_sweep_that_is_refused_leaves_nothing_behind(dltrain: Command) -> None:
+    assert dltrain("train", "-m", "model=mlp,lennet").code == 2
+    assert not list(Path("outputs").rglob("*.yaml"))
+
+
+def test_a_job_equals_the_same_run_started_alone(dltrain: Command) -> None:
+    folder = sweep_folder(dltrain("train", "-m", *QUICK, "seed=4,5"))
+    alone = dltrain("train", *QUICK, "seed=5").folder
+    job = folder / rows(folder)[1]["folder"]
+    one, other = (torch.load(it / "checkpoints" / "last.pt", weights_only=True)["model"] for it in (alone, job))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_log_lines_of_a_job_are_in_its_own_log_alone(dltrain: Command) -> None:
+    folder = sweep_folder(dltrain("train", "-m", *QUICK, "seed=4,5"))
+    for row in rows(folder):
+        assert (folder / row["folder"] / "train.log").read_text().count("parameters") == 1
+
+
+def test_a_signal_ends_the_sweep_after_saving_the_job(dltrain: Command) -> None:
+    arguments = ["train", "-m", *QUICK[:3], "epochs=100000", "seed=1,2,3"]
+    process = subprocess.Popen([sys.executable, "-m", "dltrain", *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("folder"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    process.stdout.close()
+    assert process.wait() == 130
+    assert "[job 1]" not in rest
+    (table,) = Path("outputs").rglob("results.csv")
+    assert [row["status"][:12] for row in rows(table.parent)] == ["failed (130)"]
+    assert (table.parent / rows(table.parent)[0]["folder"] / "checkpoints" / "last.pt").is_file()
+
+
+def check_eight_pairs(dltrain: Command, root: Path, *overrides: str) -> list[dict[str, str]]:
+    """Train four models on two data sets in one sweep; evaluate each from its checkpoint alone to the same figure."""
+    models = "model=mlp,lenet,lstm,attention"
+    result = dltrain("train", "-m", models, "data=mnist,cifar10", f"data.root={root}", "epochs=1", *overrides)
+    folder = sweep_folder(result)
+    found = rows(folder)
+    assert result.code == 0
+    assert len(found) == 8
+    for row in found:
+        run = folder / row["folder"]
+        assert dltrain("eval", f"ckpt={run}").code == 0
+        figures = json.loads((run / "checkpoints" / "eval.json").read_text())
+        assert figures["accuracy"] == float(row["test_accuracy"])
+        assert figures["loss"] == float(row["test_loss"])
+        assert len(figures["classes"]) == 10
+    return found
+
+
+@pytest.mark.usefixtures("cifar10_sums")
+def test_four_models_and_two_data_sets_train_checkpoint_evaluate_and_sweep(dltrain: Command, data_root: Path) -> None:
+    check_eight_pairs(dltrain, data_root)
+
+
+def test_four_models_and_two_data_sets_do_so_on_the_real_data(dltrain: Command, real_data: Path) -> None:
+    found = check_eight_pairs(dltrain, real_data, "data.limit=2000", "optim=adam", "optim.lr=0.003")
+    chance = 0.1
+    assert all(float(row["test_accuracy"]) > 1.5 * chance for row in found)
+
+
+def test_an_epoch_of_the_real_mnist_gives_95_percent(dltrain: Command, real_data: Path) -> None:
+    result = dltrain("train", "data=mnist", f"data.root={real_data}", "model=mlp", "epochs=1")
+    assert json.loads((result.folder / "summary.json").read_text())["test"]["accuracy"] >= 0.95
