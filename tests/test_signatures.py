@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,14 +74,12 @@ constant = 3
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A source tree of its own in place of the package, with `SOURCE` as source.py."""
-    tree = tmp_path / "tree"  # a name of its own for each test: `builtin` is cached by name, not by PACKAGE
-    tree.mkdir()
-    (tree / "source.py").write_text(SOURCE)
-    monkeypatch.setattr(signatures, "PACKAGE", tree)
-    signatures.builtin.cache_clear()
-    yield tree
+    (tmp_path / "source.py").write_text(SOURCE)
+    monkeypatch.setattr(signatures, "PACKAGE", tmp_path)
+    signatures.builtin.cache_clear()  # it is cached by the name of the file, not by the tree
+    yield tmp_path
     signatures.builtin.cache_clear()
 
 
@@ -89,20 +87,19 @@ Write = Callable[[str, str], None]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Write a module of a person's own into the current folder; forget it afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    written = []
 
     def write(name: str, text: str) -> None:
         (tmp_path / f"{name}.py").write_text(text)
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        written.append(name)
 
-    before = set(sys.modules)
     yield write
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and tmp_path in Path(sys.modules[name].__file__ or "").parents:
-            del sys.modules[name]
+    for name in written:
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)

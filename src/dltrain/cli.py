@@ -14,6 +14,8 @@ from dltrain import __version__, schema
 from dltrain.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dltrain.composition import Composed
 
 USAGE = f"""dltrain {__version__}: trains networks from configuration files
@@ -89,7 +91,10 @@ def _complete(argv: list[str]) -> int:
     from dltrain import completion, composition
 
     def hydra(command: str, arguments: list[str]) -> int:
-        return composition.run(command, arguments, lambda _: None)
+        try:
+            return composition.run(command, arguments, lambda _: None)
+        except composition.REFUSED:  # a half-typed line need not compose
+            return 2
 
     shell = next((word.partition("=")[2] for word in argv if word.startswith("query=")), None)
     if shell is None:  # install or uninstall
@@ -101,19 +106,29 @@ def _complete(argv: list[str]) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     """Run a subcommand: one job, or with -m a sweep, where a failed job does not stop the others."""
-    from dltrain import composition
-
     argv = [f"+{word}" if word.startswith("experiment=") else word for word in argv]
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
         return _sweep(command, argv)
     codes: list[int] = []
-    code = composition.run(command, argv, lambda composed: codes.append(_job(command, composed, None)[0]))
+    code = _compose(command, argv, lambda composed: codes.append(_job(command, composed, None)[0]))
     return codes[0] if codes else code
+
+
+def _compose(command: str, argv: list[str], job: "Callable[[Composed], None]") -> int:
+    """Run a job for each config of a command line. Raises ConfigError with all its faults where there is one."""
+    from dltrain import composition
+
+    try:
+        return composition.run(command, argv, job)
+    except composition.REFUSED as error:
+        from dltrain import diagnosis
+
+        raise diagnosis.explain(command, argv, error) from error
 
 
 def _sweep(command: str, argv: list[str]) -> int:
     """All jobs of a sweep, a row for each in its folder's results.csv, and the ranked table at the end."""
-    from dltrain import composition, folders
+    from dltrain import folders
     from dltrain.sweeps.table import Results
 
     results = Results(folders.dated("sweeps"))
@@ -138,7 +153,7 @@ def _sweep(command: str, argv: list[str]) -> int:
             raise SystemExit(code)
 
     try:
-        code = composition.run(command, [*argv, f"hydra.sweep.dir='{results.folder}'"], job)
+        code = _compose(command, [*argv, f"hydra.sweep.dir='{results.folder}'"], job)
     finally:
         if not results.rows:  # refused before the first job
             (results.folder / "multirun.yaml").unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from dltrain import schema
 from dltrain.errors import ConfigError
 
 VERSION_BASE = "1.3"
+REFUSED = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises for a command line it cannot use
 # Hydra's flags that are followed by a value (--info and --cfg can be, and are here if they are written so).
 VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 VALUE_FLAGS |= {"--info", "-i", "--experimental-rerun"}
@@ -49,44 +50,23 @@ def config_folder() -> Path:
 def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
     """Let Hydra read a subcommand's arguments and call `job` for each config; returns the exit code of its flags.
 
-    Raises ConfigError with all faults where nothing can be composed.
+    Raises one of REFUSED at the first fault; `diagnosis.explain` finds the others.
     """
-
     implied = _choices_of_resumed(argv)
 
     def compose(config: DictConfig) -> None:
         job(_composed(config, implied))
 
-    argv = flags_first([_readable(word) for word in [*implied, *argv]])
     try:
-        with _arguments(_with_swept_groups(argv)):
+        with _arguments(_with_swept_groups(readable([*implied, *argv]))):
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(compose)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if os.environ.get("DLTRAIN_TRACEBACK"):
-            raise
-        from dltrain.diagnosis import explain
-
-        raise explain(command, argv, error) from error
     return 0
 
 
-def _readable(word: str) -> str:
-    """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
-    key, equals, value = word.partition("=")
-    if word.startswith("-") or not equals:
-        return word
-    try:
-        OverridesParser.create().parse_overrides([word])
-    except HydraException:
-        quoted = value.replace("'", "\\'")
-        return f"{key}='{quoted}'"
-    return word
-
-
-def flags_first(argv: list[str]) -> list[str]:
-    """Hydra takes overrides only in one piece: bring flags, with their values, before them."""
+def readable(argv: list[str]) -> list[str]:
+    """Arguments as Hydra can read them: flags with their values first, overrides in one piece, quoted where needed."""
     flags: list[str] = []
     overrides: list[str] = []
     words = iter(argv)
@@ -94,8 +74,21 @@ def flags_first(argv: list[str]) -> list[str]:
         if word.startswith("-"):
             flags += [word, next(words, "")] if word in VALUE_FLAGS else [word]
         else:
-            overrides.append(word)
+            overrides.append(_quoted(word))
     return [word for word in flags if word] + overrides
+
+
+def _quoted(word: str) -> str:
+    """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        return word
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except HydraException:
+        quoted = value.replace("'", "\\'")
+        return f"{key}='{quoted}'"
+    return word
 
 
 def _with_swept_groups(argv: list[str]) -> list[str]:

@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
-from dltrain.composition import VERSION_BASE, config_folder, has, named
+from dltrain.composition import VERSION_BASE, config_folder, has, named, readable
 from dltrain.errors import ConfigError
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
-    arguments = get_args_parser().parse_args(argv)
+    arguments = get_args_parser().parse_args(readable(argv))
     nodes = schema.COMMANDS[command][2]
     faults: list[schema.Fault] = []
     overrides: list[Override] = []

@@ -50,7 +50,7 @@ class Attention(nn.Module):
         kernel = (patch, patch) if tokens == "patches" else (1, columns)
         self.embed = nn.Conv2d(channels, width, kernel, stride=kernel)
         count = (rows // kernel[0]) * (columns // kernel[1])
-        # As large as the tokens, as nn.Embedding begins: at the customary 0.02 a small net learns where a patch is late.
+        # As large as the tokens, as nn.Embedding begins: at the customary 0.02 a small net learns places late.
         self.positions = nn.Parameter(torch.randn(1, count, width))
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
