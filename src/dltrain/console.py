@@ -41,40 +41,37 @@ class Display:
 
     def __init__(self, epochs: int, steps: int, first_step: int) -> None:
         self.epochs, self.steps = epochs, steps
-        self.figures: dict[str, str] = {}
+        self.figures: dict[str, dict[str, float]] = {}  # split to its latest
         self.drawn = self.line_at = time.perf_counter()
         handlers = logging.getLogger("dltrain").handlers
         console = next((handler.console for handler in handlers if isinstance(handler, RichHandler)), None)
         self.progress: Progress | None = None
         if console is not None:
             self.progress = Progress(
-                TextColumn("{task.fields[place]}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[figures]}"),
+                BarColumn(bar_width=10),
                 TimeRemainingColumn(),
+                TextColumn("{task.description}"),
                 console=console,
                 transient=True,
                 auto_refresh=False,
             )
-            self.bar = self.progress.add_task("", total=epochs * steps, completed=first_step, place="", figures="")
+            self.bar = self.progress.add_task("", total=epochs * steps, completed=first_step)
             self.progress.start()
 
     def show(self, records: list[Record], step: int) -> None:
         """Show where the run is, and the figures of records where there are some."""
-        for record in records:
-            for key, value in record.values.items():
-                rate = key == "examples_per_second"
-                shown = f"{value:,.0f} examples/s" if rate else f"{record.split} {key} {figure(value)}"
-                self.figures[f"{record.split} {key}"] = shown
+        self.figures |= {record.split: record.values for record in records}
         if records and self._is_worth_a_line(records[-1]):
-            log.info("%s", self._line(records))
+            epoch = records[-1].epoch
+            place = f"{epoch:>{len(str(self.epochs))}.0f}" if epoch.is_integer() else f"{epoch:.2f}"
+            shown = ", ".join(f"{record.split} {_told(record.values)}" for record in records)
+            log.info("epoch %s/%d step %d: %s", place, self.epochs, step, shown)
             self.line_at = time.perf_counter()
         if self.progress is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
             self.drawn = time.perf_counter()
             place = f"epoch {min(step // self.steps + 1, self.epochs)}/{self.epochs} step {step}"
-            keys = ["train loss", "train accuracy", "val loss", "val accuracy", "train examples_per_second"]
-            figures = " ".join(self.figures[key] for key in keys if key in self.figures)
-            self.progress.update(self.bar, completed=step, place=place, figures=figures, refresh=True)
+            shown = ", ".join(f"{split} {_told(values)}" for split, values in self.figures.items())
+            self.progress.update(self.bar, completed=step, description=f"{place}: {shown}", refresh=True)
 
     def close(self) -> None:
         """Take the live line away."""
@@ -87,12 +84,12 @@ class Display:
             return record.epoch == self.epochs or record.epoch % -(-self.epochs // MOST_LINES) == 0
         return self.progress is None and time.perf_counter() - self.line_at > PLAIN_SECONDS
 
-    def _line(self, records: list[Record]) -> str:
-        width = len(str(self.epochs))
-        epoch, splits = records[-1].epoch, [record.split for record in records]
-        place = f"epoch {epoch:>{width}.0f}" if epoch.is_integer() else f"epoch {epoch:.2f}"
-        shown = [text for key, text in self.figures.items() if key.split()[0] in splits and not key.endswith(" lr")]
-        return f"{place}/{self.epochs} step {records[-1].step}: " + ", ".join(shown)
+
+def _told(values: Mapping[str, float]) -> str:
+    """Figures of a record in one piece: loss 0.1674 accuracy 0.9475 5,811/s."""
+    shown = [f"{key} {figure(value)}" for key, value in values.items() if key not in ("lr", "examples_per_second")]
+    rate = values.get("examples_per_second")
+    return " ".join(shown + ([f"{rate:,.0f}/s"] if rate else []))
 
 
 def figure(value: float) -> str:

@@ -1,11 +1,13 @@
 """How far a run has come besides its weights: the best so far, patience, and the figures of the summary."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from dltrain.engine import Record, Task
+from dltrain.errors import UserError
 
 
 @dataclass
@@ -41,3 +43,13 @@ class Progress:
                 self.stale_epochs = 0
             else:
                 self.stale_epochs += 1
+
+
+def refuse_nonfinite(record: Record) -> None:
+    """Raise UserError for a figure that is no number: what follows from it would be none either."""
+    for key, value in record.values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{record.split} {key} is {value} at step {record.step}: training diverged\n"
+                "Lower optim.lr or set clip_norm; earlier checkpoints and records are kept"
+            )

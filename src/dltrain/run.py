@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
@@ -12,8 +11,8 @@ from typing import Any
 from dltrain import build, checkpoint, console, folders, records, schema, settings, stored
 from dltrain.data.batches import Batches
 from dltrain.engine import Record, State, Task, evaluate, fit
-from dltrain.errors import ConfigError, Interrupted, UserError
-from dltrain.progress import Progress
+from dltrain.errors import ConfigError, Interrupted
+from dltrain.progress import Progress, refuse_nonfinite
 from dltrain.runtime import Runtime, device, generator_states, restore_generators, seed_everything
 from dltrain.stopping import every, noted_signals, reason_to_stop
 
@@ -136,7 +135,7 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
     with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
         for chunk in fit(state, train, val, run.task, schedule, run.runtime, **loop):
             for record in chunk:
-                _refuse_nonfinite(record, folder)
+                refuse_nonfinite(record)
                 metrics.write(record)
                 progress.note(record, run.task, state.model)
             display.show(chunk, state.step)
@@ -157,15 +156,6 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
     # Stopped before the first record: what is tested are the latest weights.
     progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
     return status or "done"
-
-
-def _refuse_nonfinite(record: Record, folder: Path) -> None:
-    for key, value in record.values.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"{record.split} {key} is {value} at step {record.step}: training diverged\n"
-                f"Lower optim.lr or set clip_norm. What was recorded and saved before is in {folder}"
-            )
 
 
 def _save(run: Run, folder: Path, position: int) -> None:
