@@ -183,7 +183,11 @@ def test_attention_pooling_of_equal_rows_is_any_of_them() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "tokens"),
-    [({"tokens": "patches", "patch": 4}, 8 * 7), ({"tokens": "patches", "patch": 2}, 16 * 14), ({"tokens": "rows"}, 32)],
+    [
+        ({"tokens": "patches", "patch": 4}, 8 * 7),
+        ({"tokens": "patches", "patch": 2}, 16 * 14),
+        ({"tokens": "rows"}, 32),
+    ],
     ids=str,
 )
 def test_tokens_are_the_patches_or_the_rows(changes: dict[str, Any], tokens: int) -> None:

@@ -138,7 +138,11 @@ LABELS, NUMBERS = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 2)
         ("classification", (NUMBERS, (1, 8, 8), (2,), 2), "needs data with classes; set task=regression"),
         ("classification", (LABELS, (1, 8, 8), (1, 8, 8), 10), "returns pictures; set task=reconstruction"),
         ("classification", (LABELS, (1, 8, 8), (7,), 10), "the data has 10 classes, the model's output is (7,)"),
-        ("classification", (LABELS, (1, 8, 8), (10, 10), 10), "the data has 10 classes, the model's output is (10, 10)"),
+        (
+            "classification",
+            (LABELS, (1, 8, 8), (10, 10), 10),
+            "the data has 10 classes, the model's output is (10, 10)",
+        ),
         ("regression", (NUMBERS, (1, 1, 1), (2,), 2), ""),
         ("regression", (LABELS, (1, 1, 1), (2,), 2), "this data has classes; set task=classification"),
         ("regression", (NUMBERS, (1, 1, 1), (3,), 2), "the data has targets of (2,), the model's output is (3,)"),

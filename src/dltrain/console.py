@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from dltrain.engine import Record
 
@@ -48,8 +48,8 @@ class Display:
         self.progress: Progress | None = None
         if console is not None:
             self.progress = Progress(
-                BarColumn(bar_width=10),
-                TimeRemainingColumn(),
+                BarColumn(10, table_column=Column(min_width=10)),
+                TimeRemainingColumn(table_column=Column(min_width=7)),
                 TextColumn("{task.description}"),
                 console=console,
                 transient=True,
@@ -112,7 +112,10 @@ def show_figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
     """The final figures of a run, and where its files are."""
-    rows = {split: summary[split] for split in ("val", "best", "test") if summary[split]}
+    best = summary["best"]
+    label = "best" if best["split"] == "val" else best["split"]  # without validation the last weights are tested
+    rows = {"val": summary["val"], label: best, "test": summary["test"]}
+    rows = {name: row for name, row in rows.items() if row}
     skipped = ("split", "step", "epoch", "lr", "examples_per_second")
     show_figures(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
     log.info("summary     %s", folder / "summary.json")
