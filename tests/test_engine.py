@@ -1,4 +1,4 @@
-"""The loop: what it yields and when, exact continuation from any step, accumulation, clipping, evaluation, golden losses."""
+"""The loop: what it yields and when, exact continuation from any step, accumulation, clipping, evaluation, golden."""
 
 import copy
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
-"""Schedules: their ends, their shape, and the same rates as torch's own schedulers where those have the same formula."""
+"""Schedules: their ends, their shape, and the rates of torch's own schedulers where those have the same formula."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -64,7 +65,7 @@ def test_after_the_warm_up_the_rate_never_rises(name: str) -> None:
 @pytest.mark.parametrize("name", ["linear", "cosine", "onecycle"])
 def test_after_the_warm_up_the_rate_falls_at_each_step(name: str) -> None:
     falling = factors(ALL[name])[4:]
-    assert all(later < earlier for earlier, later in zip(falling, falling[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(falling))
 
 
 @pytest.mark.parametrize(("name", "final"), [("linear", 0.1), ("cosine", 0.1), ("onecycle", 0.01)])

@@ -1,4 +1,4 @@
-"""Signatures are the schema: every built-in key is typed and explained, and a user's own code is read by import path."""
+"""Signatures are the schema: every built-in key is typed and explained, and a person's own code is read as well."""
 
 import subprocess
 import sys

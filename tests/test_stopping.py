@@ -1,0 +1,146 @@
+"""Reasons to stop, the time to save, and signals that are noted instead of killing."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dltrain.stopping import every, noted_signals, reason_to_stop
+
+NOTHING: dict[str, Any] = {
+    "signals": [],
+    "step": 10,
+    "limit_steps": None,
+    "seconds": 5.0,
+    "max_seconds": None,
+    "stale_epochs": 2,
+    "patience": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"signals": [15]}, "interrupted"),
+        ({"limit_steps": 11}, ""),
+        ({"limit_steps": 10}, "limit_steps"),
+        ({"limit_steps": 9}, "limit_steps"),
+        ({"max_seconds": 5.1}, ""),
+        ({"max_seconds": 5.0}, "max_seconds"),
+        ({"patience": 3}, ""),
+        ({"patience": 2}, "patience"),
+        ({"patience": 1}, "patience"),
+        ({"signals": [2], "limit_steps": 1, "max_seconds": 1.0, "patience": 1}, "interrupted"),
+        ({"limit_steps": 1, "max_seconds": 1.0, "patience": 1}, "limit_steps"),
+        ({"max_seconds": 1.0, "patience": 1}, "max_seconds"),
+    ],
+    ids=str,
+)
+def test_the_first_limit_that_is_reached_is_named(changes: dict[str, Any], reason: str) -> None:
+    assert reason_to_stop(**(NOTHING | changes)) == reason
+
+
+def test_every_so_many_steps_is_true_at_their_multiples() -> None:
+    is_due = every(3)
+    assert [step for step in range(1, 10) if is_due(step)] == [3, 6, 9]
+
+
+def due_at(interval: str, times: list[float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """At which of `times` (after 0) the interval is over."""
+    clock = iter([0.0, *times])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    is_due = every(interval)
+    return [now for now in times if is_due(1)]
+
+
+def test_every_so_many_seconds_counts_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert due_at("30s", [10.0, 29.9, 35.0, 60.0, 64.9, 65.0, 200.0, 229.0], monkeypatch) == [35.0, 65.0, 200.0]
+
+
+@pytest.mark.parametrize(("interval", "seconds"), [("1.5s", 1.5), ("2m", 120.0), ("0.5h", 1800.0)])
+def test_a_time_is_read_with_its_unit(interval: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert due_at(interval, [seconds - 0.01, seconds], monkeypatch) == [seconds]
+
+
+def test_an_interval_of_no_time_is_due_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert due_at("0.0s", [0.0, 0.0, 1.0], monkeypatch) == [0.0, 0.0, 1.0]
+
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture
+def outer() -> Iterator[list[int]]:
+    """Handlers that were there before, which write down what reaches them."""
+    reached: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: reached.append(number)) for number in BOTH}
+    yield reached
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_is_noted_and_does_not_reach_the_handler_before(number: int, outer: list[int]) -> None:
+    with noted_signals() as noted:
+        os.kill(os.getpid(), number)
+        assert noted == [number]
+    assert outer == []
+
+
+@pytest.mark.parametrize("first", BOTH)
+@pytest.mark.parametrize("second", BOTH)
+def test_a_second_signal_acts_as_before(first: int, second: int, outer: list[int]) -> None:
+    with noted_signals() as noted:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), second)
+        assert (noted, outer) == ([first], [second])
+
+
+def test_a_second_ctrl_c_is_a_keyboard_interrupt(outer: list[int]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with noted_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_the_handlers_before_are_restored(signalled: bool, outer: list[int]) -> None:
+    before = [signal.getsignal(number) for number in BOTH]
+    with noted_signals():
+        assert [signal.getsignal(number) for number in BOTH] != before
+        if signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in BOTH] == before
+
+
+def test_the_handlers_before_are_restored_after_an_error(outer: list[int]) -> None:
+    before = [signal.getsignal(number) for number in BOTH]
+    with pytest.raises(ZeroDivisionError), noted_signals():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in BOTH] == before
+
+
+def test_no_signal_is_an_empty_list(outer: list[int]) -> None:
+    with noted_signals() as noted:
+        pass
+    assert noted == []
+
+
+def test_another_thread_notes_nothing_and_changes_no_handler(outer: list[int]) -> None:
+    before = [signal.getsignal(number) for number in BOTH]
+    found: list[Any] = []
+
+    def work() -> None:
+        with noted_signals() as noted:
+            found.extend([noted, [signal.getsignal(number) for number in BOTH]])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [[], before]
