@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy
+from PIL import Image
 
 
 def pictures(count: int, shape: tuple[int, ...], seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -49,3 +50,32 @@ def write_cifar10(root: Path, train: int = 200, test: int = 50) -> dict[str, str
         write(name, {"data": images.reshape(count, -1), "labels": [int(label) for label in labels]})
     write("batches.meta", {"label_names": [f"thing {i}" for i in range(10)]})
     return sums
+
+
+def write_odd_pictures(root: Path, count: int, damaged: int) -> list[Path]:
+    """Pictures of changing format, mode and size in two class folders, dark and light; returns the damaged ones."""
+    formats = (
+        ("png", "RGB"),
+        ("jpg", "L"),
+        ("webp", "RGBA"),
+        ("PNG", "LA"),
+        ("gif", "P"),
+        ("tiff", "CMYK"),
+        ("bmp", "1"),
+    )
+    generator = numpy.random.default_rng(0)
+    bad = []
+    for index in range(count):
+        name, level = ("dark", 40) if index % 2 else ("light and wide", 215)
+        folder = root / name / ("more" if index % 5 == 0 else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        ending, mode = formats[index % len(formats)]
+        path = folder / f"Bild {index:03} ü.{ending}"
+        height, width = (int(side) for side in generator.integers(1, 90, 2))
+        pixels = (level + generator.integers(-30, 31, (height, width, 3))).astype(numpy.uint8)
+        Image.fromarray(pixels).convert(mode, dither=Image.Dither.NONE).save(path)
+        if len(bad) < damaged and index % 23 == 7:
+            path.write_bytes(path.read_bytes()[: 10 + len(bad)])
+            bad.append(path)
+    assert len(bad) == damaged
+    return bad

@@ -1,12 +1,14 @@
 """`predict` takes pictures of any size and mode as the training took its own, and reports damaged ones by name."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import generated
 from conftest import Command
 from dltrain.data.digits import digits
 
@@ -119,3 +121,19 @@ def test_an_output_that_cannot_be_written_is_code_74(dltrain: Command, run_folde
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots", "output=no/such/folder.csv")
     assert (result.code, "output=no/such/folder.csv: cannot be written" in result.err) == (74, True)
+
+
+def test_a_folder_of_300_odd_pictures_trains_and_predicts(dltrain: Command) -> None:
+    bad = generated.write_odd_pictures(Path("photos"), count=300, damaged=12)
+    result = dltrain("train", "data=folder", "data.root=photos", "data.size=[24,32]", "model=cnn", "epochs=4")
+    assert result.code == 0, result.err
+    assert all(f"left out {path}: " in result.out for path in bad)
+    assert "3x24x32, 2 classes" in result.out
+    assert json.loads((result.folder / "summary.json").read_text())["test"]["accuracy"] >= 0.9
+    assert dltrain("eval", f"ckpt={result.folder}").code == 0
+    assert dltrain("predict", f"ckpt={result.folder}", "input=photos").code == 0
+    rows = read()
+    assert len(rows) == 300
+    assert {Path(row["file"]) for row in rows if row["error"]} == set(bad)
+    good = [row for row in rows if not row["error"]]
+    assert sum(row["class_1"] in row["file"] for row in good) >= 0.9 * len(good)
