@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Quiet(SimpleHTTPRequestHandler):
 @contextmanager
 def served(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A real server on this machine, from which torchvision gets the archive."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=archive.parent)) as server:
+    with HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=archive.parent)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")

@@ -232,6 +232,14 @@ def test_evaluate_is_the_same_for_every_batch_size() -> None:
     assert one == {key: pytest.approx(value, rel=1e-6) for key, value in all_at_once.items()}
 
 
+def test_evaluate_and_predict_compute_in_evaluation_without_gradients() -> None:
+    model, seen = fresh(dropout=0.5).model, []
+    model.register_forward_hook(lambda module, _, output: seen.append((module.training, output.requires_grad)))
+    evaluate(model, batches(4), TASK, CPU)
+    predict(model, batches(4), CPU)
+    assert seen == [(False, False), (False, False)]
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_evaluate_leaves_gradients_switched_as_they_were(enabled: bool) -> None:
     with torch.set_grad_enabled(enabled):

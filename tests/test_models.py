@@ -68,6 +68,7 @@ def test_the_yaml_file_builds_a_network_for_both_kinds_of_pictures(name: str) ->
         ("linear", MNIST, {}, 7_850),
         ("linear", (1, 1, 1), {}, 20),
         ("cnn", MNIST, {"widths": [32, 64], "hidden": 128}, 320 + 18_496 + 401_536 + 1_290),
+        ("cnn", MNIST, {"widths": [4], "hidden": 8, "batch_norm": True}, 36 + 8 + 6_280 + 90),  # no bias before a norm
         ("lstm", MNIST, {"hidden": 128}, 4 * 128 * (28 + 128 + 2) + 1_290),
         ("lstm", MNIST, {"cell": "gru", "hidden": 128}, 3 * 128 * (28 + 128 + 2) + 1_290),
         ("lstm", MNIST, {"cell": "rnn", "hidden": 128}, 128 * (28 + 128 + 2) + 1_290),

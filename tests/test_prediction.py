@@ -127,7 +127,8 @@ def test_a_folder_of_300_odd_pictures_trains_and_predicts(dltrain: Command) -> N
     bad = generated.write_odd_pictures(Path("photos"), count=300, damaged=12)
     result = dltrain("train", "data=folder", "data.root=photos", "data.size=[24,32]", "model=cnn", "epochs=4")
     assert result.code == 0, result.err
-    assert all(f"left out {path}: " in result.out for path in bad)
+    kept = (result.folder / "train.log").read_text()
+    assert all(f"left out {path}: " in text for path in bad for text in (result.out, kept))
     assert "3x24x32, 2 classes" in result.out
     assert json.loads((result.folder / "summary.json").read_text())["test"]["accuracy"] >= 0.9
     assert dltrain("eval", f"ckpt={result.folder}").code == 0

@@ -162,37 +162,50 @@ def messages(path: Path) -> list[str]:
     return [line.split(" ", 3)[3] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_log_takes_lines_only_while_it_is_open(tmp_path: Path, log: logging.Logger) -> None:
+def test_the_log_has_the_lines_of_its_run_those_from_before_the_folder_too(tmp_path: Path, log: logging.Logger) -> None:
     log.info("before")
-    with records.log_file(tmp_path / "train.log"):
+    with records.run_log() as log_to:
+        log.info("early")
+        log_to(tmp_path / "train.log")
         logging.getLogger("dltrain.run").info("žluťoučký %d", 5)
+        assert messages(tmp_path / "train.log") == ["early", "žluťoučký 5"]  # at once, not at the end
     log.info("after")
-    assert messages(tmp_path / "train.log") == ["žluťoučký 5"]
+    assert messages(tmp_path / "train.log") == ["early", "žluťoučký 5"]
+
+
+def test_a_run_that_never_gets_a_folder_leaves_no_log(tmp_path: Path, log: logging.Logger) -> None:
+    with records.run_log():
+        log.info("early")
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_runs_that_follow_each_other_have_their_own_lines_once(tmp_path: Path, log: logging.Logger) -> None:
     for run in ("one", "two"):
-        with records.log_file(tmp_path / run):
+        with records.run_log() as log_to:
+            log_to(tmp_path / run)
             log.info(run)
     assert (messages(tmp_path / "one"), messages(tmp_path / "two")) == (["one"], ["two"])
 
 
 def test_a_resumed_run_adds_to_its_log(tmp_path: Path, log: logging.Logger) -> None:
     for line in ("first", "resumed"):
-        with records.log_file(tmp_path / "train.log"):
+        with records.run_log() as log_to:
+            log_to(tmp_path / "train.log")
             log.info(line)
     assert messages(tmp_path / "train.log") == ["first", "resumed"]
 
 
 def test_the_log_is_closed_after_an_error(tmp_path: Path, log: logging.Logger) -> None:
     before = log.handlers[:]
-    with pytest.raises(ZeroDivisionError), records.log_file(tmp_path / "train.log"):
+    with pytest.raises(ZeroDivisionError), records.run_log() as log_to:
+        log_to(tmp_path / "train.log")
         raise ZeroDivisionError
     assert log.handlers == before
 
 
 def test_a_line_of_the_log_begins_with_its_time_and_level(tmp_path: Path, log: logging.Logger) -> None:
-    with records.log_file(tmp_path / "train.log"):
+    with records.run_log() as log_to:
+        log_to(tmp_path / "train.log")
         log.warning("careful")
     text = (tmp_path / "train.log").read_text()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING careful\n", text)

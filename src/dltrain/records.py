@@ -3,10 +3,12 @@
 import contextlib
 import json
 import logging
+import logging.handlers
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,30 @@ from dltrain.errors import OutputError
 
 
 @contextlib.contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Let dltrain's log lines go to a file as well, until the run ends; then other runs of this process have theirs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+def run_log() -> Iterator[Callable[[Path], None]]:
+    """Keep dltrain's log lines of a run; the function it gives writes them to a file, those from before and after.
+
+    So a picture that is left out while the data is read stands in train.log, though the folder is only made when all
+    that a mistake could stop is done.
+    """
+    held = logging.handlers.MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    files: list[logging.FileHandler] = []
+
+    def write_to(path: Path) -> None:
+        files.append(logging.FileHandler(path, encoding="utf-8"))
+        files[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        held.setTarget(files[0])
+        held.flush()
+        held.capacity = 0  # from now on each line at once
+
     logger = logging.getLogger("dltrain")
-    logger.addHandler(handler)
+    logger.addHandler(held)
     try:
-        yield
+        yield write_to
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        logger.removeHandler(held)
+        for handler in (held, *files):
+            handler.close()
 
 
 class Metrics:

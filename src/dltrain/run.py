@@ -49,21 +49,21 @@ def train(
     """
     began = time.perf_counter()
     start = None
-    if config.get("resume"):
-        path = checkpoint.find(Path(config["resume"]), "last.pt")
-        start, folder = checkpoint.load(path), path.parent.parent
-        config = stored.resumed(start["config"], config, typed)
-    values = resolve(config)
-    schema.require(schema.check(values, "train", origin))
-    run = _build(config, values, start, typed)
-    folder = folder or folders.dated(name=run.settings.name)
-    with (
-        records.log_file(folder / "train.log"),
-        contextlib.closing(records.Metrics(folder / "metrics.jsonl", start["position"] if start else 0)) as metrics,
-        noted_signals() as signals,
-    ):
+    with records.run_log() as log_to, contextlib.ExitStack() as stack:
+        if config.get("resume"):
+            path = checkpoint.find(Path(config["resume"]), "last.pt")
+            start, folder = checkpoint.load(path), path.parent.parent
+            config = stored.resumed(start["config"], config, typed)
+        values = resolve(config)
+        schema.require(schema.check(values, "train", origin))
+        run = _build(config, values, start, typed)
+        folder = folder or folders.dated(name=run.settings.name)
+        log_to(folder / "train.log")
+        metrics = records.Metrics(folder / "metrics.jsonl", start["position"] if start else 0)
+        stack.enter_context(contextlib.closing(metrics))
+        signals = stack.enter_context(noted_signals())
         records.write_config(folder / ".hydra" / "config.yaml", config)
-        names = run.values["model"]["name"], run.values["data"]["name"]
+        names = values["model"]["name"], values["data"]["name"]
         for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
             log.info(line)
         log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if start else "")
