@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import generated
 from conftest import Command
 from dltrain import __version__, cli
 
@@ -264,3 +265,25 @@ def test_bash_loads_the_completion_and_completes(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.split() == ["model=lenet"]
+
+
+def test_truncated_data_is_code_66_with_file_expected_found_and_remedy(dltrain: Command, tmp_path: Path) -> None:
+    generated.write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-100])
+    result = dltrain("train", "data=mnist", f"data.root={tmp_path}")
+    assert result.code == 66
+    assert f"{path}: expected 156816 bytes (its header says 200x28x28), found 156716. Delete" in result.err
+    assert not Path("outputs").exists()
+
+
+def test_altered_data_is_code_66_with_file_and_checksums(
+    dltrain: Command, tmp_path: Path, cifar10_sums: dict[str, str]
+) -> None:
+    generated.write_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    result = dltrain("train", "data=cifar10", f"data.root={tmp_path}")
+    assert result.code == 66
+    assert f"{path}: expected MD5 {cifar10_sums['data_batch_3']}, found " in result.err
+    assert len(result.err.splitlines()) <= 3

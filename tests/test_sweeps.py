@@ -59,7 +59,9 @@ def test_a_failed_job_is_a_row_and_the_others_still_run(dltrain: Command) -> Non
 def test_a_job_with_a_refused_config_is_a_row_too(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "optim.lr=-1,0.1")
     assert result.code == 1
-    assert [row["status"][:10] for row in rows(sweep_folder(result))] == ["failed (2)", "done"]
+    folder = sweep_folder(result)
+    assert [row["status"][:10] for row in rows(folder)] == ["failed (2)", "done"]
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == [rows(folder)[1]["folder"]]
 
 
 def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:

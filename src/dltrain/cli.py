@@ -3,6 +3,7 @@
 torch is imported when a job starts, not before: help, lists, completion and mistakes answer at once.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -139,6 +140,8 @@ def _sweep(command: str, argv: list[str]) -> int:
         folder = folders.new_folder(results.folder, f"{composed.number}_{label}") if command == "train" else None
         print(f"[job {composed.number}] {' '.join(composed.overrides)}", flush=True)
         code, outcome = _job(command, composed, folder)
+        if folder is not None:
+            _remove_if_empty(folder)  # refused before it began
         summary = outcome if isinstance(outcome, dict) else {}
         status = summary.get("status", "done") if not code else f"failed ({code}): {str(outcome).splitlines()[0]}"
         results.add(
@@ -146,7 +149,7 @@ def _sweep(command: str, argv: list[str]) -> int:
             overrides=composed.overrides,
             status=status,
             seconds=time.perf_counter() - began,
-            folder=folder,
+            folder=folder if folder and folder.exists() else None,
             summary=summary,
         )
         if code in (130, 143):  # the person wants the sweep to stop, not only this job
@@ -157,13 +160,18 @@ def _sweep(command: str, argv: list[str]) -> int:
     finally:
         if not results.rows:  # refused before the first job
             (results.folder / "multirun.yaml").unlink(missing_ok=True)
-            results.folder.rmdir()
+            _remove_if_empty(results.folder)
     if results.rows:
         from dltrain.console import show_table
 
         show_table(results.table())
         print(f"table: {results.folder / 'results.csv'}")
     return code or int(results.failed > 0)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _job(command: str, composed: "Composed", folder: Path | None) -> tuple[int, Any]:
