@@ -228,19 +228,30 @@ def test_random_flip_equals_a_loop_over_the_images() -> None:
 
 
 def one_picture(picture: Tensor, *, crop: int = 0, flip: bool = False, count: int = 400) -> Tensor:
-    """One batch (count, H, W) of the same picture (H, W), augmented."""
+    """The same picture (H, W) count times, augmented in batches of 20: (count, H, W)."""
     examples = Examples(picture.repeat(count, 1, 1, 1), torch.zeros(count, dtype=torch.int64), ("one",))
-    source = Batches(examples, CPU, batch_size=count, statistics=((0.0,), (1 / 255,)), crop=crop, flip=flip, seed=0)
-    batch, _ = next(source.epoch(0, 0))
-    return batch.squeeze(1).round().byte()
+    source = Batches(examples, CPU, batch_size=20, statistics=((0.0,), (1 / 255,)), crop=crop, flip=flip, seed=0)
+    return images(source, 0).squeeze(1).round().byte()
 
 
-def test_each_picture_of_a_batch_is_shifted_by_itself_and_by_every_shift() -> None:
+def shifted_dot() -> list[tuple[int, ...]]:
+    """Where a dot in the middle of 7x7 pixels comes to lie in each of 400 crops by up to two pixels."""
     dot = torch.zeros(7, 7, dtype=torch.uint8)
     dot[3, 3] = 200
-    shifted = one_picture(dot, crop=2)
-    places = {tuple(place.tolist()) for picture in shifted for place in (picture == 200).nonzero()}
-    assert places == set(product(range(1, 6), repeat=2))
+    return [tuple(place.tolist()) for picture in one_picture(dot, crop=2) for place in (picture == 200).nonzero()]
+
+
+def test_every_shift_is_drawn_and_no_other() -> None:
+    assert set(shifted_dot()) == set(product(range(1, 6), repeat=2))
+
+
+def test_each_picture_of_a_batch_has_its_own_shift() -> None:
+    assert len(set(shifted_dot()[:20])) > 5
+
+
+def test_each_batch_has_its_own_shifts() -> None:
+    places = shifted_dot()
+    assert len({tuple(places[start : start + 20]) for start in range(0, 400, 20)}) == 20
 
 
 def test_a_crop_is_filled_with_black() -> None:
@@ -248,12 +259,21 @@ def test_a_crop_is_filled_with_black() -> None:
     assert values.tolist() == [0, 90]
 
 
-def test_about_half_of_the_pictures_of_a_batch_are_mirrored() -> None:
+def mirrored() -> list[bool]:
+    """Which of 400 pictures come out mirrored, the others being as they were."""
     picture = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.uint8)
-    mirrored = sum(torch.equal(found, picture.flip(1)) for found in one_picture(picture, flip=True))
-    kept = sum(torch.equal(found, picture) for found in one_picture(picture, flip=True))
-    assert mirrored + kept == 400
-    assert 150 < mirrored < 250
+    found = one_picture(picture, flip=True)
+    assert all(torch.equal(turned, picture) or torch.equal(turned, picture.flip(1)) for turned in found)
+    return [torch.equal(turned, picture.flip(1)) for turned in found]
+
+
+def test_about_half_of_the_pictures_are_mirrored() -> None:
+    assert 150 < sum(mirrored()) < 250
+
+
+def test_each_batch_has_its_own_mirrored_pictures() -> None:
+    flips = mirrored()
+    assert len({tuple(flips[start : start + 20]) for start in range(0, 400, 20)}) == 20
 
 
 def test_without_augmentation_training_pictures_are_unchanged() -> None:

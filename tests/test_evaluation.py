@@ -92,6 +92,12 @@ def test_data_may_have_moved_since_the_training(dltrain: Command, data_root: Pat
     assert figures(folder / "checkpoints")["accuracy"] == summary(folder)["test"]["accuracy"]
 
 
+def test_a_root_for_data_without_one_is_code_2(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    result = dltrain("eval", f"ckpt={folder}", "data.root=elsewhere")
+    assert (result.code, result.err) == (2, "error: data.root=elsewhere: data=digits has no root\n")
+
+
 def test_regression_and_reconstruction_are_evaluated_without_classes(dltrain: Command) -> None:
     regression = dltrain("train", "data=line", "model=linear", "task=regression", "epochs=50").folder
     assert dltrain("eval", f"ckpt={regression}").code == 0
@@ -129,6 +135,23 @@ def test_a_checkpoint_whose_config_was_changed_is_refused(dltrain: Command) -> N
     assert result.code == 66
     assert "its config is refused" in result.err
     assert "model.hidden=many" in result.err
+
+
+def test_a_checkpoint_cannot_name_code_through_a_reference(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    for name in ("best.pt", "last.pt"):
+        content = torch.load(folder / "checkpoints" / name, weights_only=True)
+        content["config"]["name"] = "subprocess:call"
+        content["config"]["model"] = {"name": "${name}", "args": "touch PWNED", "shell": True}
+        torch.save(content, folder / "checkpoints" / name)
+    for arguments in (
+        ["eval", f"ckpt={folder}"],
+        ["predict", f"ckpt={folder}", "input=."],
+        ["train", f"resume={folder}"],
+    ):
+        result = dltrain(*arguments)
+        assert (result.code, "the checkpoint wants to run subprocess:call" in result.err) == (2, True)
+    assert not Path("PWNED").exists()
 
 
 def test_weights_of_another_shape_are_refused_by_name(dltrain: Command) -> None:

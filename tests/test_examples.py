@@ -297,3 +297,24 @@ def test_a_split_that_cannot_be_trained_on_is_refused_by_name(problem: str) -> N
     with pytest.raises(InputError, match=f"^data: the test split {message}") as caught:
         read(source_of(test=returned()), "test")
     assert caught.value.exit_code == 66
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        (byte_images(2, 1, 2, 2), LABELS),
+        (byte_images(2, 1, 2, 2), [0, 1], None),
+        (numpy.zeros((2, 1, 2, 2)), LABELS, None),
+    ],
+    ids=["no class names", "labels in a list", "images in an array"],
+)
+def test_a_tuple_of_other_things_is_refused_with_what_is_expected(returned: Any) -> None:
+    with pytest.raises(InputError, match=r"expected \(images, labels, class names\)") as caught:
+        read(source_of(train=returned), "train")
+    assert caught.value.exit_code == 66
+
+
+def test_a_torch_data_set_without_examples_is_refused() -> None:
+    with pytest.raises(InputError, match="empty") as caught:
+        read(source_of(train=Pictures()), "train")
+    assert caught.value.exit_code == 66

@@ -118,9 +118,7 @@ def test_nan_never_becomes_better_than_a_number(task: Task, good: dict[str, floa
 def test_a_figure_that_is_no_number_stops_the_run(value: float) -> None:
     with pytest.raises(UserError) as caught:
         refuse_nonfinite(val(2, accuracy=0.5, loss=value))
-    assert str(caught.value).startswith(
-        f"val loss is {value} at step 10: training diverged\nLower optim.lr or set clip_"
-    )
+    assert str(caught.value).startswith(f"val loss is {value} at step 10: training diverged\nLower optim.lr")
     assert caught.value.exit_code == 1
 
 

@@ -15,6 +15,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("dltrain ")]
 COMMANDS += re.findall(r"`(dltrain train (?:data|optim)=custom[^`]*)`", README)
+ROWS = re.findall(r"^\|.*\| `((?:model|device)[^`|]*)`[^|]*\|$", README, re.MULTILINE)
+COMMANDS += [f"dltrain train {row}" for row in ROWS]
 LONG = ("device=cuda", "data=mnist", "data=cifar10", "experiment=", "data.val=0", "my_sets", "my_optim")
 
 
@@ -59,6 +61,10 @@ def test_the_readme_s_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names: dict[str, object] = {}
     exec(code, names)
     assert names["summary"]["test"]["accuracy"] > 0.3  # type: ignore[index]
+
+
+def test_every_row_of_the_results_is_a_command() -> None:
+    assert len([row for row in ROWS if "data.val=0" in row]) == 7
 
 
 def test_the_readme_names_every_exit_code() -> None:

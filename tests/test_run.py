@@ -193,9 +193,54 @@ def test_resume_knows_the_keys_of_the_run_s_own_options(dltrain: Command) -> Non
 
 def test_resume_of_another_model_or_data_is_refused_by_name(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK).folder
-    result = dltrain("train", f"resume={folder}", "model.hidden=[8]", "data.val=0.2", "seed=3")
+    result = dltrain("train", f"resume={folder}", "model.hidden=[8]", "data.val=0.2", "seed=3", "accumulate=2")
     assert result.code == 2
-    assert "resume: data.val, model.hidden, seed cannot change in a resumed run" in result.err
+    assert "resume: data.val, model.hidden, seed, accumulate cannot change in a resumed run" in result.err
+    result = dltrain("train", f"resume={folder}", "~optim.nesterov")
+    assert result.code == 2
+    assert "optim.nesterov: cannot be taken away" in result.err
+
+
+def test_resume_works_from_inside_the_run_folder_and_by_its_checkpoint(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dltrain("train", *QUICK, "limit_steps=5").folder.absolute()
+    monkeypatch.chdir(folder / "checkpoints")
+    assert dltrain("train", "resume=last.pt", "limit_steps=7").code == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 7
+    assert not (folder / "checkpoints" / "metrics.jsonl").exists()
+
+
+def test_resume_of_best_or_of_a_copy_is_code_66(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    Path("copy.pt").write_bytes((folder / "checkpoints" / "last.pt").read_bytes())
+    for path in (folder / "checkpoints" / "best.pt", "copy.pt"):
+        result = dltrain("train", f"resume={path}")
+        assert (result.code, "only last.pt in the folder of a run can be resumed" in result.err) == (66, True)
+    assert not Path("metrics.jsonl").exists()
+
+
+def test_a_limit_that_is_reached_stays_reached_when_the_run_is_resumed(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "limit_steps=5").folder
+    before = weights(folder)
+    assert dltrain("train", f"resume={folder}").code == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 5
+    assert equal(weights(folder), before)
+
+
+def test_a_complete_run_is_done_whatever_its_limit(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "limit_steps=18").folder
+    assert json.loads((folder / "summary.json").read_text())["status"] == "done"
+
+
+def test_what_does_not_go_with_resume_is_code_2(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    for word in ("experiment=cnn_mnist", "init=other.pt", "name=new"):
+        result = dltrain("train", f"resume={folder}", word)
+        key = word.partition("=")[0]
+        assert (result.code, f"resume: {key} cannot be combined with it" in result.err) == (2, True)
+    assert "epochs=1: the run has done 3.00 already" in dltrain("train", f"resume={folder}", "epochs=1").err
+    assert "resume=123: must be the folder of a run" in dltrain("train", "resume=123").err
 
 
 def test_resume_of_nothing_is_code_66(dltrain: Command) -> None:
@@ -209,6 +254,8 @@ def test_init_starts_from_the_weights_of_a_checkpoint(dltrain: Command) -> None:
     first = dltrain("train", *QUICK).folder
     second = dltrain("train", *QUICK, f"init={first}/checkpoints/last.pt", "optim.lr=1e-30").folder
     assert equal(weights(first), weights(second))
+    third = dltrain("train", *QUICK, f"init={first}", "optim.lr=1e-30").folder
+    assert equal(weights(first, "best.pt"), weights(third))
 
 
 def test_init_from_a_bare_state_dict_tells_what_did_not_match(dltrain: Command) -> None:
@@ -233,6 +280,7 @@ def test_divergence_ends_the_run_with_the_figure_and_advice(dltrain: Command) ->
     result = dltrain("train", *QUICK, "optim.lr=1e30", "schedule=constant")
     assert result.code == 1
     assert "training diverged\nLower optim.lr or set clip_norm" in result.err
+    assert "training diverged" in (result.folder / "train.log").read_text()
     assert "Traceback" not in result.err
 
 
@@ -283,7 +331,7 @@ def test_a_model_of_ones_own_trains_without_a_fork(dltrain: Command) -> None:
         "        return self.layers(x)\n"
     )
     own = ("model=custom", "model.name=my_nets:Tiny")
-    folder = dltrain("train", *own, "+model.width=9", *QUICK[2:]).folder
+    folder = dltrain("train", *own, "+model.width=9", "trust=[my_nets]", *QUICK[2:]).folder
     assert weights(folder)["layers.1.weight"].shape == (9, 784)
     result = dltrain("train", *own, "+model.widht=9", *QUICK[2:])
     assert (result.code, "did you mean model.width?" in result.err) == (2, True)
@@ -291,6 +339,9 @@ def test_a_model_of_ones_own_trains_without_a_fork(dltrain: Command) -> None:
     assert result.code == 2
     assert "the checkpoint wants to run my_nets:Tiny. If you trust that code, add trust=[my_nets]" in result.err
     assert dltrain("eval", f"ckpt={folder}", "trust=[my_nets]").code == 0
+    # What the checkpoint itself says of trust counts for nothing.
+    assert dltrain("train", f"resume={folder}", "epochs=4").code == 2
+    assert dltrain("train", f"resume={folder}", "epochs=4", "trust=my_nets").code == 0
     sys.modules.pop("my_nets")
 
 
@@ -310,6 +361,78 @@ def test_data_and_optimizer_of_ones_own_train_without_a_fork(dltrain: Command) -
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["test"]["accuracy"] == 1.0
     sys.modules.pop("my_parts")
+
+
+DATA = """
+import torch
+
+def strange(split):
+    labels = torch.arange(30) % (4 if split == "test" else 3)
+    return torch.zeros(30, 1, 6, 6, dtype=torch.uint8), labels, None
+
+def drawn(split):
+    return torch.randint(0, 255, (30, 1, 6, 6)).to(torch.uint8), torch.arange(30) % 3, ["a", "b", "c"]
+
+def pair(split):
+    return torch.zeros(30, 1, 6, 6, dtype=torch.uint8), torch.arange(30) % 3
+
+def arrays(split):
+    return drawn(split)[0].numpy(), drawn(split)[1].numpy(), ["a", "b", "c"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("strange", "data: the test split has classes 0, 1, 2, 3; trained are 0, 1, 2, in that order"),
+        ("pair", "data: expected (images, labels, class names), the first two tensors; got (Tensor, Tensor)"),
+        ("arrays", "got (ndarray, ndarray, list)"),
+    ],
+)
+def test_faulty_data_of_ones_own_is_code_66_before_training(dltrain: Command, name: str, message: str) -> None:
+    Path("my_data.py").write_text(DATA)
+    result = dltrain("train", "data=custom", f"data.name=my_data:{name}", "model=linear", "data.val=0")
+    sys.modules.pop("my_data")
+    assert (result.code, message in result.err) == (66, True)
+    assert not Path("outputs").exists()
+
+
+def test_data_of_ones_own_that_is_drawn_is_drawn_again_alike(dltrain: Command) -> None:
+    Path("my_data.py").write_text(DATA)
+    arguments = ("train", "data=custom", "data.name=my_data:drawn", "model=linear", "epochs=1", "data.val=0")
+    one, two = dltrain(*arguments).folder, dltrain(*arguments).folder
+    sys.modules.pop("my_data")
+    assert lines(one) == lines(two)
+
+
+def test_torch_s_own_optimizers_can_be_named(dltrain: Command) -> None:
+    own = ("optim=custom", "optim.name=torch.optim:Adagrad", "+optim.lr=0.02")
+    folder = dltrain("train", *QUICK, *own).folder
+    assert json.loads((folder / "summary.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; sys.exit(0)", "cannot import faulty (SystemExit: 0)"),
+        ("def Net(**kwargs): return 5", "expected a torch.nn.Module, got int"),
+        ("def Net(input_shape): return 1 / 0", "model=faulty:Net cannot be built"),
+    ],
+)
+def test_faulty_code_of_ones_own_is_code_2_and_told(dltrain: Command, code: str, message: str) -> None:
+    Path("faulty.py").write_text(code)
+    result = dltrain("train", "model=custom", "model.name=faulty:Net")
+    sys.modules.pop("faulty", None)
+    assert (result.code, message in result.err) == (2, True)
+
+
+def test_batch_norm_with_one_example_left_over_is_refused_before_training(dltrain: Command) -> None:
+    arguments = ("train", "model=mlp", "model.batch_norm=true", "data.val=0", "epochs=1")
+    result = dltrain(*arguments, "data.limit=65", "batch_size=64")
+    assert (result.code, "of 65 examples one is left alone in the last batch" in result.err) == (2, True)
+    assert dltrain(*arguments, "data.limit=66", "batch_size=64").code == 0
+    assert dltrain(*arguments, "data.limit=68", "batch_size=32", "accumulate=2").code == 0
+    assert dltrain(*arguments, "data.limit=67", "batch_size=32", "accumulate=2").code == 2
 
 
 def test_training_from_python_takes_a_composed_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

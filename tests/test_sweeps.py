@@ -70,6 +70,14 @@ def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:
     assert table.index("optim.lr=0.1") < table.index("optim.lr=1e-06")
 
 
+def test_a_sweep_of_evaluations_keeps_the_figures_of_each_split(dltrain: Command) -> None:
+    run = dltrain("train", *QUICK).folder
+    (row, other) = rows(sweep_folder(dltrain("eval", "-m", f"ckpt={run}", "split=val,test")))
+    summary = json.loads((run / "summary.json").read_text())
+    assert float(row["val_accuracy"]) == summary["best"]["accuracy"]
+    assert float(other["test_accuracy"]) == summary["test"]["accuracy"]
+
+
 def test_the_whole_grammar_of_sweeps_is_understood(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "seed=range(2)", "optim=choice(sgd,adam)", "schedule=glob(c*)")
     assert len(rows(sweep_folder(result))) == 2 * 2 * 2

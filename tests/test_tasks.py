@@ -155,3 +155,11 @@ def test_a_mismatch_says_what_does_not_fit_and_what_to_set(name: str, arguments:
     found = TASKS[name].mismatch(*arguments)
     assert message in found
     assert bool(found) == bool(message)
+
+
+def test_r2_of_targets_that_are_equal_but_for_rounding_is_zero() -> None:
+    targets = torch.full((1000, 1), 0.1)
+    outputs = torch.full((1000, 1), 0.6)
+    task = Regression()
+    sums = task.sums(task.loss(outputs, targets, targets), outputs, targets, targets)
+    assert task.metrics(sums.tolist())["r2"] == 0.0

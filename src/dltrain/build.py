@@ -1,5 +1,6 @@
 """A checked config to the parts of a run: data, model, optimizer. Shared by train, eval and predict."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,19 @@ def data(node: dict[str, Any], seed: int) -> Data:
         if examples is not None and examples.images.shape[1:] != train.images.shape[1:]:
             shapes = [tuple(part.images.shape[1:]) for part in (train, examples)]
             raise InputError(f"data: the train split has images of {shapes[0]}, the {split} split of {shapes[1]}")
+        if examples is not None:
+            check_classes(train.classes, examples, split)
     return Data(train, val, test, normalization(train.images, mean=node["mean"], std=node["std"]))
+
+
+def check_classes(classes: Sequence[str], examples: Examples, split: str) -> None:
+    """Raise InputError where a split has other classes than the training had: its figures would be wrong."""
+    strangers = [name for name in examples.classes if name not in classes]
+    if strangers or examples.classes != tuple(classes)[: len(examples.classes)]:
+        raise InputError(
+            f"data: the {split} split has classes {', '.join(examples.classes[:20])}; "
+            f"trained are {', '.join(classes[:20])}, in that order"
+        )
 
 
 def evaluation_batches(examples: Examples, place: runtime.Runtime, statistics: Statistics, batch_size: int) -> Batches:
@@ -74,21 +87,35 @@ def check_fit(network: nn.Module, node: dict[str, Any], task: Task, found: Data)
     try:
         with torch.no_grad():
             output = network(torch.zeros(2, *found.input_shape))
+        output_shape = tuple(output.shape[1:])
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model={node['name']} does not fit data of {found.input_shape}: {reason}") from error
     finally:
         network.train()
-    if problem := task.mismatch(found.train.targets, found.input_shape, tuple(output.shape[1:]), found.outputs):
+    if problem := task.mismatch(found.train.targets, found.input_shape, output_shape, found.outputs):
         raise ConfigError(problem)
+
+
+def check_last_batch(network: nn.Module, examples: int, batch_size: int, accumulate: int) -> None:
+    """Raise ConfigError where an epoch ends with one example alone, of which batch norm has no variance."""
+    last = examples % (batch_size * accumulate) or batch_size * accumulate
+    part = -(-last // accumulate)
+    if (last % part or part) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+        raise ConfigError(
+            f"batch_size={batch_size}: of {examples} examples one is left alone in the last batch, "
+            "which batch norm cannot use; choose another"
+        )
 
 
 def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer, each group with its `initial_lr`. Raises ConfigError for keys that exclude each other."""
     try:
         built: torch.optim.Optimizer = schema.bind("optim", node)(network.named_parameters())
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"optim={node['name']}: {error}") from error
+    if not isinstance(built, torch.optim.Optimizer):
+        raise ConfigError(f"optim={node['name']}: expected a torch.optim.Optimizer, got {type(built).__name__}")
     for group in built.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return built
@@ -107,7 +134,7 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
 
     Raises InputError where none does.
     """
-    weights = checkpoint.load_weights(path)
+    weights = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
     own = network.state_dict()
     matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if not matching:

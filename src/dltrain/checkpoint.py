@@ -3,6 +3,7 @@
 A checkpoint holds tensors and plain data only. Knows files; knows no model, no config, no console.
 """
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -36,7 +37,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise OutputError(f"{path}: could not be written ({error}). Free the disk or change its rights") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def find(path: Path, name: str) -> Path:
     """A checkpoint file, given itself, a checkpoints/ folder or a run folder."""
+    path = path.expanduser()
     for candidate in (path, path / name, path / "checkpoints" / name):
         if candidate.is_file():
             return candidate

@@ -107,7 +107,6 @@ def _complete(argv: list[str]) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     """Run a subcommand: one job, or with -m a sweep, where a failed job does not stop the others."""
-    argv = [f"+{word}" if word.startswith("experiment=") else word for word in argv]
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv):
         return _sweep(command, argv)
     codes: list[int] = []
@@ -150,7 +149,7 @@ def _sweep(command: str, argv: list[str]) -> int:
             status=status,
             seconds=time.perf_counter() - began,
             folder=folder if folder and folder.exists() else None,
-            summary=summary,
+            figures=_figures(command, summary),
         )
         if code in (130, 143):  # the person wants the sweep to stop, not only this job
             raise SystemExit(code)
@@ -158,15 +157,28 @@ def _sweep(command: str, argv: list[str]) -> int:
     try:
         code = _compose(command, [*argv, f"hydra.sweep.dir='{results.folder}'"], job)
     finally:
-        if not results.rows:  # refused before the first job
-            (results.folder / "multirun.yaml").unlink(missing_ok=True)
-            _remove_if_empty(results.folder)
+        (results.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own; each job has its whole config
+        _remove_if_empty(results.folder)  # refused before the first job
     if results.rows:
         from dltrain.console import show_table
 
         show_table(results.table())
         print(f"table: {results.folder / 'results.csv'}")
     return code or int(results.failed > 0)
+
+
+def _figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
+    """Figures of a job by split: of a training the test's, and the validation's of the weights that were tested."""
+    splits = dict(summary)
+    if command == "train":
+        best = summary.get("best") or {}
+        splits = {"test": summary.get("test") or {}, "val": best if best.get("split") == "val" else {}}
+    return {
+        f"{split}_{key}": value
+        for split, values in splits.items()
+        for key, value in values.items()
+        if key not in ("split", "step", "epoch")
+    }
 
 
 def _remove_if_empty(folder: Path) -> None:

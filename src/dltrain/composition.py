@@ -74,7 +74,7 @@ def readable(argv: list[str]) -> list[str]:
         if word.startswith("-"):
             flags += [word, next(words, "")] if word in VALUE_FLAGS else [word]
         else:
-            overrides.append(_quoted(word))
+            overrides.append(_quoted(f"+{word}" if word.startswith("experiment=") else word))
     return [word for word in flags if word] + overrides
 
 
@@ -132,8 +132,9 @@ def _arguments(argv: list[str]) -> Iterator[None]:
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     """The config of a subcommand with overrides, its references filled in: for `dltrain.run.train` from Python."""
+    words = readable(overrides)
     with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-        plain = OmegaConf.to_container(hydra.compose(command, overrides), resolve=False)
+        plain = OmegaConf.to_container(hydra.compose(command, words), resolve=False)
     assert isinstance(plain, dict)
     return resolve(named(plain))
 
@@ -176,8 +177,9 @@ def _composed(config: DictConfig, implied: list[str]) -> Composed:
     overrides = OmegaConf.to_container(own.overrides.task, resolve=False)  # ${oc.env:KEY} stays a reference
     assert isinstance(overrides, list)
     overrides = [word for word in overrides if word not in implied]
-    typed = [override.key_or_group for override in OverridesParser.create().parse_overrides(overrides)]
-    typed = [key for key in typed if key.partition(".")[0] in plain]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    known = (*plain, "experiment")
+    typed = [it.key_or_group for it in parsed if it.is_delete() or it.key_or_group.partition(".")[0] in known]
     sources = [Path(source.path) for source in own.runtime.config_sources if source.schema == "file"]
     chosen = {str(group): str(option) for group, option in own.runtime.choices.items()}
     name = str(own.job.config_name)

@@ -115,7 +115,7 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
     best = summary["best"]
     label = "best" if best["split"] == "val" else best["split"]  # without validation the last weights are tested
     rows = {"val": summary["val"], label: best, "test": summary["test"]}
-    rows = {name: row for name, row in rows.items() if row}
+    rows = {name: row for name, row in rows.items() if row and "loss" in row}
     skipped = ("split", "step", "epoch", "lr", "examples_per_second")
     show_figures(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
     log.info("summary     %s", folder / "summary.json")

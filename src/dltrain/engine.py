@@ -151,6 +151,7 @@ def train_step(
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, task: Task, runtime: Runtime) -> dict[str, float]:
     """Figures over all batches. Returns, never yields: a generator would leak no_grad into its caller."""
+    was_training = model.training
     model.eval()
     total: Tensor | None = None
     for inputs, targets in batches.in_order():
@@ -159,7 +160,7 @@ def evaluate(model: nn.Module, batches: Batches, task: Task, runtime: Runtime) -
             loss = task.loss(outputs, inputs, targets)
         sums = task.sums(loss, outputs, inputs, targets)
         total = sums if total is None else total.add_(sums)
-    model.train()
+    model.train(was_training)
     assert total is not None
     return task.metrics(total.tolist())
 

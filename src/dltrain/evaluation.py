@@ -47,9 +47,11 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     path = checkpoint.find(Path(config["ckpt"]), "best.pt")
     content = checkpoint.load(path)
     own = content["config"]
-    stored.refuse_untrusted(own, config["trust"])
     values = resolve(own)
+    stored.refuse_untrusted(values, config["trust"])  # what its references lead to, not how they are written
     if root := config.get("data", {}).get("root"):
+        if "root" not in values["data"]:
+            raise ConfigError(f"data.root={root}: data={values['data']['name']} has no root")
         values["data"] = values["data"] | {"root": root}
     if faults := schema.check(values, "train"):
         raise InputError(f"{path}: its config is refused:\n" + "\n".join(map(str, faults)))
@@ -81,6 +83,7 @@ def evaluate_checkpoint(
     if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
         found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
         raise InputError(f"data: has images of {found}, the model was trained on {expected}")
+    build.check_classes(loaded.content["data"]["classes"], examples, config["split"])
     batch_size = config["batch_size"] or loaded.values["batch_size"]
     batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
     figures: dict[str, Any] = dict(evaluate(loaded.model, batches, task, loaded.runtime))
@@ -99,6 +102,7 @@ def evaluate_checkpoint(
 def _read(loaded: Loaded, split: str) -> Examples:
     """The examples of a split, as the training had them."""
     node = loaded.values["data"]
+    runtime.seed_everything(loaded.values["seed"])  # a user's data set may draw from the generators
     source = schema.bind("data", node)
     if split == "test":
         examples = read(source, "test")

@@ -35,4 +35,5 @@ def dated(kind: str = "", name: str | None = None) -> Path:
 
 def safe_name(text: str) -> str:
     """A text as part of a file name: it cannot leave its folder and is not too long."""
-    return re.sub(r"[^\w.,=+-]+", "_", text).strip("._")[:100] or "_"
+    kept = re.sub(r"[^\w.,=+-]+", "_", text).strip("._")
+    return kept.encode()[:100].decode(errors="ignore") or "_"  # file systems count bytes

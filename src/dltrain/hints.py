@@ -36,7 +36,7 @@ def obeys(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, list, dict):
@@ -44,9 +44,16 @@ def obeys(value: Any, hint: Any) -> bool:
     return True
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
 def _within(value: Any, rule: Any) -> bool:
     if isinstance(rule, Interval):
-        return (
+        return value is None or (
             (rule.gt is None or value > rule.gt)
             and (rule.ge is None or value >= rule.ge)
             and (rule.lt is None or value < rule.lt)

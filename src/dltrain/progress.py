@@ -37,7 +37,8 @@ class Progress:
             if not self.best_weights:  # without validation the last is the best
                 self.best = position | record.values
         elif record.split == "val":
-            if not self.best_weights or task.score(record.values) > task.score(self.best):
+            is_number = all(math.isfinite(value) for value in record.values.values())
+            if is_number and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
                 self.best_weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
                 self.stale_epochs = 0
@@ -51,5 +52,5 @@ def refuse_nonfinite(record: Record) -> None:
         if not math.isfinite(value):
             raise UserError(
                 f"{record.split} {key} is {value} at step {record.step}: training diverged\n"
-                "Lower optim.lr or set clip_norm; earlier checkpoints and records are kept"
+                "Lower optim.lr or set clip_norm; what was saved before is kept"
             )

@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics.jsonl, train.log, config.yaml, summary.json."""
 
 import contextlib
+import errno
 import json
 import logging
 import logging.handlers
@@ -17,7 +18,7 @@ import yaml
 
 from dltrain import __version__
 from dltrain.engine import Record
-from dltrain.errors import OutputError
+from dltrain.errors import OutputError, UserError
 
 
 @contextlib.contextmanager
@@ -38,13 +39,26 @@ def run_log() -> Iterator[Callable[[Path], None]]:
         held.capacity = 0  # from now on each line at once
 
     logger = logging.getLogger("dltrain")
+    logger.setLevel(logging.INFO)
     logger.addHandler(held)
     try:
         yield write_to
+    except UserError as error:  # into the file alone: who catches it tells it
+        held.handle(logging.LogRecord("dltrain", logging.ERROR, __file__, 0, str(error), None, None))
+        raise
     finally:
         logger.removeHandler(held)
         for handler in (held, *files):
             handler.close()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or folder}: could not be written ({error.strerror})") from error
 
 
 class Metrics:
@@ -52,16 +66,17 @@ class Metrics:
 
     def __init__(self, path: Path, position: int = 0) -> None:
         path.touch()
-        self.file = path.open("r+b")
-        self.file.truncate(position)
-        self.file.seek(position)
+        self.file = path.open("r+b", buffering=0)  # a buffer would be written again when it is closed
+        self.file.truncate(min(position, path.stat().st_size))
+        self.file.seek(0, os.SEEK_END)
 
     def write(self, record: Record) -> None:
         """Append a record; it is in the file at once, so that a kill loses none."""
         line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
+        content = (json.dumps(line) + "\n").encode()
         try:
-            self.file.write((json.dumps(line) + "\n").encode())
-            self.file.flush()
+            if self.file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise OutputError(f"{self.file.name}: could not be written ({error.strerror})") from error
 
@@ -91,7 +106,8 @@ def _replace(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise OutputError(f"{path}: could not be written ({error.strerror})") from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from dltrain import build, checkpoint, console, folders, records, schema, settings, stored
 from dltrain.data.batches import Batches
 from dltrain.engine import Record, State, Task, evaluate, fit
-from dltrain.errors import ConfigError, Interrupted
+from dltrain.errors import ConfigError, InputError, Interrupted
 from dltrain.progress import Progress, refuse_nonfinite
 from dltrain.runtime import Runtime, device, generator_states, restore_generators, seed_everything
 from dltrain.stopping import every, noted_signals, reason_to_stop
@@ -48,21 +48,24 @@ def train(
     Raises UserError, whose `exit_code` says of which kind.
     """
     began = time.perf_counter()
-    start = None
+    start, trust = None, ()
     with records.run_log() as log_to, contextlib.ExitStack() as stack:
-        if config.get("resume"):
-            path = checkpoint.find(Path(config["resume"]), "last.pt")
-            start, folder = checkpoint.load(path), path.parent.parent
-            config = stored.resumed(start["config"], config, typed)
+        if config.get("resume") is not None:
+            folder, start = _checkpoint_to_resume(config["resume"])
+            trust, config = config["trust"], stored.resumed(start["config"], config, typed)
         values = resolve(config)
+        if start is not None:
+            stored.refuse_untrusted(values, trust)
         schema.require(schema.check(values, "train", origin))
         run = _build(config, values, start, typed)
         folder = folder or folders.dated(name=run.settings.name)
-        log_to(folder / "train.log")
-        metrics = records.Metrics(folder / "metrics.jsonl", start["position"] if start else 0)
+        with records.writing(folder):
+            log_to(folder / "train.log")
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            records.write_config(folder / ".hydra" / "config.yaml", config)
+            metrics = records.Metrics(folder / "metrics.jsonl", start["position"] if start else 0)
         stack.enter_context(contextlib.closing(metrics))
         signals = stack.enter_context(noted_signals())
-        records.write_config(folder / ".hydra" / "config.yaml", config)
         names = values["model"]["name"], values["data"]["name"]
         for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
             log.info(line)
@@ -74,6 +77,19 @@ def train(
     return summary | {"folder": str(folder)}
 
 
+def _checkpoint_to_resume(text: object) -> tuple[Path, dict[str, Any]]:
+    """The run folder that `resume` names, and the content of its last checkpoint."""
+    if not isinstance(text, str):
+        raise ConfigError(f"resume={text}: must be the folder of a run")
+    path = checkpoint.find(Path(text), "last.pt").resolve()
+    start = checkpoint.load(path)
+    if path.parent.name != "checkpoints" or "optimizer" not in start:
+        raise InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
+    here = Path.cwd()
+    folder = path.parent.parent
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder, start
+
+
 def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any] | None, typed: Collection[str]) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
@@ -81,6 +97,7 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any]
     before = {} if start is None or "device" in typed else start["runtime"]
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     runtime = device(**(values["device"] | before))
+    seed_everything(own.seed)  # a user's data set may draw from the generators
     data = build.data(values["data"], own.seed)
     task = schema.bind("task", values["task"])()
     seed_everything(own.seed)
@@ -88,6 +105,7 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any]
         raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     model = build.model(values["model"], data.input_shape, data.outputs)
     build.check_fit(model, values["model"], task, data)
+    build.check_last_batch(model, len(data.train.images), own.batch_size, own.accumulate)
     if own.init and start is None:
         for line in build.load_weights(model, Path(own.init)):
             log.warning("init: %s", line)
@@ -95,6 +113,9 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any]
     run = Run(config, values, own, runtime, data, task, state, Progress())
     if start is not None:
         _restore(run, start)
+        done = run.state.step / -(-len(data.train.images) // (own.batch_size * own.accumulate))
+        if done > own.epochs:
+            raise ConfigError(f"epochs={own.epochs}: the run has done {done:.2f} already; set more")
     return run
 
 
@@ -131,31 +152,35 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
     schedule = schema.bind("schedule", run.values["schedule"])
     loop = {key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm")}
     save_is_due = every(settings.checkpoint_every)
-    status = "done"
+
+    def reason(seconds: float) -> str:
+        return reason_to_stop(
+            signals=signals,
+            step=state.step,
+            limit_steps=settings.limit_steps,
+            seconds=seconds,
+            max_seconds=settings.max_seconds,
+            stale_epochs=progress.stale_epochs,
+            patience=settings.patience,
+        )
+
+    status = reason(seconds=0)  # a run that has reached its limit stays there when it is resumed
     with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
-        for chunk in fit(state, train, val, run.task, schedule, run.runtime, **loop):
+        for chunk in () if status else fit(state, train, val, run.task, schedule, run.runtime, **loop):
             for record in chunk:
                 refuse_nonfinite(record)
                 metrics.write(record)
                 progress.note(record, run.task, state.model)
             display.show(chunk, state.step)
-            status = reason_to_stop(
-                signals=signals,
-                step=state.step,
-                limit_steps=settings.limit_steps,
-                seconds=time.perf_counter() - began,
-                max_seconds=settings.max_seconds,
-                stale_epochs=progress.stale_epochs,
-                patience=settings.patience,
-            )
-            if status:
+            if status := reason(time.perf_counter() - began):
                 break
             if save_is_due(state.step):
                 _save(run, folder, metrics.position)
     _save(run, folder, metrics.position)
     # Stopped before the first record: what is tested are the latest weights.
     progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
-    return status or "done"
+    complete = state.step == settings.epochs * len(train) and not signals
+    return "done" if complete else status
 
 
 def _save(run: Run, folder: Path, position: int) -> None:
@@ -180,7 +205,6 @@ def _save(run: Run, folder: Path, position: int) -> None:
     }
     best = {"model": run.progress.best_weights or content["model"], "best": run.progress.best}
     best |= {key: content[key] for key in ("config", "data", "runtime", "versions")}
-    (folder / "checkpoints").mkdir(exist_ok=True)
     checkpoint.save(folder / "checkpoints" / "last.pt", content)
     checkpoint.save(folder / "checkpoints" / "best.pt", best)
 

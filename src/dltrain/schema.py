@@ -85,6 +85,8 @@ def signature(group: str, name: str) -> Signature | None:
     place = GROUPS[group]
     if ":" in name:
         found = signatures.user_signature(signatures.user_object(name))
+        if group == "optim":  # it gets the parameters first, whatever it calls them
+            found = replace(found, keys=dict(list(found.keys.items())[1:]))
     else:
         if name not in names(group):
             return None
@@ -135,7 +137,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     for node, place in nodes.items():
         value = config.get(node)
         if not isinstance(value, dict):
-            faults.append(Fault(node, f"={value}: must be a group of keys{where(node)}"))
+            faults.append(Fault(node, f"={'null' if value is None else value}: must be a group of keys{where(node)}"))
             continue
         if place is not None:
             fixed = signatures.builtin(*place)
@@ -166,7 +168,7 @@ def _check_keys(
     faults = []
     known = {prefix + key: rule for key, rule in found.keys.items()}
     for name, value in node.items():
-        key = prefix + name
+        key = f"{prefix}{name}"
         if key in known:
             faults += _check_value(key, value, known[key], where)
         elif not found.takes_any:
@@ -189,7 +191,8 @@ def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> 
     if place is not None:
         fixed = signatures.builtin(*place)
         return list(fixed.keys) if fixed else []
-    name = (config.get(node) or {}).get("name")
+    own = config.get(node)
+    name = own.get("name") if isinstance(own, dict) else None
     found = signature(node, name) if isinstance(name, str) and name in names(node) else None
     return ["name", *found.keys] if found else []
 

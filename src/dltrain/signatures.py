@@ -160,7 +160,7 @@ def user_object(path: str) -> Any:
         sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may do anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may do anything while it is imported
         raise ConfigError(f"{path}: cannot import {module_name} ({type(error).__name__}: {error})") from error
     if not callable(found := getattr(module, name, None)):
         raise ConfigError(f"{path}: {module_name} has no function or class {name or '(name it after a colon)'}")

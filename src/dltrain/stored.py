@@ -11,7 +11,7 @@ from dltrain.schema import GROUPS
 log = logging.getLogger(__name__)
 
 # A run continued with other data, another network or another task would be another run.
-FIXED = ("data", "model", "task", "seed", "batch_size")
+FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
 FREE = ("data.root",)
 
 
@@ -23,16 +23,19 @@ def overlay(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
         source, target = given, joined
         for parent in parents:
             source, target = source[parent], target.setdefault(parent, {})
+        if last not in source:
+            raise ConfigError(f"{key}: cannot be taken away from a run that is resumed")
         target[last] = copy.deepcopy(source[last])
     return joined
 
 
 def resumed(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
     """The config of a run that is continued: its own, with what is typed now where that may change."""
+    if unfit := [key for key in typed if key in ("experiment", "init", "name")]:
+        raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
     changed = [key for key in typed if key not in ("resume", "trust")]
     joined = overlay(stored, given, changed)
     refuse_changes(stored, joined)
-    refuse_untrusted(joined, given.get("trust", ()))
     if changed:
         log.warning("resume: changed %s, so the run will not be what it would have been", ", ".join(changed))
     return joined

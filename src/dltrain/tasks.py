@@ -67,8 +67,8 @@ class Regression:
         return {
             "loss": squared / count,
             "mae": absolute / count,
-            # With targets that are all equal there is nothing to explain.
-            "r2": 1 - squared / variation if variation > 0 else 0.0,
+            # Where all targets are equal, but for rounding, there is nothing to explain.
+            "r2": 1 - squared / variation if variation > 1e-9 * total_squared else 0.0,
         }
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:

@@ -82,7 +82,7 @@ class Batches:
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator that depends on seed and epoch alone; SeedSequence mixes the two without collisions."""
+    """A generator that depends on seed and epoch alone; SeedSequence mixes the two so that near ones differ."""
     word = numpy.random.SeedSequence([seed, epoch]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(word))
 

@@ -33,7 +33,11 @@ def read(source: Source, split: str) -> Examples | None:
     found = source(split)
     if found is None:
         return None
-    images, targets, classes = found if isinstance(found, tuple) else _read_dataset(found)
+    found = found if isinstance(found, tuple) else _read_dataset(found)
+    if len(found) != 3 or not all(isinstance(part, Tensor) for part in found[:2]):
+        kinds = ", ".join(type(part).__name__ for part in found)
+        raise InputError(f"data: expected (images, labels, class names), the first two tensors; got ({kinds})")
+    images, targets, classes = found
     if not classes and not targets.is_floating_point():
         classes = [str(label) for label in range(int(targets.max()) + 1)]
     examples = Examples(images, targets, tuple(classes or ()))
@@ -45,6 +49,8 @@ def read(source: Source, split: str) -> Examples | None:
 def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
     """A map-style Dataset of (image, label) as tensors; images are tensors (C, H, W), or PIL pictures or arrays."""
     items = [dataset[index] for index in range(len(dataset))]
+    if not items:
+        raise InputError("data: the data set is empty")
     images = torch.stack([image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items])
     return images, torch.as_tensor([label for _, label in items]), getattr(dataset, "classes", None)
 

@@ -33,7 +33,8 @@ def decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Ten
             upright = ImageOps.exif_transpose(opened)
             picture = _flatten(upright, "RGB" if channels == 3 else "L")
     except Exception as error:  # decoders raise nearly anything on damaged input
-        raise ValueError(" ".join(str(error).split()).replace(f"'{path}'", "the file")[:120]) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(reason.replace(f"'{path}'", "the file")[:120]) from None
     width_height = size[1], size[0]
     if fit == "crop":
         picture = ImageOps.fit(picture, width_height, Image.Resampling.BILINEAR)

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from dltrain.errors import OutputError
 
+SPLITS = ("train_", "val_", "test_")
+
 
 @dataclass
 class Results:
@@ -26,14 +28,9 @@ class Results:
         status: str,
         seconds: float,
         folder: Path | None,
-        summary: dict[str, Any],
+        figures: dict[str, float],
     ) -> None:
-        """Add a job and rewrite the file; `summary` is the run's, empty where it failed."""
-        figures = {
-            f"{split}_{key}": value
-            for split in ("test", "val")
-            for key, value in ((summary.get(split) or {}) if split == "test" else _best(summary)).items()
-        }
+        """Add a job and rewrite the file; `figures` are named by split, such as test_accuracy, none where it failed."""
         self.rows.append(
             {
                 "job": job,
@@ -48,7 +45,7 @@ class Results:
 
     def _write(self) -> None:
         path = self.folder / "results.csv"
-        figures = [name for row in self.rows for name in row if name.startswith(("test_", "val_"))]
+        figures = [name for row in self.rows for name in row if name.startswith(SPLITS)]
         ordered = dict.fromkeys(["job", "overrides", "status", *figures, "seconds", "folder"])
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -67,14 +64,14 @@ class Results:
 
     def ranked(self) -> list[dict[str, Any]]:
         """Rows from best to worst: by validation accuracy, else its loss, else the same of the test."""
-        keys = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+        keys = [f"{split}{key}" for split in ("val_", "test_", "train_") for key in ("accuracy", "loss")]
         key = next((key for key in keys if any(key in row for row in self.rows)), "seconds")
         sign = -1 if key.endswith("accuracy") else 1
         return sorted(self.rows, key=lambda row: sign * row[key] if key in row else float("inf"))
 
     def table(self) -> Table:
         """The ranked table for a person."""
-        figures = list(dict.fromkeys(name for row in self.rows for name in row if name.startswith(("test_", "val_"))))
+        figures = list(dict.fromkeys(name for row in self.rows for name in row if name.startswith(SPLITS)))
         table = Table(title=f"{len(self.rows)} jobs, {self.failed} failed", title_justify="left")
         for column in ("job", "overrides", "status"):
             table.add_column(column)
@@ -84,11 +81,3 @@ class Results:
             numbers = [f"{row[name]:.4f}" if name in row else "" for name in figures]
             table.add_row(str(row["job"]), row["overrides"], row["status"], *numbers, f"{row['seconds']:.1f}")
         return table
-
-
-def _best(summary: dict[str, Any]) -> dict[str, float]:
-    """Validation figures of the best weights, which are the ones that were tested."""
-    best = summary.get("best") or {}
-    if best.get("split") != "val":
-        return {}
-    return {key: value for key, value in best.items() if key not in ("split", "step", "epoch")}
