@@ -330,3 +330,19 @@ def test_when_every_picture_is_damaged_the_folder_is_refused(tmp_path: Path) -> 
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"")
     assert refusal(tmp_path) == f"{tmp_path}: none of the 3 pictures of the train split can be read"
+
+
+def test_hidden_folders_are_no_classes_also_below_train(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/.ipynb_checkpoints", "test/cat", "test/.hidden"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    files, classes = find_files(tmp_path, "test")
+    assert (len(files), classes) == (1, ("cat",))
+
+
+def test_test_without_train_is_refused(tmp_path: Path) -> None:
+    for name in ("val/cat", "test/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    with pytest.raises(InputError, match="has test and val but no train folder"):
+        find_files(tmp_path, "train")

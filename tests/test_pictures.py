@@ -391,3 +391,14 @@ def test_pictures_are_found_below_a_folder_that_lies_in_a_hidden_one(tmp_path: P
     picture.parent.mkdir(parents=True)
     picture.touch()
     assert pictures.find(picture.parent) == [picture]
+
+
+def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="no picture, or damaged at its beginning"):
+        decode(tmp_path / "a.png")
+
+
+def test_a_dark_16_bit_picture_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(numpy.full((8, 8), 255, dtype=numpy.uint16)).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", channels=1).max() == 1

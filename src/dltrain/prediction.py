@@ -38,8 +38,9 @@ def predict(
     classes = loaded.content["data"]["classes"]
     top_k = min(config["top_k"], len(classes))
     rows = []
-    for start in range(0, len(paths), config["batch_size"]):
-        rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], classes, top_k)
+    with pictures.quiet():
+        for start in range(0, len(paths), config["batch_size"]):
+            rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], classes, top_k)
     _write(Path(config["output"]), rows, top_k)
     _show(rows, top_k)
     damaged = sum(bool(row["error"]) for row in rows)

@@ -44,7 +44,10 @@ def _diagnosis(root: Path, error: Exception, dataset: type) -> str:
         path = root / FOLDER / name
         if not path.exists():
             return f"{path}: expected a file with MD5 {expected}, found none. {remedy}"
-        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        try:
+            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        except OSError as unreadable:
+            return f"{path}: cannot be read ({unreadable.strerror}). {remedy}"
         if found != expected:
             return f"{path}: expected MD5 {expected}, found {found} ({path.stat().st_size} bytes). {remedy}"
     return f"{root / FOLDER}: {error}"

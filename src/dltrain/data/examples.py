@@ -38,7 +38,7 @@ def read(source: Source, split: str) -> Examples | None:
         kinds = ", ".join(type(part).__name__ for part in found)
         raise InputError(f"data: expected (images, labels, class names), the first two tensors; got ({kinds})")
     images, targets, classes = found
-    if not classes and not targets.is_floating_point():
+    if not classes and not targets.is_floating_point() and len(targets):
         classes = [str(label) for label in range(int(targets.max()) + 1)]
     examples = Examples(images, targets, tuple(classes or ()))
     if problem := _problem(examples):
@@ -51,7 +51,10 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
     items = [dataset[index] for index in range(len(dataset))]
     if not items:
         raise InputError("data: the data set is empty")
-    images = torch.stack([image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items])
+    pictures = [image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items]
+    if len(shapes := {tuple(image.shape) for image in pictures}) > 1:
+        raise InputError(f"data: images must have one size, the data set has {', '.join(map(str, sorted(shapes)[:4]))}")
+    images = torch.stack(pictures)
     return images, torch.as_tensor([label for _, label in items]), getattr(dataset, "classes", None)
 
 

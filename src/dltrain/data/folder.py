@@ -62,11 +62,13 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[st
     classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if not classes:
         raise InputError(f"{base}: expected a sub-folder of pictures for each class, found none")
+    if set(classes) <= {"test", "val"}:
+        raise InputError(f"{root}: has {' and '.join(classes)} but no train folder. Add one with the classes in it")
     if own_splits:
         base = root / split
         if not base.is_dir():
             return [], classes
-        strangers = {path.name for path in base.iterdir() if path.is_dir()} - set(classes)
+        strangers = {path.name for path in base.iterdir() if path.is_dir() and path.name[0] != "."} - set(classes)
         if strangers:
             raise InputError(f"{base}: classes that are not in {root / 'train'}: {', '.join(sorted(strangers))}")
     elif split == "val":
@@ -90,7 +92,7 @@ def _decode_all(
 ) -> list[Tensor | ValueError]:
     """Each picture, or why it cannot be read; decoding releases the interpreter, so threads suffice."""
     decode = partial(_try_decode, channels=channels, size=size, fit=fit)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
             track(
                 pool.map(decode, paths),

@@ -55,11 +55,13 @@ def read(path: Path, *, dimensions: int) -> Tensor:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). {_remedy(path)}") from None
     header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):
+    if content[:4] != bytes([0, 0, 8, dimensions]):
         raise InputError(
             f"{path}: expected an idx file that begins with 00 00 08 0{dimensions}, "
             f"found {content[:4].hex(' ') or 'an empty file'}. {_remedy(path)}"
         )
+    if len(content) < header:
+        raise InputError(f"{path}: expected at least {header} bytes, found {len(content)}. {_remedy(path)}")
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
     expected = header + int(numpy.prod(shape, dtype=object))
     if len(content) != expected:

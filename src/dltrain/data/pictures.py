@@ -1,14 +1,34 @@
 """One picture file of any size and mode to a tensor."""
 
+import contextlib
+import functools
+import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Pillow's names of the formats above: others, such as EPS, would start other programs."""
+    Image.init()
+    wanted = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+    return [name for name in wanted if name in Image.OPEN]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Pillow's warnings about odd files from the screen; around threads, not in them: filters are global."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def find(folder: Path) -> list[Path]:
@@ -17,6 +37,7 @@ def find(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in EXTENSIONS
+        and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
@@ -28,13 +49,16 @@ def decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Ten
     Raises ValueError with a short reason for a file that is no picture or is damaged.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # By file: by path Pillow 13 maps some turned TIFFs into memory and mixes up their pixels.
+        with path.open("rb") as file, Image.open(file, formats=_formats()) as opened:
+            if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(f"{opened.width}x{opened.height} pixels, at most {Image.MAX_IMAGE_PIXELS} are read")
             upright = ImageOps.exif_transpose(opened)
             picture = _flatten(upright, "RGB" if channels == 3 else "L")
+    except UnidentifiedImageError:
+        raise ValueError("no picture, or damaged at its beginning") from None
     except Exception as error:  # decoders raise nearly anything on damaged input
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(reason.replace(f"'{path}'", "the file")[:120]) from None
+        raise ValueError((" ".join(str(error).split()) or type(error).__name__)[:120]) from None
     width_height = size[1], size[0]
     if fit == "crop":
         picture = ImageOps.fit(picture, width_height, Image.Resampling.BILINEAR)
@@ -49,7 +73,10 @@ def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         # PIL clips these at 255: bring 16-bit levels (and floats in 0..1) to bytes instead.
         levels = numpy.asarray(picture, dtype=numpy.float64)
-        top = 65535 if levels.max(initial=0) > 255 else 1 if picture.mode == "F" and levels.max(initial=0) <= 1 else 255
+        highest = levels.max(initial=0)
+        top = 65535 if picture.mode.startswith("I;16") or highest > 255 else 255
+        if picture.mode == "F" and highest <= 1:
+            top = 1
         picture = Image.fromarray((levels.clip(0, top) * (255 / top)).round().astype(numpy.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
