@@ -6,11 +6,8 @@ import pickle
 import shutil
 import socket
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from dltrain.data.batches import channel_statistics
 from dltrain.data.cifar10 import FOLDER, cifar10
 from dltrain.data.examples import Examples
 from dltrain.errors import InputError
+from loopback import serving
 
 Sums = dict[str, str]
 
@@ -45,23 +43,12 @@ def own_root(data_root: Path, cifar10_sums: Sums, tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
 @contextmanager
 def served(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A real server on this machine, from which torchvision gets the archive."""
-    with HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=archive.parent)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(archive.parent) as address:
+        monkeypatch.setattr(CIFAR10, "url", f"{address}{archive.name}")
+        yield
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ MISTAKES = {
     "train data=line model=linear": "task=classification needs data with classes; set task=regression",
     "train optim.nesterov=true optim.momentum=0": "optim=sgd: Nesterov momentum requires a momentum and zero dampening",
     "train patience=3 data.val=0": "patience needs a validation set: set data.val, such as data.val=0.1",
-    "train data.mean=[1,2,3]": "data.mean=[1, 2, 3]: must have 1 or 1 numbers, one for each channel",
+    "train data.mean=[1,2,3]": "data.mean=[1, 2, 3]: must have 1 number",
     "train data.limit=100000": "data.limit=100000 is more than the 1438 training examples there are",
 }
 

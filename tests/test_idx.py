@@ -7,13 +7,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -26,6 +22,7 @@ from dltrain.data.examples import Examples
 from dltrain.data.fashion_mnist import fashion_mnist
 from dltrain.data.mnist import mnist
 from dltrain.errors import InputError
+from loopback import serving
 
 NAMES = [name for pair in idx.FILES.values() for name in pair]
 
@@ -63,23 +60,12 @@ def packed(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return folder
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
 @contextmanager
 def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A real server on this machine, as MNIST's only mirror."""
-    with HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(folder) as address:
+        monkeypatch.setattr(MNIST, "mirrors", [address])
+        yield
 
 
 def load(root: Path | str | None, split: str = "train") -> Examples:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
 MOST_LINES = 50
+CONSOLE = "dltrain console"  # name of the handler, so that there is only one
 
 
 def start_logging() -> None:
@@ -26,13 +27,13 @@ def start_logging() -> None:
     logger = logging.getLogger("dltrain")
     logger.setLevel(logging.INFO)
     logger.propagate = False  # the root logger belongs to the program that imports dltrain
-    for old in [handler for handler in logger.handlers if getattr(handler, "is_console", False)]:
+    for old in [handler for handler in logger.handlers if handler.name == CONSOLE]:
         logger.removeHandler(old)
     console = Console()
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if console.is_terminal:
         handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
-    handler.is_console = True  # type: ignore[attr-defined]
+    handler.set_name(CONSOLE)
     logger.addHandler(handler)
 
 

@@ -72,11 +72,12 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
             hint = schema.suggest(key, known)
             faults.append(schema.Fault(key, f": no such key{hint} (from the command line)"))
             continue
-        node = config
+        node: Any = config
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else {}
         values = override.value() if not override.is_sweep_override() else _values(override)[0]
-        node[key.rpartition(".")[2]] = OmegaConf.to_container(OmegaConf.create({"value": values}))["value"]  # type: ignore[index,call-overload]
+        plain: Any = OmegaConf.to_container(OmegaConf.create({"value": values}))
+        node[key.rpartition(".")[2]] = plain["value"]
     typed = [override.key_or_group for override in overrides]
     return faults + schema.check(config, command, lambda key: "the command line" if key in typed else "")
 

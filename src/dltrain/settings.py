@@ -44,7 +44,7 @@ class Train:
     limit_steps: Positive | None
     resume: str | None
     init: str | None
-    trust: list[str] | str
+    trust: str | list[str]
     name: str | None
 
 
@@ -62,7 +62,7 @@ class Eval:
     ckpt: str
     split: Literal["train", "val", "test"]
     batch_size: Positive | None
-    trust: list[str] | str
+    trust: str | list[str]
 
 
 @dataclass(frozen=True)
@@ -94,4 +94,4 @@ class Predict:
     top_k: Positive
     batch_size: Positive
     output: str
-    trust: list[str] | str
+    trust: str | list[str]

@@ -111,7 +111,8 @@ def normalization(images: Tensor, *, mean: list[float] | None, std: list[Positiv
     channels = images.shape[1]
     for key, given in (("mean", mean), ("std", std)):
         if given is not None and len(given) not in (1, channels):
-            raise ConfigError(f"data.{key}={given}: must have 1 or {channels} numbers, one for each channel")
+            wanted = f"1 or {channels} numbers, one for each channel" if channels > 1 else "1 number"
+            raise ConfigError(f"data.{key}={given}: must have {wanted}")
     own: Statistics = (0.0,) * channels, (1.0,) * channels
     if images.dtype == torch.uint8 and (mean is None or std is None):
         own = channel_statistics(images)

@@ -2,11 +2,12 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dltrain.data.examples import Examples
-from dltrain.data.idx import data_root
+from dltrain.data.idx import data_root, not_downloaded
 from dltrain.errors import InputError
 
 FOLDER = "cifar-10-batches-py"
@@ -32,15 +33,12 @@ def cifar10(split: str, *, root: str | None) -> Examples | None:
     return Examples(images, torch.tensor(found.targets), tuple(found.classes))
 
 
-def _diagnosis(root: Path, error: Exception, dataset: type) -> str:
+def _diagnosis(root: Path, error: Exception, dataset: Any) -> str:
     """Name the first missing or altered file; where there is no folder, why the download failed."""
     if not (root / FOLDER).exists():
-        return (
-            f"CIFAR10 is not in {root / FOLDER} and could not be downloaded: {' '.join(str(error).split())[:200]}\n"
-            "Put its files there, or set data.root (or DLTRAIN_DATA) to the folder that holds it"
-        )
+        return not_downloaded("CIFAR10", root / FOLDER, error)
     remedy = f"Delete the folder {root / FOLDER} and start again to fetch it anew"
-    for name, expected in dataset.train_list + dataset.test_list + [("batches.meta", dataset.meta["md5"])]:  # type: ignore[attr-defined]
+    for name, expected in dataset.train_list + dataset.test_list + [("batches.meta", dataset.meta["md5"])]:
         path = root / FOLDER / name
         if not path.exists():
             return f"{path}: expected a file with MD5 {expected}, found none. {remedy}"

@@ -5,6 +5,7 @@ Format: magic number (0, 0, 8 for bytes, number of dimensions), then each dimens
 """
 
 import os
+import textwrap
 from pathlib import Path
 
 import numpy
@@ -79,11 +80,17 @@ def download(torchvision_name: str, root: Path) -> None:
     try:
         getattr(datasets, torchvision_name)(root, download=True)
     except Exception as error:  # whatever a network, a server or a disk can do
-        raise InputError(
-            f"{torchvision_name} is not in {root / torchvision_name / 'raw'} and could not be downloaded: "
-            f"{' '.join(str(error).split())[:200]}\n"
-            "Put its files there, or set data.root (or DLTRAIN_DATA) to the folder that holds it"
-        ) from error
+        folder = root / torchvision_name / "raw"
+        raise InputError(not_downloaded(torchvision_name, folder, error)) from error
+
+
+def not_downloaded(name: str, folder: Path, error: Exception) -> str:
+    """What is missing, why it could not be fetched, and what to do."""
+    reason = textwrap.shorten(str(error), 200, placeholder=" …")
+    return (
+        f"{name} is not in {folder} and could not be downloaded: {reason}\n"
+        "Put its files there, or set data.root (or DLTRAIN_DATA) to the folder that holds it"
+    )
 
 
 def _remedy(path: Path) -> str:
