@@ -139,7 +139,7 @@ def test_an_unknown_key_is_told_with_the_nearest_name(
         ("clip_norm", 0, "clip_norm=0: must be a number > 0 or null"),
         ("clip_norm", float("nan"), "clip_norm=nan: must be a number > 0 or null"),
         ("checkpoint_every", "30", "checkpoint_every=30: must be a whole number >= 1 or a time such as 30s, 5m or 1h"),
-        ("trust", [1], "trust=[1]: must be a list, each text or text"),
+        ("trust", [1], "trust=[1]: must be text or a list, each text"),
         ("epochs", "???", "epochs is required: passes over the training set"),
         ("optim", {}, "optim.name is required: set it to module:name, your own code"),
         ("task", {"name": "clasification"}, "task.name=clasification: no such task; did you mean classification?"),
