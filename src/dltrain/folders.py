@@ -1,11 +1,20 @@
-"""Folders that runs and sweeps make for themselves. Imports no torch."""
+"""Folders that runs and sweeps make for themselves, and locks on folders. Imports no torch."""
 
 import contextlib
+import errno
+import logging
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dltrain.errors import OutputError
+
+log = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
 
 
 def new_folder(base: Path, name: str) -> Path:
@@ -37,3 +46,24 @@ def safe_name(text: str) -> str:
     """A text as part of a file name: it cannot leave its folder and is not too long."""
     kept = re.sub(r"[^\w.,=+-]+", "_", text).strip("._")
     return kept.encode()[:100].decode(errors="ignore") or "_"  # file systems count bytes
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock that is the file `path`; one that a dead process left is free, as the system forgets it.
+
+    Without `wait` a lock that another holds is an OutputError; so is a folder that cannot be written.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(f"{path.parent}: another process is writing here. Wait for it, or stop it") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise OutputError(f"{path}: could not be locked ({error.strerror})") from error
+        log.warning("%s: its file system has no locks; see to it that nothing else writes there", path.parent)
+    try:
+        yield
+    finally:
+        lock.release()
