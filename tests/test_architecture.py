@@ -19,11 +19,12 @@ LAYERS = [
     {"sweeps"},
     {"prediction"},
     {"evaluation", "run"},
+    {"snapshot"},
     {"build", "stored"},
-    {"console", "records", "checkpoint", "progress", "stopping", "data", "models", "optim", "schedules"},
+    {"console", "records", "checkpoint", "progress", "stopping", "nonfinite", "data", "models", "optim", "schedules"},
     {"engine"},
     {"runtime", "tasks"},
-    {"folders", "schema", "settings"},
+    {"folders", "durable", "schema", "settings"},
     {"signatures"},
     {"hints"},
     {"errors", "__init__"},
@@ -81,6 +82,8 @@ def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
         "listing",
         "completion",
         "folders",
+        "durable",
+        "stopping",
     ],
 )
 def test_what_answers_without_torch_does_not_import_it_at_the_top(module: str) -> None:

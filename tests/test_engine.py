@@ -50,7 +50,13 @@ def fresh(dropout: float = 0.0, optimizer: str = "sgd", lr: float = 0.05) -> Sta
 
 
 def run(state: State, train: Batches, val: Batches | None = None, **changes: Any) -> Iterator[list[Record]]:
-    loop: dict[str, Any] = {"epochs": EPOCHS, "log_every": 2, "accumulate": 1, "clip_norm": None}
+    loop: dict[str, Any] = {
+        "epochs": EPOCHS,
+        "log_every": 2,
+        "accumulate": 1,
+        "clip_norm": None,
+        "on_nonfinite": "stop",
+    }
     schedule = changes.pop("schedule", CONSTANT)
     return fit(state, train, val, TASK, schedule, CPU, **(loop | changes))
 
@@ -165,8 +171,8 @@ def test_random_numbers_do_matter_to_the_run_that_continues(
 def test_accumulation_equals_one_large_batch(size: int, accumulate: int) -> None:
     inputs, targets = next(batches(size, batch_size=size).in_order())
     whole, parts = fresh(), fresh()
-    expected = train_step(whole, inputs, targets, TASK, CPU, accumulate=1, clip_norm=None)
-    found = train_step(parts, inputs, targets, TASK, CPU, accumulate=accumulate, clip_norm=None)
+    expected = train_step(whole, inputs, targets, TASK, CPU, accumulate=1, clip_norm=None, on_nonfinite="stop")
+    found = train_step(parts, inputs, targets, TASK, CPU, accumulate=accumulate, clip_norm=None, on_nonfinite="stop")
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     for one, other in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
@@ -185,7 +191,7 @@ def update_norm(clip_norm: float | None) -> float:
     state = fresh()
     before = torch.cat([parameter.detach().flatten().clone() for parameter in state.model.parameters()])
     state.optimizer = torch.optim.SGD(state.model.parameters(), lr=1.0)
-    train_step(state, *next(batches().in_order()), TASK, CPU, accumulate=1, clip_norm=clip_norm)
+    train_step(state, *next(batches().in_order()), TASK, CPU, accumulate=1, clip_norm=clip_norm, on_nonfinite="stop")
     after = torch.cat([parameter.detach().flatten() for parameter in state.model.parameters()])
     return float((after - before).norm())
 
@@ -201,7 +207,7 @@ def test_clip_norm_above_the_gradient_changes_nothing() -> None:
 
 def test_a_step_leaves_no_gradient_behind() -> None:
     state = fresh()
-    train_step(state, *next(batches().in_order()), TASK, CPU, accumulate=2, clip_norm=None)
+    train_step(state, *next(batches().in_order()), TASK, CPU, accumulate=2, clip_norm=None, on_nonfinite="stop")
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
@@ -303,7 +309,7 @@ def test_linear_regression_finds_the_line() -> None:
     model = build.model({"name": "linear"}, (1, 1, 1), 1)
     node = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decay_biases": True}
     state = State(model, build.optimizer(node, model))
-    loop: dict[str, Any] = {"epochs": 50, "log_every": 100, "accumulate": 1, "clip_norm": None}
+    loop: dict[str, Any] = {"epochs": 50, "log_every": 100, "accumulate": 1, "clip_norm": None, "on_nonfinite": "stop"}
     list(fit(state, split, None, Regression(), CONSTANT, CPU, **loop))
     assert [float(parameter.detach()) for parameter in model.parameters()] == pytest.approx([2.0, 1.0], abs=1e-4)
 
@@ -311,7 +317,7 @@ def test_linear_regression_finds_the_line() -> None:
 def test_bf16_trains_with_weights_in_float32() -> None:
     state = fresh()
     runtime = replace(CPU, precision="bf16")
-    loop: dict[str, Any] = {"epochs": 1, "log_every": 1, "accumulate": 1, "clip_norm": None}
+    loop: dict[str, Any] = {"epochs": 1, "log_every": 1, "accumulate": 1, "clip_norm": None, "on_nonfinite": "stop"}
     losses = [chunk[0].values["loss"] for chunk in fit(state, batches(), None, TASK, CONSTANT, runtime, **loop)]
     exact = [chunk[0].values["loss"] for chunk in run(fresh(), batches(), log_every=1, epochs=1)]
     assert losses != exact

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 
 from conftest import Command
+from dltrain import checkpoint
 from dltrain.data.digits import digits
 
 QUICK = ("model=mlp", "model.hidden=[32]", "epochs=5")
@@ -130,7 +131,7 @@ def test_a_checkpoint_whose_config_was_changed_is_refused(dltrain: Command) -> N
     folder = dltrain("train", *QUICK).folder
     content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
     content["config"]["model"]["hidden"] = "many"
-    torch.save(content, "changed.pt")
+    checkpoint.save(Path("changed.pt"), content)
     result = dltrain("eval", "ckpt=changed.pt")
     assert result.code == 66
     assert "its config is refused" in result.err
@@ -143,7 +144,7 @@ def test_a_checkpoint_cannot_name_code_through_a_reference(dltrain: Command) -> 
         content = torch.load(folder / "checkpoints" / name, weights_only=True)
         content["config"]["name"] = "subprocess:call"
         content["config"]["model"] = {"name": "${name}", "args": "touch PWNED", "shell": True}
-        torch.save(content, folder / "checkpoints" / name)
+        checkpoint.save(folder / "checkpoints" / name, content)
     for arguments in (
         ["eval", f"ckpt={folder}"],
         ["predict", f"ckpt={folder}", "input=."],
@@ -158,7 +159,8 @@ def test_weights_of_another_shape_are_refused_by_name(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK).folder
     content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
     content["config"]["model"]["hidden"] = [31]
-    torch.save(content, "changed.pt")
+    checkpoint.save(Path("changed.pt"), content)
     result = dltrain("eval", "ckpt=changed.pt")
-    assert (result.code, "its weights do not fit model=mlp" in result.err) == (66, True)
+    expected = "its weights do not fit the model: layers.1.weight is torch.float32 (32, 784), the model has"
+    assert (result.code, expected in result.err) == (66, True), result.err
     assert len(result.err.splitlines()) <= 3

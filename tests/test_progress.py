@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from dltrain.engine import Record, Task
-from dltrain.errors import UserError
-from dltrain.progress import Progress, refuse_nonfinite
+from dltrain.progress import Progress
 from dltrain.tasks import Classification, Regression
 
 TASK = Classification(label_smoothing=0.0)
@@ -112,18 +111,6 @@ def test_the_latest_figures_of_each_split_are_kept() -> None:
 def test_nan_never_becomes_better_than_a_number(task: Task, good: dict[str, float], bad: dict[str, float]) -> None:
     progress = noted([val(1, **good), val(2, **bad)], task)
     assert (progress.best["step"], progress.stale_epochs, float(progress.best_weights["weight"])) == (5, 1, 0)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_figure_that_is_no_number_stops_the_run(value: float) -> None:
-    with pytest.raises(UserError) as caught:
-        refuse_nonfinite(val(2, accuracy=0.5, loss=value))
-    assert str(caught.value).startswith(f"val loss is {value} at step 10: training diverged\nLower optim.lr")
-    assert caught.value.exit_code == 1
-
-
-def test_figures_that_are_numbers_pass() -> None:
-    assert refuse_nonfinite(val(2, accuracy=0.0, loss=1e300)) is None
 
 
 def test_examples_per_second_is_that_of_the_fastest_epoch() -> None:

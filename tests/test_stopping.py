@@ -59,12 +59,18 @@ def due_at(interval: str, times: list[float], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_so_many_seconds_counts_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert due_at("30s", [10.0, 29.9, 35.0, 60.0, 64.9, 65.0, 200.0, 229.0], monkeypatch) == [35.0, 65.0, 200.0]
+    times = [0.9, 1.0, 2.9, 3.0, 7.0, 15.0, 31.0, 60.9, 61.0, 90.9, 91.0, 200.0, 229.0]
+    assert due_at("30s", times, monkeypatch) == [1.0, 3.0, 7.0, 15.0, 31.0, 61.0, 91.0, 200.0]
 
 
 @pytest.mark.parametrize(("interval", "seconds"), [("1.5s", 1.5), ("2m", 120.0), ("0.5h", 1800.0)])
 def test_a_time_is_read_with_its_unit(interval: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert due_at(interval, [seconds - 0.01, seconds], monkeypatch) == [seconds]
+    warm = [2.0**power for power in range(12) if 2.0**power < 2 * seconds]  # the doubling distances of the start
+    times = [sum(warm[: count + 1]) for count in range(len(warm))]
+    end = times[-1]
+    found = due_at(interval, [*times, end + seconds - 0.01, end + seconds], monkeypatch)
+    assert found[-1] == end + seconds
+    assert end + seconds - 0.01 not in found
 
 
 def test_an_interval_of_no_time_is_due_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def told() -> Iterator[list[str]]:
 
 def test_a_change_is_told_in_the_log(told: list[str]) -> None:
     stored.resumed(STORED, given(), ["resume", "epochs", "optim.lr"])
-    assert told == ["resume: changed epochs, optim.lr, so the run will not be what it would have been"]
+    assert told == ["resume: epochs, optim.lr changed: from here on the run is not what it would have been"]
 
 
 def test_no_change_is_not_told(told: list[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dltrain import checkpoint, runtime, schema
 from dltrain.data.batches import Batches, Statistics, normalization
@@ -129,16 +129,39 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
         group.update(own)
 
 
-def load_weights(network: nn.Module, path: Path) -> list[str]:
-    """Copy the weights of a file whose name and shape match; returns a line for each that did not, in either direction.
+def load_exactly(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Set all weights. Raises InputError, before any is set, where one is missing, left over or of another kind."""
+    own = network.state_dict()
+    faults = [f"{key} is missing" for key in own if key not in weights]
+    faults += [f"{key} is unknown to the model" for key in weights if key not in own]
+    for key in [key for key in own if key in weights]:
+        found, expected = ((tuple(tensor.shape), tensor.dtype) for tensor in (weights[key], own[key]))
+        if found != expected:
+            faults.append(f"{key} is {found[1]} {found[0]}, the model has {expected[1]} {expected[0]}")
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(f"{path}: its weights do not fit the model: {'; '.join(faults[:3])}{more}")
+    network.load_state_dict(weights)
+
+
+def starting_weights(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights of a file that a model is to start from.
+
+    Raises InputError, for a checkpoint before any data is read, where none of them is the model's.
+    """
+    weights, known = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
+    if known is not None:
+        _matching(model(node, tuple(known["input_shape"]), known["outputs"]), weights, path)
+    return weights
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:
+    """Copy the weights whose name and shape match; returns a line for each that did not, in either direction.
 
     Raises InputError where none does.
     """
-    weights = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
     own = network.state_dict()
-    matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
-    if not matching:
-        raise InputError(f"{path}: no weight in it matches the model by name and shape; is it for another model?")
+    matching = _matching(network, weights, path)
     network.load_state_dict(matching, strict=False)
     lines = []
     for key in sorted(weights.keys() | own.keys()):
@@ -149,6 +172,14 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
         elif key not in matching:
             lines.append(f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model")
     return lines
+
+
+def _matching(network: nn.Module, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    own = network.state_dict()
+    matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if not matching:
+        raise InputError(f"{path}: no weight in it matches the model by name and shape; is it for another model?")
+    return matching
 
 
 def describe(model_name: str, data_name: str, network: nn.Module, found: Data) -> list[str]:

@@ -1,44 +1,57 @@
-"""Checkpoints: written whole or not at all, read without running code.
+"""Checkpoints: written whole or not at all, verified byte by byte before they are read, read without running code.
 
-A checkpoint holds tensors and plain data only. Knows files; knows no model, no config, no console.
+A file is torch's archive, which `torch.load` reads, and behind it a trailer with the SHA-256 of the archive. It holds
+tensors and plain data only. Knows files; knows no model, no console.
 """
 
-import contextlib
+import hashlib
+import io
+import logging
 import os
-import secrets
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from dltrain.errors import InputError, OutputError
+from dltrain import durable
+from dltrain.errors import InputError
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+TRAILER = b"\ndltrain sha256 "  # then 64 hexadecimal digits and a line feed
+TRAILER_SIZE = len(TRAILER) + 64 + 1
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint under a unique temporary name in the same folder, flush it to the disk, and rename it.
+class Damaged(InputError):
+    """A file whose bytes are not those that were written."""
 
-    Raises OutputError with the path where that fails; the file that was there before stays as it was.
+
+def save(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
+    """Write a checkpoint; of those it replaces, `keep - 1` stay beside it: last-1.pt is the one before last.pt.
+
+    Nothing is deleted before the new file is whole and in its place. Raises OutputError where that fails.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            torch.save({"format": FORMAT} | content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
+    archive = io.BytesIO()
+    torch.save({"format": FORMAT} | content, archive)
+    body = archive.getbuffer()
+    digest = hashlib.sha256(body).hexdigest().encode()
+    with durable.writing(path, len(body)):
+        held = durable.hold(path) if keep > 1 else None
         try:
-            os.fsync(folder)
+            durable.replace(path, body, TRAILER + digest + b"\n")
+            if held is not None:
+                for number in reversed(range(1, keep - 1)):
+                    if (older := _previous(path, number)).exists():
+                        older.replace(_previous(path, number + 1))
+                held.replace(_previous(path, 1))
+                durable.sync(path.parent)
         finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        raise OutputError(f"{path}: could not be written ({error}). Free the disk or change its rights") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+            if held is not None:
+                held.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -46,41 +59,125 @@ def load(path: Path) -> dict[str, Any]:
     content = _read(path)
     if not isinstance(content, dict) or "model" not in content or "config" not in content:
         raise InputError(f"{path}: not a checkpoint of dltrain. Bare weights can be used with init={path}")
+    while content.get("format") in UPGRADES:
+        content = UPGRADES[content["format"]](content)
     if content.get("format") != FORMAT:
         raise InputError(f"{path}: format {content.get('format')}, this dltrain reads {FORMAT}. Install a newer one")
     return content
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint, or in a bare state dict such as `torch.save(model.state_dict(), path)`."""
-    content = _read(path)
+def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The content of a checkpoint, or where that is missing or damaged of the newest one before it; and which it was.
+
+    What is damaged is renamed, so that it does not take the place of a good one later: only for who holds the lock.
+    """
+    fault = InputError(f"{path}: no such file")
+    damaged = []
+    for candidate in _with_previous(path):
+        try:
+            content = load(candidate)
+        except Damaged as error:
+            log.warning("%s", error)
+            damaged.append(candidate)
+            fault = error
+            continue
+        if candidate != path:
+            log.warning("%s cannot be used: going on from the one before, %s", path, candidate)
+        with durable.writing(path):
+            for other in damaged:
+                other.replace(other.with_name(f"{other.name}.damaged"))
+        return candidate, content
+    raise fault
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The weights in a checkpoint, or in a bare state dict such as `torch.save(model.state_dict(), path)`.
+
+    And of a checkpoint what it knows of the data it was trained on.
+    """
+    weights = content = _read(path)
     if isinstance(content, dict):
         for key in ("model", "state_dict", "model_state_dict"):
             if isinstance(content.get(key), dict):
-                content = content[key]
+                weights = content[key]
                 break
-        weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-        if weights:
-            return weights
+        if tensors := {key: value for key, value in weights.items() if isinstance(value, Tensor)}:
+            return tensors, content.get("data") if "config" in content else None
     raise InputError(f"{path}: holds no weights; expected a checkpoint or a state dict")
 
 
 def find(path: Path, name: str) -> Path:
     """A checkpoint file, given itself, a checkpoints/ folder or a run folder."""
     path = path.expanduser()
-    for candidate in (path, path / name, path / "checkpoints" / name):
-        if candidate.is_file():
+    if path.is_file():
+        return path
+    for candidate in (path / name, path / "checkpoints" / name):
+        if _with_previous(candidate):
             return candidate
     if path.exists():
         raise InputError(f"{path}: expected checkpoints/{name} in it, found none. Is it the folder of a run?")
     raise InputError(f"{path}: no such file or folder")
 
 
+def _previous(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _with_previous(path: Path) -> list[Path]:
+    """Those that are there of a checkpoint and the ones before it, the newest first."""
+    numbered = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
+    names = [match for other in path.parent.glob(f"{path.stem}-*") if (match := numbered.fullmatch(other.name))]
+    older = [path.with_name(match[0]) for match in sorted(names, key=lambda match: int(match[1]))]
+    return [candidate for candidate in (path, *older) if candidate.is_file()]
+
+
 def _read(path: Path) -> Any:
+    """What a file holds, once its digest is right."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            stored = _stored_digest(file)
+            if stored is not None and stored != (found := _digest(file)):
+                raise Damaged(f"{path}: damaged: its SHA-256 is {found[:16]}…, it was saved with {stored[:16]}…")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Damaged:
+        raise
     except Exception as error:  # torch raises nearly anything on damaged or hostile files
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise InputError(f"{path}: no checkpoint, or a damaged one ({reason}). Take another") from error
+        raise Damaged(f"{path}: no checkpoint, or a damaged one ({reason}). Take another") from error
+    if stored is None and isinstance(content, dict) and content.get("format") not in (None, 1):
+        raise Damaged(f"{path}: damaged: its end, which holds the SHA-256, is missing or altered. Take another")
+    return content
+
+
+def _stored_digest(file: BinaryIO) -> str | None:
+    """The digest in a file's trailer; None where there is none, as in format 1 and in files that are not ours."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TRAILER_SIZE))
+    trailer = file.read()
+    if len(trailer) == TRAILER_SIZE and trailer.startswith(TRAILER) and trailer.endswith(b"\n"):
+        return trailer[len(TRAILER) : -1].decode(errors="replace")
+    return None
+
+
+def _digest(file: BinaryIO) -> str:
+    """SHA-256 of all that is before the trailer."""
+    digest = hashlib.sha256()
+    rest = file.seek(0, os.SEEK_END) - TRAILER_SIZE
+    file.seek(0)
+    while rest and (block := file.read(min(rest, 1 << 20))):
+        digest.update(block)
+        rest -= len(block)
+    return digest.hexdigest()
+
+
+def _from_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had no digest, knew less of where it was made, and had two keys less in its config."""
+    environment = content["versions"] | content["runtime"]
+    config = {"keep": 1, "on_nonfinite": "stop"} | content["config"]
+    return content | {"format": 2, "environment": environment, "digests": {}, "faults": None, "config": config}
+
+
+UPGRADES: dict[object, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}

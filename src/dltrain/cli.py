@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__, schema
 from dltrain.errors import ConfigError, UserError
+from dltrain.stopping import Stop, raised_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,25 +49,29 @@ def console() -> None:
 
 def main(argv: list[str]) -> int:
     """Run a command line and return its exit code; never raises for a user's mistake."""
-    command, *rest = argv or ["--help"]
     try:
-        if command in ("-sc", "--shell-completion"):
-            return _complete(argv)
-        if command in ("-h", "--help", "help"):
-            print(USAGE, end="")
-        elif command == "--version":
-            print(__version__)
-        elif command == "list":
-            return _list(rest)
-        elif command in schema.COMMANDS:
-            return _run(command, rest)
-        else:
-            raise ConfigError(f"{command}: no such command{schema.suggest(command, COMMANDS)}")
+        with raised_signals():
+            return _dispatch(argv or ["--help"])
     except UserError as error:
         return _tell(error)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        return _tell_stopped(stop)
+
+
+def _dispatch(argv: list[str]) -> int:
+    command, *rest = argv
+    if command in schema.COMMANDS:
+        return _run(command, rest)
+    if command in ("-sc", "--shell-completion"):
+        return _complete(argv)
+    if command == "list":
+        return _list(rest)
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+    elif command == "--version":
+        print(__version__)
+    else:
+        raise ConfigError(f"{command}: no such command{schema.suggest(command, COMMANDS)}")
     return 0
 
 
@@ -76,6 +81,11 @@ def _tell(error: UserError) -> int:
     else:
         print(f"error: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _tell_stopped(stop: KeyboardInterrupt) -> int:
+    print(stop if isinstance(stop, Stop) else "stopped", file=sys.stderr)
+    return stop.exit_code if isinstance(stop, Stop) else 130
 
 
 def _list(arguments: list[str]) -> int:
@@ -192,13 +202,9 @@ def _job(command: str, composed: "Composed", folder: Path | None) -> tuple[int, 
         return 0, _execute(command, composed, folder)
     except UserError as error:
         return _tell(error), error
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130, "stopped"
+    except KeyboardInterrupt as stop:
+        return _tell_stopped(stop), "stopped"
     except Exception as error:  # a fault of ours, or of a user's own code: say all there is to know
-        if "out of memory" in str(error):
-            reason = str(error).splitlines()[0]
-            return _tell(UserError(f"out of memory: {reason}\nLower batch_size and raise accumulate")), error
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
 

@@ -5,10 +5,12 @@ an epoch), so that the caller's `for` body takes the place of callbacks: it logs
 two chunks `State` is all there is to save.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from dltrain.runtime import Runtime
 
 Schedule = Callable[[int, int], float]
+OnNonfinite = Literal["stop", "skip"]
 Shape = tuple[int, ...]
 
 
@@ -53,12 +56,21 @@ class Task(Protocol):
 
 @dataclass
 class State:
-    """All that training changes; `sums` are the figures since the last record."""
+    """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
     sums: Tensor | None = None
+    faults: Tensor | None = None
+
+
+class Diverged(Exception):
+    """The loss of `step` was NaN or infinite; the weights are still those before it."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is not finite at step {step}")
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -85,10 +97,16 @@ def fit(
     log_every: int,
     accumulate: int,
     clip_norm: float | None,
+    on_nonfinite: OnNonfinite,
 ) -> Iterator[list[Record]]:
-    """Train `state` in place up to `epochs`; yield the records of each chunk, mostly none."""
+    """Train `state` in place up to `epochs`; yield the records of each chunk, mostly none.
+
+    A step whose loss is NaN or infinite makes no update. With `stop` none after it does either, and Diverged is raised
+    at the end of the interval; with `skip` the record tells how many there were.
+    """
     steps = len(train)
     total = steps * epochs
+    update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -96,15 +114,14 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
-            sums = train_step(state, inputs, targets, task, runtime, accumulate=accumulate, clip_norm=clip_norm)
+            sums = update(state, inputs, targets, task, runtime)
             state.sums = sums if state.sums is None else state.sums.add_(sums)
             state.step += 1
             examples += len(inputs)
             records = []
             epoch_ends = state.step % steps == 0
             if epoch_ends or state.step % log_every == 0:
-                metrics = task.metrics(state.sums.tolist())  # the one host read of the interval
-                state.sums = None
+                metrics = interval_metrics(state, task, on_nonfinite)
                 seconds += perf_counter() - started
                 values = metrics | {"lr": lr, "examples_per_second": examples / seconds}
                 records.append(Record("train", state.step, state.step / steps, values, examples, seconds))
@@ -128,11 +145,14 @@ def train_step(
     *,
     accumulate: int,
     clip_norm: float | None,
+    on_nonfinite: OnNonfinite,
 ) -> Tensor:
     """One update on a batch, in `accumulate` parts that need less memory; returns the task's sums on the device."""
-    size = -(-len(inputs) // accumulate)
+    # Norms take in what a batch does to them in the forward pass, before anything can be known of its loss.
+    buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
     total: Tensor | None = None
-    for part_inputs, part_targets in zip(inputs.split(size), targets.split(size), strict=True):
+    watched: Tensor | None = None  # not finite if any loss, or the norm of the gradient, is not
+    for part_inputs, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
         with runtime.autocast():
             outputs = state.model(part_inputs)
             loss = task.loss(outputs, part_inputs, part_targets)
@@ -140,12 +160,57 @@ def train_step(
         (loss * (len(part_inputs) / len(inputs)) if accumulate > 1 else loss).backward()
         sums = task.sums(loss, outputs, part_inputs, part_targets)
         total = sums if total is None else total + sums
-    if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+        watched = loss.detach() if watched is None else watched + loss.detach()
     assert total is not None
+    assert watched is not None
+    if clip_norm is not None:
+        watched = watched + torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+    fault = torch.isfinite(watched).logical_not_().float()  # 1 for a step that must change nothing
+    if on_nonfinite == "stop" and state.faults is not None:
+        fault = torch.maximum(fault, state.faults.clamp(max=1))
+    state.faults = fault if state.faults is None else state.faults + fault
+    _update(state.optimizer, fault)
+    state.optimizer.zero_grad()
+    if on_nonfinite == "skip":
+        is_fault = fault.bool()
+        total.masked_fill_(is_fault, 0)
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(is_fault, before, buffer))
     return total
+
+
+def parts_of(batch: Tensor, accumulate: int) -> tuple[Tensor, ...]:
+    """A batch in equal parts, the last of which may be smaller."""
+    return batch.split(-(-len(batch) // accumulate))
+
+
+def _update(optimizer: torch.optim.Optimizer, fault: Tensor) -> None:
+    """A step of the optimizer, unless `fault` is 1."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        # Where torch.amp.GradScaler would put it: fused kernels read it on the device and leave everything as it is.
+        optimizer.found_inf = fault  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not fault:  # other optimizers know no such thing: on a GPU a host read for each step
+        optimizer.step()
+
+
+def interval_metrics(state: State, task: Task, on_nonfinite: OnNonfinite) -> dict[str, float]:
+    """Figures since the last record, by the one host read of the interval. Raises Diverged."""
+    assert state.sums is not None
+    assert state.faults is not None
+    *sums, faults = torch.cat([state.sums, state.faults.double().view(1)]).tolist()
+    if faults and on_nonfinite == "stop":
+        raise Diverged(state.step - int(faults) + 1)
+    state.sums, state.faults = None, None
+    skipped = {"skipped_steps": int(faults)} if faults else {}
+    # Where every step was skipped there is nothing to divide by.
+    return (task.metrics(sums) if sums[0] else {"loss": math.nan}) | skipped
+
+
+def require_finite(state: State, on_nonfinite: OnNonfinite) -> None:
+    """Raise Diverged where a step since the last record was not finite; a host read, for before a checkpoint."""
+    if on_nonfinite == "stop" and state.faults is not None and (faults := int(state.faults)):
+        raise Diverged(state.step - faults + 1)
 
 
 @torch.no_grad()

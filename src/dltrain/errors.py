@@ -5,7 +5,7 @@ UserError (1)
  ├─ InputError (66)      an input is missing or damaged
  ├─ DeviceError (69)     the device is not available
  ├─ OutputError (74)     a file could not be written
- └─ Interrupted (128+N)  stopped by signal N, after saving
+ └─ Interrupted (130, 143)  stopped by a signal, after saving
 """
 
 
@@ -32,6 +32,6 @@ class OutputError(UserError):
 
 
 class Interrupted(UserError):
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_code

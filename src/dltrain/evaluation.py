@@ -60,11 +60,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     place = runtime.device(**(config["device"] | before))
     shape, outputs = tuple(content["data"]["input_shape"]), content["data"]["outputs"]
     model = build.model(values["model"], shape, outputs)
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()  # the first line only names the class
-        raise InputError(f"{path}: its weights do not fit model={values['model']['name']}: {reason}") from error
+    build.load_exactly(model, content["model"], path)
     return Loaded(path, content, values, place, model.to(place.device))
 
 
@@ -86,7 +82,8 @@ def evaluate_checkpoint(
     build.check_classes(loaded.content["data"]["classes"], examples, config["split"])
     batch_size = config["batch_size"] or loaded.values["batch_size"]
     batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
-    figures: dict[str, Any] = dict(evaluate(loaded.model, batches, task, loaded.runtime))
+    with runtime.enough_memory("Lower batch_size"):
+        figures: dict[str, Any] = dict(evaluate(loaded.model, batches, task, loaded.runtime))
     console.show_figures(f"{loaded.path}", {config["split"]: figures})
     result = {"checkpoint": str(loaded.path), "split": config["split"], "examples": len(examples.images), **figures}
     if loaded.values["task"]["name"] == "classification":

@@ -17,6 +17,7 @@ from dltrain.data.examples import Examples
 from dltrain.engine import predict as outputs_of
 from dltrain.errors import ConfigError, InputError, OutputError
 from dltrain.evaluation import Loaded, Resolve, load
+from dltrain.runtime import enough_memory
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def predict(
     rows = []
     with pictures.quiet():
         for start in range(0, len(paths), config["batch_size"]):
-            rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], classes, top_k)
+            with enough_memory("Lower batch_size"):
+                rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], classes, top_k)
     _write(Path(config["output"]), rows, top_k)
     _show(rows, top_k)
     damaged = sum(bool(row["error"]) for row in rows)

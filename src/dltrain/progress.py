@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from dltrain.engine import Record, Task
-from dltrain.errors import UserError
 
 
 @dataclass
@@ -44,13 +43,3 @@ class Progress:
                 self.stale_epochs = 0
             else:
                 self.stale_epochs += 1
-
-
-def refuse_nonfinite(record: Record) -> None:
-    """Raise UserError for a figure that is no number: what follows from it would be none either."""
-    for key, value in record.values.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"{record.split} {key} is {value} at step {record.step}: training diverged\n"
-                "Lower optim.lr or set clip_norm; what was saved before is kept"
-            )

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import logging.handlers
+import math
 import os
 import platform
 import subprocess
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import yaml
 
-from dltrain import __version__
+from dltrain import __version__, durable
 from dltrain.engine import Record
 from dltrain.errors import OutputError, UserError
 
@@ -32,7 +34,7 @@ def run_log() -> Iterator[Callable[[Path], None]]:
     files: list[logging.FileHandler] = []
 
     def write_to(path: Path) -> None:
-        files.append(logging.FileHandler(path, encoding="utf-8"))
+        files.append(_LogFile(path, encoding="utf-8"))
         files[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         held.setTarget(files[0])
         held.flush()
@@ -44,7 +46,8 @@ def run_log() -> Iterator[Callable[[Path], None]]:
     try:
         yield write_to
     except UserError as error:  # into the file alone: who catches it tells it
-        held.handle(logging.LogRecord("dltrain", logging.ERROR, __file__, 0, str(error), None, None))
+        with contextlib.suppress(OutputError):
+            held.handle(logging.LogRecord("dltrain", logging.ERROR, __file__, 0, str(error), None, None))
         raise
     finally:
         logger.removeHandler(held)
@@ -52,13 +55,13 @@ def run_log() -> Iterator[Callable[[Path], None]]:
             handler.close()
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{error.filename or folder}: could not be written ({error.strerror})") from error
+class _LogFile(logging.FileHandler):
+    """train.log; logging itself would print a traceback and go on where a line cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{self.baseFilename}: could not be written ({reason})") from error
 
 
 class Metrics:
@@ -72,7 +75,9 @@ class Metrics:
 
     def write(self, record: Record) -> None:
         """Append a record; it is in the file at once, so that a kill loses none."""
-        line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
+        # JSON has no NaN: null
+        values = {key: value if math.isfinite(value) else None for key, value in record.values.items()}
+        line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **values}
         content = (json.dumps(line) + "\n").encode()
         try:
             if self.file.write(content) < len(content):
@@ -85,35 +90,35 @@ class Metrics:
         """Bytes written so far, for the checkpoint."""
         return self.file.tell()
 
+    def flush(self) -> None:
+        """Flush what is written to the disk, before a checkpoint that counts on it."""
+        with durable.writing(Path(self.file.name)):
+            os.fsync(self.file.fileno())
+
     def close(self) -> None:
         self.file.close()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    _replace(path, json.dumps(content, indent=2) + "\n")
+    durable.replace(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Write the config as YAML that Hydra can read again."""
-    path.parent.mkdir(exist_ok=True)
-    _replace(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"{path}: could not be written ({error.strerror})") from error
+    with durable.writing(path):
+        path.parent.mkdir(exist_ok=True)
+    durable.replace(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    return {"dltrain": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {
+        "dltrain": __version__,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -121,7 +126,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions(),
         "hardware": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
@@ -129,7 +134,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """As the system calls it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -3,34 +3,22 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
-from dltrain import build, checkpoint, console, folders, records, schema, settings, stored
+from dltrain import build, checkpoint, console, durable, folders, nonfinite, records, schema, settings, snapshot, stored
 from dltrain.data.batches import Batches
-from dltrain.engine import Record, State, Task, evaluate, fit
-from dltrain.errors import ConfigError, InputError, Interrupted
-from dltrain.progress import Progress, refuse_nonfinite
-from dltrain.runtime import Runtime, device, generator_states, restore_generators, seed_everything
-from dltrain.stopping import every, noted_signals, reason_to_stop
+from dltrain.engine import Diverged, Record, State, evaluate, fit, require_finite
+from dltrain.errors import ConfigError, InputError, Interrupted, UserError
+from dltrain.progress import Progress
+from dltrain.runtime import device, enough_memory, generator_states, seed_everything
+from dltrain.snapshot import Run
+from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """The parts of a run; `config` as it is stored, `values` with its references filled in."""
-
-    config: dict[str, Any]
-    values: dict[str, Any]
-    settings: settings.Train
-    runtime: Runtime
-    data: build.Data
-    task: Task
-    state: State
-    progress: Progress
 
 
 def train(
@@ -48,55 +36,87 @@ def train(
     Raises UserError, whose `exit_code` says of which kind.
     """
     began = time.perf_counter()
-    start, trust = None, ()
     with records.run_log() as log_to, contextlib.ExitStack() as stack:
+        start = None
         if config.get("resume") is not None:
-            folder, start = _checkpoint_to_resume(config["resume"])
-            trust, config = config["trust"], stored.resumed(start["config"], config, typed)
+            start = stack.enter_context(_resumed(config["resume"]))
+            folder, trust = start.folder, config["trust"]
+            config = stored.resumed(start.content["config"], config, typed)
+            before = resolve(start.content["config"])
+            stored.refuse_untrusted(resolve(config), trust)
+            stored.tell_other_references(before, start.content["digests"].get("config", {}))
         values = resolve(config)
-        if start is not None:
-            stored.refuse_untrusted(values, trust)
         schema.require(schema.check(values, "train", origin))
         run = _build(config, values, start, typed)
-        folder = folder or folders.dated(name=run.settings.name)
-        with records.writing(folder):
+        signals = stack.enter_context(noted_signals())  # from here on there is something to save
+        if start is None:
+            folder = folder or folders.dated(name=run.settings.name)
+            stack.enter_context(folders.locked(folder / ".lock", wait=False))
+        assert folder is not None
+        with durable.writing(folder):
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             records.write_config(folder / ".hydra" / "config.yaml", config)
-            metrics = records.Metrics(folder / "metrics.jsonl", start["position"] if start else 0)
+            metrics = records.Metrics(folder / "metrics.jsonl", start.content["position"] if start else 0)
         stack.enter_context(contextlib.closing(metrics))
-        signals = stack.enter_context(noted_signals())
         names = values["model"]["name"], values["data"]["name"]
         for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
             log.info(line)
         log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if start else "")
-        status = _loop(run, folder, metrics, signals, began)
-        summary = _finish(run, folder, metrics, status, began)
+        with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {folder}"):
+            status = _loop(run, folder, metrics, signals, began, fresh=start is None)
+            summary = _finish(run, folder, metrics, status, began)
     if signals:
-        raise Interrupted(f"stopped by signal {signals[0]} after saving; continue with resume={folder}", signals[0])
+        message = f"stopped by {Signals(signals[0]).name} after saving; continue with resume={folder}"
+        raise Interrupted(message, SIGNALS[Signals(signals[0])])
     return summary | {"folder": str(folder)}
 
 
-def _checkpoint_to_resume(text: object) -> tuple[Path, dict[str, Any]]:
-    """The run folder that `resume` names, and the content of its last checkpoint."""
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run goes on: its folder, the checkpoint's file and content."""
+
+    folder: Path
+    path: Path
+    content: dict[str, Any]
+
+
+@contextlib.contextmanager
+def _resumed(text: object) -> Iterator[Start]:
+    """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
     if not isinstance(text, str):
         raise ConfigError(f"resume={text}: must be the folder of a run")
     path = checkpoint.find(Path(text), "last.pt").resolve()
-    start = checkpoint.load(path)
-    if path.parent.name != "checkpoints" or "optimizer" not in start:
-        raise InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
-    here = Path.cwd()
-    folder = path.parent.parent
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder, start
+    here, folder = Path.cwd(), path.parent.parent
+    unfit = InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
+    if path.parent.name != "checkpoints":
+        raise unfit
+    with folders.locked(folder / ".lock", wait=False):
+        for name in ("last.pt", "best.pt"):
+            durable.remove_leftovers(path.with_name(name))
+        path, content = checkpoint.load_newest(path)
+        if "optimizer" not in content:
+            raise unfit
+        yield Start(folder.relative_to(here) if folder.is_relative_to(here) else folder, path, content)
 
 
-def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any] | None, typed: Collection[str]) -> Run:
+def _build(config: dict[str, Any], values: dict[str, Any], start: Start | None, typed: Collection[str]) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
     # Another number of threads or another precision would round differently: a resumed run keeps its own.
-    before = {} if start is None or "device" in typed else start["runtime"]
+    before = {} if start is None or "device" in typed else start.content["runtime"]
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     runtime = device(**(values["device"] | before))
+    # What can be known to fail is told before the data is read, which may take minutes.
+    weights = None
+    if start is not None:
+        now, then = snapshot.environment(runtime), start.content["environment"]
+        snapshot.tell_other_environment(now, then, deterministic=values["device"]["deterministic"])
+        known = start.content["data"]
+        network = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
+        build.load_exactly(network, start.content["model"], start.path)
+    elif own.init:
+        weights = build.starting_weights(values["model"], Path(own.init))
     seed_everything(own.seed)  # a user's data set may draw from the generators
     data = build.data(values["data"], own.seed)
     task = schema.bind("task", values["task"])()
@@ -106,37 +126,20 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: dict[str, Any]
     model = build.model(values["model"], data.input_shape, data.outputs)
     build.check_fit(model, values["model"], task, data)
     build.check_last_batch(model, len(data.train.images), own.batch_size, own.accumulate)
-    if own.init and start is None:
-        for line in build.load_weights(model, Path(own.init)):
+    if weights is not None:
+        for line in build.load_weights(model, weights, Path(str(own.init))):
             log.warning("init: %s", line)
     state = State(model.to(runtime.device), build.optimizer(values["optim"], model))
-    run = Run(config, values, own, runtime, data, task, state, Progress())
+    run = Run(config, values, own, runtime, data, task, state, Progress(), snapshot.data_digests(data))
     if start is not None:
-        _restore(run, start)
+        snapshot.restore(run, start.content, start.path)
         done = run.state.step / -(-len(data.train.images) // (own.batch_size * own.accumulate))
         if done > own.epochs:
             raise ConfigError(f"epochs={own.epochs}: the run has done {done:.2f} already; set more")
     return run
 
 
-def _restore(run: Run, start: dict[str, Any]) -> None:
-    """Set model, optimizer, generators and progress to a checkpoint."""
-    state = run.state
-    try:
-        state.model.load_state_dict(start["model"])
-        if start["config"]["optim"]["name"] == run.values["optim"]["name"]:
-            build.restore_optimizer(state.optimizer, start["optimizer"])
-        else:
-            log.warning("resume: the optimizer is another one and starts without moments")
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"resume: the checkpoint does not fit the model: {str(error).splitlines()[0]}") from error
-    sums = start["sums"]
-    state.step, state.sums = start["step"], None if sums is None else sums.to(run.runtime.device)
-    run.progress = Progress(**start["progress"])
-    restore_generators(start["generators"])
-
-
-def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], began: float) -> str:
+def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], began: float, *, fresh: bool) -> str:
     """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
     augmentation = {key: run.values["data"][key] for key in ("crop", "flip")}
@@ -150,7 +153,7 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
     )
     val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
     schedule = schema.bind("schedule", run.values["schedule"])
-    loop = {key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm")}
+    loop = {key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite")}
     save_is_due = every(settings.checkpoint_every)
 
     def reason(seconds: float) -> str:
@@ -164,49 +167,45 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
             patience=settings.patience,
         )
 
+    def save() -> None:
+        require_finite(state, settings.on_nonfinite)
+        metrics.flush()
+        if progress.best:
+            checkpoint.save(folder / "checkpoints" / "best.pt", snapshot.best(run))
+        content = snapshot.content(run, metrics.position)
+        checkpoint.save(folder / "checkpoints" / "last.pt", content, keep=settings.keep)
+
+    if fresh:
+        save()  # whatever happens from now on, the run can be resumed
     status = reason(seconds=0)  # a run that has reached its limit stays there when it is resumed
-    with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
-        for chunk in () if status else fit(state, train, val, run.task, schedule, run.runtime, **loop):
-            for record in chunk:
-                refuse_nonfinite(record)
-                metrics.write(record)
-                progress.note(record, run.task, state.model)
-            display.show(chunk, state.step)
-            if status := reason(time.perf_counter() - began):
-                break
-            if save_is_due(state.step):
-                _save(run, folder, metrics.position)
-    _save(run, folder, metrics.position)
-    # Stopped before the first record: what is tested are the latest weights.
-    progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
+    since = state.step, generator_states()  # where the interval of the next record begins
+    try:
+        with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
+            for chunk in () if status else fit(state, train, val, run.task, schedule, run.runtime, **loop):
+                for record in chunk:
+                    if settings.on_nonfinite == "stop":
+                        nonfinite.refuse(record)
+                    metrics.write(record)
+                    progress.note(record, run.task, state.model)
+                    since = state.step, generator_states()
+                display.show(chunk, state.step)
+                if status := reason(time.perf_counter() - began):
+                    break
+                if save_is_due(state.step):
+                    save()
+        # Stopped before the first record: what is tested are the latest weights.
+        progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
+        save()
+    except Diverged as error:
+        tensor = nonfinite.name_tensor(
+            state, train, run.task, run.runtime, step=error.step, since=since, accumulate=settings.accumulate
+        )
+        if progress.best_weights:  # it may be newer than the last checkpoint
+            checkpoint.save(folder / "checkpoints" / "best.pt", snapshot.best(run))
+        advice = f"{nonfinite.ADVICE}: resume={folder} optim.lr=…"
+        raise UserError(f"{error}, first in {tensor}\n{advice}") from error
     complete = state.step == settings.epochs * len(train) and not signals
     return "done" if complete else status
-
-
-def _save(run: Run, folder: Path, position: int) -> None:
-    """Write last.pt and best.pt: everything needed to continue, to evaluate and to predict."""
-    content = {
-        "model": run.state.model.state_dict(),
-        "optimizer": run.state.optimizer.state_dict(),
-        "step": run.state.step,
-        "sums": run.state.sums,
-        "generators": generator_states(),
-        "progress": dict(vars(run.progress)),
-        "position": position,
-        "config": run.config,
-        "data": {
-            "classes": list(run.data.train.classes),
-            "input_shape": list(run.data.input_shape),
-            "outputs": run.data.outputs,
-            "statistics": [list(part) for part in run.data.statistics],
-        },
-        "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads},
-        "versions": records.versions(),
-    }
-    best = {"model": run.progress.best_weights or content["model"], "best": run.progress.best}
-    best |= {key: content[key] for key in ("config", "data", "runtime", "versions")}
-    checkpoint.save(folder / "checkpoints" / "last.pt", content)
-    checkpoint.save(folder / "checkpoints" / "best.pt", best)
 
 
 def _finish(run: Run, folder: Path, metrics: records.Metrics, status: str, began: float) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 import contextlib
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
 from annotated_types import Interval
 
-from dltrain.errors import DeviceError
+from dltrain.errors import DeviceError, UserError
+
+Generators = dict[str, Any]  # states of random generators, by name
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,40 @@ def seed_everything(seed: int) -> None:
     numpy.random.seed(seed % 2**32)
 
 
-def generator_states() -> dict[str, torch.Tensor]:
-    """States of torch's generators (dropout draws from them), for a checkpoint."""
-    states = {"cpu": torch.get_rng_state()}
+def generator_states() -> Generators:
+    """States of the generators that `seed_everything` seeds, as tensors and plain data, for a checkpoint."""
+    version, words, gauss = random.getstate()
+    name, key, *rest = numpy.random.get_state(legacy=True)
+    states: Generators = {
+        "cpu": torch.get_rng_state(),
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [name, torch.from_numpy(numpy.asarray(key, numpy.int64)), *rest],
+    }
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def restore_generators(states: dict[str, torch.Tensor]) -> None:
-    """Set torch's generators to saved states; a CUDA state is only used where CUDA is."""
+def restore_generators(states: Generators) -> None:
+    """Set the generators to saved states; a CUDA state is only used where CUDA is."""
     torch.set_rng_state(states["cpu"])
+    if "python" in states:
+        version, words, gauss = states["python"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+    if "numpy" in states:
+        name, key, *rest = states["numpy"]
+        numpy.random.set_state((name, key.numpy().astype(numpy.uint32), *rest))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+@contextlib.contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn running out of memory, on the GPU or the host, into a UserError in two lines."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if type(error) is RuntimeError and "can't allocate memory" not in reason:  # what torch raises on the host
+            raise
+        raise UserError(f"out of memory: {reason[:160]}\n{advice}") from error

@@ -22,7 +22,9 @@ class Train:
         accumulate: parts of an update; an update sees batch_size * accumulate examples
         clip_norm: largest norm of the gradient; null for no limit
         log_every: steps between two records of training
-        checkpoint_every: steps, or a time such as 30s, between two checkpoints; the end always makes one
+        checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints; the end makes one too
+        keep: checkpoints to go on from that are kept, last.pt and those before it
+        on_nonfinite: what to do at a loss that is NaN or infinite: `stop`, or `skip` that step's update
         patience: epochs without a better validation figure after which to stop; null for never
         max_seconds: time after which to stop; null for no limit
         limit_steps: steps after which to stop, of all epochs; null for no limit
@@ -39,6 +41,8 @@ class Train:
     clip_norm: Annotated[float, Interval(gt=0)] | None
     log_every: Positive
     checkpoint_every: Positive | Duration
+    keep: Positive
+    on_nonfinite: Literal["stop", "skip"]
     patience: Positive | None
     max_seconds: Annotated[float, Interval(gt=0)] | None
     limit_steps: Positive | None

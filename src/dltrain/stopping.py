@@ -1,4 +1,4 @@
-"""Reasons to end a run early, and the time to save: signals, limits, patience."""
+"""Reasons to end a run early, and the time to save: signals, limits, patience. Imports no torch."""
 
 import contextlib
 import signal
@@ -9,27 +9,60 @@ from collections.abc import Callable, Iterator
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
+# Exit codes; SIGUSR1 is what a scheduler such as SLURM sends before it takes the machine away, as others send SIGTERM.
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+
+
+class Stop(KeyboardInterrupt):
+    """Raised by a signal where there is nothing to save yet, or no time to."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = SIGNALS[signal.Signals(number)]
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, object], None]) -> Iterator[Callable[[], None]]:
+    """Let a function handle the signals until the block ends, or until what it gives is called."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield lambda: None
+        return
+
+    def restore() -> None:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number in SIGNALS:
+            signal.signal(number, handler)
+        yield restore
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def raised_signals() -> Iterator[None]:
+    """Let signals raise Stop, so that what a start has begun is cleaned up."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stop(number)
+
+    with _handled_by(stop):
+        yield
+
+
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM in a list instead of dying, so that the run can save; a second one ends it at once."""
+    """Note signals in a list instead of ending, so that the run can save; a second one acts as it did before."""
     noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield noted
-        return
 
     def note(number: int, _: object) -> None:
         noted.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, note)
-    try:
+    with _handled_by(note) as restore:
         yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def reason_to_stop(
@@ -58,15 +91,17 @@ def every(interval: int | str) -> Callable[[int], bool]:
     """A function of the step that is true once each interval: of steps, or of time such as 30s."""
     if isinstance(interval, int):
         return lambda step: step % interval == 0
-    seconds = float(interval[:-1]) * UNITS[interval[-1]]
+    longest = float(interval[:-1]) * UNITS[interval[-1]]
+    # The first is due soon, the next ones at doubling distances: a run that is killed early, again and again, goes on.
+    seconds = min(1.0, longest)
     last = time.monotonic()
 
     def is_due(_: int) -> bool:
-        nonlocal last
+        nonlocal last, seconds
         now = time.monotonic()
         if now - last < seconds:
             return False
-        last = now
+        last, seconds = now, min(2 * seconds, longest)
         return True
 
     return is_due

@@ -1,6 +1,7 @@
 """The config inside a checkpoint: joined with what is typed now, and never trusted to name code."""
 
 import copy
+import hashlib
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -10,9 +11,11 @@ from dltrain.schema import GROUPS
 
 log = logging.getLogger(__name__)
 
-# A run continued with other data, another network or another task would be another run.
+# What may not change in a run that is resumed: with other data, another network or another task it is another run.
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
-FREE = ("data.root",)
+# What may change and leaves the weights as they would have been; of another device the run tells itself.
+HARMLESS = ("data.root", "device", "log_every", "checkpoint_every", "keep", "limit_steps", "max_seconds", "patience")
+OF_THE_START = ("resume", "trust", "name", "init")
 
 
 def overlay(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
@@ -33,32 +36,48 @@ def resumed(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
     """The config of a run that is continued: its own, with what is typed now where that may change."""
     if unfit := [key for key in typed if key in ("experiment", "init", "name")]:
         raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
-    changed = [key for key in typed if key not in ("resume", "trust")]
-    joined = overlay(stored, given, changed)
-    refuse_changes(stored, joined)
+    joined = overlay(stored, given, [key for key in typed if key not in ("resume", "trust")])
+    changed = _differences(stored, joined)
+    if fixed := [key for key in changed if key.partition(".")[0] in FIXED]:
+        raise ConfigError(f"resume: {', '.join(fixed)} cannot change in a resumed run. Start a new one with init=")
     if changed:
-        log.warning("resume: changed %s, so the run will not be what it would have been", ", ".join(changed))
+        log.warning("resume: %s changed: from here on the run is not what it would have been", ", ".join(changed))
     return joined
 
 
-def refuse_changes(stored: dict[str, Any], joined: dict[str, Any]) -> None:
-    """Raise ConfigError where a resumed run would no longer be the run that was stored."""
-    changed = []
-    for key in FIXED:
-        before, after = _without_free(key, stored.get(key)), _without_free(key, joined.get(key))
-        if isinstance(before, dict) and isinstance(after, dict):
-            names = [f"{key}.{name}" for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-            changed += sorted(names)
-        elif before != after:
-            changed.append(key)
+def digests(values: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the value of each key that matters, references filled in: no value itself is told."""
+    return {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in _leaves(values).items()}
+
+
+def tell_other_references(values: dict[str, Any], before: dict[str, str]) -> None:
+    """Say which keys of a stored config refer to something else than they did; raise ConfigError for fixed ones."""
+    now = digests(values)
+    changed = [key for key in before if key in now and before[key] != now[key]]
+    if fixed := [key for key in changed if key.partition(".")[0] in FIXED]:
+        raise ConfigError(
+            f"resume: {', '.join(fixed)} had another value when the run was saved: what it refers to has changed, "
+            "such as an environment variable. Bring that back"
+        )
     if changed:
-        raise ConfigError(f"resume: {', '.join(changed)} cannot change in a resumed run. Start a new one with init=")
+        log.warning("resume: %s had another value when the run was saved", ", ".join(changed))
 
 
-def _without_free(key: str, value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {name: item for name, item in value.items() if f"{key}.{name}" not in FREE}
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Dotted keys that matter and are not the same in two configs."""
+    before, after = _leaves(one), _leaves(other)
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _leaves(config: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted key, of groups and outside them, without the harmless ones."""
+    leaves = {}
+    for key, value in config.items():
+        for name, leaf in value.items() if isinstance(value, dict) else [("", value)]:
+            dotted = f"{key}.{name}" if name else key
+            if key not in HARMLESS + OF_THE_START and dotted not in HARMLESS:
+                leaves[dotted] = leaf
+    return leaves
 
 
 def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str) -> None:

@@ -1,0 +1,127 @@
+"""The parts of a run, and their image in a checkpoint: all that a run needs to go on to the bit."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dltrain import build, records, settings, stored
+from dltrain.engine import State, Task
+from dltrain.errors import ConfigError, InputError
+from dltrain.progress import Progress
+from dltrain.runtime import Runtime, generator_states, restore_generators
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """The parts of a run; `config` as it is stored, `values` with its references filled in."""
+
+    config: dict[str, Any]
+    values: dict[str, Any]
+    settings: settings.Train
+    runtime: Runtime
+    data: build.Data
+    task: Task
+    state: State
+    progress: Progress
+    data_digests: dict[str, str]
+
+
+def content(run: Run, position: int) -> dict[str, Any]:
+    """What last.pt holds; `position` is that in metrics.jsonl."""
+    return {
+        "model": run.state.model.state_dict(),
+        "optimizer": run.state.optimizer.state_dict(),
+        "step": run.state.step,
+        "sums": run.state.sums,
+        "faults": run.state.faults,
+        "generators": generator_states(),
+        "progress": dict(vars(run.progress)),
+        "position": position,
+        "digests": {"data": run.data_digests, "config": stored.digests(run.values)},
+        **_common(run),
+    }
+
+
+def best(run: Run) -> dict[str, Any]:
+    """What best.pt holds; without validation the last weights are the best."""
+    weights = run.progress.best_weights or run.state.model.state_dict()
+    return {"model": weights, "best": run.progress.best, **_common(run)}
+
+
+def _common(run: Run) -> dict[str, Any]:
+    return {
+        "config": run.config,
+        "data": {
+            "classes": list(run.data.train.classes),
+            "input_shape": list(run.data.input_shape),
+            "outputs": run.data.outputs,
+            "statistics": [list(part) for part in run.data.statistics],
+        },
+        "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads},
+        "environment": environment(run.runtime),
+    }
+
+
+def restore(run: Run, start: dict[str, Any], path: Path) -> None:
+    """Set model, optimizer, generators and progress to a checkpoint that was read from `path`."""
+    state = run.state
+    refuse_other_data(run.data_digests, start["digests"].get("data", {}))
+    build.load_exactly(state.model, start["model"], path)
+    if start["config"]["optim"]["name"] == run.values["optim"]["name"]:
+        try:
+            build.restore_optimizer(state.optimizer, start["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path}: does not fit the optimizer: {error}") from error
+    else:
+        log.warning("resume: the optimizer is another one and starts without moments")
+    for name in ("sums", "faults"):
+        kept = start[name]
+        setattr(state, name, None if kept is None else kept.to(run.runtime.device))
+    state.step = start["step"]
+    run.progress = Progress(**start["progress"])
+    restore_generators(start["generators"])
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What the bits of a result depend on besides config and data."""
+    where = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else records.cpu_name()
+    return {**records.versions(), "device": where, "threads": runtime.threads, "precision": runtime.precision}
+
+
+def tell_other_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:
+    """Say why a resumed run will not equal the unbroken one; raise ConfigError where it must."""
+    changed = [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
+    if not changed:
+        return
+    line = f"resume: not bit-identical because {'; '.join(changed)}"
+    if deterministic:
+        raise ConfigError(f"{line}\ndevice.deterministic=true asks for equal bits. Set it to false to go on")
+    log.warning("%s", line)
+
+
+def data_digests(data: build.Data) -> dict[str, str]:
+    """SHA-256 of the examples of each split."""
+    digests = {}
+    for split, examples in (("train", data.train), ("val", data.val), ("test", data.test)):
+        if examples is not None:
+            digest = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
+            for tensor in (examples.images, examples.targets):
+                digest.update(tensor.contiguous().numpy().data)
+            digests[split] = digest.hexdigest()
+    return digests
+
+
+def refuse_other_data(now: dict[str, str], before: dict[str, str]) -> None:
+    """Raise InputError where the data is not what the run was trained on."""
+    changed = [split for split in before if before[split] != now.get(split)]
+    if changed:
+        raise InputError(
+            f"resume: the data has changed since ({', '.join(changed)}): it would be another run\n"
+            "Bring the data back, or start a new run with init="
+        )
