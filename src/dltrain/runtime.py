@@ -60,7 +60,8 @@ def device(
     use_cuda = name != "cpu" and torch.cuda.is_available()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it imports a compiler, two seconds
+        torch.use_deterministic_algorithms(deterministic)
     if threads is not None:
         torch.set_num_threads(threads)
     if precision == "auto":
@@ -108,8 +109,9 @@ def enough_memory(advice: str) -> Iterator[None]:
     """Turn running out of memory, on the GPU or the host, into a UserError in two lines."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if type(error) is RuntimeError and "can't allocate memory" not in reason:  # what torch raises on the host
+        on_host = "can't allocate memory" in reason  # a plain RuntimeError of torch's
+        if not (on_host or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
             raise
         raise UserError(f"out of memory: {reason[:160]}\n{advice}") from error

@@ -93,7 +93,7 @@ def every(interval: int | str) -> Callable[[int], bool]:
         return lambda step: step % interval == 0
     longest = float(interval[:-1]) * UNITS[interval[-1]]
     # The first is due soon, the next ones at doubling distances: a run that is killed early, again and again, goes on.
-    seconds = min(1.0, longest)
+    seconds = min(0.5, longest)
     last = time.monotonic()
 
     def is_due(_: int) -> bool:
