@@ -287,3 +287,17 @@ def test_altered_data_is_code_66_with_file_and_checksums(
     assert result.code == 66
     assert f"{path}: expected MD5 {cifar10_sums['data_batch_3']}, found " in result.err
     assert len(result.err.splitlines()) <= 3
+
+
+def test_a_run_whose_reader_goes_away_comes_to_its_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dltrain", "train", "model=mlp", "data.limit=200", "device.threads=1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (0, "")
+    (log,) = tmp_path.glob("outputs/*/*/train.log")
+    assert "epoch 20/20" in log.read_text()
+    assert (log.parent / "summary.json").is_file()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__, schema
-from dltrain.errors import ConfigError, UserError
+from dltrain.errors import ConfigError, OutputError, UserError
 from dltrain.stopping import Stop, raised_signals
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ COMMANDS = (*schema.COMMANDS, "list")
 
 def console() -> None:
     """Entry point of the console script."""
+    code = 0
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        if not isinstance(error, BrokenPipeError):  # that is a reader, such as `head`, who has seen enough
+            code = _tell(OutputError(f"standard output: could not be written ({error.strerror})"))
     sys.exit(code)
 
 

@@ -1,11 +1,13 @@
 """What a person sees of a run: a live line on a terminal, plain lines elsewhere. Writes no files."""
 
+import contextlib
+import io
 import logging
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -22,6 +24,14 @@ MOST_LINES = 50
 CONSOLE = "dltrain console"  # name of the handler, so that there is only one
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Plain lines; where nobody can read them any more the run goes on, and train.log has them all."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def start_logging() -> None:
     """Let dltrain's log lines go to the console, once: on a terminal by rich, elsewhere as plain lines."""
     logger = logging.getLogger("dltrain")
@@ -30,7 +40,7 @@ def start_logging() -> None:
     for old in [handler for handler in logger.handlers if handler.name == CONSOLE]:
         logger.removeHandler(old)
     console = Console()
-    handler: logging.Handler = logging.StreamHandler(sys.stdout)
+    handler: logging.Handler = _Lines(sys.stdout)
     if console.is_terminal:
         handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
     handler.set_name(CONSOLE)
@@ -124,8 +134,12 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def show_table(table: Table) -> None:
-    """Print a table as wide as it needs where there is no terminal to fit into."""
+    """Print a table, as wide as it needs where there is no terminal to fit into."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    text = io.StringIO()
+    Console(file=text, width=200).print(table)
+    with contextlib.suppress(OSError):  # as with lines
+        print(text.getvalue(), end="")

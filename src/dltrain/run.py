@@ -42,10 +42,11 @@ def train(
             start = stack.enter_context(_resumed(config["resume"]))
             folder, trust = start.folder, config["trust"]
             config = stored.resumed(start.content["config"], config, typed)
-            before = resolve(start.content["config"])
-            stored.refuse_untrusted(resolve(config), trust)
-            stored.tell_other_references(before, start.content["digests"].get("config", {}))
-        values = resolve(config)
+            values = resolve(config)
+            stored.refuse_untrusted(values, trust)
+            stored.tell_other_references(values, start.content["digests"].get("config", {}), typed)
+        else:
+            values = resolve(config)
         schema.require(schema.check(values, "train", origin))
         run = _build(config, values, start, typed)
         signals = stack.enter_context(noted_signals())  # from here on there is something to save
@@ -167,11 +168,15 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
             patience=settings.patience,
         )
 
+    written: dict[str, Any] = {}  # the best in best.pt; without validation it is another with every step
+
     def save() -> None:
+        nonlocal written
         require_finite(state, settings.on_nonfinite)
         metrics.flush()
-        if progress.best:
+        if progress.best and (progress.best != written or not progress.best_weights):
             checkpoint.save(folder / "checkpoints" / "best.pt", snapshot.best(run))
+            written = progress.best
         content = snapshot.content(run, metrics.position)
         checkpoint.save(folder / "checkpoints" / "last.pt", content, keep=settings.keep)
 

@@ -50,10 +50,11 @@ def digests(values: dict[str, Any]) -> dict[str, str]:
     return {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in _leaves(values).items()}
 
 
-def tell_other_references(values: dict[str, Any], before: dict[str, str]) -> None:
-    """Say which keys of a stored config refer to something else than they did; raise ConfigError for fixed ones."""
+def tell_other_references(values: dict[str, Any], before: dict[str, str], typed: Collection[str]) -> None:
+    """Say which keys that are not typed refer to something else than they did; raise ConfigError for fixed ones."""
     now = digests(values)
-    changed = [key for key in before if key in now and before[key] != now[key]]
+    kept = [key for key in before if key in now and not {key, key.partition(".")[0]} & set(typed)]
+    changed = [key for key in kept if before[key] != now[key]]
     if fixed := [key for key in changed if key.partition(".")[0] in FIXED]:
         raise ConfigError(
             f"resume: {', '.join(fixed)} had another value when the run was saved: what it refers to has changed, "
