@@ -1,7 +1,8 @@
 """Fixtures: the command line in this process, data sets in the true formats, the real data where it is."""
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 
 import generated
 from dltrain import cli
+from dltrain.data import download, idx
 
+REAL_SUMS = idx.SUMS
 REAL_DATA = os.environ.get("DLTRAIN_DATA")  # read now: the command line's fixture hides it
 
 
@@ -70,8 +73,59 @@ def cifar10_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
 
 @pytest.fixture
-def real_data() -> Path:
+def packed(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the generated MNIST as .gz files, which torchvision knows by their checksums."""
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "resources", generated.pack_mnist(data_root, tmp_path / "packed"))
+    return tmp_path / "packed"
+
+
+@pytest.fixture
+def archive(data_root: Path, cifar10_sums: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The generated CIFAR-10 as the archive that torchvision knows by its checksum."""
+    from torchvision.datasets import CIFAR10
+
+    path = tmp_path / "served" / CIFAR10.filename
+    monkeypatch.setattr(CIFAR10, "tgz_md5", generated.pack_cifar10(data_root, path))
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Downloads go to a port where nobody listens, and a further try comes at once."""
+    from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
+
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("DLTRAIN_DATA", raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        for dataset in (MNIST, FashionMNIST):
+            monkeypatch.setattr(dataset, "mirrors", [address])
+        monkeypatch.setattr(CIFAR10, "url", address + CIFAR10.filename)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of generated files no sum is known, as if they were Fashion-MNIST's; `mnist_sums` and `real_data` make known."""
+    monkeypatch.setattr(idx, "SUMS", {})
+
+
+@pytest.fixture
+def mnist_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Let dltrain know the generated MNIST by its checksums, as it knows the real one."""
+    sums = generated.mnist_sums(data_root)
+    monkeypatch.setattr(idx, "SUMS", {"MNIST": sums})
+    return sums
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the real MNIST and CIFAR-10, named by DLTRAIN_DATA; skips where there is none."""
+    monkeypatch.setattr(idx, "SUMS", REAL_SUMS)
     if not REAL_DATA or not (Path(REAL_DATA) / "MNIST" / "raw").is_dir():
         pytest.skip("DLTRAIN_DATA does not name a folder with the real data sets")
     return Path(REAL_DATA)

@@ -1,7 +1,9 @@
 """Data files in the true formats, generated: tiny pictures that a network can learn."""
 
+import gzip
 import hashlib
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy
@@ -32,6 +34,59 @@ def write_mnist(root: Path, train: int = 200, test: int = 50, name: str = "MNIST
         write_idx(root / name / "raw" / f"{prefix}-images-idx3-ubyte", images)
         write_idx(root / name / "raw" / f"{prefix}-labels-idx1-ubyte", labels)
     return root
+
+
+def mnist_sums(root: Path, name: str = "MNIST") -> dict[str, str]:
+    """The MD5 sums of the unpacked files, by file name."""
+    return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (root / name / "raw").iterdir()}
+
+
+def pack_mnist(root: Path, folder: Path, name: str = "MNIST") -> list[tuple[str, str]]:
+    """Pack each of the four files below `root` into `folder`; returns what torchvision calls resources."""
+    folder.mkdir(parents=True)
+    resources = []
+    for path in sorted((root / name / "raw").iterdir()):
+        content = gzip.compress(path.read_bytes(), mtime=0)
+        (folder / f"{path.name}.gz").write_bytes(content)
+        resources.append((f"{path.name}.gz", hashlib.md5(content).hexdigest()))
+    return resources
+
+
+def pack_cifar10(root: Path, archive: Path) -> str:
+    """Pack CIFAR-10 below `root` as its authors did; returns the MD5 sum of the archive."""
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+    return hashlib.md5(archive.read_bytes()).hexdigest()
+
+
+def damaged(content: bytes, kind: str, generator: numpy.random.Generator, header: int = 0) -> bytes:
+    """The content of a file after some mishap; never what it was.
+
+    Args:
+        kind: noise, other size, cut, longer, bit, header (one byte of it), label (one beyond the last class)
+        header: length of the file's header in bytes
+    """
+    place = int(generator.integers(header if kind == "label" else 0, header if kind == "header" else len(content)))
+    old = content[place]
+    match kind:
+        case "noise":
+            return generator.bytes(len(content))
+        case "other size":
+            return generator.bytes(int(generator.integers(1, 2 * len(content))))
+        case "cut":
+            return content[:place]
+        case "longer":
+            return content + generator.bytes(int(generator.integers(1, 100)))
+        case "bit":
+            new = old ^ (1 << int(generator.integers(8)))
+        case "header":
+            new = (old + int(generator.integers(1, 256))) % 256
+        case "label":
+            new = int(generator.integers(10, 256))
+        case _:
+            raise AssertionError(kind)
+    return content[:place] + bytes([new]) + content[place + 1 :]
 
 
 def write_cifar10(root: Path, train: int = 200, test: int = 50) -> dict[str, str]:

@@ -4,8 +4,6 @@ import gc
 import hashlib
 import pickle
 import shutil
-import socket
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,17 +21,9 @@ from dltrain.data.examples import Examples
 from dltrain.errors import InputError
 from loopback import serving
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 Sums = dict[str, str]
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Downloads go to a port where nobody listens."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{closed.getsockname()[1]}/{CIFAR10.filename}")
-        yield
 
 
 @pytest.fixture
@@ -49,17 +39,6 @@ def served(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with serving(archive.parent) as address:
         monkeypatch.setattr(CIFAR10, "url", f"{address}{archive.name}")
         yield
-
-
-@pytest.fixture
-def archive(data_root: Path, cifar10_sums: Sums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The generated CIFAR-10 as the archive that torchvision knows by its checksum."""
-    path = tmp_path / "served" / CIFAR10.filename
-    path.parent.mkdir()
-    with tarfile.open(path, "w:gz") as packed:
-        packed.add(data_root / FOLDER, FOLDER)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
-    return path
 
 
 def load(root: Path, split: str = "train") -> Examples:
@@ -207,6 +186,22 @@ def test_an_altered_file_is_named_with_the_sum_it_should_have_and_the_sum_it_has
     message = refusal(own_root)
     assert message.startswith(f"{path}: expected MD5 {cifar10_sums[name]}, found {found} ({len(content)} bytes).")
     assert f"Delete the folder {path.parent} and start again" in message
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.torture)])
+def test_every_damaged_file_is_refused_with_both_sums(count: int, own_root: Path, cifar10_sums: Sums) -> None:
+    generator = numpy.random.default_rng(count)
+    kinds = ("noise", "other size", "cut", "longer", "bit")
+    for number in range(count):
+        path = own_root / FOLDER / FILES[number % len(FILES)]
+        whole = path.read_bytes()
+        content = generated.damaged(whole, kinds[number % len(kinds)], generator)
+        path.write_bytes(content)
+        found = hashlib.md5(content).hexdigest()
+        message = refusal(own_root, ("train", "test")[number % 2])
+        assert message.startswith(f"{path}: expected MD5 {cifar10_sums[path.name]}, found {found} ")
+        path.write_bytes(whole)
+    assert len(load(own_root).images) == 200
 
 
 class Payload:

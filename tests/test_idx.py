@@ -4,19 +4,21 @@ import gc
 import gzip
 import hashlib
 import shutil
-import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy
 import pytest
 import torch
-from torchvision.datasets import MNIST, FashionMNIST
+from torchvision.datasets import MNIST
 
 import generated
+from conftest import REAL_SUMS
 from dltrain.data import idx
 from dltrain.data.examples import Examples
 from dltrain.data.fashion_mnist import fashion_mnist
@@ -24,19 +26,10 @@ from dltrain.data.mnist import mnist
 from dltrain.errors import InputError
 from loopback import serving
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 NAMES = [name for pair in idx.FILES.values() for name in pair]
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Downloads go to a port where nobody listens."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("DLTRAIN_DATA", raising=False)
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        for dataset in (MNIST, FashionMNIST):
-            monkeypatch.setattr(dataset, "mirrors", [f"http://127.0.0.1:{closed.getsockname()[1]}/"])
-        yield
+Sums = dict[str, str]
 
 
 @pytest.fixture
@@ -44,20 +37,6 @@ def own_root(data_root: Path, tmp_path: Path) -> Path:
     """A copy of the generated MNIST, to be damaged."""
     shutil.copytree(data_root / "MNIST", tmp_path / "MNIST")
     return tmp_path
-
-
-@pytest.fixture
-def packed(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the generated MNIST as .gz files, which torchvision knows by their checksums."""
-    folder = tmp_path / "packed"
-    folder.mkdir()
-    sums = []
-    for name in NAMES:
-        content = gzip.compress((data_root / "MNIST" / "raw" / name).read_bytes(), mtime=0)
-        (folder / f"{name}.gz").write_bytes(content)
-        sums.append((f"{name}.gz", hashlib.md5(content).hexdigest()))
-    monkeypatch.setattr(MNIST, "resources", sums)
-    return folder
 
 
 @contextmanager
@@ -118,9 +97,9 @@ def test_there_is_no_validation_split_even_without_files(tmp_path: Path) -> None
 
 
 def test_files_that_are_there_are_read_without_torchvision(data_root: Path) -> None:
-    code = (
-        "import sys; from dltrain.data.mnist import mnist; "
-        f"print(len(mnist('train', root={str(data_root)!r}).images), 'torchvision' in sys.modules)"
+    code = (  # another process knows the sums of the real MNIST: the generated one would be refused there
+        "import sys; from dltrain.data.fashion_mnist import fashion_mnist; "
+        f"print(len(fashion_mnist('train', root={str(data_root)!r}).images), 'torchvision' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["200", "False"]
@@ -244,6 +223,18 @@ def test_a_data_root_that_cannot_be_written_is_reported_with_folder_and_key(pack
 
 # --- damaged files
 
+
+class Loader(Protocol):
+    def __call__(self, split: str, *, root: str | None) -> Examples | None: ...
+
+
+class Damaged(NamedTuple):
+    name: str
+    content: bytes
+    whole: bytes
+    message: str
+
+
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
@@ -292,11 +283,109 @@ def test_a_damaged_file_is_refused_with_what_was_expected_and_found_and_what_to_
     assert f"found {found}. Delete {name} and start again" in message
 
 
+def test_sides_other_than_28_are_refused_though_the_size_is_right(own_root: Path) -> None:
+    path = own_root / "MNIST" / "raw" / IMAGES
+    path.write_bytes(header(200, 14, 56) + path.read_bytes()[16:])
+    assert refusal(own_root).startswith(f"{path}: expected pictures of 28x28, found 14x56. Delete {IMAGES}")
+
+
 def test_a_damaged_test_file_does_not_touch_the_training_set(own_root: Path) -> None:
     path = own_root / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     path.write_bytes(b"")
     assert is_generated(load(own_root), count=200, seed=0)
     assert refusal(own_root, "test").startswith(str(path))
+
+
+COUNTS = [50, pytest.param(500, marks=pytest.mark.torture)]
+SHAPED = ("noise", "other size", "cut", "longer", "header")  # what a file whose sum is not known gives away
+
+
+def check_damages(root: Path, folder: str, load: Loader, kinds: tuple[str, ...], count: int) -> Iterator[Damaged]:
+    """Damage one of four files after the other; each time its split is refused and the file is named."""
+    generator = numpy.random.default_rng(count)
+    for number in range(count):
+        split = ("train", "test")[number // 2 % 2]
+        name = idx.FILES[split][number % 2]
+        path = root / folder / "raw" / name
+        whole = path.read_bytes()
+        chosen = kinds if number % 2 == 0 else (*kinds, "label")
+        kind = chosen[number // 4 % len(chosen)]
+        content = generated.damaged(whole, kind, generator, header=8 if number % 2 else 16)
+        assert content != whole
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            load(split, root=str(root))
+        message = str(caught.value)
+        assert message.startswith(f"{path}: expected ")
+        assert f"Delete {name} and start again" in message
+        yield Damaged(name, content, whole, message)
+        path.write_bytes(whole)
+    for split in idx.FILES:
+        assert load(split, root=str(root)) is not None
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_damaged_file_whose_sum_is_known_is_refused_with_both_sums(
+    count: int, own_root: Path, mnist_sums: Sums
+) -> None:
+    refused = 0
+    for damaged in check_damages(own_root, "MNIST", mnist, (*SHAPED, "bit"), count):
+        found = hashlib.md5(damaged.content).hexdigest()
+        assert f"expected MD5 {mnist_sums[damaged.name]}, found {found} ({len(damaged.content)} " in damaged.message
+        refused += 1
+    assert refused == count
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_damaged_file_beside_its_packed_file_is_refused(count: int, tmp_path: Path) -> None:
+    generated.write_mnist(tmp_path, train=20, test=10, name="FashionMNIST")
+    generated.pack_mnist(tmp_path, tmp_path / "packed", name="FashionMNIST")
+    shutil.copytree(tmp_path / "packed", tmp_path / "FashionMNIST" / "raw", dirs_exist_ok=True)
+    refused = 0
+    for damaged in check_damages(tmp_path, "FashionMNIST", fashion_mnist, (*SHAPED, "bit"), count):
+        wanted, found = (f"{zlib.crc32(content):08x}" for content in (damaged.whole, damaged.content))
+        assert f"expected CRC32 {wanted} and {len(damaged.whole)} bytes, as {damaged.name}.gz" in damaged.message
+        assert f"found CRC32 {found} and {len(damaged.content)} bytes." in damaged.message
+        refused += 1
+    assert refused == count
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_file_of_wrong_form_is_refused_though_nothing_tells_its_sum(count: int, tmp_path: Path) -> None:
+    generated.write_mnist(tmp_path, train=20, test=10, name="FashionMNIST")
+    assert sum(1 for _ in check_damages(tmp_path, "FashionMNIST", fashion_mnist, SHAPED, count)) == count
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.torture)])
+def test_every_damaged_file_of_the_real_mnist_is_refused_with_both_sums(
+    count: int, real_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(real_data / "MNIST", tmp_path / "MNIST")
+    for damaged in check_damages(tmp_path, "MNIST", mnist, (*SHAPED, "bit"), count):
+        known = idx.SUMS["MNIST"][damaged.name]
+        found = hashlib.md5(damaged.content).hexdigest()
+        assert f"expected MD5 {known}, found {found} " in damaged.message
+
+
+def test_one_wrong_label_is_refused_where_the_sum_is_known(own_root: Path, mnist_sums: Sums) -> None:
+    path = own_root / "MNIST" / "raw" / LABELS
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] - 1]))
+    assert refusal(own_root).startswith(f"{path}: expected MD5 {mnist_sums[LABELS]}, found ")
+
+
+def test_the_sums_are_those_of_the_four_original_files() -> None:
+    sums = {name: tuple(known) for name, known in REAL_SUMS.items()}
+    assert sums == {"MNIST": tuple(NAMES)}
+
+
+@pytest.mark.parametrize("length", [0, 5])
+def test_a_packed_file_that_was_cut_off_is_not_believed(length: int, data_root: Path, tmp_path: Path) -> None:
+    generated.write_mnist(tmp_path, train=20, test=10, name="FashionMNIST")
+    raw = tmp_path / "FashionMNIST" / "raw"
+    (raw / f"{IMAGES}.gz").write_bytes(bytes(length))
+    with pytest.raises(InputError, match=r"expected CRC32 0* and 0 bytes, as train-images-idx3-ubyte.gz says"):
+        fashion_mnist("train", root=str(tmp_path))
 
 
 def test_a_folder_in_place_of_a_file_is_refused_by_name(own_root: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from dltrain.data import download
 from dltrain.data.examples import Examples
-from dltrain.data.idx import data_root, not_downloaded
+from dltrain.data.idx import data_root
 from dltrain.errors import InputError
 
 FOLDER = "cifar-10-batches-py"
@@ -24,19 +25,19 @@ def cifar10(split: str, *, root: str | None) -> Examples | None:
     from torchvision.datasets import CIFAR10  # more than a second of imports that other data sets do not need
 
     folder = data_root(root)
+    if not (folder / FOLDER).exists():
+        download.fetch("CIFAR10", folder, FOLDER, parts=[FOLDER], packed=[CIFAR10.filename])
     try:
         # The files are pickles: torchvision opens them only when their MD5 sums are those of the original.
-        found = CIFAR10(folder, train=split == "train", download=not (folder / FOLDER).exists())
-    except Exception as error:  # whatever a network, a server or a disk can do
+        found = CIFAR10(folder, train=split == "train")
+    except Exception as error:  # whatever a disk can do
         raise InputError(_diagnosis(folder, error, CIFAR10)) from error
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()  # (N, H, W, C) -> (N, C, H, W)
     return Examples(images, torch.tensor(found.targets), tuple(found.classes))
 
 
 def _diagnosis(root: Path, error: Exception, dataset: Any) -> str:
-    """Name the first missing or altered file; where there is no folder, why the download failed."""
-    if not (root / FOLDER).exists():
-        return not_downloaded("CIFAR10", root / FOLDER, error)
+    """Name the first missing or altered file."""
     remedy = f"Delete the folder {root / FOLDER} and start again to fetch it anew"
     for name, expected in dataset.train_list + dataset.test_list + [("batches.meta", dataset.meta["md5"])]:
         path = root / FOLDER / name

@@ -1,23 +1,37 @@
-"""The idx files of MNIST and its kin: found, downloaded by torchvision where missing, and checked.
+"""The idx files of MNIST and its kin: found, fetched where missing, and checked.
 
-torchvision believes an unpacked file whatever is in it; here its size, header and labels are checked on every start.
-Format: magic number (0, 0, 8 for bytes, number of dimensions), then each dimension as a big-endian int32, then bytes.
+torchvision believes an unpacked file whatever is in it; here its sum, size, header and labels are checked on every
+start. Format: magic number (0, 0, 8 for bytes, number of dimensions), then each dimension as a big-endian int32, then
+bytes.
 """
 
+import hashlib
 import os
-import textwrap
+import zlib
 from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor
 
+from dltrain.data import download
 from dltrain.data.examples import Examples
 from dltrain.errors import InputError
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+SIDES = (28, 28)  # rows and columns of a picture
+# MD5 of the unpacked files, taken where the packed ones had the sums that torchvision checks. Of Fashion-MNIST they are
+# not known here; there the packed file tells, where it was kept.
+SUMS = {
+    "MNIST": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
 }
 
 
@@ -33,11 +47,19 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
     """
     if split == "val":
         return None
-    folder = data_root(root) / torchvision_name / "raw"
-    paths = [folder / name for name in FILES[split]]
+    folder = f"{torchvision_name}/raw"
+    paths = [data_root(root) / folder / name for name in FILES[split]]
     if not all(path.exists() for path in paths):
-        download(torchvision_name, data_root(root))
-    images, labels = read(paths[0], dimensions=3), read(paths[1], dimensions=1)
+        parts = [f"{folder}/{name}" for names in FILES.values() for name in names]
+        download.fetch(torchvision_name, data_root(root), folder, parts=parts, packed=[f"{part}.gz" for part in parts])
+    sums = SUMS.get(torchvision_name, {})
+    images, labels = (
+        read(path, dimensions=dimensions, md5=sums.get(path.name))
+        for path, dimensions in zip(paths, (3, 1), strict=True)
+    )
+    if images.shape[1:] != SIDES:
+        found = "x".join(map(str, images.shape[1:]))
+        raise InputError(f"{paths[0]}: expected pictures of 28x28, found {found}. {_remedy(paths[0])}")
     if len(images) != len(labels):
         raise InputError(
             f"{paths[1]}: expected a label for each of {len(images)} images, found {len(labels)}. {_remedy(paths[1])}"
@@ -49,12 +71,20 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
     return Examples(images.unsqueeze(1), labels.long(), classes)
 
 
-def read(path: Path, *, dimensions: int) -> Tensor:
-    """The bytes of an idx file as a uint8 tensor of that many dimensions."""
+def read(path: Path, *, dimensions: int, md5: str | None) -> Tensor:
+    """The bytes of an idx file as a uint8 tensor of that many dimensions.
+
+    Args:
+        md5: sum of the file; None where it is not known
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). {_remedy(path)}") from None
+    if md5 is not None:
+        _check_sum(content, path, md5)
+    else:
+        _check_against_packed(content, path)
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]):
         raise InputError(
@@ -73,24 +103,29 @@ def read(path: Path, *, dimensions: int) -> Tensor:
     return torch.from_numpy(numpy.frombuffer(bytearray(content), numpy.uint8, offset=header).reshape(shape))
 
 
-def download(torchvision_name: str, root: Path) -> None:
-    """Let torchvision fetch, check and unpack a data set; it also takes checked .gz files that already lie there."""
-    from torchvision import datasets  # more than a second of imports that a start with data at hand does not need
+def _check_sum(content: bytes, path: Path, expected: str) -> None:
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise InputError(f"{path}: expected MD5 {expected}, found {found} ({len(content)} bytes). {_remedy(path)}")
 
+
+def _check_against_packed(content: bytes, path: Path) -> None:
+    """A gzip file ends with the CRC32 and the size of what was packed; one beside the file says what must be in it."""
+    packed = path.with_name(f"{path.name}.gz")
     try:
-        getattr(datasets, torchvision_name)(root, download=True)
-    except Exception as error:  # whatever a network, a server or a disk can do
-        folder = root / torchvision_name / "raw"
-        raise InputError(not_downloaded(torchvision_name, folder, error)) from error
-
-
-def not_downloaded(name: str, folder: Path, error: Exception) -> str:
-    """What is missing, why it could not be fetched, and what to do."""
-    reason = textwrap.shorten(str(error), 200, placeholder=" …")
-    return (
-        f"{name} is not in {folder} and could not be downloaded: {reason}\n"
-        "Put its files there, or set data.root (or DLTRAIN_DATA) to the folder that holds it"
-    )
+        with packed.open("rb") as file:
+            file.seek(max(0, packed.stat().st_size - 8))
+            end = file.read()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{packed}: cannot be read ({error.strerror}). {_remedy(packed)}") from None
+    found = zlib.crc32(content).to_bytes(4, "little") + (len(content) % 2**32).to_bytes(4, "little")
+    if found != end:
+        raise InputError(
+            f"{path}: expected CRC32 {end[3::-1].hex()} and {int.from_bytes(end[4:], 'little')} bytes, "
+            f"as {packed.name} says, found CRC32 {found[3::-1].hex()} and {len(content)} bytes. {_remedy(path)}"
+        )
 
 
 def _remedy(path: Path) -> str:
