@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,10 @@ class Nursery:
     def __init__(self, server: "subprocess.Popen[str]") -> None:
         self.server = server
 
-    def start(self, folder: Path, *argv: str) -> Life:
+    def start(self, folder: Path, *argv: str, at: float = 0.0) -> Life:
+        """Begin a life, or let one wait for the moment `at`."""
         log = folder / "life.log"
-        return Life(self._ask({"argv": argv, "folder": str(folder), "log": str(log)}), folder, log)
+        return Life(self._ask({"argv": argv, "folder": str(folder), "log": str(log), "at": at}), folder, log)
 
     def wait(self, life: Life) -> int:
         """Exit code of a life; -N where signal N killed it."""
@@ -142,6 +144,7 @@ def _live(main: Any, question: dict[str, Any]) -> int:
     os.close(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
+    time.sleep(max(0.0, question["at"] - time.time()))
     try:
         code = main(question["argv"])
         sys.stdout.flush()

@@ -6,35 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from contents import content, equal, files
 from dltrain import build, checkpoint
 from dltrain.errors import InputError, OutputError
-
-
-def content(seed: int = 0) -> dict[str, Any]:
-    """A checkpoint of a tiny model, with all kinds of plain data."""
-    torch.manual_seed(seed)
-    return {
-        "model": nn.Linear(2, 2).state_dict(),
-        "config": {"optim": {"lr": 0.1, "milestones": [0.5]}, "name": None, "trust": []},
-        "sums": torch.tensor([1.0, 2.0], dtype=torch.float64),
-        "progress": {"best": {"split": "val", "epoch": 1.0}, "stale_epochs": 3},
-        "generators": {"cpu": torch.get_rng_state()},
-    }
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two trees of plain data and tensors are the same, types and bits included."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
-    return torch.equal(one, other) and one.dtype == other.dtype if isinstance(one, Tensor) else one == other
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
@@ -47,6 +23,15 @@ def test_saving_leaves_one_file_and_replaces_the_one_before(tmp_path: Path) -> N
         checkpoint.save(tmp_path / "last.pt", content(seed))
     assert files(tmp_path) == ["last.pt"]
     assert equal(checkpoint.load(tmp_path / "last.pt")["model"], content(1)["model"])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_of_those_that_are_replaced_the_newest_stay_in_their_order(tmp_path: Path, keep: int) -> None:
+    for step in range(9):
+        checkpoint.save(tmp_path / "last.pt", content(step), keep=keep)
+    names = ["last.pt", *(f"last-{number}.pt" for number in range(1, keep))]
+    assert files(tmp_path) == sorted(names)
+    assert [checkpoint.load(tmp_path / name)["step"] for name in names] == list(range(8, 8 - keep, -1))
 
 
 def test_a_missing_folder_is_an_output_error_with_the_path(tmp_path: Path) -> None:

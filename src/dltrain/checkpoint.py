@@ -48,7 +48,6 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
                     if (older := _previous(path, number)).exists():
                         older.replace(_previous(path, number + 1))
                 held.replace(_previous(path, 1))
-                durable.sync(path.parent)
         finally:
             if held is not None:
                 held.unlink(missing_ok=True)
@@ -144,6 +143,8 @@ def _read(path: Path) -> Any:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Damaged:
         raise
+    except PermissionError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror}). Change its rights") from error
     except Exception as error:  # torch raises nearly anything on damaged or hostile files
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise Damaged(f"{path}: no checkpoint, or a damaged one ({reason}). Take another") from error

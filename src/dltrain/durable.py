@@ -54,13 +54,19 @@ def hold(path: Path) -> Path | None:
     except FileNotFoundError:
         return None
     except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
+        try:
+            shutil.copyfile(path, temporary)
+            sync(temporary)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     return temporary
 
 
-def sync(folder: Path) -> None:
-    """Flush the names in a folder to the disk: a rename, too, must survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk: a rename, too, must survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

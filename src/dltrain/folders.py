@@ -59,8 +59,8 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise OutputError(f"{path.parent}: another process is writing here. Wait for it, or stop it") from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
+    except (OSError, NotImplementedError) as error:  # the latter of older filelocks
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise OutputError(f"{path}: could not be locked ({error.strerror})") from error
         log.warning("%s: its file system has no locks; see to it that nothing else writes there", path.parent)
     try:

@@ -63,6 +63,10 @@ class _LogFile(logging.FileHandler):
         reason = error.strerror if isinstance(error, OSError) else error
         raise OutputError(f"{self.baseFilename}: could not be written ({reason})") from error
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # a line that was refused, and told, is still in the buffer
+            super().close()
+
 
 class Metrics:
     """metrics.jsonl, a line for each record; a resumed run cuts it back to what its checkpoint knows."""

@@ -93,8 +93,8 @@ def _resumed(text: object) -> Iterator[Start]:
     if path.parent.name != "checkpoints":
         raise unfit
     with folders.locked(folder / ".lock", wait=False):
-        for name in ("last.pt", "best.pt"):
-            durable.remove_leftovers(path.with_name(name))
+        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml"):
+            durable.remove_leftovers(folder / name)
         path, content = checkpoint.load_newest(path)
         if "optimizer" not in content:
             raise unfit

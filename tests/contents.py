@@ -1,0 +1,35 @@
+"""Contents of checkpoints, and whether two are the same to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def content(seed: int = 0) -> dict[str, Any]:
+    """A checkpoint of a tiny model, with all kinds of plain data."""
+    torch.manual_seed(seed)
+    return {
+        "model": nn.Linear(2, 2).state_dict(),
+        "config": {"optim": {"lr": 0.1, "milestones": [0.5]}, "name": None, "trust": []},
+        "sums": torch.tensor([1.0, 2.0], dtype=torch.float64),
+        "progress": {"best": {"split": "val", "epoch": 1.0}, "stale_epochs": 3},
+        "generators": {"cpu": torch.get_rng_state()},
+        "step": seed,
+    }
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two trees of plain data and tensors are the same, types and bits included."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return torch.equal(one, other) and one.dtype == other.dtype if isinstance(one, Tensor) else one == other
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,178 @@
+"""Faults of the operating system on demand: a call that fails, acts by half, or is the last thing a process does.
+
+And the process that may die of it: a fork, with what it printed.
+"""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+# What checkpoints and their folder are written with; Path.replace and Path.unlink call those of os.
+CALLS = [(os, name) for name in ("open", "write", "fsync", "close", "replace", "link", "unlink")] + [
+    (shutil, "copyfile")
+]
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at a call: an error number, or 0 for SIGKILL; before it acts, when half is done, or after."""
+
+    number: int
+    moment: str = "before"
+
+    def strike(self) -> NoReturn:
+        if not self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(self.number, os.strerror(self.number))
+
+
+KILLS = [Fault(0, moment) for moment in ("before", "half", "after")]
+FAILURES = [Fault(number, moment) for number in ERRORS for moment in ("before", "half")]
+
+
+@contextlib.contextmanager
+def at_call(at: int | None = None, fault: Fault | None = None, *, links: bool = True) -> Iterator[list[str]]:
+    """Let the call numbered `at` meet a fault; gives the names of the calls made. Without `links` there are none."""
+    made: list[str] = []
+    reals = {name: getattr(module, name) for module, name in CALLS}
+
+    def by_half(name: str, *arguments: Any) -> None:
+        if name == "write":
+            reals["write"](arguments[0], arguments[1][: len(arguments[1]) // 2])
+        elif name == "copyfile":
+            reals["copyfile"](*arguments)
+            os.truncate(arguments[1], os.path.getsize(arguments[1]) // 2)  # noqa: PTH202
+        elif name == "close":
+            reals["close"](*arguments)
+
+    def shim(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            here = fault if len(made) == at else None
+            made.append(name)
+            if here is not None and here.moment != "after":
+                if here.moment == "half":
+                    by_half(name, *arguments)
+                elif name == "close":
+                    real(*arguments)  # Linux closes also where it reports an error
+                here.strike()
+            try:
+                if name == "link" and not links and os.path.exists(arguments[0]):  # noqa: PTH110
+                    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+                return real(*arguments, **settings)
+            finally:
+                if here is not None:
+                    here.strike()
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in CALLS:
+            patch.setattr(module, name, shim(name, reals[name]))
+        yield made
+
+
+@contextlib.contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: the disk is full, for this process. Python ignores SIGXFSZ."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def limited(patch: pytest.MonkeyPatch, owner: object, function: str, *, at: int, name: str = "") -> None:
+    """Let the disk be full while a function is called for the `at`-th time; with a name, of those with such a path."""
+    real, calls = getattr(owner, function), 0
+
+    def call(*arguments: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += not name or arguments[0].name == name
+        with file_limit(10) if calls == at else contextlib.nullcontext():
+            return real(*arguments, **settings)
+
+    patch.setattr(owner, function, call)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, or minus the number of the signal; and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Child:
+    """A fork that does one thing and exits with what that returns, or 1 with the traceback of what it raised.
+
+    Its output goes through pipes, which no limit on files holds up.
+    """
+
+    def __init__(self, action: Callable[[], int | None]) -> None:
+        pipes = [os.pipe() for _ in range(2)]
+        sys.stdout.flush()
+        with warnings.catch_warnings():
+            # Of threads that numpy's libraries hold and the child does not use.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.number = os.fork()
+        if not self.number:
+            _live(action, [writing for _, writing in pipes])
+        self.readers = [open(reading, encoding="utf-8") for reading, _ in pipes]  # noqa: PTH123, SIM115
+        for _, writing in pipes:
+            os.close(writing)
+
+    def kill(self) -> None:
+        os.kill(self.number, signal.SIGKILL)
+
+    def wait(self) -> Ended:
+        out, err = (reader.read() for reader in self.readers)
+        for reader in self.readers:
+            reader.close()
+        return Ended(os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1]), out, err)
+
+
+def forked(action: Callable[[], int | None]) -> Ended:
+    """Do it in a fork and wait for its end."""
+    return Child(action).wait()
+
+
+def become_nobody() -> None:
+    """Give up root's rights, which no permission stops; for another user there is nothing to give up."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
+def _live(action: Callable[[], int | None], outputs: list[int]) -> NoReturn:
+    """The life of a fork, which must not return into pytest."""
+    code = 1
+    try:
+        for number, output in enumerate(outputs, start=1):
+            os.dup2(output, number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+        torch.cuda.is_available = lambda: False  # CUDA does not survive a fork
+        code = action() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
