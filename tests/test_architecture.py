@@ -23,6 +23,7 @@ LAYERS = [
     {"build", "stored"},
     {"console", "records", "checkpoint", "progress", "stopping", "nonfinite", "data", "models", "optim", "schedules"},
     {"engine"},
+    {"step"},
     {"runtime", "tasks"},
     {"folders", "durable", "schema", "settings"},
     {"signatures"},

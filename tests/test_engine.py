@@ -14,8 +14,9 @@ import generated
 from dltrain import build, schedules
 from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
-from dltrain.engine import Record, State, evaluate, fit, predict, set_lr, train_step
+from dltrain.engine import Record, evaluate, fit, predict, set_lr
 from dltrain.runtime import Runtime, generator_states, restore_generators
+from dltrain.step import State, train_step
 from dltrain.tasks import Classification, Regression
 
 CPU = Runtime(torch.device("cpu"), "fp32", 1)

@@ -2,13 +2,15 @@
 
 import copy
 import math
+import random
 
 import pytest
 import torch
 from torch import nn
 
-from dltrain.engine import Record, Task
+from dltrain.engine import Record
 from dltrain.progress import Progress
+from dltrain.step import Task
 from dltrain.tasks import Classification, Regression
 
 TASK = Classification(label_smoothing=0.0)
@@ -111,6 +113,33 @@ def test_the_latest_figures_of_each_split_are_kept() -> None:
 def test_nan_never_becomes_better_than_a_number(task: Task, good: dict[str, float], bad: dict[str, float]) -> None:
     progress = noted([val(1, **good), val(2, **bad)], task)
     assert (progress.best["step"], progress.stale_epochs, float(progress.best_weights["weight"])) == (5, 1, 0)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_what_is_no_number_never_becomes_best_in_any_stream(seed: int) -> None:
+    generator = random.Random(seed)
+    chance = generator.choice((0.1, 0.5, 0.9, 1.0))
+
+    def drawn() -> float:
+        return generator.choice((math.nan, math.inf, -math.inf)) if generator.random() < chance else generator.random()
+
+    figures = [{"accuracy": drawn(), "loss": drawn()} for _ in range(20)]
+    progress = noted([val(epoch, **each) for epoch, each in enumerate(figures)])
+    numbers = [epoch for epoch, each in enumerate(figures) if all(map(math.isfinite, each.values()))]
+    if not numbers:
+        assert (progress.best, progress.best_weights, progress.stale_epochs) == ({}, {}, 20)
+        return
+    best = max(numbers, key=lambda epoch: (figures[epoch]["accuracy"], -figures[epoch]["loss"]))
+    assert progress.best == {"split": "val", "step": 5 * best, "epoch": float(best), **figures[best]}
+    assert float(progress.best_weights["weight"]) == best
+    assert progress.stale_epochs == 19 - best
+
+
+def test_an_interval_of_skipped_steps_alone_is_not_best_without_validation() -> None:
+    skipped = Record("train", 10, 2.0, {"loss": math.nan, "skipped_steps": 5}, 10, 1.0)
+    assert noted([skipped]).best == {}
+    assert noted([train(1.0), skipped]).best["step"] == 5
+    assert noted([skipped, train(3.0)]).best["step"] == 15
 
 
 def test_examples_per_second_is_that_of_the_fastest_epoch() -> None:

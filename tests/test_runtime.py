@@ -3,14 +3,15 @@
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
 
-from dltrain import runtime
-from dltrain.errors import DeviceError
+from dltrain import checkpoint, runtime
+from dltrain.errors import DeviceError, UserError
 from dltrain.runtime import Runtime
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -133,14 +134,71 @@ def test_another_seed_draws_other_numbers(name: str) -> None:
     assert drawn[0] != drawn[1]
 
 
-def test_restored_generators_draw_what_they_would_have_drawn() -> None:
+def draw_all() -> list[Any]:
+    """Of each kind of number, also those that a generator draws in pairs and keeps one of."""
+    return [*(draw() for draw in DRAWS.values()), random.gauss(0, 1), numpy.random.normal(), torch.randn(3).tolist()]
+
+
+@pytest.mark.parametrize("before", range(5))
+def test_restored_generators_draw_what_they_would_have_drawn(before: int) -> None:
     runtime.seed_everything(0)
-    torch.rand(7)
+    for _ in range(before):
+        draw_all()
     states = runtime.generator_states()
-    expected = torch.rand(5)
+    expected = draw_all()
     runtime.seed_everything(1)
     runtime.restore_generators(states)
-    assert torch.equal(torch.rand(5), expected)
+    assert draw_all() == expected
+
+
+def test_the_states_of_generators_pass_through_a_checkpoint(tmp_path: Path) -> None:
+    runtime.seed_everything(0)
+    random.gauss(0, 1)
+    checkpoint.save(tmp_path / "last.pt", {"model": {}, "config": {}, "generators": runtime.generator_states()})
+    expected = draw_all()
+    runtime.restore_generators(checkpoint.load(tmp_path / "last.pt")["generators"])
+    assert draw_all() == expected
+
+
+def what_torch_says() -> str:
+    """The error of torch itself where the host has too little memory."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"), "CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+        (numpy.exceptions.AxisError("no"), None),
+        (RuntimeError("shapes cannot be multiplied"), None),
+        (RuntimeError(), None),
+        (NotImplementedError("no kernel for bfloat16"), None),
+        (RecursionError("too deep"), None),
+        (KeyError("memory"), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: str | None) -> None:
+    with pytest.raises(type(error) if told is None else UserError) as caught, runtime.enough_memory("Lower it"):
+        raise error
+    if told is None:
+        assert caught.value is error
+    else:
+        first, advice = str(caught.value).splitlines()
+        assert first.startswith(f"out of memory: {told}")
+        assert advice == "Lower it"
+
+
+def test_a_lack_of_memory_on_the_host_is_known_by_what_torch_says() -> None:
+    with pytest.raises(UserError, match="tried to allocate 4000000000000000 bytes"), runtime.enough_memory("Lower it"):
+        torch.empty(10**15)
+    older = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    for text in (what_torch_says(), older):
+        with pytest.raises(UserError, match="out of memory: "), runtime.enough_memory("Lower it"):
+            raise RuntimeError(text)
 
 
 def test_noted_generators_do_not_move_with_the_process() -> None:

@@ -8,7 +8,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from dltrain.engine import Task
+from dltrain.step import Task
 from dltrain.tasks import Classification, Reconstruction, Regression
 
 TASKS: dict[str, Task] = {

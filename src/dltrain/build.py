@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dltrain import checkpoint, runtime, schema
 from dltrain.data.batches import Batches, Statistics, normalization
 from dltrain.data.examples import Examples, read, train_and_val
-from dltrain.engine import Task
 from dltrain.errors import ConfigError, InputError
+from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4

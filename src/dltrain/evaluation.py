@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from dltrain import build, checkpoint, console, records, runtime, schema, stored
 from dltrain.data.batches import Statistics
 from dltrain.data.examples import Examples, read, train_and_val
-from dltrain.engine import Batches, Task, evaluate
+from dltrain.engine import Batches, evaluate
 from dltrain.engine import predict as outputs_of
 from dltrain.errors import ConfigError, InputError
+from dltrain.step import Task
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from dltrain.engine import Batches, Record, State, Task, parts_of
+from dltrain.engine import Batches, Record
 from dltrain.errors import UserError
 from dltrain.runtime import Generators, Runtime, restore_generators
+from dltrain.step import State, Task, parts_of
 
 ADVICE = "Lower optim.lr or set clip_norm; what was saved before is kept"
 
@@ -28,6 +29,8 @@ def name_tensor(
     The updates from that step on were masked, so that the weights are still those before it. `since` is a step of the
     same epoch that was done, with the generators after it: dropout draws again what it drew.
     """
+    if named := _first(dict(state.model.named_parameters())):
+        return f"parameter {named}"
     done, generators = since
     restore_generators(generators)
     state.model.train()
@@ -41,8 +44,6 @@ def name_tensor(
                     state.model(part)
     if not _is_finite(inputs) or (targets.is_floating_point() and not _is_finite(targets)):
         return "its batch of data"
-    if named := _first(dict(state.model.named_parameters())):
-        return f"parameter {named}"
     for part, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
         if named := _in_part(state.model, part, part_targets, task, runtime):
             return named
@@ -84,8 +85,12 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
+class NoNumber(UserError):
+    """A figure that is NaN or infinite."""
+
+
 def refuse(record: Record) -> None:
-    """Raise UserError for a figure that is no number, such as a validation loss."""
+    """Raise NoNumber for a figure that is none, such as a validation loss."""
     for key, value in record.values.items():
         if not math.isfinite(value):
-            raise UserError(f"{record.split} {key} is {value} at step {record.step}: training diverged\n{ADVICE}")
+            raise NoNumber(f"{record.split} {key} is {value} at step {record.step}: training diverged\n{ADVICE}")

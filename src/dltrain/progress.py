@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dltrain.engine import Record, Task
+from dltrain.engine import Record
+from dltrain.step import Task
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Progress:
         """Take in a record; a better validation figure keeps a copy of the weights."""
         self.latest[record.split] = record.values
         position = {"split": record.split, "step": record.step, "epoch": record.epoch}
+        is_number = all(math.isfinite(value) for value in record.values.values())
         if record.split == "train":
             self.train_seconds += record.seconds
             self.epoch_examples += record.examples
@@ -33,10 +35,10 @@ class Progress:
             if record.epoch == int(record.epoch):
                 self.examples_per_second = max(self.examples_per_second, self.epoch_examples / self.epoch_seconds)
                 self.epoch_examples, self.epoch_seconds = 0, 0.0
-            if not self.best_weights:  # without validation the last is the best
+            # Without validation the last is the best; where all its steps were skipped, the one before has its weights.
+            if is_number and not self.best_weights:
                 self.best = position | record.values
         elif record.split == "val":
-            is_number = all(math.isfinite(value) for value in record.values.values())
             if is_number and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
                 self.best_weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}

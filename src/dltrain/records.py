@@ -79,10 +79,8 @@ class Metrics:
 
     def write(self, record: Record) -> None:
         """Append a record; it is in the file at once, so that a kill loses none."""
-        # JSON has no NaN: null
-        values = {key: value if math.isfinite(value) else None for key, value in record.values.items()}
-        line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **values}
-        content = (json.dumps(line) + "\n").encode()
+        line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
+        content = (json.dumps(_without_nan(line), allow_nan=False) + "\n").encode()
         try:
             if self.file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -105,7 +103,16 @@ class Metrics:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    durable.replace(path, (json.dumps(content, indent=2) + "\n").encode())
+    durable.replace(path, (json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """A tree of plain values with null where a number is NaN or infinite: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:

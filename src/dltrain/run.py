@@ -11,11 +11,12 @@ from typing import Any
 
 from dltrain import build, checkpoint, console, durable, folders, nonfinite, records, schema, settings, snapshot, stored
 from dltrain.data.batches import Batches
-from dltrain.engine import Diverged, Record, State, evaluate, fit, require_finite
+from dltrain.engine import Record, evaluate, fit
 from dltrain.errors import ConfigError, InputError, Interrupted, UserError
 from dltrain.progress import Progress
 from dltrain.runtime import device, enough_memory, generator_states, seed_everything
 from dltrain.snapshot import Run
+from dltrain.step import Diverged, State, require_finite
 from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
 
 log = logging.getLogger(__name__)
@@ -201,14 +202,15 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
         # Stopped before the first record: what is tested are the latest weights.
         progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
         save()
-    except Diverged as error:
+    except (Diverged, nonfinite.NoNumber) as error:
+        if progress.best_weights:  # it may be newer than the last checkpoint
+            checkpoint.save(folder / "checkpoints" / "best.pt", snapshot.best(run))
+        if isinstance(error, nonfinite.NoNumber):
+            raise
         tensor = nonfinite.name_tensor(
             state, train, run.task, run.runtime, step=error.step, since=since, accumulate=settings.accumulate
         )
-        if progress.best_weights:  # it may be newer than the last checkpoint
-            checkpoint.save(folder / "checkpoints" / "best.pt", snapshot.best(run))
-        advice = f"{nonfinite.ADVICE}: resume={folder} optim.lr=…"
-        raise UserError(f"{error}, first in {tensor}\n{advice}") from error
+        raise UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={folder} optim.lr=…") from error
     complete = state.step == settings.epochs * len(train) and not signals
     return "done" if complete else status
 

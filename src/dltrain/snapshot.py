@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from dltrain import build, records, settings, stored
-from dltrain.engine import State, Task
 from dltrain.errors import ConfigError, InputError
 from dltrain.progress import Progress
 from dltrain.runtime import Runtime, generator_states, restore_generators
+from dltrain.step import State, Task
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def restore(run: Run, start: dict[str, Any], path: Path) -> None:
     for name in ("sums", "faults"):
         kept = start[name]
         setattr(state, name, None if kept is None else kept.to(run.runtime.device))
+    if run.settings.on_nonfinite == "stop":  # steps that were skipped before are no reason to stop now
+        state.faults = None
     state.step = start["step"]
     run.progress = Progress(**start["progress"])
     restore_generators(start["generators"])
