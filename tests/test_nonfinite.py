@@ -309,12 +309,12 @@ def test_a_gradient_without_clip_norm_is_told_a_step_late_by_the_weight_it_spoil
 def test_weights_that_are_not_finite_are_never_saved(on_nonfinite: steps.OnNonfinite) -> None:
     fault = Fault("mlp", "adam", "gradient", math.inf, 3)
     state = fault.state()
-    steps = run(state, fault.stream(), on_nonfinite=on_nonfinite)
+    chunks = run(state, fault.stream(), on_nonfinite=on_nonfinite)
     for expected in (1, 2):
-        next(steps)
+        next(chunks)
         steps.require_finite(state, on_nonfinite)
         assert state.step == expected
-    next(steps)
+    next(chunks)
     with pytest.raises(Diverged) as error:
         steps.require_finite(state, on_nonfinite)
     assert error.value.step == 3
