@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection
+from dataclasses import fields
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from dltrain import build, checkpoint, console, durable, folders, nonfinite, records, schema, settings, snapshot, stored
 from dltrain.data.batches import Batches
 from dltrain.engine import Record, evaluate, fit
-from dltrain.errors import ConfigError, InputError, Interrupted, UserError
+from dltrain.errors import ConfigError, Interrupted, UserError
 from dltrain.progress import Progress
 from dltrain.runtime import device, enough_memory, generator_states, seed_everything
 from dltrain.snapshot import Run
@@ -40,7 +40,7 @@ def train(
     with records.run_log() as log_to, contextlib.ExitStack() as stack:
         start = None
         if config.get("resume") is not None:
-            start = stack.enter_context(_resumed(config["resume"]))
+            start = stack.enter_context(snapshot.resumed(config["resume"]))
             folder, trust = start.folder, config["trust"]
             config = stored.resumed(start.content["config"], config, typed)
             values = resolve(config)
@@ -74,35 +74,7 @@ def train(
     return summary | {"folder": str(folder)}
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a resumed run goes on: its folder, the checkpoint's file and content."""
-
-    folder: Path
-    path: Path
-    content: dict[str, Any]
-
-
-@contextlib.contextmanager
-def _resumed(text: object) -> Iterator[Start]:
-    """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
-    if not isinstance(text, str):
-        raise ConfigError(f"resume={text}: must be the folder of a run")
-    path = checkpoint.find(Path(text), "last.pt").resolve()
-    here, folder = Path.cwd(), path.parent.parent
-    unfit = InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
-    if path.parent.name != "checkpoints":
-        raise unfit
-    with folders.locked(folder / ".lock", wait=False):
-        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml"):
-            durable.remove_leftovers(folder / name)
-        path, content = checkpoint.load_newest(path)
-        if "optimizer" not in content:
-            raise unfit
-        yield Start(folder.relative_to(here) if folder.is_relative_to(here) else folder, path, content)
-
-
-def _build(config: dict[str, Any], values: dict[str, Any], start: Start | None, typed: Collection[str]) -> Run:
+def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start | None, typed: Collection[str]) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
     # Another number of threads or another precision would round differently: a resumed run keeps its own.

@@ -1,14 +1,16 @@
 """The parts of a run, and their image in a checkpoint: all that a run needs to go on to the bit."""
 
+import contextlib
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dltrain import build, records, settings, stored
+from dltrain import build, checkpoint, durable, folders, records, settings, stored
 from dltrain.errors import ConfigError, InputError
 from dltrain.progress import Progress
 from dltrain.runtime import Runtime, generator_states, restore_generators
@@ -30,6 +32,34 @@ class Run:
     state: State
     progress: Progress
     data_digests: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run goes on: its folder, the checkpoint's file and content."""
+
+    folder: Path
+    path: Path
+    content: dict[str, Any]
+
+
+@contextlib.contextmanager
+def resumed(text: object) -> Iterator[Start]:
+    """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
+    if not isinstance(text, str):
+        raise ConfigError(f"resume={text}: must be the folder of a run")
+    path = checkpoint.find(Path(text), "last.pt").resolve()
+    here, folder = Path.cwd(), path.parent.parent
+    unfit = InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
+    if path.parent.name != "checkpoints":
+        raise unfit
+    with folders.locked(folder / ".lock", wait=False):
+        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml"):
+            durable.remove_leftovers(folder / name)
+        path, content = checkpoint.load_newest(path)
+        if "optimizer" not in content:
+            raise unfit
+        yield Start(folder.relative_to(here) if folder.is_relative_to(here) else folder, path, content)
 
 
 def content(run: Run, position: int) -> dict[str, Any]:
