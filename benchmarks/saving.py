@@ -2,14 +2,15 @@
 
     python benchmarks/saving.py [OVERRIDE …]        # such as model=mlp epochs=3; needs MNIST in DLTRAIN_DATA
 
-Everything a save does is timed where it happens (image of the run, flush of metrics.jsonl, both files, their flushes and
-renames) and put in relation to the training time of the same run, so that the machine's speed cancels out.
+Everything a save does is timed where it happens (image of the run, flush of metrics.jsonl, both files, their flushes
+and renames) and put in relation to the training time of the same run, so that the machine's speed cancels out.
 """
 
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -33,7 +34,7 @@ def timed(owner: Any, name: str, seconds: list[float]) -> None:
 
 
 def main(overrides: list[str]) -> None:
-    os.environ["DLTRAIN_DATA"] = os.path.abspath(os.environ.get("DLTRAIN_DATA", "data"))  # noqa: PTH100
+    os.environ["DLTRAIN_DATA"] = str(Path(os.environ.get("DLTRAIN_DATA", "data")).resolve())
     saves: list[float] = []
     flushes: list[float] = []
     images: list[float] = []
