@@ -59,13 +59,13 @@ def due_at(interval: str, times: list[float], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_so_many_seconds_counts_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = [0.9, 1.0, 2.9, 3.0, 7.0, 15.0, 31.0, 60.9, 61.0, 90.9, 91.0, 200.0, 229.0]
-    assert due_at("30s", times, monkeypatch) == [1.0, 3.0, 7.0, 15.0, 31.0, 61.0, 91.0, 200.0]
+    times = [0.4, 0.5, 1.4, 1.5, 3.5, 7.5, 15.5, 31.4, 31.5, 61.4, 61.5, 91.4, 91.5, 200.0, 229.0]
+    assert due_at("30s", times, monkeypatch) == [0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 200.0]
 
 
 @pytest.mark.parametrize(("interval", "seconds"), [("1.5s", 1.5), ("2m", 120.0), ("0.5h", 1800.0)])
 def test_a_time_is_read_with_its_unit(interval: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    warm = [2.0**power for power in range(12) if 2.0**power < 2 * seconds]  # the doubling distances of the start
+    warm = [2.0**power for power in range(-1, 12) if 2.0**power < 2 * seconds]  # the doubling distances of the start
     times = [sum(warm[: count + 1]) for count in range(len(warm))]
     end = times[-1]
     found = due_at(interval, [*times, end + seconds - 0.01, end + seconds], monkeypatch)

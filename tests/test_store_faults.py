@@ -22,10 +22,10 @@ import torch
 
 from conftest import Command
 from contents import content, equal, files
-from dltrain import checkpoint, cli, durable, folders, records
+from dltrain import archive, checkpoint, cli, durable, folders, records
 from dltrain import run as training
 from dltrain.errors import InputError, OutputError
-from faults import FAILURES, KILLS, NOBODY, Child, Ended, Fault, at_call, become_nobody, file_limit, forked, limited
+from faults import FAILURES, KILLS, Child, Ended, Fault, at_call, file_limit, forked, limited, obey_permissions
 
 SMALL = ("train", "model=mlp", "model.hidden=[2]", "data.limit=100", "batch_size=32", "device=cpu", "device.threads=1")
 RUN = (*SMALL, "model.dropout=0.1", "optim=adam", "epochs=3", "log_every=2")
@@ -368,7 +368,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(stoppe
     before = files(last.parent)
 
     def child() -> None:
-        become_nobody()
+        obey_permissions()
         with pytest.raises(InputError, match=r"could not be read \(Permission denied\)") as caught:
             checkpoint.load_newest(last)
         assert told(caught.value, last)
@@ -404,7 +404,7 @@ def refuse(path: Path, data: bytes | bytearray) -> None:
 def damages(whole: bytes, other: bytes, flips: int, cuts: int, swaps: int) -> Iterator[bytes | bytearray]:
     """A file with a bit flipped, cut, with two blocks swapped; with the end of another; two in one."""
     draw, size, bits = random.Random(0), len(whole), 8 * len(whole)
-    trailer = checkpoint.TRAILER_SIZE
+    trailer = archive.TRAILER_SIZE
     ends = [0, 1, 7, bits - 1, *range(bits - 8 * trailer, bits, 8 * trailer * 40 // flips + 1)]
     for bit in [*ends, *(draw.randrange(bits) for _ in range(flips - len(ends)))]:
         data = bytearray(whole)
@@ -566,22 +566,14 @@ def public() -> Iterator[Path]:
         yield Path(name)
 
 
-def give_to_nobody(folder: Path) -> None:
-    """Let the folder and all in it belong to who cannot write what is read-only."""
-    if os.getuid() == 0:
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, NOBODY, NOBODY)
-
-
 @pytest.mark.parametrize("part", ["", "checkpoints", ".hydra", ".lock", "metrics.jsonl", "train.log"])
 def test_a_resume_in_a_folder_or_on_a_file_that_is_read_only_is_code_74(
     public: Path, at_step_6: Path, part: str
 ) -> None:
     folder = shutil.copytree(at_step_6, public / "run")
-    give_to_nobody(folder)
     path = folder / part
     path.chmod(0o555 if path.is_dir() else 0o444)
-    ended = forked(command("train", f"resume={folder}", "limit_steps=null", before=become_nobody))
+    ended = forked(command("train", f"resume={folder}", "limit_steps=null", before=obey_permissions))
     path.chmod(0o777)
     assert in_brief(ended), ended
     assert steps_of_run(folder) == ([6, 4, 2] if part else [9, 8, 6])  # the folder itself only takes the summary
@@ -594,7 +586,7 @@ def steps_of_run(folder: Path) -> list[int]:
 
 def test_a_run_that_may_not_make_its_folder_is_code_74(public: Path) -> None:
     public.chmod(0o555)
-    ended = forked(command(*RUN, before=become_nobody))
+    ended = forked(command(*RUN, before=obey_permissions))
     public.chmod(0o777)
     assert in_brief(ended), ended
 
@@ -606,7 +598,7 @@ def test_a_folder_that_becomes_read_only_while_a_run_goes_on_ends_it_with_code_7
     calls = 0
 
     def child() -> int:
-        become_nobody()
+        obey_permissions()
         real = checkpoint.save
 
         def closed(path: Path, *arguments: Any, **settings: Any) -> None:
