@@ -13,6 +13,9 @@ def content(seed: int = 0) -> dict[str, Any]:
     return {
         "model": nn.Linear(2, 2).state_dict(),
         "config": {"optim": {"lr": 0.1, "milestones": [0.5]}, "name": None, "trust": []},
+        "data": {"classes": [], "input_shape": [1, 1, 2], "outputs": 2, "statistics": [[0.0], [1.0]]},
+        "runtime": {"precision": "fp32", "threads": 1},
+        "environment": {"torch": "2.15.0"},
         "sums": torch.tensor([1.0, 2.0], dtype=torch.float64),
         "progress": {"best": {"split": "val", "epoch": 1.0}, "stale_epochs": 3},
         "generators": {"cpu": torch.get_rng_state()},

@@ -1,5 +1,6 @@
 """A checked config to the parts of a run: data, model, optimizer. Shared by train, eval and predict."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4
+KNOWN_MOMENTS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,19 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
     """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
     built.load_state_dict(saved)
+    if isinstance(built, KNOWN_MOMENTS):  # their kernels believe that moments are as large as the weights
+        for parameter, moments in built.state.items():
+            if any(
+                isinstance(each, Tensor) and each.numel() not in (1, parameter.numel()) for each in moments.values()
+            ):
+                raise ValueError("moments of another size than the weights")
     for group, own in zip(built.param_groups, options, strict=True):
         group.update(own)
 
 
-def load_exactly(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Set all weights. Raises InputError, before any is set, where one is missing, left over or of another kind."""
-    own = network.state_dict()
+def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> None:
+    """Raise InputError where weights are not exactly the model's."""
+    own = _claimed(node, known).state_dict()
     faults = [f"{key} is missing" for key in own if key not in weights]
     faults += [f"{key} is unknown to the model" for key in weights if key not in own]
     for key in [key for key in own if key in weights]:
@@ -141,7 +149,6 @@ def load_exactly(network: nn.Module, weights: dict[str, Tensor], path: Path) -> 
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise InputError(f"{path}: its weights do not fit the model: {'; '.join(faults[:3])}{more}")
-    network.load_state_dict(weights)
 
 
 def starting_weights(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -151,8 +158,14 @@ def starting_weights(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """
     weights, known = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
     if known is not None:
-        _matching(model(node, tuple(known["input_shape"]), known["outputs"]), weights, path)
+        _matching(_claimed(node, known), weights, path)
     return weights
+
+
+def _claimed(node: dict[str, Any], known: dict[str, Any]) -> nn.Module:
+    """The model for the data that a checkpoint knows; a built-in one without memory: a stranger may claim any size."""
+    with contextlib.nullcontext() if ":" in node["name"] else torch.device("meta"):
+        return model(node, tuple(known["input_shape"]), known["outputs"])
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:

@@ -4,26 +4,23 @@ A file is torch's archive, which `torch.load` reads, and behind it a trailer wit
 tensors and plain data only. Knows files; knows no model, no console.
 """
 
-import hashlib
 import io
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dltrain import durable
+from dltrain import archive, durable, form
 from dltrain.errors import InputError
+from dltrain.pickled import Refused
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-TRAILER = b"\ndltrain sha256 "  # then 64 hexadecimal digits and a line feed
-TRAILER_SIZE = len(TRAILER) + 64 + 1
 
 
 class Damaged(InputError):
@@ -35,14 +32,13 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
 
     Nothing is deleted before the new file is whole and in its place. Raises OutputError where that fails.
     """
-    archive = io.BytesIO()
-    torch.save({"format": FORMAT} | content, archive)
-    body = archive.getbuffer()
-    digest = hashlib.sha256(body).hexdigest().encode()
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT} | content, buffer)
+    body = buffer.getbuffer()
     with durable.writing(path, len(body)):
         held = durable.hold(path) if keep > 1 else None
         try:
-            durable.replace(path, body, TRAILER + digest + b"\n")
+            durable.replace(path, body, archive.trailer(body))
             if held is not None:
                 for number in reversed(range(1, keep - 1)):
                     if (older := _previous(path, number)).exists():
@@ -58,10 +54,12 @@ def load(path: Path) -> dict[str, Any]:
     content = _read(path)
     if not isinstance(content, dict) or "model" not in content or "config" not in content:
         raise InputError(f"{path}: not a checkpoint of dltrain. Bare weights can be used with init={path}")
-    while content.get("format") in UPGRADES:
-        content = UPGRADES[content["format"]](content)
+    while type(number := content.get("format")) is int and number in UPGRADES:
+        content = UPGRADES[number](content)
     if content.get("format") != FORMAT:
         raise InputError(f"{path}: format {content.get('format')}, this dltrain reads {FORMAT}. Install a newer one")
+    if problem := form.problem(content):
+        raise InputError(f"{path}: not a checkpoint of dltrain, or altered by hand: {problem}")
     return content
 
 
@@ -101,7 +99,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 weights = content[key]
                 break
         if tensors := {key: value for key, value in weights.items() if isinstance(value, Tensor)}:
-            return tensors, content.get("data") if "config" in content else None
+            return tensors, content["data"] if "config" in content and not form.problem(content) else None
     raise InputError(f"{path}: holds no weights; expected a checkpoint or a state dict")
 
 
@@ -131,54 +129,35 @@ def _with_previous(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, once its digest is right."""
+    """What a file holds, once its digest is right and nothing in it is more than it should be."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            stored = _stored_digest(file)
-            if stored is not None and stored != (found := _digest(file)):
-                raise Damaged(f"{path}: damaged: its SHA-256 is {found[:16]}…, it was saved with {stored[:16]}…")
+            size, digest = archive.verified(file)
+            seen = archive.read(file, size)
+            if digest is None and isinstance(seen, dict) and seen.get("format") not in (None, 1):
+                raise Refused("its end, which holds the SHA-256, is missing or altered")
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Damaged:
-        raise
+            return torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise InputError(f"{path}: could not be read ({error.strerror}). Change its rights") from error
-    except Exception as error:  # torch raises nearly anything on damaged or hostile files
+    except Refused as error:
+        raise Damaged(f"{path}: no checkpoint, or a damaged one: {error}. Take another") from error
+    except Exception as error:  # torch raises nearly anything
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise Damaged(f"{path}: no checkpoint, or a damaged one ({reason}). Take another") from error
-    if stored is None and isinstance(content, dict) and content.get("format") not in (None, 1):
-        raise Damaged(f"{path}: damaged: its end, which holds the SHA-256, is missing or altered. Take another")
-    return content
-
-
-def _stored_digest(file: BinaryIO) -> str | None:
-    """The digest in a file's trailer; None where there is none, as in format 1 and in files that are not ours."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - TRAILER_SIZE))
-    trailer = file.read()
-    if len(trailer) == TRAILER_SIZE and trailer.startswith(TRAILER) and trailer.endswith(b"\n"):
-        return trailer[len(TRAILER) : -1].decode(errors="replace")
-    return None
-
-
-def _digest(file: BinaryIO) -> str:
-    """SHA-256 of all that is before the trailer."""
-    digest = hashlib.sha256()
-    rest = file.seek(0, os.SEEK_END) - TRAILER_SIZE
-    file.seek(0)
-    while rest and (block := file.read(min(rest, 1 << 20))):
-        digest.update(block)
-        rest -= len(block)
-    return digest.hexdigest()
+        raise Damaged(f"{path}: no checkpoint, or a damaged one: {reason}. Take another") from error
 
 
 def _from_1(content: dict[str, Any]) -> dict[str, Any]:
     """Format 1 had no digest, knew less of where it was made, and had two keys less in its config."""
-    environment = content["versions"] | content["runtime"]
-    config = {"keep": 1, "on_nonfinite": "stop"} | content["config"]
+    environment = {**_dict(content.get("versions")), **_dict(content.get("runtime"))}
+    config = {"keep": 1, "on_nonfinite": "stop"} | _dict(content["config"])
     return content | {"format": 2, "environment": environment, "digests": {}, "faults": None, "config": config}
 
 
-UPGRADES: dict[object, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}

@@ -59,9 +59,10 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     before = {} if "device" in typed else content["runtime"]
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     place = runtime.device(**(config["device"] | before))
-    shape, outputs = tuple(content["data"]["input_shape"]), content["data"]["outputs"]
-    model = build.model(values["model"], shape, outputs)
-    build.load_exactly(model, content["model"], path)
+    known = content["data"]
+    build.check_weights(values["model"], known, content["model"], path)
+    model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
+    model.load_state_dict(content["model"])
     return Loaded(path, content, values, place, model.to(place.device))
 
 

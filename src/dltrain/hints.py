@@ -39,7 +39,7 @@ def obeys(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str, list, dict):
+    if isinstance(hint, type) and (hint in (bool, str, list, dict) or hint.__module__ == "torch"):
         return isinstance(value, hint)
     return True
 
@@ -81,7 +81,14 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(choice) for choice in get_args(hint))
     if origin is list:
         return f"a list, each {describe(get_args(hint)[0])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        list: "a list",
+        dict: "values by name",
+    }
     return "null" if hint is None or hint is type(None) else names.get(hint, "any value")
 
 

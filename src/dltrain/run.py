@@ -86,13 +86,12 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start
     if start is not None:
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.tell_other_environment(now, then, deterministic=values["device"]["deterministic"])
-        known = start.content["data"]
-        network = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
-        build.load_exactly(network, start.content["model"], start.path)
+        build.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
     elif own.init:
         weights = build.starting_weights(values["model"], Path(own.init))
     seed_everything(own.seed)  # a user's data set may draw from the generators
-    data = build.data(values["data"], own.seed)
+    with enough_memory("Use less of it with data.limit, or smaller pictures"):
+        data = build.data(values["data"], own.seed)
     task = schema.bind("task", values["task"])()
     seed_everything(own.seed)
     if own.patience is not None and data.val is None:
@@ -106,7 +105,7 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start
     state = State(model.to(runtime.device), build.optimizer(values["optim"], model))
     run = Run(config, values, own, runtime, data, task, state, Progress(), snapshot.data_digests(data))
     if start is not None:
-        snapshot.restore(run, start.content, start.path)
+        snapshot.restore(run, start)
         done = run.state.step / -(-len(data.train.images) // (own.batch_size * own.accumulate))
         if done > own.epochs:
             raise ConfigError(f"epochs={own.epochs}: the run has done {done:.2f} already; set more")

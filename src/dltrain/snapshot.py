@@ -98,26 +98,27 @@ def _common(run: Run) -> dict[str, Any]:
     }
 
 
-def restore(run: Run, start: dict[str, Any], path: Path) -> None:
-    """Set model, optimizer, generators and progress to a checkpoint that was read from `path`."""
-    state = run.state
-    refuse_other_data(run.data_digests, start["digests"].get("data", {}))
-    build.load_exactly(state.model, start["model"], path)
-    if start["config"]["optim"]["name"] == run.values["optim"]["name"]:
-        try:
-            build.restore_optimizer(state.optimizer, start["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{path}: does not fit the optimizer: {error}") from error
-    else:
-        log.warning("resume: the optimizer is another one and starts without moments")
-    for name in ("sums", "faults"):
-        kept = start[name]
-        setattr(state, name, None if kept is None else kept.to(run.runtime.device))
-    if run.settings.on_nonfinite == "stop":  # steps that were skipped before are no reason to stop now
-        state.faults = None
-    state.step = start["step"]
-    run.progress = Progress(**start["progress"])
-    restore_generators(start["generators"])
+def restore(run: Run, start: Start) -> None:
+    """Set model, optimizer, generators and progress to a checkpoint."""
+    state, content = run.state, start.content
+    refuse_other_data(run.data_digests, content["digests"].get("data", {}))
+    try:
+        state.model.load_state_dict(content["model"])
+        if content["config"]["optim"]["name"] == run.values["optim"]["name"]:
+            build.restore_optimizer(state.optimizer, content["optimizer"])
+        else:
+            log.warning("resume: the optimizer is another one and starts without moments")
+        for name in ("sums", "faults"):
+            kept = content[name]
+            setattr(state, name, None if kept is None else kept.to(run.runtime.device))
+        if run.settings.on_nonfinite == "stop":  # steps that were skipped before are no reason to stop now
+            state.faults = None
+        state.step = content["step"]
+        run.progress = Progress(**content["progress"])
+        restore_generators(content["generators"])
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise InputError(f"{start.path}: cannot be gone on from ({reason})") from error
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

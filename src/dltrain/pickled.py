@@ -1,0 +1,180 @@
+"""The values that torch.save pickled, told without unpickling: a machine that knows the few instructions it writes.
+
+Plain values come out as they are, tensors as their dtype and shape. Whatever else is there, the name of code above all,
+is refused. Knows bytes; imports no torch.
+"""
+
+import pickletools
+from dataclasses import dataclass
+from typing import Any
+
+MOST_VALUES = 1_000_000
+MOST_STEPS = 1_000_000  # a ResNet-50 with Adam has 30,000
+DEEPEST = 64
+SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
+SIZES |= {"Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}  # bytes of a number, by the name of its storage
+
+
+class Refused(ValueError):
+    """Why a file is not read, in a few words."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor that was not read."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Global:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    kind: str
+    numbers: int
+
+
+def values(data: bytes, storages: dict[str, int]) -> Any:
+    """What is pickled in `data`, tensors as TensorInfo; `storages` are the bytes there are of each. Raises Refused."""
+    try:
+        found = _Machine(storages).read(data)
+    except Refused:
+        raise
+    except Exception as error:  # what is pickled in a wrong way raises nearly anything
+        raise Refused(f"its values are damaged ({type(error).__name__})") from error
+    _check_amount(found)
+    return found
+
+
+class _Machine:
+    """A machine for the few instructions that torch.save writes for tensors and plain values."""
+
+    def __init__(self, storages: dict[str, int]) -> None:
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def read(self, data: bytes) -> Any:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count > MOST_STEPS:
+                raise Refused(f"more than {MOST_STEPS:,} instructions")
+            self.step(opcode.name, argument)
+        (value,) = self.stack
+        return value
+
+    def step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        match name:
+            case "PROTO" | "STOP":
+                pass
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "LONG1":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[name])
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "MARK":
+                self.marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(self.since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "APPEND" | "APPENDS":
+                parts = [stack.pop()] if name == "APPEND" else self.since_mark()
+                self.top(list).extend(parts)
+            case "SETITEM" | "SETITEMS":
+                parts = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.since_mark()
+                if not all(type(key) in (str, int) for key in parts[::2]):
+                    raise Refused("keys that are no names")
+                self.top(dict).update(zip(parts[::2], parts[1::2], strict=True))
+            case "GLOBAL":
+                stack.append(_Global(argument))
+            case "BINPERSID":
+                stack.append(self.storage(*stack.pop()))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(self.built(function, arguments))
+            case "BUILD":  # of an OrderedDict: the _metadata of a state dict, which nobody needs
+                stack.pop()
+                self.top(dict)
+            case _:
+                raise Refused(f"values that torch does not write ({name})")
+
+    def since_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        parts = self.stack[start:]
+        del self.stack[start:]
+        return parts
+
+    def top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise Refused(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
+        return self.stack[-1]
+
+    def storage(self, tag: str, kind: _Global, key: str, location: str, numbers: int) -> _Storage:
+        name = kind.name.removeprefix("torch ").removesuffix("Storage")
+        if tag != "storage" or name not in SIZES or numbers < 0 or type(location) is not str:
+            raise Refused(f"a storage of another kind ({kind.name[:60]})")
+        if numbers * SIZES[name] > self.storages[key]:
+            raise Refused(f"{numbers:,} numbers where the file has {self.storages[key]:,} bytes")
+        return _Storage(name, numbers)
+
+    def built(self, function: Any, arguments: Any) -> Any:
+        match function, arguments:
+            case _Global("collections OrderedDict"), ():
+                return {}
+            case _Global("torch._utils _rebuild_parameter"), (TensorInfo() as data, bool(), {}):
+                return data
+            case _Global("torch._utils _rebuild_tensor_v2"), (_Storage() as storage, int(offset), shape, stride, *_):
+                if not _fits(storage.numbers, offset, shape, stride):
+                    raise Refused("a tensor of numbers that are not there")
+                return TensorInfo(storage.kind.lower(), shape)
+        raise Refused(f"the name of code ({str(getattr(function, 'name', type(function).__name__))[:60]})")
+
+
+def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether a view lies in its storage and is no larger than it: a stride of 0 makes of one number a million."""
+    if not all(type(each) is int and each >= 0 for each in (offset, *shape, *stride)) or len(shape) != len(stride):
+        return False
+    count = 1
+    for side in shape:
+        count *= side
+    if count == 0:
+        return max(shape, default=0) <= 1 << 40
+    last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
+    return last < numbers and count <= numbers
+
+
+def _check_amount(content: Any) -> None:
+    """Raise Refused for values too deep, or too many where one that is there twice is counted twice."""
+    amounts: dict[int, int] = {}
+    inside: set[int] = set()
+    stack: list[tuple[Any, bool]] = [(content, False)]
+    while stack:
+        value, is_done = stack.pop()
+        if not isinstance(value, dict | list | tuple):
+            continue
+        parts = list(value.values()) if isinstance(value, dict) else value
+        if is_done:
+            inside.discard(id(value))
+            amounts[id(value)] = 1 + sum(amounts.get(id(part), 1) for part in parts)
+            if amounts[id(value)] > MOST_VALUES:
+                raise Refused(f"more than {MOST_VALUES:,} values")
+        elif id(value) in inside:
+            raise Refused("a value that holds itself")
+        elif id(value) not in amounts:
+            inside.add(id(value))
+            if len(inside) > DEEPEST:
+                raise Refused(f"values deeper than {DEEPEST} levels")
+            stack.append((value, True))
+            stack.extend((part, False) for part in parts)
