@@ -28,12 +28,13 @@ USAGE = f"""dltrain {__version__}: trains networks from configuration files
   dltrain train resume=outputs/DATE/TIME                continue a run
   dltrain eval ckpt=outputs/DATE/TIME                   figures of a run's best checkpoint
   dltrain predict ckpt=outputs/DATE/TIME input=a.png    classes of pictures
+  dltrain inspect outputs/DATE/TIME                     what is inside a checkpoint, without running any of it
   dltrain list                                          every option with one line
 
   dltrain train --help                                  groups, keys and values of a subcommand
   eval "$(dltrain -sc install=bash)"                    completion (zsh alike; fish: install=fish | source)
 """
-COMMANDS = (*schema.COMMANDS, "list")
+COMMANDS = (*schema.COMMANDS, "inspect", "list")
 
 
 def console() -> None:
@@ -68,6 +69,8 @@ def _dispatch(argv: list[str]) -> int:
         return _complete(argv)
     if command == "list":
         return _list(rest)
+    if command == "inspect":
+        return _inspect(rest)
     if command in ("-h", "--help", "help"):
         print(USAGE, end="")
     elif command == "--version":
@@ -98,6 +101,19 @@ def _list(arguments: list[str]) -> int:
         raise ConfigError(f"list takes no arguments. Received {' '.join(arguments)}")
     print("\n".join(listing.lines(config_folder())))
     return 0
+
+
+def _inspect(arguments: list[str]) -> int:
+    from dltrain import inspection
+
+    for line in inspection.lines(inspection.checked_path(arguments)):
+        print(_printable(line))
+    return 0
+
+
+def _printable(line: str) -> str:
+    """A line without what would steer the terminal: it may be a stranger's."""
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def _complete(argv: list[str]) -> int:
