@@ -14,8 +14,9 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.r
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"listing", "completion", "diagnosis"},
+    {"listing", "completion", "diagnosis", "inspection"},
     {"composition"},
+    {"guard"},
     {"sweeps"},
     {"prediction"},
     {"evaluation", "run"},
@@ -60,7 +61,7 @@ def test_imports_go_down_only(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_hydra_is_imported_where_configs_are_composed_alone(module: Path) -> None:
     used = {name.split(".")[0] for name in imports(module)}
-    if module.parts[0] not in ("composition", "diagnosis", "sweeps"):
+    if module.parts[0] not in ("composition", "guard", "diagnosis", "sweeps"):
         assert not used & {"hydra", "omegaconf"}
 
 
@@ -81,6 +82,7 @@ def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
         "hints",
         "settings",
         "listing",
+        "inspection",
         "completion",
         "folders",
         "durable",

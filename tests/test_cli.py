@@ -136,7 +136,7 @@ MISTAKES = {
     "train epochs=null": "epochs=null: must be a whole number >= 1 (from the command line)",
     "train seed=-1": "seed=-1: must be a whole number >= 0, < 18446744073709551616 (from the command line)",
     "train data.flip=maybe": "data.flip=maybe: must be true or false (from the command line)",
-    "train model=mlp model.hidden=5": "model.hidden=5: must be a list, each a whole number >= 1 (at least 1)",
+    "train model=mlp model.hidden=5": "model.hidden=5: must be a list, each a whole number >= 1, <= 1000000",
     "train model=mlp model.activation=rleu": "model.activation=rleu: must be one of relu, gelu, silu, tanh, sigmoid",
     "train checkpoint_every=soon": "checkpoint_every=soon: must be a whole number >= 1 or a time such as 30s",
     "train model.name=lennet": "model.name=lennet: no such model; did you mean lenet? (from the command line)",
@@ -223,7 +223,7 @@ def test_traceback_is_shown_on_request(dltrain: Command, monkeypatch: pytest.Mon
 
 
 COMPLETIONS = {
-    "dltrain ": ["eval", "list", "predict", "train"],
+    "dltrain ": ["eval", "inspect", "list", "predict", "train"],
     "dltrain tr": ["train"],
     "dltrain train mod": ["model.", "model="],
     "dltrain train model=l": ["model=lenet", "model=linear", "model=lstm"],

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 
+from contents import content
 from dltrain import checkpoint, runtime
 from dltrain.errors import DeviceError, UserError
 from dltrain.runtime import Runtime
@@ -154,7 +155,7 @@ def test_restored_generators_draw_what_they_would_have_drawn(before: int) -> Non
 def test_the_states_of_generators_pass_through_a_checkpoint(tmp_path: Path) -> None:
     runtime.seed_everything(0)
     random.gauss(0, 1)
-    checkpoint.save(tmp_path / "last.pt", {"model": {}, "config": {}, "generators": runtime.generator_states()})
+    checkpoint.save(tmp_path / "last.pt", content() | {"generators": runtime.generator_states()})
     expected = draw_all()
     runtime.restore_generators(checkpoint.load(tmp_path / "last.pt")["generators"])
     assert draw_all() == expected

@@ -8,6 +8,7 @@ shows a checkpoint to a person without building anything. Knows files; imports n
 import hashlib
 import os
 import re
+import struct
 import zipfile
 from typing import Any, BinaryIO
 
@@ -15,8 +16,10 @@ from dltrain.pickled import Refused, values
 
 TRAILER = b"\ndltrain sha256 "  # then 64 hexadecimal digits and a line feed
 TRAILER_SIZE = len(TRAILER) + 64 + 1
-MOST_ENTRIES = 100_000
-MOST_PICKLED = 1 << 26  # bytes of data.pkl: names and plain values, not tensors
+MOST_ENTRIES = 1 << 16
+MOST_DIRECTORY = MOST_ENTRIES * 128  # bytes; an entry of torch's has 46 and its name, once in a while a few more
+MOST_PICKLED = 1 << 24  # bytes of data.pkl: names and plain values, not tensors
+BEGIN = b"PK\3\4"  # without it torch takes a file for one of its old formats, whatever follows
 END = b"PK\5\6"  # of an archive's directory; torch writes no comment behind its 22 bytes
 ENTRY = re.compile(r"[^/\0\\]+/(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/\w+|data/\d+)")
 
@@ -49,12 +52,8 @@ def verified(file: BinaryIO) -> tuple[int, str | None]:
 
 def read(file: BinaryIO, size: int) -> Any:
     """The values in the first `size` bytes of a file, tensors as TensorInfo. Raises Refused."""
-    if size < 22:
-        raise Refused("too short")
-    file.seek(size - 22)
-    if file.read(4) != END:
-        raise Refused("no archive of torch, or its end is missing")
     try:
+        _check_ends(file, size)
         with zipfile.ZipFile(file) as archive:
             sizes = _entries(archive.infolist(), size)
             (pickled,) = (name for name in sizes if name.endswith("/data.pkl"))
@@ -68,11 +67,36 @@ def read(file: BinaryIO, size: int) -> Any:
     return values(data, storages)
 
 
+def _check_ends(file: BinaryIO, size: int) -> None:
+    """Raise Refused unless the directory is where its three end records say: who reads another one sees another file.
+
+    Python looks for it before the end, torch where the records point to.
+    """
+    file.seek(0)
+    begin = file.read(4)
+    file.seek(max(0, size - 98))
+    tail = file.read(min(size, 98))
+    if len(tail) < 22 or begin != BEGIN or tail[-22:].rfind(END) != 0:
+        raise Refused("no archive of torch, or its end is missing")
+    *disks, count, here, length, start, comment = struct.unpack("<4H2LH", tail[-18:])
+    end, told = size - 22, (count, length, start)
+    if tail[-42:-38] == b"PK\6\7":  # torch always writes the records of large archives as well
+        large = struct.unpack("<4sQ2H2L4Q", tail[:56])
+        disks += large[4:6]
+        here, (count, length, start), end = large[6], large[7:], size - 98
+        if large[:2] != (b"PK\6\6", 44) or struct.unpack("<LQL", tail[-38:-22]) != (0, end, 1):
+            raise Refused("two ends that differ")
+        if told != (min(count, 0xFFFF), min(length, 0xFFFFFFFF), min(start, 0xFFFFFFFF)):
+            raise Refused("two ends that differ")
+    if any(disks) or comment or here != count or start + length != end:
+        raise Refused("a directory that is not where its end says")
+    if count > MOST_ENTRIES or length > MOST_DIRECTORY:
+        raise Refused(f"{count:,} entries in {length:,} bytes; at most {MOST_ENTRIES:,} are read")
+
+
 def _entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
     """Length of each entry by name, of an archive as torch writes it."""
-    if len(entries) > MOST_ENTRIES:
-        raise Refused(f"{len(entries)} entries, at most {MOST_ENTRIES} are read")
-    names = [entry.filename for entry in entries]
+    names = [entry.orig_filename for entry in entries]  # the other one is cut at a zero byte
     if any(not ENTRY.fullmatch(name) for name in names) or len({name.partition("/")[0] for name in names}) > 1:
         raise Refused("entries that torch does not write")
     if len({name.lower() for name in names}) < len(names):

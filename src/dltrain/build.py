@@ -17,7 +17,13 @@ from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4
-KNOWN_MOMENTS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
+# What torch's optimizers keep of each weight; a momentum where there is one.
+MOMENTS: dict[type, set[str]] = {
+    torch.optim.SGD: set(),
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.RMSprop: {"step", "square_avg"},
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ def check_classes(classes: Sequence[str], examples: Examples, split: str) -> Non
 
 def evaluation_batches(examples: Examples, place: runtime.Runtime, statistics: Statistics, batch_size: int) -> Batches:
     """Batches of a split to be evaluated: without augmentation, and larger than in training."""
-    return Batches(examples, place.device, batch_size=EVAL_BATCHES * batch_size, statistics=statistics)
+    size = min(EVAL_BATCHES * batch_size, len(examples.images))
+    return Batches(examples, place.device, batch_size=size, statistics=statistics)
 
 
 def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -123,29 +130,48 @@ def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer
     return built
 
 
+def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str]) -> None:
+    """Raise ValueError for moments that are not as the weights are: fused kernels believe it and write anywhere."""
+    if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
+        raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
+    for key, each in moments.items():
+        if key == "step":
+            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (torch.Size(), torch.float32)
+        elif each is None:
+            fits = key == "momentum_buffer"
+        else:
+            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
+            fits = fits and each.stride() == parameter.stride()
+        if not fits:
+            raise ValueError(f"moments of another kind than the weights ({key})")
+
+
 def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
     built.load_state_dict(saved)
-    if isinstance(built, KNOWN_MOMENTS):  # their kernels believe that moments are as large as the weights
+    if type(built) in MOMENTS:
+        needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())
         for parameter, moments in built.state.items():
-            if any(
-                isinstance(each, Tensor) and each.numel() not in (1, parameter.numel()) for each in moments.values()
-            ):
-                raise ValueError("moments of another size than the weights")
+            _check_moments(parameter, moments, needed)
     for group, own in zip(built.param_groups, options, strict=True):
         group.update(own)
 
 
 def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> None:
     """Raise InputError where weights are not exactly the model's."""
-    own = _claimed(node, known).state_dict()
+    network = _claimed(node, known)
+    own = network.state_dict()
     faults = [f"{key} is missing" for key in own if key not in weights]
     faults += [f"{key} is unknown to the model" for key in weights if key not in own]
     for key in [key for key in own if key in weights]:
         found, expected = ((tuple(tensor.shape), tensor.dtype) for tensor in (weights[key], own[key]))
         if found != expected:
             faults.append(f"{key} is {found[1]} {found[0]}, the model has {expected[1]} {expected[0]}")
+    held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in weights.values()}
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    if not faults and needed > sum(held.values()):  # many that lie in one place
+        faults = [f"the model has {needed:,} bytes of them, the file {sum(held.values()):,}"]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise InputError(f"{path}: its weights do not fit the model: {'; '.join(faults[:3])}{more}")
@@ -189,7 +215,11 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> 
 
 def _matching(network: nn.Module, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     own = network.state_dict()
-    matching = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    matching = {
+        key: value
+        for key, value in weights.items()
+        if key in own and own[key].shape == value.shape and own[key].is_complex() == value.is_complex()
+    }
     if not matching:
         raise InputError(f"{path}: no weight in it matches the model by name and shape; is it for another model?")
     return matching

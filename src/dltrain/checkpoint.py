@@ -98,7 +98,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
             if isinstance(content.get(key), dict):
                 weights = content[key]
                 break
-        if tensors := {key: value for key, value in weights.items() if isinstance(value, Tensor)}:
+        named = {key: value for key, value in weights.items() if isinstance(key, str)}
+        if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
             return tensors, content["data"] if "config" in content and not form.problem(content) else None
     raise InputError(f"{path}: holds no weights; expected a checkpoint or a state dict")
 

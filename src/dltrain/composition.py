@@ -22,8 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
 from dltrain.errors import ConfigError
+from dltrain.guard import Refused, guarded, refuse_bomb
 
 VERSION_BASE = "1.3"
+MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last, half a millisecond each
 REFUSED = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises for a command line it cannot use
 # Hydra's flags that are followed by a value (--info and --cfg can be, and are here if they are written so).
 VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -52,13 +54,16 @@ def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
 
     Raises one of REFUSED at the first fault; `diagnosis.explain` finds the others.
     """
+    if any(len(word) > 2 and "--experimental-rerun".startswith(word.partition("=")[0]) for word in argv):
+        raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
     implied = _choices_of_resumed(argv)
+    sweeps = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv))
 
     def compose(config: DictConfig) -> None:
         job(_composed(config, implied))
 
     try:
-        with _arguments(_with_swept_groups(readable([*implied, *argv]))):
+        with _arguments(_with_swept_groups(readable([*implied, *argv]))), guarded(sweeps=sweeps):
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(compose)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
@@ -133,7 +138,7 @@ def _arguments(argv: list[str]) -> Iterator[None]:
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     """The config of a subcommand with overrides, its references filled in: for `dltrain.run.train` from Python."""
     words = readable(overrides)
-    with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+    with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         plain = OmegaConf.to_container(hydra.compose(command, words), resolve=False)
     assert isinstance(plain, dict)
     return resolve(named(plain))
@@ -142,8 +147,11 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
     """A config with its references filled in. Raises ConfigError for one that leads nowhere."""
     try:
+        refuse_bomb(config)  # a checkpoint's may share parts, which OmegaConf would write out
+        if (count := repr(config).count("${")) > MOST_REFERENCES:
+            raise Refused(f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed")
         filled = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, Refused, RecursionError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     assert isinstance(filled, dict)
     return named(filled)

@@ -15,10 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from dltrain import schema
 from dltrain.composition import VERSION_BASE, config_folder, has, named, readable
 from dltrain.errors import ConfigError
+from dltrain.guard import Refused, guarded
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
+    if isinstance(error, Refused):
+        return ConfigError(str(error))
     arguments = get_args_parser().parse_args(readable(argv))
     nodes = schema.COMMANDS[command][2]
     faults: list[schema.Fault] = []
@@ -29,7 +32,7 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         except HydraException:
             faults.append(schema.Fault(word, ": cannot be read as KEY=VALUE"))
     extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
-    with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+    with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
         options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
         keys = [override for override, names in zip(overrides, options, strict=True) if not names]
@@ -75,8 +78,9 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
         node: Any = config
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else {}
-        values = override.value() if not override.is_sweep_override() else _values(override)[0]
-        plain: Any = OmegaConf.to_container(OmegaConf.create({"value": values}))
+        if override.is_discrete_sweep():
+            override = OverridesParser.create().parse_override(f"{key}={next(override.sweep_string_iterator())}")
+        plain: Any = OmegaConf.to_container(OmegaConf.create({"value": override.value()}))
         node[key.rpartition(".")[2]] = plain["value"]
     typed = [override.key_or_group for override in overrides]
     return faults + schema.check(config, command, lambda key: "the command line" if key in typed else "")

@@ -50,12 +50,14 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     own = content["config"]
     values = resolve(own)
     stored.refuse_untrusted(values, config["trust"])  # what its references lead to, not how they are written
+    if faults := schema.check(values, "train"):
+        more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
+        told = "; ".join(" ".join(str(fault).split())[:200] for fault in faults[:2])
+        raise InputError(f"{path}: its config is refused: {told}{more}")
     if root := config.get("data", {}).get("root"):
         if "root" not in values["data"]:
             raise ConfigError(f"data.root={root}: data={values['data']['name']} has no root")
         values["data"] = values["data"] | {"root": root}
-    if faults := schema.check(values, "train"):
-        raise InputError(f"{path}: its config is refused:\n" + "\n".join(map(str, faults)))
     before = {} if "device" in typed else content["runtime"]
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     place = runtime.device(**(config["device"] | before))

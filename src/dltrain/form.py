@@ -1,6 +1,7 @@
 """What the content of a checkpoint must look like: until it does, it is a stranger's and nothing is done with it."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Len
@@ -12,6 +13,8 @@ Count = Annotated[int, Interval(ge=0)]
 Side = Annotated[int, Interval(ge=1, le=1 << 16)]
 Threads = Annotated[int, Interval(ge=1, le=1024)]
 LARGEST_INPUT = 1 << 26  # numbers in one example
+MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us for each
+LONGEST_TEXT = 1 << 12
 
 OF_EACH: dict[str, Any] = {
     "model": dict,
@@ -45,6 +48,15 @@ OF_LAST: dict[str, Any] = {
 }
 
 
+def _leaves(node: Any) -> Iterator[Any]:
+    """Keys and values of a tree that are no groups themselves; a group that is there twice is gone through twice."""
+    if isinstance(node, dict | list | tuple):
+        for part in (*node, *node.values()) if isinstance(node, dict) else node:
+            yield from _leaves(part)
+    else:
+        yield node
+
+
 def problem(content: dict[str, Any]) -> str:
     """What is wrong with the content of a checkpoint; empty where nothing is."""
     for key, hint in (OF_EACH | OF_LAST if "optimizer" in content else OF_EACH).items():
@@ -59,12 +71,23 @@ def problem(content: dict[str, Any]) -> str:
     weights = content["model"]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
         return "model must be weights by name"
+    if any(isinstance(value, Tensor) and value.requires_grad and type(value) is Tensor for value in _leaves(content)):
+        return "its tensors must be values alone"
+    for count, value in enumerate(_leaves(content["config"])):
+        if count >= MOST_OF_CONFIG or not isinstance(value, str | bool | int | float | None):
+            return f"config must be at most {MOST_OF_CONFIG:,} plain values"
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            return f"config must have texts of at most {LONGEST_TEXT:,} characters"
+    if not all(isinstance(part, dict) for part in content.get("digests", {}).values()):
+        return "digests must be values by name"
     shape, (mean, std) = content["data"]["input_shape"], content["data"]["statistics"]
     if math.prod(shape) > LARGEST_INPUT:
         return f"data.input_shape={shape} is too large"
     if len(mean) != shape[0] or len(std) != shape[0] or not all(value > 0 for value in std):
         return "data.statistics must have a mean and a deviation > 0 for each channel"
     classes = content["data"]["classes"]
+    if any(len(name) > LONGEST_TEXT for name in classes):
+        return f"data.classes must be names of at most {LONGEST_TEXT:,} characters"
     if classes and len(classes) != content["data"]["outputs"]:
         return f"data.classes must be {content['data']['outputs']} names"
     return ""

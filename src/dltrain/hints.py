@@ -97,7 +97,10 @@ def _describe_rule(rule: Any) -> str:
         bounds = {">": rule.gt, ">=": rule.ge, "<": rule.lt, "<=": rule.le}
         return "".join(f" {sign} {bound}" for sign, bound in bounds.items() if bound is not None).replace(" <", ", <")
     if isinstance(rule, Len):
-        return f" ({rule.min_length} items)" if rule.max_length == rule.min_length else f" (at least {rule.min_length})"
+        if rule.max_length is None:
+            return f" (at least {rule.min_length})"
+        fewest = "" if rule.max_length == rule.min_length else f"{rule.min_length} to "
+        return f" ({fewest}{rule.max_length} items)"
     return ""
 
 

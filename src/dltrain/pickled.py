@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_VALUES = 1_000_000
-MOST_STEPS = 1_000_000  # a ResNet-50 with Adam has 30,000
+MOST_STEPS = 300_000  # a ResNet-50 with Adam has 30,000
 DEEPEST = 64
 SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
 SIZES |= {"Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}  # bytes of a number, by the name of its storage
@@ -104,8 +104,8 @@ class _Machine:
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(self.built(function, arguments))
-            case "BUILD":  # of an OrderedDict: the _metadata of a state dict, which nobody needs
-                stack.pop()
+            case "BUILD":
+                _check_attributes(stack.pop())
                 self.top(dict)
             case _:
                 raise Refused(f"values that torch does not write ({name})")
@@ -123,9 +123,10 @@ class _Machine:
 
     def storage(self, tag: str, kind: _Global, key: str, location: str, numbers: int) -> _Storage:
         name = kind.name.removeprefix("torch ").removesuffix("Storage")
-        if tag != "storage" or name not in SIZES or numbers < 0 or type(location) is not str:
+        kinds = type(key), type(location), type(numbers)
+        if (tag, kind.name) != ("storage", f"torch {name}Storage") or name not in SIZES or kinds != (str, str, int):
             raise Refused(f"a storage of another kind ({kind.name[:60]})")
-        if numbers * SIZES[name] > self.storages[key]:
+        if numbers < 0 or numbers * SIZES[name] > self.storages[key]:
             raise Refused(f"{numbers:,} numbers where the file has {self.storages[key]:,} bytes")
         return _Storage(name, numbers)
 
@@ -133,26 +134,39 @@ class _Machine:
         match function, arguments:
             case _Global("collections OrderedDict"), ():
                 return {}
-            case _Global("torch._utils _rebuild_parameter"), (TensorInfo() as data, bool(), {}):
+            case _Global("torch._utils _rebuild_parameter"), (TensorInfo() as data, bool(), dict(hooks)) if not hooks:
                 return data
-            case _Global("torch._utils _rebuild_tensor_v2"), (_Storage() as storage, int(offset), shape, stride, *_):
+            case (
+                _Global("torch._utils _rebuild_tensor_v2"),
+                (_Storage() as storage, int(offset), tuple(shape), tuple(stride), bool(), dict(hooks)),
+            ) if not hooks:
                 if not _fits(storage.numbers, offset, shape, stride):
                     raise Refused("a tensor of numbers that are not there")
                 return TensorInfo(storage.kind.lower(), shape)
         raise Refused(f"the name of code ({str(getattr(function, 'name', type(function).__name__))[:60]})")
 
 
+def _check_attributes(state: Any) -> None:
+    """Raise Refused for attributes of an OrderedDict but `_metadata` as a state dict has it: `items` is one as well."""
+    known = state.get("_metadata") if isinstance(state, dict) and list(state) == ["_metadata"] else None
+    if not isinstance(known, dict) or not all(type(name) is str and isinstance(of, dict) for name, of in known.items()):
+        raise Refused("attributes that torch does not write")
+    if not all(type(of.get("version", 1)) is int and "assign_to_params_buffers" not in of for of in known.values()):
+        raise Refused("attributes that torch does not write")
+
+
 def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether a view lies in its storage and is no larger than it: a stride of 0 makes of one number a million."""
+    """Whether a view lies in its storage, each number of it there once: a stride of 0 makes of one number a million."""
     if not all(type(each) is int and each >= 0 for each in (offset, *shape, *stride)) or len(shape) != len(stride):
         return False
-    count = 1
-    for side in shape:
-        count *= side
-    if count == 0:
-        return max(shape, default=0) <= 1 << 40
-    last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
-    return last < numbers and count <= numbers
+    if 0 in shape:
+        return offset <= numbers and max(shape) <= 1 << 40
+    last = 0
+    for step, side in sorted((step, side) for side, step in zip(shape, stride, strict=True) if side > 1):
+        if step <= last:
+            return False
+        last += (side - 1) * step
+    return offset + last < numbers
 
 
 def _check_amount(content: Any) -> None:

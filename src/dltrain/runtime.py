@@ -41,7 +41,7 @@ def device(
     *,
     name: Literal["auto", "cpu", "cuda"],
     precision: Literal["auto", "fp32", "bf16"],
-    threads: Annotated[int, Interval(ge=1)] | None,
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None,
     deterministic: bool,
 ) -> Runtime:
     """Decide where to compute, and set torch's threads and determinism for this process.
@@ -99,6 +99,8 @@ def restore_generators(states: Generators) -> None:
         random.setstate((version, tuple(words.tolist()), gauss))
     if "numpy" in states:
         name, key, *rest = states["numpy"]
+        if not 0 <= rest[0] <= 624:  # numpy believes it, and reads that word
+            raise ValueError("a state of numpy's generator that cannot be")
         numpy.random.set_state((name, key.numpy().astype(numpy.uint32), *rest))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

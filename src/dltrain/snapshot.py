@@ -108,6 +108,7 @@ def restore(run: Run, start: Start) -> None:
             build.restore_optimizer(state.optimizer, content["optimizer"])
         else:
             log.warning("resume: the optimizer is another one and starts without moments")
+        _check_figures(run, content)
         for name in ("sums", "faults"):
             kept = content[name]
             setattr(state, name, None if kept is None else kept.to(run.runtime.device))
@@ -116,9 +117,35 @@ def restore(run: Run, start: Start) -> None:
         state.step = content["step"]
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise InputError(f"{start.path}: cannot be gone on from ({reason})") from error
+
+
+def _check_figures(run: Run, content: dict[str, Any]) -> None:
+    """Raise ValueError, or what a task raises, for figures with which the run would fail later."""
+    sums, faults, progress = content["sums"], content["faults"], content["progress"]
+    if sums is not None:
+        if sums.dtype != torch.float64 or sums.ndim != 1:
+            raise ValueError("sums of another kind")
+        if sums[0]:
+            run.task.metrics(sums.tolist())
+    if faults is not None and (faults.dtype, faults.ndim) != (torch.float32, 0):
+        raise ValueError("faults of another kind")
+    numbers = [progress[key] for key in ("train_seconds", "examples_per_second", "epoch_seconds")]
+    figures = [progress["best"], *progress["latest"].values()]
+    numbers += [value for part in figures for key, value in part.items() if key != "split"]
+    if not all(type(value) in (int, float) for value in numbers):
+        raise ValueError("figures that are no numbers")
+    if best := progress["best"]:
+        _ = best["split"], best["step"], best["epoch"]
+    if weights := progress["best_weights"]:
+        run.task.score(best)
+        own = run.state.model.state_dict()
+        if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
+            raise ValueError("best weights that are not the model's")
+        if any(weights[key].dtype != own[key].dtype for key in own):
+            raise ValueError("best weights that are not the model's")
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def overlay(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
         source, target = given, joined
         for parent in parents:
             source, target = source[parent], target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{key}: cannot be set; what the checkpoint has there is no group of keys")
         if last not in source:
             raise ConfigError(f"{key}: cannot be taken away from a run that is resumed")
         target[last] = copy.deepcopy(source[last])
@@ -90,4 +92,5 @@ def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str) -> No
         if isinstance(name, str) and ":" in name:
             package = name.partition(":")[0].partition(".")[0]
             if package not in trusted:
+                name = "".join(letter if letter.isprintable() else "?" for letter in name[:200])
                 raise ConfigError(f"the checkpoint wants to run {name}. If you trust that code, add trust=[{package}]")

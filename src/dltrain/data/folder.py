@@ -25,7 +25,7 @@ def folder(
     split: str,
     *,
     root: str,
-    size: Annotated[list[Annotated[int, Interval(ge=1)]], Len(2, 2)],
+    size: Annotated[list[Annotated[int, Interval(ge=1, le=8192)]], Len(2, 2)],
     channels: Literal[1, 3],
     fit: Literal["resize", "crop"],
 ) -> Examples | None:

@@ -11,7 +11,8 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Size = Annotated[int, Interval(ge=1)]
+Size = Annotated[int, Interval(ge=1, le=1_000_000)]
+Depth = Annotated[int, Interval(ge=1, le=256)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]
 
 
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         tokens: Literal["patches", "rows"],
         patch: Size,
         width: Size,
-        depth: Size,
+        depth: Depth,
         heads: Size,
         dropout: Probability,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Interval, Len
 from torch import Tensor, nn
 
-Width = Annotated[int, Interval(ge=1)]
+Width = Annotated[int, Interval(ge=1, le=1_000_000)]
 
 
 class Autoencoder(nn.Module):
@@ -20,7 +20,7 @@ class Autoencoder(nn.Module):
         hidden: units of each encoder layer; the last is the code, the decoder mirrors them
     """
 
-    def __init__(self, *, input_shape: tuple[int, int, int], hidden: Annotated[list[Width], Len(1)]) -> None:
+    def __init__(self, *, input_shape: tuple[int, int, int], hidden: Annotated[list[Width], Len(1, 1000)]) -> None:
         super().__init__()
         widths = [math.prod(input_shape), *hidden]
         self.encoder = nn.Sequential(nn.Flatten(), *_layers(widths))

@@ -5,7 +5,7 @@ from typing import Annotated
 from annotated_types import Interval, Len
 from torch import Tensor, nn
 
-Width = Annotated[int, Interval(ge=1)]
+Width = Annotated[int, Interval(ge=1, le=1_000_000)]
 
 
 class CNN(nn.Module):
@@ -25,7 +25,7 @@ class CNN(nn.Module):
         *,
         input_shape: tuple[int, int, int],
         num_classes: int,
-        widths: Annotated[list[Width], Len(1)],
+        widths: Annotated[list[Width], Len(1, 1000)],
         hidden: Width,
         dropout: Annotated[float, Interval(ge=0, lt=1)],
         batch_norm: bool,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval, Len
 from torch import Tensor, nn
 
-Width = Annotated[int, Interval(ge=1)]
+Width = Annotated[int, Interval(ge=1, le=1_000_000)]
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
 
@@ -25,7 +25,7 @@ class MLP(nn.Module):
         *,
         input_shape: tuple[int, int, int],
         num_classes: int,
-        hidden: Annotated[list[Width], Len(1)],
+        hidden: Annotated[list[Width], Len(1, 1000)],
         activation: Literal["relu", "gelu", "silu", "tanh", "sigmoid"],
         dropout: Annotated[float, Interval(ge=0, lt=1)],
         batch_norm: bool,

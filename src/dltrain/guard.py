@@ -1,0 +1,145 @@
+"""What Hydra may load and be told while it composes: nothing that runs code, writes files, or grows without end.
+
+Hydra would instantiate `hydra.callbacks`, import the package of a `pkg://` path, unpickle the file of a rerun, and make
+the folders its own node names, also where an experiment's file says so. All that is refused before it acts.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigSource
+from omegaconf import DictConfig, OmegaConf
+
+NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
+PLUGINS = "hydra._internal.core_plugins"
+# Hydra's own node as configs/common.yaml leaves it; ANY is free, and without effect on files and code.
+ANY = object()
+OWN = {
+    "run": {"dir": "."},
+    "sweep": {"dir": ANY, "subdir": "."},  # cli.py sets the folder of a sweep itself
+    "launcher": {"_target_": f"{PLUGINS}.basic_launcher.BasicLauncher"},
+    "sweeper": {"_target_": f"{PLUGINS}.basic_sweeper.BasicSweeper", "max_batch_size": None, "params": ANY},
+    "hydra_logging": NO_LOG,
+    "job_logging": NO_LOG,
+    "env": {},
+    "callbacks": {},
+    "output_subdir": None,
+    "job": {"chdir": False, "env_set": {}, "env_copy": []}
+    | dict.fromkeys(("name", "override_dirname", "id", "num", "config_name", "config"), ANY),
+    **dict.fromkeys(("mode", "searchpath", "overrides", "runtime", "verbose", "help", "hydra_help"), ANY),
+}
+LARGEST = 100_000  # values of a config once its aliases are written out; dltrain's own have less than 100
+
+
+class Refused(HydraException):
+    """A config that asks Hydra for what dltrain does not let it do."""
+
+
+@contextlib.contextmanager
+def guarded(*, sweeps: bool = False) -> Iterator[None]:
+    """Check all that Hydra loads; without `sweeps` it may not sweep either, wherever it is told to."""
+    faults: list[str] = []
+
+    def refuse(*told: str) -> NoReturn:
+        faults.extend(told)
+        raise Refused("\n".join(faults[:3]))
+
+    def load_configuration(original: Callable[..., DictConfig], *arguments: Any, **named: Any) -> DictConfig:
+        if faults:  # Hydra composes once to learn the mode, and drops what that raises
+            refuse()
+        try:
+            config = original(*arguments, **named)
+        except (KeyError, TypeError, AttributeError, AssertionError, IndexError, RecursionError) as error:
+            raise Refused(f"Hydra cannot use this: {type(error).__name__}: {error}") from error
+        if foreign := list(_foreign(OmegaConf.to_container(config.hydra, resolve=False), sweeps)):
+            refuse(*foreign)
+        return config
+
+    def load_config(original: Callable[..., Any], source: Any, config_path: str) -> Any:
+        try:
+            with open(f"{source.path}/{source._normalize_file_name(config_path)}", encoding="utf-8") as file:  # noqa: PTH123
+                refuse_bomb(yaml.load(file, yaml.BaseLoader))  # it leaves aliases shared and fills in no <<
+            return original(source, config_path)
+        except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+            refuse(f"{source.path}/{config_path}: cannot be read as YAML: {' '.join(str(error).split())}")
+        except Refused as error:
+            refuse(f"{source.path}/{config_path}: {error}")
+
+    def initialize_sources(original: Callable[..., None], repository: ConfigRepository, search: Any) -> None:
+        for entry in search.get_path():
+            is_own = entry.provider in ("hydra", "schema")
+            if not is_own and "://" in entry.path and not entry.path.startswith("file://"):
+                raise Refused(f"{entry.path}: only a folder can be searched for configs")
+        original(repository, search)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_wrapped(ConfigLoaderImpl, load_configuration))
+        stack.enter_context(_wrapped(file_source(), load_config))
+        stack.enter_context(_wrapped(ConfigRepository, initialize_sources))
+        yield
+
+
+def file_source() -> type[ConfigSource]:
+    """The class that reads YAML files; Hydra loads its plugins' modules itself, so that an imported one is another."""
+    Plugins.instance()
+    return SourcesRegistry.instance().resolve("file")
+
+
+@contextlib.contextmanager
+def _wrapped(owner: type, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """A method of Hydra's replaced by `wrapper`, which gets the original first and has its name."""
+    name = wrapper.__name__
+    original = vars(owner)[name]
+    setattr(owner, name, lambda *arguments, **named: wrapper(original, *arguments, **named))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _foreign(node: Any, sweeps: bool) -> Iterator[str]:
+    yield from _differences("hydra", node, OWN)
+    mode = node.get("mode")
+    if mode is not None and (getattr(mode, "name", mode) == "MULTIRUN") != sweeps:
+        yield "hydra.mode: a sweep is asked for with -m, and with that alone"
+
+
+def _differences(prefix: str, node: Any, own: Any) -> Iterator[str]:
+    if own is ANY:
+        return
+    if isinstance(node, dict) and isinstance(own, dict):
+        for key in [*node, *(key for key in own if key not in node and own[key] is not ANY)]:
+            if key not in own:
+                yield f"{prefix}.{key}: is not for you to set; Hydra only composes here"
+            else:
+                yield from _differences(f"{prefix}.{key}", node.get(key), own[key])
+    elif node != own or type(node) is not type(own):
+        yield f"{prefix}: cannot be set; dltrain makes folders and logs itself"
+
+
+def refuse_bomb(value: Any) -> None:
+    """Raise Refused for a value whose shared parts, written out, are too many, or which contains itself."""
+    sizes: dict[int, float] = {}
+
+    def size(node: Any) -> float:
+        if not isinstance(node, dict | list):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = float("inf")  # until it is known: what comes by it again contains itself
+            parts = node.values() if isinstance(node, dict) else node
+            sizes[id(node)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(node)]
+
+    try:
+        too_large = size(value) > LARGEST
+    except RecursionError:
+        too_large = True
+    if too_large:
+        raise Refused(f"its aliases stand for more than {LARGEST:,} values, or it is nested without end")
