@@ -96,7 +96,7 @@ def test_all_faults_are_found_at_once(config: dict[str, Any]) -> None:
     del config["patience"], config["optim"]["nesterov"]
     assert sorted(faults(config)) == [
         "data.val=1.5: must be a number >= 0, < 1 or a whole number >= 0",
-        "device.threads=0: must be a whole number >= 1 or null",
+        "device.threads=0: must be a whole number >= 1, <= 1024 or null",
         "epochs=0: must be a whole number >= 1",
         "model.name=lennet: no such model; did you mean lenet?",
         "optim.lr=-5: must be a number > 0",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__, schema
-from dltrain.errors import ConfigError, OutputError, UserError
+from dltrain.errors import ConfigError, OutputError, UserError, printable, refused_by_system
 from dltrain.stopping import Stop, raised_signals
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def main(argv: list[str]) -> int:
             return _dispatch(argv or ["--help"])
     except UserError as error:
         return _tell(error)
+    except OSError as error:  # a path that the system takes for no name, a disk that fails
+        if error.filename is None:
+            raise
+        return _tell(refused_by_system(error))
     except KeyboardInterrupt as stop:
         return _tell_stopped(stop)
 
@@ -84,7 +88,8 @@ def _tell(error: UserError) -> int:
     if os.environ.get("DLTRAIN_TRACEBACK"):
         traceback.print_exception(error)
     else:
-        print(f"error: {error}", file=sys.stderr)
+        told = "\n".join(map(printable, str(error).expandtabs().split("\n")))
+        print(f"error: {told}", file=sys.stderr)
     return error.exit_code
 
 
@@ -107,13 +112,8 @@ def _inspect(arguments: list[str]) -> int:
     from dltrain import inspection
 
     for line in inspection.lines(inspection.checked_path(arguments)):
-        print(_printable(line))
+        print(printable(line))
     return 0
-
-
-def _printable(line: str) -> str:
-    """A line without what would steer the terminal: it may be a stranger's."""
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def _complete(argv: list[str]) -> int:
@@ -223,6 +223,8 @@ def _job(command: str, composed: "Composed", folder: Path | None) -> tuple[int, 
     except KeyboardInterrupt as stop:
         return _tell_stopped(stop), "stopped"
     except Exception as error:  # a fault of ours, or of a user's own code: say all there is to know
+        if isinstance(error, OSError) and error.filename is not None:
+            return _tell(refused_by_system(error)), error
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
 

@@ -35,3 +35,13 @@ class Interrupted(UserError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def refused_by_system(error: OSError) -> OutputError:
+    """What nobody foresaw, with the path: a name too long, a disk that fails."""
+    return OutputError(f"{str(error.filename)[:200]}: {error.strerror}")
+
+
+def printable(line: str) -> str:
+    """A line without what would steer the terminal: it may be a stranger's."""
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

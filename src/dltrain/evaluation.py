@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain import build, checkpoint, console, records, runtime, schema, stored
+from dltrain.data import download
 from dltrain.data.batches import Statistics
 from dltrain.data.examples import Examples, read, train_and_val
 from dltrain.engine import Batches, evaluate
@@ -79,7 +80,8 @@ def evaluate_checkpoint(
     schema.require(schema.check(config, "eval"))
     loaded = load(config, typed, resolve)
     task: Task = schema.bind("task", loaded.values["task"])()
-    examples = _read(loaded, config["split"])
+    with download.forbidden(stored.why_only_read(loaded.values, typed)):
+        examples = _read(loaded, config["split"])
     if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
         found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
         raise InputError(f"data: has images of {found}, the model was trained on {expected}")

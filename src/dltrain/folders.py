@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dltrain.errors import OutputError
+from dltrain.errors import InputError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,17 @@ def safe_name(text: str) -> str:
     """A text as part of a file name: it cannot leave its folder and is not too long."""
     kept = re.sub(r"[^\w.,=+-]+", "_", text).strip("._")
     return kept.encode()[:100].decode(errors="ignore") or "_"  # file systems count bytes
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise InputError for a link in a run folder: what is written through it would land outside."""
+    for parent, names, files in os.walk(folder):
+        for name in (*names, *files):
+            path = Path(parent, name)
+            if path.is_symlink():
+                raise InputError(
+                    f"{path}: is a link, and a run writes into its own folder alone. Put a copy in its place"
+                )
 
 
 @contextlib.contextmanager

@@ -35,11 +35,24 @@ OWN = {
     | dict.fromkeys(("name", "override_dirname", "id", "num", "config_name", "config"), ANY),
     **dict.fromkeys(("mode", "searchpath", "overrides", "runtime", "verbose", "help", "hydra_help"), ANY),
 }
+DEEPEST = 50
 LARGEST = 100_000  # values of a config once its aliases are written out; dltrain's own have less than 100
 
 
 class Refused(HydraException):
     """A config that asks Hydra for what dltrain does not let it do."""
+
+
+class _Loader(yaml.BaseLoader):  # it leaves aliases shared and fills in no <<
+    depth = 0
+
+    def compose_node(self, *place: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise Refused(f"it is nested more than {DEEPEST} deep")
+        node = super().compose_node(*place)
+        self.depth -= 1
+        return node
 
 
 @contextlib.contextmanager
@@ -56,8 +69,10 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
             refuse()
         try:
             config = original(*arguments, **named)
-        except (KeyError, TypeError, AttributeError, AssertionError, IndexError, RecursionError) as error:
-            raise Refused(f"Hydra cannot use this: {type(error).__name__}: {error}") from error
+        except HydraException:
+            raise
+        except (LookupError, TypeError, AttributeError, AssertionError, RecursionError, OSError) as error:
+            raise Refused(f"Hydra cannot use this: {type(error).__name__}: {str(error)[:200]}") from error
         if foreign := list(_foreign(OmegaConf.to_container(config.hydra, resolve=False), sweeps)):
             refuse(*foreign)
         return config
@@ -65,7 +80,7 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
     def load_config(original: Callable[..., Any], source: Any, config_path: str) -> Any:
         try:
             with open(f"{source.path}/{source._normalize_file_name(config_path)}", encoding="utf-8") as file:  # noqa: PTH123
-                refuse_bomb(yaml.load(file, yaml.BaseLoader))  # it leaves aliases shared and fills in no <<
+                refuse_bomb(yaml.load(file, _Loader))
             return original(source, config_path)
         except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
             refuse(f"{source.path}/{config_path}: cannot be read as YAML: {' '.join(str(error).split())}")

@@ -10,6 +10,7 @@ from signal import Signals
 from typing import Any
 
 from dltrain import build, checkpoint, console, durable, folders, nonfinite, records, schema, settings, snapshot, stored
+from dltrain.data import download
 from dltrain.data.batches import Batches
 from dltrain.engine import Record, evaluate, fit
 from dltrain.errors import ConfigError, Interrupted, UserError
@@ -90,7 +91,8 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start
     elif own.init:
         weights = build.starting_weights(values["model"], Path(own.init))
     seed_everything(own.seed)  # a user's data set may draw from the generators
-    with enough_memory("Use less of it with data.limit, or smaller pictures"):
+    forbidden = download.forbidden("" if start is None else stored.why_only_read(values, typed))
+    with forbidden, enough_memory("Use less of it with data.limit, or smaller pictures"):
         data = build.data(values["data"], own.seed)
     task = schema.bind("task", values["task"])()
     seed_everything(own.seed)

@@ -48,11 +48,12 @@ def resumed(text: object) -> Iterator[Start]:
     """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
     if not isinstance(text, str):
         raise ConfigError(f"resume={text}: must be the folder of a run")
-    path = checkpoint.find(Path(text), "last.pt").resolve()
+    path = checkpoint.find(Path(text), "last.pt").absolute()
     here, folder = Path.cwd(), path.parent.parent
     unfit = InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
     if path.parent.name != "checkpoints":
         raise unfit
+    folders.refuse_links(folder)
     with folders.locked(folder / ".lock", wait=False):
         for name in ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml"):
             durable.remove_leftovers(folder / name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, printable
 from dltrain.schema import GROUPS
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,14 @@ def _leaves(config: dict[str, Any]) -> dict[str, Any]:
     return leaves
 
 
+def why_only_read(values: dict[str, Any], typed: Collection[str]) -> str:
+    """Why nothing is downloaded into the folder of the data; empty where the checkpoint has not chosen it."""
+    root = values["data"].get("root")
+    if root is None or {"data", "data.root"} & set(typed):
+        return ""
+    return f"what a checkpoint names is only read. To download, add data.root={root}"
+
+
 def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str) -> None:
     """Raise ConfigError where a checkpoint names a person's own code whose package is not in `trust`."""
     trusted = [trust] if isinstance(trust, str) else trust
@@ -92,5 +100,5 @@ def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str) -> No
         if isinstance(name, str) and ":" in name:
             package = name.partition(":")[0].partition(".")[0]
             if package not in trusted:
-                name = "".join(letter if letter.isprintable() else "?" for letter in name[:200])
+                name = printable(name[:200])
                 raise ConfigError(f"the checkpoint wants to run {name}. If you trust that code, add trust=[{package}]")

@@ -5,19 +5,32 @@ data; what is whole is moved. Killed at any moment, it leaves nothing there that
 goes on with the packed files that were finished. Knows files and the network; knows no tensors.
 """
 
+import contextlib
 import http.client
 import shutil
 import socket
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from dltrain.errors import InputError
 from dltrain.folders import locked
 
 PAUSES = (1.0, 4.0)  # seconds before the second and the third try
+_forbidden: ContextVar[str] = ContextVar("_forbidden", default="")  # why nothing is downloaded; empty where it may be
 SILENCE = 30.0  # seconds without a byte, after which a server counts as dead; Python alone would wait for ever
+
+
+@contextlib.contextmanager
+def forbidden(why: str) -> Iterator[None]:
+    """Let data be read, not downloaded, and say why; with an empty `why` it may be downloaded."""
+    token = _forbidden.set(why)
+    try:
+        yield
+    finally:
+        _forbidden.reset(token)
 
 
 def fetch(name: str, root: Path, folder: str, *, parts: Sequence[str], packed: Sequence[str]) -> None:
@@ -30,6 +43,8 @@ def fetch(name: str, root: Path, folder: str, *, parts: Sequence[str], packed: S
         parts: the unpacked files, or the one folder of them
         packed: what they are unpacked from: taken without a network where it lies there, and kept
     """
+    if why := _forbidden.get():
+        raise InputError(f"{name} is not in {root / folder}: {why}")
     staging = root / f".{name}.download"
     try:
         for path in (*packed, *parts):
