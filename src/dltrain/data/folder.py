@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,10 +40,12 @@ def folder(
 
     Raises InputError where there are no pictures to train on.
     """
-    files, classes = find_files(Path(root).expanduser(), split)
+    base = Path(root).expanduser()
+    files, classes = find_files(base, split)
     if not files:
         return None
-    decoded = _decode_all([path for path, _ in files], channels=channels, size=(size[0], size[1]), fit=fit, split=split)
+    decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
+    decoded = _decode_all([path for path, _ in files], decode, base, split)
     images = [image for image in decoded if isinstance(image, Tensor)]
     if not images:
         raise InputError(f"{root}: none of the {len(files)} pictures of the {split} split can be read")
@@ -87,11 +90,11 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[st
     return [file for index, file in enumerate(files) if (index in test) == (split == "test")], classes
 
 
-def _decode_all(
-    paths: list[Path], *, channels: int, size: tuple[int, int], fit: str, split: str
-) -> list[Tensor | ValueError]:
+Decode = Callable[[Path], Tensor | ValueError]
+
+
+def _decode_all(paths: list[Path], decode: Decode, root: Path, split: str) -> list[Tensor | ValueError]:
     """Each picture, or why it cannot be read; decoding releases the interpreter, so threads suffice."""
-    decode = partial(_try_decode, channels=channels, size=size, fit=fit)
     with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
             track(
@@ -104,7 +107,7 @@ def _decode_all(
         )
     damaged = [(path, why) for path, why in zip(paths, results, strict=True) if isinstance(why, ValueError)]
     for path, why in damaged:
-        log.warning("left out %s: %s", path, why)
+        log.warning("left out %s: %s", path.relative_to(root), why)  # root may be a value of the environment
     log.info("%s: read %d pictures, left out %d damaged", split, len(paths) - len(damaged), len(damaged))
     return results
 
