@@ -54,7 +54,8 @@ def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
 
     Raises one of REFUSED at the first fault; `diagnosis.explain` finds the others.
     """
-    if any(len(word) > 2 and "--experimental-rerun".startswith(word.partition("=")[0]) for word in argv):
+    flags = [word.partition("=")[0] for word in argv]
+    if any(len(flag) > 2 and "--experimental-rerun".startswith(flag) for flag in flags):
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
     implied = _choices_of_resumed(argv)
     sweeps = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv))
@@ -88,12 +89,12 @@ def _quoted(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals:
         return word
-    try:
-        OverridesParser.create().parse_overrides([word])
-    except HydraException:
-        quoted = value.replace("'", "\\'")
-        return f"{key}='{quoted}'"
-    return word
+    escaped = value.replace("'", "\\'")
+    for form in (word, f"{key}='{escaped}'"):
+        with contextlib.suppress(HydraException, ValueError):  # the latter for a number of thousands of digits
+            OverridesParser.create().parse_overrides([form])
+            return form
+    return word  # as it was typed, to be told so
 
 
 def _with_swept_groups(argv: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Why a command line cannot be composed: Hydra tells the first fault, this tells all, with the nearest right names."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,22 @@ from dltrain.guard import Refused, guarded
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
-    if isinstance(error, Refused):
+    if isinstance(error, Refused) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
         return ConfigError(str(error))
     arguments = get_args_parser().parse_args(readable(argv))
     nodes = schema.COMMANDS[command][2]
     faults: list[schema.Fault] = []
     overrides: list[Override] = []
+    unreadable: list[str] = []
     for word in arguments.overrides:
         try:
-            overrides += OverridesParser.create().parse_overrides([word])
+            (override,) = OverridesParser.create().parse_overrides([word])
         except HydraException:
-            faults.append(schema.Fault(word, ": cannot be read as KEY=VALUE"))
+            override = None
+        if override and override.key_or_group:
+            overrides.append(override)
+        else:
+            unreadable.append(word)
     extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
     with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
@@ -50,6 +56,12 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
             composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
         except (HydraException, OmegaConfBaseException):
             composed = None
+    known = known_keys(named(composed), command) if isinstance(composed, dict) else []
+    for word in unreadable:
+        key, equals, _ = word.lstrip("+~").partition("=")
+        # Hydra reads no part of a key that begins with a digit; a typo of ours may.
+        hint = schema.suggest(key, known) if equals and key not in known else ""
+        faults.append(schema.Fault(word, f": cannot be read as KEY=VALUE{hint}"))
     if isinstance(composed, dict):
         faults += _key_faults(named(composed), command, keys)
     return ConfigError("\n".join(map(str, faults)) if faults else " ".join(str(error).split()))
@@ -58,14 +70,22 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
 def _values(override: Override) -> list[Any]:
     """The value of an override, or each of those it sweeps over."""
     if override.is_discrete_sweep():
-        return [value.strip("'\"") if isinstance(value, str) else value for value in override.sweep_string_iterator()]
+        return [value.strip("'\"") for value in _swept(override)]
     value = override.value()
     return value if isinstance(value, list) else [value]
 
 
+def _swept(override: Override) -> list[str]:
+    """The first values that an override sweeps over; what was typed where only Hydra can tell, as of glob(*)."""
+    try:
+        return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 100)] or [""]
+    except HydraException:
+        return [override.input_line.partition("=")[2] if override.input_line else ""]
+
+
 def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[schema.Fault]:
     """Faults of the keys that are set, each tried on the composed config."""
-    known = [key for key in _dotted(config) if not key.startswith("hydra")] + list(schema.COMMANDS[command][2])
+    known = known_keys(config, command)
     faults = []
     for override in overrides:
         key = override.key_or_group
@@ -79,11 +99,21 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else {}
         if override.is_discrete_sweep():
-            override = OverridesParser.create().parse_override(f"{key}={next(override.sweep_string_iterator())}")
-        plain: Any = OmegaConf.to_container(OmegaConf.create({"value": override.value()}))
+            override = OverridesParser.create().parse_override(f"{key}={_swept(override)[0]}")
+        try:
+            plain: Any = OmegaConf.to_container(OmegaConf.create({"value": override.value()}))
+        except OmegaConfBaseException as error:  # ${ without an end
+            faults.append(schema.Fault(key, f"={override.value()}: {str(error).splitlines()[0]}"))
+            continue
         node[key.rpartition(".")[2]] = plain["value"]
     typed = [override.key_or_group for override in overrides]
     return faults + schema.check(config, command, lambda key: "the command line" if key in typed else "")
+
+
+def known_keys(config: dict[str, Any], command: str) -> list[str]:
+    """What can stand before the = of a command line: keys, written with dots, and groups."""
+    keys = [key for key in _dotted(config) if not key.startswith("hydra")]
+    return [*keys, *schema.COMMANDS[command][2], *["experiment"] * (command == "train")]
 
 
 def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
