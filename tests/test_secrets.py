@@ -57,9 +57,7 @@ ROUTES: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 @pytest.fixture
-def secret(
-    data_root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def secret(data_root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment full of secrets, data below a folder that is one."""
     root = tmp_path_factory.mktemp("secret") / CANARY
     shutil.copytree(data_root / "MNIST", root / "MNIST")

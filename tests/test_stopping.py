@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from dltrain.stopping import every, noted_signals, reason_to_stop
+from dltrain import cli
+from dltrain.errors import ConfigError
+from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
 
 NOTHING: dict[str, Any] = {
     "signals": [],
@@ -150,3 +152,25 @@ def test_another_thread_notes_nothing_and_changes_no_handler(outer: list[int]) -
     thread.start()
     thread.join()
     assert found == [[], before]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("place", ["_run", "_execute"])
+def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
+    number: int, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(*_: object) -> int:
+        try:
+            signal.raise_signal(number)
+        finally:
+            raise AttributeError("no such attribute of None")
+
+    def refused(*_: object) -> int:
+        try:
+            return work()
+        except AttributeError as error:
+            raise ConfigError("cannot be composed") from error
+
+    monkeypatch.setattr(cli, place, work if place == "_execute" else refused)
+    assert cli.main(["train"]) == SIGNALS[signal.Signals(number)]
+    assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name}\n"

@@ -149,6 +149,10 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
 def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
+    parameters = [parameter for group in built.param_groups for parameter in group["params"]]
+    moments = [each for moments in saved["state"].values() for each in moments.values() if isinstance(each, Tensor)]
+    if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
+        raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
     built.load_state_dict(saved)
     if type(built) in MOMENTS:
         needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())

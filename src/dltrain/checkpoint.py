@@ -40,9 +40,9 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
         try:
             durable.replace(path, body, archive.trailer(body))
             if held is not None:
-                for number in reversed(range(1, keep - 1)):
-                    if (older := _previous(path, number)).exists():
-                        older.replace(_previous(path, number + 1))
+                for number in reversed(_numbers(path)):  # not up to `keep`, which may be any number
+                    if 1 <= number < keep - 1:
+                        _previous(path, number).replace(_previous(path, number + 1))
                 held.replace(_previous(path, 1))
         finally:
             if held is not None:
@@ -56,8 +56,9 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a checkpoint of dltrain. Bare weights can be used with init={path}")
     while type(number := content.get("format")) is int and number in UPGRADES:
         content = UPGRADES[number](content)
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path}: format {content.get('format')}, this dltrain reads {FORMAT}. Install a newer one")
+    if type(number) is not int or number != FORMAT:  # a stranger's may be a tensor, or text of many lines
+        told = " ".join(str(number).split())[:40]
+        raise InputError(f"{path}: format {told}, this dltrain reads {FORMAT}. Install a newer one")
     if problem := form.problem(content):
         raise InputError(f"{path}: not a checkpoint of dltrain, or altered by hand: {problem}")
     return content
@@ -123,10 +124,15 @@ def _previous(path: Path, number: int) -> Path:
 
 def _with_previous(path: Path) -> list[Path]:
     """Those that are there of a checkpoint and the ones before it, the newest first."""
-    numbered = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
-    names = [match for other in path.parent.glob(f"{path.stem}-*") if (match := numbered.fullmatch(other.name))]
-    older = [path.with_name(match[0]) for match in sorted(names, key=lambda match: int(match[1]))]
+    older = [_previous(path, number) for number in _numbers(path)]
     return [candidate for candidate in (path, *older) if candidate.is_file()]
+
+
+def _numbers(path: Path) -> list[int]:
+    """Of the checkpoints before one that are there."""
+    numbered = re.compile(re.escape(path.stem) + r"-(0|[1-9][0-9]*)" + re.escape(path.suffix))
+    matches = (numbered.fullmatch(other.name) for other in path.parent.glob(f"{path.stem}-*"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _read(path: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__, schema
 from dltrain.errors import ConfigError, OutputError, UserError, printable, refused_by_system
-from dltrain.stopping import Stop, raised_signals
+from dltrain.stopping import Stop, raised_signals, stop_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +85,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _tell(error: UserError) -> int:
+    if stop := stop_behind(error):
+        return _tell_stopped(stop)
     if os.environ.get("DLTRAIN_TRACEBACK"):
         traceback.print_exception(error)
     else:
@@ -157,7 +159,7 @@ def _compose(command: str, argv: list[str], job: "Callable[[Composed], None]") -
 def _sweep(command: str, argv: list[str]) -> int:
     """All jobs of a sweep, a row for each in its folder's results.csv, and the ranked table at the end."""
     from dltrain import folders
-    from dltrain.sweeps.table import Results
+    from dltrain.sweeps.table import Results, figures
 
     results = Results(folders.dated("sweeps"))
 
@@ -177,7 +179,7 @@ def _sweep(command: str, argv: list[str]) -> int:
             status=status,
             seconds=time.perf_counter() - began,
             folder=folder if folder and folder.exists() else None,
-            figures=_figures(command, summary),
+            figures=figures(command, summary),
         )
         if code in (130, 143):  # the person wants the sweep to stop, not only this job
             raise SystemExit(code)
@@ -193,20 +195,6 @@ def _sweep(command: str, argv: list[str]) -> int:
         show_table(results.table())
         print(f"table: {results.folder / 'results.csv'}")
     return code or int(results.failed > 0)
-
-
-def _figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
-    """Figures of a job by split: of a training the test's, and the validation's of the weights that were tested."""
-    splits = dict(summary)
-    if command == "train":
-        best = summary.get("best") or {}
-        splits = {"test": summary.get("test") or {}, "val": best if best.get("split") == "val" else {}}
-    return {
-        f"{split}_{key}": value
-        for split, values in splits.items()
-        for key, value in values.items()
-        if key not in ("split", "step", "epoch")
-    }
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -225,6 +213,8 @@ def _job(command: str, composed: "Composed", folder: Path | None) -> tuple[int, 
     except Exception as error:  # a fault of ours, or of a user's own code: say all there is to know
         if isinstance(error, OSError) and error.filename is not None:
             return _tell(refused_by_system(error)), error
+        if behind := stop_behind(error):
+            return _tell_stopped(behind), "stopped"
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
 

@@ -57,6 +57,17 @@ def _leaves(node: Any) -> Iterator[Any]:
         yield node
 
 
+def _is_plain(part: object) -> bool:
+    """Whether it is values by name that can be compared, and told in a line of a log."""
+    return isinstance(part, dict) and all(
+        _is_line(key) and (type(value) is int or _is_line(value)) for key, value in part.items()
+    )
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
+
+
 def problem(content: dict[str, Any]) -> str:
     """What is wrong with the content of a checkpoint; empty where nothing is."""
     for key, hint in (OF_EACH | OF_LAST if "optimizer" in content else OF_EACH).items():
@@ -78,8 +89,10 @@ def problem(content: dict[str, Any]) -> str:
             return f"config must be at most {MOST_OF_CONFIG:,} plain values"
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
             return f"config must have texts of at most {LONGEST_TEXT:,} characters"
-    if not all(isinstance(part, dict) for part in content.get("digests", {}).values()):
-        return "digests must be values by name"
+    if content["runtime"].keys() != {"precision", "threads"}:
+        return "runtime must be precision and threads"
+    if not all(map(_is_plain, (content["environment"], *content.get("digests", {}).values()))):
+        return "environment and digests must be plain values by name"
     shape, (mean, std) = content["data"]["input_shape"], content["data"]["statistics"]
     if math.prod(shape) > LARGEST_INPUT:
         return f"data.input_shape={shape} is too large"

@@ -80,7 +80,7 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
     def load_config(original: Callable[..., Any], source: Any, config_path: str) -> Any:
         try:
             with open(f"{source.path}/{source._normalize_file_name(config_path)}", encoding="utf-8") as file:  # noqa: PTH123
-                refuse_bomb(yaml.load(file, _Loader))
+                refuse_bomb(_Loader(file).get_single_data())
             return original(source, config_path)
         except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
             refuse(f"{source.path}/{config_path}: cannot be read as YAML: {' '.join(str(error).split())}")

@@ -70,6 +70,8 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
         match name:
+            case "PROTO" if argument != 2:  # torch reads others too, with a warning
+                raise Refused(f"values that torch does not write (protocol {argument})")
             case "PROTO" | "STOP":
                 pass
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "LONG1":

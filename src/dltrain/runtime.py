@@ -99,7 +99,7 @@ def restore_generators(states: Generators) -> None:
         random.setstate((version, tuple(words.tolist()), gauss))
     if "numpy" in states:
         name, key, *rest = states["numpy"]
-        if not 0 <= rest[0] <= 624:  # numpy believes it, and reads that word
+        if key.dtype != torch.int64 or not 0 <= rest[0] <= 624:  # numpy believes it, and reads that word
             raise ValueError("a state of numpy's generator that cannot be")
         numpy.random.set_state((name, key.numpy().astype(numpy.uint32), *rest))
     if "cuda" in states and torch.cuda.is_available():

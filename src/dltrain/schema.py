@@ -65,7 +65,7 @@ class Fault:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.key}{self.text}"
+        return " ".join(f"{self.key}{self.text}".splitlines())
 
 
 @functools.cache

@@ -21,6 +21,13 @@ class Stop(KeyboardInterrupt):
         self.exit_code = SIGNALS[signal.Signals(number)]
 
 
+def stop_behind(error: BaseException | None) -> Stop | None:
+    """The signal because of which an error was raised: a library that is cut off may fail at its own cleaning up."""
+    while error is not None and not isinstance(error, Stop):
+        error = error.__context__
+    return error
+
+
 @contextlib.contextmanager
 def _handled_by(handler: Callable[[int, object], None]) -> Iterator[Callable[[], None]]:
     """Let a function handle the signals until the block ends, or until what it gives is called."""

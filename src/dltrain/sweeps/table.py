@@ -81,3 +81,17 @@ class Results:
             numbers = [f"{row[name]:.4f}" if name in row else "" for name in figures]
             table.add_row(str(row["job"]), row["overrides"], row["status"], *numbers, f"{row['seconds']:.1f}")
         return table
+
+
+def figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
+    """Figures of a job by split: of a training the test's, and the validation's of the weights that were tested."""
+    splits = dict(summary)
+    if command == "train":
+        best = summary.get("best") or {}
+        splits = {"test": summary.get("test") or {}, "val": best if best.get("split") == "val" else {}}
+    return {
+        f"{split}_{key}": value
+        for split, values in splits.items()
+        for key, value in values.items()
+        if key not in ("split", "step", "epoch")
+    }
