@@ -91,13 +91,13 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
         key = override.key_or_group
         if key.startswith("hydra.") or override.is_delete():
             continue
-        if not override.is_add() and not has(config, key):
+        node: Any = config if override.is_add() or has(config, key) else None
+        for parent in key.split(".")[:-1]:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):  # +optim.lr.x has no place either
             hint = schema.suggest(key, known)
             faults.append(schema.Fault(key, f": no such key{hint} (from the command line)"))
             continue
-        node: Any = config
-        for parent in key.split(".")[:-1]:
-            node = node.setdefault(parent, {}) if isinstance(node, dict) else {}
         if override.is_discrete_sweep():
             override = OverridesParser.create().parse_override(f"{key}={_swept(override)[0]}")
         try:
