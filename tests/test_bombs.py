@@ -126,6 +126,9 @@ def archives() -> dict[str, Callable[[], bytes]]:
         "a million empty lists": lambda: of_pickle(HEAD + b"](" + b"]" * 1_000_000 + b"e."),
         "100 MB of text": lambda: of_pickle(HEAD + text("a" * (100 << 20)) + b"."),
         "a memo at 2**32": lambda: of_pickle(HEAD + b"Nr\xff\xff\xff\xff."),
+        "a text a thousand times": lambda: of_pickle(
+            HEAD + b"](" + text("a" * (1 << 20)) + b"q\0" + b"h\0" * 999 + b"e."
+        ),
         "many dimensions": lambda: weights(tensor(1, [1] * 100_000, [1] * 100_000)),
     }
 
@@ -150,6 +153,7 @@ def contents(honest: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
         return config(model={"name": name, **keys})
 
     doubling = {f"a{index}": f"${{a{index + 1}}}${{a{index + 1}}}" for index in range(40)} | {"a40": "laugh"}
+    nodes = {f"a{index}": dict.fromkeys("pq", f"${{a{index + 1}}}") for index in range(8)} | {"a8": [1] * 9000}
     lists = {f"a{index}": [f"${{a{index + 1}}}"] * 2 for index in range(40)} | {"a40": "laugh"}
     recurrent = {"cell": "lstm", "bidirectional": False, "pool": "last", "dropout": 0.0}
     heads = {"tokens": "patches", "patch": 7, "heads": 1, "dropout": 0.0}
@@ -160,6 +164,7 @@ def contents(honest: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "references that double": config(**doubling),
         "lists of references that double": config(**lists),
+        "references to a large list": config(**nodes),
         "a few references that double": config(**dict(list(doubling.items())[-17:])),
         "hidden=[10**9]": config(model__hidden=[10**9]),
         "hidden=[10**6, 10**6]": config(model__hidden=[10**6, 10**6]),
@@ -256,7 +261,7 @@ def test_checkpoints_that_would_grow_are_refused_at_once(tmp_path: Path, honest:
 
 
 SHORT = ["a view of stride 0", "a view of overlaps", "a storage of more than there is", "lists in lists", "laughs"]
-SHORT += ["entries that overlap", "a long text", "many dimensions"]
+SHORT += ["a text a thousand times", "entries that overlap", "a long text", "many dimensions"]
 
 
 def test_a_few_archives_that_would_grow_are_refused_at_once(tmp_path: Path) -> None:
@@ -264,7 +269,12 @@ def test_a_few_archives_that_would_grow_are_refused_at_once(tmp_path: Path) -> N
 
 
 SHORT_CONTENTS = ["references that double", "hidden=[10**6, 10**6]", "depth=10**9", "layers=10**9", "threads=10**9"]
-SHORT_CONTENTS += ["input_shape of 10**9", "a reference of many brackets", "weights that share a place"]
+SHORT_CONTENTS += [
+    "references to a large list",
+    "input_shape of 10**9",
+    "a reference of many brackets",
+    "weights that share a place",
+]
 
 
 def test_a_few_checkpoints_that_would_grow_are_refused_at_once(tmp_path: Path, honest: dict[str, Any]) -> None:

@@ -114,6 +114,7 @@ def test_config_dir_adds_options(dltrain: Command, tmp_path: Path) -> None:
 
 MISTAKES = {
     "trian": "trian: no such command; did you mean train?",
+    "train data.crop=1000000000000000000": "data.crop=1000000000000000000: must be a whole number >= 0, <= 8192",
     "list all": "list takes no arguments. Received all",
     "train optim.lrr=1": "optim.lrr: no such key; did you mean optim.lr? (from the command line)",
     "train +epoch=3": "epoch: no such key; did you mean epochs? (from the command line)",

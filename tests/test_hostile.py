@@ -8,6 +8,7 @@ import copy
 import io
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dltrain import checkpoint, cli
+from dltrain import archive, checkpoint, cli, pickled
 from dltrain.errors import UserError
 from faults import forked
 from hostile import MARK, SMALL, archives, bare, configs, digested, saved
@@ -192,6 +193,14 @@ def test_what_is_hostile_here_would_run(run_folder: Path, monkeypatch: pytest.Mo
         assert Path(MARK).is_dir() or name.startswith("two"), name
         with contextlib.suppress(OSError):
             Path(MARK).rmdir()
+
+
+def test_an_entry_that_python_would_read_under_another_name_is_refused() -> None:
+    """Newer ones take it from an extra field that torch does not know."""
+    entry = zipfile.ZipInfo("archive/data/0")
+    entry.filename = "archive/data.pkl"
+    with pytest.raises(pickled.Refused, match="two names"):
+        archive._entries([entry], 100)
 
 
 def test_code_that_is_trusted_is_imported(run_folder: Path) -> None:

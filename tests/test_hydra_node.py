@@ -259,6 +259,24 @@ def test_a_config_from_a_checkpoint_whose_parts_are_shared_without_end_is_refuse
     assert time.process_time() - began < 1
 
 
+def test_defaults_lists_that_name_each_other_without_end_are_refused(dltrain: Command, tmp_path: Path) -> None:
+    for index in range(16):
+        (tmp_path / "mine" / f"e{index}").mkdir(parents=True)
+        (tmp_path / "mine" / f"e{index}" / "x.yaml").write_text(
+            f"defaults:\n  - /e{index + 1}@a: x\n  - /e{index + 1}@b: x\n" if index < 15 else "y: 1\n"
+        )
+    write_experiment(tmp_path, "# @package _global_\ndefaults:\n  - /e0@a: x\n")
+    assert "more than 500 files" in assert_refused(dltrain, tmp_path, "--config-dir", "mine", "experiment=gift")
+
+
+@pytest.mark.parametrize("text", [merges(7, 10), "x: " + "[" * 5000, "a: 2001-99-99", "- 1", "x" * (2 << 20)])
+def test_the_config_file_of_a_run_that_is_resumed_cannot_stop_it(dltrain: Command, text: str) -> None:
+    """The config that counts is the one in the checkpoint."""
+    folder = dltrain("train", *QUICK).folder
+    (folder / ".hydra" / "config.yaml").write_text(text)
+    assert dltrain("train", f"resume={folder}", "limit_steps=2").code == 0
+
+
 def test_aliases_in_moderation_are_fine(dltrain: Command, tmp_path: Path) -> None:
     write_experiment(tmp_path, "# @package _global_\nepochs: &n 2\nbatch_size: *n\n")
     result = dltrain("train", "--config-dir", "mine", "experiment=gift", "--cfg", "job")

@@ -139,3 +139,13 @@ def test_a_folder_of_300_odd_pictures_trains_and_predicts(dltrain: Command) -> N
     assert {Path(row["file"]) for row in rows if row["error"]} == set(bad)
     good = [row for row in rows if not row["error"]]
     assert sum(row["class_1"] in row["file"] for row in good) >= 0.9 * len(good)
+
+
+@pytest.mark.parametrize("name", ["[red]x.png", "\x1b[2Jx.png", "x\udcff.png", "a,b\n.png"])
+def test_a_picture_of_any_name_is_a_row(dltrain: Command, run_folder: Path, name: str) -> None:
+    write_digits(Path("shots"), 2)
+    (Path("shots") / "00.png").rename(Path("shots") / name)
+    result = dltrain("predict", f"ckpt={run_folder}", "input=shots")
+    assert (result.code, result.err, "\x1b" in result.out) == (0, "", False)
+    with Path("predictions.csv").open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 2

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+from omegaconf import OmegaConf
+
 from dltrain import folders, records
 from dltrain.engine import Record
 
@@ -75,3 +78,9 @@ def test_the_position_counts_bytes_from_the_start_of_the_file(tmp_path: Path) ->
 
 def test_a_long_name_is_short_in_bytes_too() -> None:
     assert 0 < len(folders.safe_name("日" * 100).encode()) <= 100
+
+
+@pytest.mark.parametrize("text", ["1e3", "1_000", ".5", "-1E-2", "nan", "0x1f", "true", "12:30", "a", "", "~", "1e"])
+def test_a_text_like_a_number_is_a_text_to_hydra_too(tmp_path: Path, text: str) -> None:
+    records.write_config(tmp_path / ".hydra" / "config.yaml", {"name": text})
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").name == text

@@ -151,3 +151,9 @@ def test_four_models_and_two_data_sets_do_so_on_the_real_data(dltrain: Command, 
 def test_an_epoch_of_the_real_mnist_gives_95_percent(dltrain: Command, real_data: Path) -> None:
     result = dltrain("train", "data=mnist", f"data.root={real_data}", "model=mlp", "epochs=1")
     assert json.loads((result.folder / "summary.json").read_text())["test"]["accuracy"] >= 0.95
+
+
+@pytest.mark.parametrize("sweep", ["seed=range(0)", "seed=glob(*)"])
+def test_a_sweep_over_nothing_is_refused(dltrain: Command, sweep: str) -> None:
+    result = dltrain("train", "-m", *QUICK, sweep)
+    assert (result.code, f"{sweep}: sweeps over nothing" in result.err) == (2, True)

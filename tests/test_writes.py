@@ -174,6 +174,14 @@ def test_a_run_with_a_link_in_it_is_not_resumed(here: Path, capsys: pytest.Captu
     assert before == {each: each.read_bytes() for each in target.parent.rglob("*") if each.is_file()}
 
 
+@pytest.mark.parametrize("name", [".lock", "train.log", "metrics.jsonl", ".hydra/config.yaml"])
+def test_a_run_with_a_pipe_in_it_is_not_resumed(here: Path, name: str) -> None:
+    path = here / "outputs" / "run" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert cli.main(["train", "resume=outputs/run", "limit_steps=3"]) == 66
+
+
 def test_a_run_whose_folder_is_reached_by_a_link_is_resumed(here: Path) -> None:
     (here / "mine").symlink_to(here / "outputs" / "run")
     assert cli.main(["train", "resume=mine", "limit_steps=3"]) == 0

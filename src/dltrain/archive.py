@@ -96,7 +96,9 @@ def _check_ends(file: BinaryIO, size: int) -> None:
 
 def _entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
     """Length of each entry by name, of an archive as torch writes it."""
-    names = [entry.orig_filename for entry in entries]  # the other one is cut at a zero byte
+    names = [entry.orig_filename for entry in entries]
+    if names != [entry.filename for entry in entries]:  # Python may take a name from an extra field, torch does not
+        raise Refused("entries with two names")
     if any(not ENTRY.fullmatch(name) for name in names) or len({name.partition("/")[0] for name in names}) > 1:
         raise Refused("entries that torch does not write")
     if len({name.lower() for name in names}) < len(names):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dltrain import checkpoint, runtime, schema
 from dltrain.data.batches import Batches, Statistics, normalization
 from dltrain.data.examples import Examples, read, train_and_val
-from dltrain.errors import ConfigError, InputError
+from dltrain.errors import ConfigError, InputError, printable
 from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
@@ -90,19 +90,22 @@ def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> n
     return network
 
 
-def check_fit(network: nn.Module, node: dict[str, Any], task: Task, found: Data) -> None:
-    """Raise ConfigError where model, data and task do not fit each other; costs one forward pass of two examples."""
+def check_fit(
+    network: nn.Module, node: dict[str, Any], task: Task, targets: Tensor, shape: Sequence[int], outputs: int
+) -> None:
+    """Raise ConfigError where model, task and data (`shape` of an input) do not fit; costs a pass of two examples."""
     network.eval()
+    device = next(network.parameters(), targets).device
     try:
         with torch.no_grad():
-            output = network(torch.zeros(2, *found.input_shape))
+            output = network(torch.zeros(2, *shape, device=device))
         output_shape = tuple(output.shape[1:])
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"model={node['name']} does not fit data of {found.input_shape}: {reason}") from error
+        raise ConfigError(f"model={node['name']} does not fit data of {tuple(shape)}: {reason}") from error
     finally:
         network.train()
-    if problem := task.mismatch(found.train.targets, found.input_shape, output_shape, found.outputs):
+    if problem := task.mismatch(targets, tuple(shape), output_shape, outputs):
         raise ConfigError(problem)
 
 
@@ -138,7 +141,7 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
         if key == "step":
             fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (torch.Size(), torch.float32)
         elif each is None:
-            fits = key == "momentum_buffer"
+            fits = key == "momentum_buffer" and key not in needed
         else:
             fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
             fits = fits and each.stride() == parameter.stride()
@@ -150,7 +153,7 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
     """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
     parameters = [parameter for group in built.param_groups for parameter in group["params"]]
-    moments = [each for moments in saved["state"].values() for each in moments.values() if isinstance(each, Tensor)]
+    moments = [each for kept in saved["state"].values() for each in kept.values() if isinstance(each, Tensor)]
     if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
         raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
     built.load_state_dict(saved)
@@ -167,7 +170,7 @@ def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str
     network = _claimed(node, known)
     own = network.state_dict()
     faults = [f"{key} is missing" for key in own if key not in weights]
-    faults += [f"{key} is unknown to the model" for key in weights if key not in own]
+    faults += [f"{printable(key[:80])} is unknown to the model" for key in weights if key not in own]
     for key in [key for key in own if key in weights]:
         found, expected = ((tuple(tensor.shape), tensor.dtype) for tensor in (weights[key], own[key]))
         if found != expected:
@@ -209,7 +212,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> 
     lines = []
     for key in sorted(weights.keys() | own.keys()):
         if key not in own:
-            lines.append(f"{key} {tuple(weights[key].shape)}: not in the model")
+            lines.append(f"{printable(key[:80])} {tuple(weights[key].shape)}: not in the model")
         elif key not in weights:
             lines.append(f"{key} {tuple(own[key].shape)}: not in the file, left as initialised")
         elif key not in matching:

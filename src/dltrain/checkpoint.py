@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dltrain import archive, durable, form
 from dltrain.errors import InputError
+from dltrain.folders import expanded
 from dltrain.pickled import Refused
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 def find(path: Path, name: str) -> Path:
     """A checkpoint file, given itself, a checkpoints/ folder or a run folder."""
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_file():
         return path
     for candidate in (path / name, path / "checkpoints" / name):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__, schema
-from dltrain.errors import ConfigError, OutputError, UserError, printable, refused_by_system
+from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable, refused_by_system
 from dltrain.stopping import Stop, raised_signals, stop_behind
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def _tell(error: UserError) -> int:
     if os.environ.get("DLTRAIN_TRACEBACK"):
         traceback.print_exception(error)
     else:
-        told = "\n".join(map(printable, str(error).expandtabs().split("\n")))
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {cleaned(str(error))}", file=sys.stderr)
     return error.exit_code
 
 
@@ -189,6 +188,8 @@ def _sweep(command: str, argv: list[str]) -> int:
     finally:
         (results.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own; each job has its whole config
         _remove_if_empty(results.folder)  # refused before the first job
+    if not results.rows and not code:
+        raise ConfigError(f"{' '.join(argv)}: sweeps over nothing")
     if results.rows:
         from dltrain.console import show_table
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -22,10 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
 from dltrain.errors import ConfigError
-from dltrain.guard import Refused, guarded, refuse_bomb
+from dltrain.folders import expanded
+from dltrain.guard import Refused, guarded, read_yaml, refuse_bomb
 
 VERSION_BASE = "1.3"
-MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last, half a millisecond each
+MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last
+MOST_REFERRED = 30_000  # values; OmegaConf takes 40 us for each
 REFUSED = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises for a command line it cannot use
 # Hydra's flags that are followed by a value (--info and --cfg can be, and are here if they are written so).
 VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -106,7 +107,7 @@ def _with_swept_groups(argv: list[str]) -> list[str]:
     parser = OverridesParser.create()
     swept = set()
     for word in argv:
-        with contextlib.suppress(HydraException):  # a flag, or a mistake that is told later
+        with contextlib.suppress(HydraException, ValueError):  # a flag, or a mistake that is told later
             swept |= {it.key_or_group for it in parser.parse_overrides([word]) if it.is_sweep_override()}
     words = []
     for word in argv:
@@ -148,8 +149,8 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
     """A config with its references filled in. Raises ConfigError for one that leads nowhere."""
     try:
-        refuse_bomb(config)  # a checkpoint's may share parts, which OmegaConf would write out
-        if (count := repr(config).count("${")) > MOST_REFERENCES:
+        values = refuse_bomb(config)  # a checkpoint's may share parts, which OmegaConf would write out
+        if (count := repr(config).count("${")) > MOST_REFERENCES or values * 2 ** (count / 2) > MOST_REFERRED:
             raise Refused(f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed")
         filled = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except (OmegaConfBaseException, Refused, RecursionError) as error:
@@ -170,10 +171,10 @@ def _choices_of_resumed(argv: list[str]) -> list[str]:
     typed = {word.partition("=")[0]: word.partition("=")[2] for word in argv}
     if not (path := typed.get("resume")):
         return []
-    folder = Path(path.strip("'\"")).expanduser()
+    folder = expanded(path.strip("'\""))
     for candidate in (folder, *folder.parents[:2]):
-        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
-            own = yaml.safe_load((candidate / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+        with contextlib.suppress(Refused, AttributeError):
+            own = read_yaml(candidate / ".hydra" / "config.yaml")
             chosen = {group: own.get(group, {}).get("name") for group in schema.GROUPS if group not in typed}
             return [f"{group}={name}" for group, name in chosen.items() if name in schema.names(group)]
     return []
@@ -206,8 +207,9 @@ def _origin(key: str, typed: list[str], sources: list[Path], chosen: dict[str, s
     for name, path in [*places, (f"{command}.yaml", key)]:
         for source in sources:
             file = source / name
-            if path and file.is_file() and has(yaml.safe_load(file.read_text(encoding="utf-8")), path):
-                return str(file)
+            with contextlib.suppress(Refused):
+                if path and file.is_file() and has(read_yaml(file), path):
+                    return str(file)
     return ""
 
 

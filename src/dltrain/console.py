@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from dltrain.engine import Record
+from dltrain.errors import clean, printable
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def start_logging() -> None:
     if console.is_terminal:
         handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
     handler.set_name(CONSOLE)
+    handler.addFilter(clean)
     logger.addHandler(handler)
 
 
@@ -113,11 +115,11 @@ def figure(value: float) -> str:
 def show_figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a table with a row for each split and a column for each figure."""
     columns = list(dict.fromkeys(key for values in rows.values() for key in values))
-    table = Table(title=title, title_justify="left", min_width=len(title))
+    table = Table(title=printable(title), title_justify="left", min_width=len(title))
     for column in ["", *columns]:
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(printable(column), justify="left" if not column else "right")
     for name, values in rows.items():
-        table.add_row(name, *(figure(values[key]) if key in values else "" for key in columns))
+        table.add_row(printable(name), *(figure(values[key]) if key in values else "" for key in columns))
     show_table(table)
 
 
@@ -135,11 +137,11 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
 
 def show_table(table: Table) -> None:
     """Print a table, as wide as it needs where there is no terminal to fit into."""
-    console = Console()
+    console = Console(markup=False)  # brackets in a path or a class's name are no colours
     if console.is_terminal:
         console.print(table)
         return
     text = io.StringIO()
-    Console(file=text, width=200).print(table)
+    Console(file=text, width=200, markup=False).print(table)
     with contextlib.suppress(OSError):  # as with lines
         print(text.getvalue(), end="")

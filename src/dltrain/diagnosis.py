@@ -1,5 +1,6 @@
 """Why a command line cannot be composed: Hydra tells the first fault, this tells all, with the nearest right names."""
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
-from dltrain.composition import VERSION_BASE, config_folder, has, named, readable
+from dltrain.composition import REFUSED, VERSION_BASE, config_folder, has, named, readable
 from dltrain.errors import ConfigError
 from dltrain.guard import Refused, guarded
 
@@ -28,6 +29,8 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     faults: list[schema.Fault] = []
     overrides: list[Override] = []
     unreadable: list[str] = []
+    keys: list[Override] = []
+    composed: Any = None
     for word in arguments.overrides:
         try:
             (override,) = OverridesParser.create().parse_overrides([word])
@@ -38,10 +41,14 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         else:
             unreadable.append(word)
     extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
-    with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+    with (
+        contextlib.suppress(*REFUSED),  # what Hydra cannot even list it tells itself
+        guarded(),
+        hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE),
+    ):
         loader = GlobalHydra.instance().config_loader()
         options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
-        keys = [override for override, names in zip(overrides, options, strict=True) if not names]
+        keys += [override for override, names in zip(overrides, options, strict=True) if not names]
         words = []
         for override, names in zip(overrides, options, strict=True):
             group = override.key_or_group
@@ -52,10 +59,7 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
             faults += [schema.Fault(group, f"={it}: no such option{schema.suggest(str(it), names)}") for it in wrong]
             if names and not wrong and not override.is_delete():
                 words.append(f"{'+' * override.is_add()}{group}={_values(override)[0]}")
-        try:
-            composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
-        except (HydraException, OmegaConfBaseException):
-            composed = None
+        composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
     known = known_keys(named(composed), command) if isinstance(composed, dict) else []
     for word in unreadable:
         key, equals, _ = word.lstrip("+~").partition("=")
@@ -79,7 +83,7 @@ def _swept(override: Override) -> list[str]:
     """The first values that an override sweeps over; what was typed where only Hydra can tell, as of glob(*)."""
     try:
         return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 100)] or [""]
-    except HydraException:
+    except (HydraException, ValueError):
         return [override.input_line.partition("=")[2] if override.input_line else ""]
 
 

@@ -8,6 +8,8 @@ UserError (1)
  └─ Interrupted (130, 143)  stopped by a signal, after saving
 """
 
+import logging
+
 
 class UserError(Exception):
     """Shown in a few lines without a traceback: what, where, what to do."""
@@ -40,6 +42,17 @@ class Interrupted(UserError):
 def refused_by_system(error: OSError) -> OutputError:
     """What nobody foresaw, with the path: a name too long, a disk that fails."""
     return OutputError(f"{str(error.filename)[:200]}: {error.strerror}")
+
+
+def clean(record: logging.LogRecord) -> bool:
+    """A filter that lets every record through, without what would steer a terminal: names in it may be a stranger's."""
+    record.msg, record.args = cleaned(record.getMessage()), ()
+    return True
+
+
+def cleaned(text: str) -> str:
+    """Lines without what would steer the terminal, and without halves of letters that no file can hold."""
+    return "\n".join(map(printable, text.expandtabs().split("\n")))
 
 
 def printable(line: str) -> str:

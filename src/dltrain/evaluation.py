@@ -85,7 +85,10 @@ def evaluate_checkpoint(
     if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
         found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
         raise InputError(f"data: has images of {found}, the model was trained on {expected}")
-    build.check_classes(loaded.content["data"]["classes"], examples, config["split"])
+    known = loaded.content["data"]
+    build.check_classes(known["classes"], examples, config["split"])
+    node, shape = loaded.values["model"], known["input_shape"]
+    build.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
     batch_size = config["batch_size"] or loaded.values["batch_size"]
     batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
     with runtime.enough_memory("Lower batch_size"):

@@ -49,15 +49,21 @@ def safe_name(text: str) -> str:
     return kept.encode()[:100].decode(errors="ignore") or "_"  # file systems count bytes
 
 
+def expanded(text: str | Path) -> Path:
+    """A path with ~ filled in. Raises InputError for a user who is not there."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text}: {str(error).rstrip('.')}. Write the folder out") from error
+
+
 def refuse_links(folder: Path) -> None:
-    """Raise InputError for a link in a run folder: what is written through it would land outside."""
+    """Raise InputError for a link or a pipe in a run folder: what is written there would land outside, or nowhere."""
     for parent, names, files in os.walk(folder):
         for name in (*names, *files):
             path = Path(parent, name)
-            if path.is_symlink():
-                raise InputError(
-                    f"{path}: is a link, and a run writes into its own folder alone. Put a copy in its place"
-                )
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise InputError(f"{path}: is a link, or no file. A run writes in its own folder; put a copy there")
 
 
 @contextlib.contextmanager

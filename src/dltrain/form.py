@@ -10,7 +10,7 @@ from torch import Tensor
 from dltrain.hints import describe, obeys
 
 Count = Annotated[int, Interval(ge=0)]
-Side = Annotated[int, Interval(ge=1, le=1 << 16)]
+Side = Annotated[int, Interval(ge=1, le=1 << 13)]  # as of one's own pictures
 Threads = Annotated[int, Interval(ge=1, le=1024)]
 LARGEST_INPUT = 1 << 26  # numbers in one example
 MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us for each

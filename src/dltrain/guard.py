@@ -6,11 +6,12 @@ the folders its own node names, also where an experiment's file says so. All tha
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -36,6 +37,8 @@ OWN = {
     **dict.fromkeys(("mode", "searchpath", "overrides", "runtime", "verbose", "help", "hydra_help"), ANY),
 }
 DEEPEST = 50
+LONGEST = 1 << 20  # bytes of a YAML file
+MOST_FILES = 500  # that a defaults list names, each as often as it does
 LARGEST = 100_000  # values of a config once its aliases are written out; dltrain's own have less than 100
 
 
@@ -59,12 +62,15 @@ class _Loader(yaml.BaseLoader):  # it leaves aliases shared and fills in no <<
 def guarded(*, sweeps: bool = False) -> Iterator[None]:
     """Check all that Hydra loads; without `sweeps` it may not sweep either, wherever it is told to."""
     faults: list[str] = []
+    loaded = 0
 
     def refuse(*told: str) -> NoReturn:
         faults.extend(told)
         raise Refused("\n".join(faults[:3]))
 
     def load_configuration(original: Callable[..., DictConfig], *arguments: Any, **named: Any) -> DictConfig:
+        nonlocal loaded
+        loaded = 0
         if faults:  # Hydra composes once to learn the mode, and drops what that raises
             refuse()
         try:
@@ -79,13 +85,19 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
 
     def load_config(original: Callable[..., Any], source: Any, config_path: str) -> Any:
         try:
-            with open(f"{source.path}/{source._normalize_file_name(config_path)}", encoding="utf-8") as file:  # noqa: PTH123
-                refuse_bomb(_Loader(file).get_single_data())
+            read_yaml(Path(source.path, source._normalize_file_name(config_path)))
             return original(source, config_path)
-        except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-            refuse(f"{source.path}/{config_path}: cannot be read as YAML: {' '.join(str(error).split())}")
         except Refused as error:
-            refuse(f"{source.path}/{config_path}: {error}")
+            refuse(str(error))
+        except (ValueError, yaml.YAMLError) as error:  # a header that Hydra cannot read, a key that is there twice
+            refuse(f"{source.path}/{config_path}: cannot be read: {' '.join(str(error).split())}")
+
+    def count_loaded(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        nonlocal loaded
+        loaded += 1
+        if loaded > MOST_FILES:
+            refuse(f"its defaults lists name more than {MOST_FILES} files")
+        return original(*arguments, **named)
 
     def initialize_sources(original: Callable[..., None], repository: ConfigRepository, search: Any) -> None:
         for entry in search.get_path():
@@ -95,9 +107,10 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
         original(repository, search)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_wrapped(ConfigLoaderImpl, load_configuration))
-        stack.enter_context(_wrapped(file_source(), load_config))
-        stack.enter_context(_wrapped(ConfigRepository, initialize_sources))
+        stack.enter_context(_wrapped(ConfigLoaderImpl, "load_configuration", load_configuration))
+        stack.enter_context(_wrapped(file_source(), "load_config", load_config))
+        stack.enter_context(_wrapped(CachingConfigRepository, "load_config", count_loaded))
+        stack.enter_context(_wrapped(ConfigRepository, "initialize_sources", initialize_sources))
         yield
 
 
@@ -108,9 +121,8 @@ def file_source() -> type[ConfigSource]:
 
 
 @contextlib.contextmanager
-def _wrapped(owner: type, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """A method of Hydra's replaced by `wrapper`, which gets the original first and has its name."""
-    name = wrapper.__name__
+def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """A method of Hydra's replaced by `wrapper`, which gets the original first."""
     original = vars(owner)[name]
     setattr(owner, name, lambda *arguments, **named: wrapper(original, *arguments, **named))
     try:
@@ -139,8 +151,22 @@ def _differences(prefix: str, node: Any, own: Any) -> Iterator[str]:
         yield f"{prefix}: cannot be set; dltrain makes folders and logs itself"
 
 
-def refuse_bomb(value: Any) -> None:
-    """Raise Refused for a value whose shared parts, written out, are too many, or which contains itself."""
+def read_yaml(path: Path) -> Any:
+    """The values of a YAML file that somebody else may have written. Raises Refused, with its path."""
+    try:
+        if not path.is_file() or path.stat().st_size > LONGEST:
+            raise Refused(f"no file of at most {LONGEST:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        refuse_bomb(_Loader(text).get_single_data())
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise Refused(f"{path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from None
+
+
+def refuse_bomb(value: Any) -> int:
+    """How many values there are, shared parts written out. Raises Refused for too many, and for what holds itself."""
     sizes: dict[int, float] = {}
 
     def size(node: Any) -> float:
@@ -153,8 +179,9 @@ def refuse_bomb(value: Any) -> None:
         return sizes[id(node)]
 
     try:
-        too_large = size(value) > LARGEST
+        amount = size(value)
     except RecursionError:
-        too_large = True
-    if too_large:
+        amount = float("inf")
+    if amount > LARGEST:
         raise Refused(f"its aliases stand for more than {LARGEST:,} values, or it is nested without end")
+    return int(amount)

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Interval, Len
 
+WIDEST = 1 << 1000  # longer ones fit into no float
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -38,7 +40,7 @@ def obeys(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < WIDEST
     if isinstance(hint, type) and (hint in (bool, str, list, dict) or hint.__module__ == "torch"):
         return isinstance(value, hint)
     return True

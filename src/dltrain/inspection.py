@@ -9,6 +9,7 @@ import yaml
 
 from dltrain import archive
 from dltrain.errors import ConfigError, InputError
+from dltrain.folders import expanded
 from dltrain.pickled import Refused, TensorInfo
 
 SHOWN_WEIGHTS = 40
@@ -92,7 +93,7 @@ def checked_path(arguments: list[str]) -> Path:
     """The one file that is named; `ckpt=` before it is fine too. Raises ConfigError."""
     if len(arguments) != 1:
         raise ConfigError("inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")
-    path = Path(arguments[0].removeprefix("ckpt=")).expanduser()
+    path = expanded(arguments[0].removeprefix("ckpt="))
     for candidate in (path, path / "best.pt", path / "checkpoints" / "best.pt"):
         if candidate.is_file():
             return candidate

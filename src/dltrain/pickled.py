@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_VALUES = 1_000_000
+MOST_TEXT = 1 << 25  # characters, each text as often as it is there
 MOST_STEPS = 300_000  # a ResNet-50 with Adam has 30,000
 DEEPEST = 64
 SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
@@ -172,20 +173,21 @@ def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, 
 
 
 def _check_amount(content: Any) -> None:
-    """Raise Refused for values too deep, or too many where one that is there twice is counted twice."""
-    amounts: dict[int, int] = {}
+    """Raise Refused for values too deep, or too many where one that is there twice is counted twice; texts too."""
+    amounts: dict[int, tuple[int, int]] = {}  # values, and characters in them
     inside: set[int] = set()
     stack: list[tuple[Any, bool]] = [(content, False)]
     while stack:
         value, is_done = stack.pop()
         if not isinstance(value, dict | list | tuple):
             continue
-        parts = list(value.values()) if isinstance(value, dict) else value
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
         if is_done:
             inside.discard(id(value))
-            amounts[id(value)] = 1 + sum(amounts.get(id(part), 1) for part in parts)
-            if amounts[id(value)] > MOST_VALUES:
-                raise Refused(f"more than {MOST_VALUES:,} values")
+            own = [amounts.get(id(part)) or (1, len(part) if isinstance(part, str) else 0) for part in parts]
+            amounts[id(value)] = 1 + sum(count for count, _ in own), sum(length for _, length in own)
+            if amounts[id(value)][0] > MOST_VALUES or amounts[id(value)][1] > MOST_TEXT:
+                raise Refused(f"more than {MOST_VALUES:,} values, or {MOST_TEXT:,} characters")
         elif id(value) in inside:
             raise Refused("a value that holds itself")
         elif id(value) not in amounts:

@@ -15,8 +15,9 @@ from dltrain import build, console, schema
 from dltrain.data import pictures
 from dltrain.data.examples import Examples
 from dltrain.engine import predict as outputs_of
-from dltrain.errors import ConfigError, InputError, OutputError
+from dltrain.errors import ConfigError, InputError, OutputError, printable
 from dltrain.evaluation import Loaded, Resolve, load
+from dltrain.folders import expanded
 from dltrain.runtime import enough_memory
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def predict(
         raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")
     paths = find(config["input"])
     classes = loaded.content["data"]["classes"]
+    task, shape = schema.bind("task", loaded.values["task"])(), loaded.content["data"]["input_shape"]
+    build.check_fit(loaded.model, loaded.values["model"], task, torch.zeros(1, dtype=torch.int64), shape, len(classes))
     top_k = min(config["top_k"], len(classes))
     rows = []
     with pictures.quiet():
@@ -54,7 +57,7 @@ def predict(
 
 def find(text: str) -> list[Path]:
     """The files that an input names; a single file is taken whatever its ending. Raises InputError for none."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.is_dir():
         found = pictures.find(path)
     elif path.is_file():
@@ -99,19 +102,20 @@ def _shares(loaded: Loaded, images: list[Tensor]) -> Tensor:
 def _write(path: Path, rows: list[dict[str, Any]], top_k: int) -> None:
     ranks = [name for rank in range(1, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, ["file", *ranks, "error"])
             writer.writeheader()
             writer.writerows(rows)
-    except OSError as error:
-        raise OutputError(f"output={path}: cannot be written ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # the latter for a zero byte in its name
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"output={path}: cannot be written ({reason})") from error
 
 
 def _show(rows: list[dict[str, Any]], top_k: int) -> None:
     table = Table("picture", *(f"{rank}." for rank in range(1, top_k + 1)))
     for row in rows[:SHOWN_ROWS]:
         ranked = [f"{row[f'class_{r}']} {row[f'probability_{r}']:.4f}" for r in range(1, top_k + 1) if not row["error"]]
-        table.add_row(row["file"], *(ranked or [f"damaged: {row['error']}"]))
+        table.add_row(*map(printable, (row["file"], *(ranked or [f"damaged: {row['error']}"]))))
     console.show_table(table)
     if len(rows) > SHOWN_ROWS:
         log.info("… and %d more in the file", len(rows) - SHOWN_ROWS)

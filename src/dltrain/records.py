@@ -20,7 +20,7 @@ import yaml
 
 from dltrain import __version__, durable
 from dltrain.engine import Record
-from dltrain.errors import OutputError, UserError
+from dltrain.errors import OutputError, UserError, clean
 
 
 @contextlib.contextmanager
@@ -31,10 +31,11 @@ def run_log() -> Iterator[Callable[[Path], None]]:
     that a mistake could stop is done.
     """
     held = logging.handlers.MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    held.addFilter(clean)
     files: list[logging.FileHandler] = []
 
     def write_to(path: Path) -> None:
-        files.append(_LogFile(path, encoding="utf-8"))
+        files.append(_LogFile(path, encoding="utf-8", errors="backslashreplace"))
         files[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         held.setTarget(files[0])
         held.flush()
@@ -115,11 +116,25 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML in which a text like 1e3 is quoted: Hydra reads it as a number, PyYAML itself does not."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        try:
+            float(text)
+        except ValueError:
+            return self.represent_str(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Write the config as YAML that Hydra can read again."""
     with durable.writing(path):
         path.parent.mkdir(exist_ok=True)
-    durable.replace(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+    durable.replace(path, yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
 
 
 def versions() -> dict[str, str]:

@@ -99,7 +99,7 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start
     if own.patience is not None and data.val is None:
         raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     model = build.model(values["model"], data.input_shape, data.outputs)
-    build.check_fit(model, values["model"], task, data)
+    build.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)
     build.check_last_batch(model, len(data.train.images), own.batch_size, own.accumulate)
     if weights is not None:
         for line in build.load_weights(model, weights, Path(str(own.init))):

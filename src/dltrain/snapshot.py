@@ -129,17 +129,18 @@ def _check_figures(run: Run, content: dict[str, Any]) -> None:
     if sums is not None:
         if sums.dtype != torch.float64 or sums.ndim != 1:
             raise ValueError("sums of another kind")
-        if sums[0]:
-            run.task.metrics(sums.tolist())
-    if faults is not None and (faults.dtype, faults.ndim) != (torch.float32, 0):
+        run.task.metrics([max(1.0, float(sums[0])), *sums[1:].tolist()])  # fails for another number of them
+    if faults is not None and ((faults.dtype, faults.ndim) != (torch.float32, 0) or not 0 <= faults < torch.inf):
         raise ValueError("faults of another kind")
     numbers = [progress[key] for key in ("train_seconds", "examples_per_second", "epoch_seconds")]
     figures = [progress["best"], *progress["latest"].values()]
     numbers += [value for part in figures for key, value in part.items() if key != "split"]
     if not all(type(value) in (int, float) for value in numbers):
         raise ValueError("figures that are no numbers")
-    if best := progress["best"]:
-        _ = best["split"], best["step"], best["epoch"]
+    if (best := progress["best"]) and best["split"] not in ["train", "val"]:
+        raise ValueError("figures of a split that is none")
+    if best and not all(type(best[key]) in (int, float) for key in ("step", "epoch")):
+        raise ValueError("figures that are no numbers")
     if weights := progress["best_weights"]:
         run.task.score(best)
         own = run.state.model.state_dict()

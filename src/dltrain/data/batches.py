@@ -35,7 +35,7 @@ class Batches:
         *,
         batch_size: int,
         statistics: Statistics,
-        crop: Annotated[int, Interval(ge=0)] = 0,
+        crop: Annotated[int, Interval(ge=0, le=8192)] = 0,
         flip: bool = False,
         seed: int = 0,
     ) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dltrain.data import pictures
 from dltrain.data.examples import Examples, stratified
 from dltrain.errors import InputError
+from dltrain.folders import expanded
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def folder(
 
     Raises InputError where there are no pictures to train on.
     """
-    base = Path(root).expanduser()
+    base = expanded(root)
     files, classes = find_files(base, split)
     if not files:
         return None

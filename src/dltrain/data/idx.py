@@ -17,6 +17,7 @@ from torch import Tensor
 from dltrain.data import download
 from dltrain.data.examples import Examples
 from dltrain.errors import InputError
+from dltrain.folders import expanded
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -37,7 +38,7 @@ SUMS = {
 
 def data_root(root: str | None) -> Path:
     """Where data sets lie: `data.root`, else the environment's DLTRAIN_DATA, else data/."""
-    return Path(root or os.environ.get("DLTRAIN_DATA") or "data").expanduser()
+    return expanded(root or os.environ.get("DLTRAIN_DATA") or "data")
 
 
 def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str, ...]) -> Examples | None:
