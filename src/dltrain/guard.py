@@ -39,7 +39,7 @@ OWN = {
 DEEPEST = 50
 LONGEST = 1 << 20  # bytes of a YAML file
 MOST_FILES = 500  # that a defaults list names, each as often as it does
-LARGEST = 100_000  # values of a config once its aliases are written out; dltrain's own have less than 100
+LARGEST = 10_000  # values of a config once its aliases are written out; dltrain's own have less than 100
 
 
 class Refused(HydraException):
