@@ -14,10 +14,11 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.r
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"listing", "completion", "diagnosis", "inspection"},
+    {"listing", "completion", "diagnosis", "inspection", "comparison"},
+    {"sweeps"},
+    {"jobs"},
     {"composition"},
     {"guard"},
-    {"sweeps"},
     {"prediction"},
     {"evaluation", "run"},
     {"snapshot"},

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from contents import equal
-from dltrain import cli, composition, diagnosis, errors, records, schema
+from dltrain import cli, composition, diagnosis, errors, jobs, records, schema
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GROUPS = (*schema.GROUPS, "device", "experiment")
@@ -56,7 +56,8 @@ def options(group: str) -> list[str]:
 
 @functools.cache
 def keys(command: str, chosen: tuple[str, ...]) -> list[str]:
-    return diagnosis.known_keys(composition.compose(command, [*INPUTS[command], *chosen]), command)
+    found = diagnosis.known_keys(composition.compose(command, [*INPUTS[command], *chosen]), command)
+    return [key for key in found if key != "sweep.resume"]  # it is looked for before anything is composed
 
 
 @st.composite
@@ -86,14 +87,14 @@ def main(line: list[str]) -> tuple[int, str, str, list[dict[str, Any]]]:
     """Exit code, output, errors and configs of a command line whose job ends when its config is checked."""
     found = []
 
-    def execute(command: str, composed: composition.Composed, folder: Path | None) -> dict[str, Any]:
-        schema.require(schema.check(composition.resolve(composed.config), command, composed.origin))
-        found.append(composed.config)
+    def execute(command: str, config: dict[str, Any], *, typed: list[str], origin: schema.Origin) -> dict[str, Any]:
+        schema.require(schema.check(composition.resolve(config), command, origin))
+        found.append(config)
         return {}
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(cli, "_execute", execute)
+        patch.setattr(jobs, "execute", execute)
         code = cli.main(line)
     return code, out.getvalue(), err.getvalue(), found
 

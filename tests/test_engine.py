@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import generated
-from dltrain import build, schedules
+from dltrain import build, schedules, snapshot
 from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
 from dltrain.engine import Record, evaluate, fit, predict, set_lr
@@ -149,7 +149,7 @@ def test_a_run_that_stopped_at_any_step_continues_to_the_same_bits(
     generators = generator_states()
     restored = fresh(dropout=0.5, optimizer="adam")  # seeds anew, as a new process does
     restored.model.load_state_dict(state.model.state_dict())
-    build.restore_optimizer(restored.optimizer, copy.deepcopy(state.optimizer.state_dict()))
+    snapshot.restore_optimizer(restored.optimizer, copy.deepcopy(state.optimizer.state_dict()))
     restored.step, restored.sums = state.step, state.sums
     restore_generators(generators)
     for chunk in run(restored, batches(**AUGMENTED), batches(6), log_every=3):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Command
-from dltrain import build, checkpoint, nonfinite
+from dltrain import build, checkpoint, nonfinite, snapshot
 from dltrain import step as steps
 from dltrain.engine import Record, fit
 from dltrain.runtime import Runtime, generator_states, seed_everything
@@ -507,7 +507,7 @@ def test_a_run_that_skips_continues_from_any_step_to_the_same_bits(stop: int) ->
     seed_everything(2)
     found = records(first, stop)
     second.model.load_state_dict(first.model.state_dict())
-    build.restore_optimizer(second.optimizer, copy.deepcopy(first.optimizer.state_dict()))
+    snapshot.restore_optimizer(second.optimizer, copy.deepcopy(first.optimizer.state_dict()))
     second.step, second.sums, second.faults = first.step, first.sums, first.faults
     assert found + records(second, TOTAL) == expected
     assert everything(second) == everything(whole)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dltrain import build, optim
+from dltrain import build, optim, snapshot
 from dltrain.errors import ConfigError
 
 
@@ -139,7 +139,7 @@ def saved() -> dict[str, Any]:
 
 def restored(saved: dict[str, Any], **changes: Any) -> torch.optim.Optimizer:
     optimizer = build.optimizer(PAIRS["adam"][0] | {"decay_biases": True} | changes, tiny())
-    build.restore_optimizer(optimizer, saved)
+    snapshot.restore_optimizer(optimizer, saved)
     return optimizer
 
 
@@ -162,7 +162,7 @@ def test_a_restored_optimizer_goes_on_as_the_saved_one_would_have(saved: dict[st
     first.load_state_dict(copy.deepcopy(saved))
     first.param_groups[0]["lr"] = 0.01
     second = build.optimizer(PAIRS["adam"][0] | {"decay_biases": True}, broken)
-    build.restore_optimizer(second, saved)
+    snapshot.restore_optimizer(second, saved)
     train(unbroken, first, steps=3)
     train(broken, second, steps=3)
     assert all(torch.equal(*pair) for pair in zip(unbroken.parameters(), broken.parameters(), strict=True))

@@ -35,17 +35,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", "epochs=1", "data.limit=50"]) == 0
-    (run,) = (folder / "outputs").glob("*/*")
-    shutil.move(run, folder / "run")
+        (run,) = (folder / "outputs").glob("*/*")
+        shutil.move(run, folder / "run")
+        words = ["sweep.search=random", "sweep.trials=1", "optim.lr=0.1,0.2", "epochs=1", "data.limit=50"]
+        assert main(["train", "-m", *words, "device.threads=1"]) == 0
+    (sweep,) = (folder / "outputs").glob("sweeps/*/*")
+    shutil.copytree(sweep, folder / "sweep")
     return folder
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_works(dltrain: Command, finished: Path, tmp_path: Path, command: str) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    words = [word.replace("outputs/DATE/TIME", "run") for word in shlex.split(command, comments=True)[1:]]
-    if words[:2] == ["train", "-m"]:
-        words += ["epochs=1", "data.limit=50"]
+    command = command.replace("outputs/DATE/TIME", "run").replace("outputs/sweeps/DATE/TIME", "sweep")
+    words = shlex.split(command, comments=True)[1:]
+    if "sweep.executor=" in command:
+        words = [word for word in words if word != "-m" and "range" not in word] + ["--cfg", "job"]
+    elif words[:2] == ["train", "-m"]:
+        words += ["epochs=1", "data.limit=50", "device.threads=1"]
+        words += ["sweep.trials=3"] if "sweep.search=" in command else []
+    elif "sweep.trials=40" in words:
+        words[-1] = "sweep.trials=2"
     elif any(mark in command for mark in LONG):
         words += ["--cfg", "job"]
     elif words[0] == "train" and "data=folder" in words:

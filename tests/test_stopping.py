@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dltrain import cli
+from dltrain import cli, jobs
 from dltrain.errors import ConfigError
 from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
 
@@ -155,11 +155,11 @@ def test_another_thread_notes_nothing_and_changes_no_handler(outer: list[int]) -
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("place", ["_run", "_execute"])
+@pytest.mark.parametrize("place", ["_run", "execute"])
 def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
     number: int, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def work(*_: object) -> int:
+    def work(*_: object, **__: object) -> int:
         try:
             signal.raise_signal(number)
         finally:
@@ -171,6 +171,6 @@ def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
         except AttributeError as error:
             raise ConfigError("cannot be composed") from error
 
-    monkeypatch.setattr(cli, place, work if place == "_execute" else refused)
+    monkeypatch.setattr(*(jobs, place, work) if place == "execute" else (cli, place, refused))
     assert cli.main(["train"]) == SIGNALS[signal.Signals(number)]
     assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name}\n"

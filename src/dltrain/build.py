@@ -1,6 +1,8 @@
 """A checked config to the parts of a run: data, model, optimizer. Shared by train, eval and predict."""
 
 import contextlib
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +13,12 @@ from torch import Tensor, nn
 
 from dltrain import checkpoint, runtime, schema
 from dltrain.data.batches import Batches, Statistics, normalization
-from dltrain.data.examples import Examples, read, train_and_val
+from dltrain.data.examples import Examples, Source, read, train_and_val
 from dltrain.errors import ConfigError, InputError, printable
 from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4
-# What torch's optimizers keep of each weight; a momentum where there is one.
-MOMENTS: dict[type, set[str]] = {
-    torch.optim.SGD: set(),
-    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.RMSprop: {"step", "square_avg"},
-}
 
 
 @dataclass(frozen=True)
@@ -45,10 +40,22 @@ class Data:
         """Classes, or numbers to predict."""
         return len(self.train.classes) or self.train.targets.shape[-1]
 
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the examples of each split."""
+        digests = {}
+        for split, examples in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if examples is not None:
+                digest = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
+                for tensor in (examples.images, examples.targets):
+                    digest.update(tensor.contiguous().numpy().data)
+                digests[split] = digest.hexdigest()
+        return digests
 
-def data(node: dict[str, Any], seed: int) -> Data:
+
+def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
     """All splits, in memory. Raises InputError for missing or damaged files, ConfigError for a split that fails."""
-    source = schema.bind("data", node)
+    source = source or schema.bind("data", node)
     train, val = train_and_val(source, val=node["val"], limit=node["limit"], seed=seed)
     test = read(source, "test")
     for split, examples in (("val", val), ("test", test)):
@@ -131,38 +138,6 @@ def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer
     for group in built.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return built
-
-
-def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str]) -> None:
-    """Raise ValueError for moments that are not as the weights are: fused kernels believe it and write anywhere."""
-    if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
-        raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
-    for key, each in moments.items():
-        if key == "step":
-            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (torch.Size(), torch.float32)
-        elif each is None:
-            fits = key == "momentum_buffer" and key not in needed
-        else:
-            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
-            fits = fits and each.stride() == parameter.stride()
-        if not fits:
-            raise ValueError(f"moments of another kind than the weights ({key})")
-
-
-def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
-    options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
-    parameters = [parameter for group in built.param_groups for parameter in group["params"]]
-    moments = [each for kept in saved["state"].values() for each in kept.values() if isinstance(each, Tensor)]
-    if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
-        raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
-    built.load_state_dict(saved)
-    if type(built) in MOMENTS:
-        needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())
-        for parameter, moments in built.state.items():
-            _check_moments(parameter, moments, needed)
-    for group, own in zip(built.param_groups, options, strict=True):
-        group.update(own)
 
 
 def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> None:

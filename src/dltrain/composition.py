@@ -16,6 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,7 +42,28 @@ class Composed:
     overrides: list[str]
     typed: list[str]  # dotted keys
     origin: schema.Origin
-    number: int  # in its sweep
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """What Hydra gives a sweeper: its loader, a config without the words that sweep, and all words."""
+
+    context: HydraContext
+    master: DictConfig
+    words: list[str]
+    implied: list[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What Hydra calls for a config, and what its sweeper calls for all of them, which returns an exit code."""
+
+    job: Callable[[Composed], None]
+    sweep: Callable[[Sweeping], int] | None
+    implied: list[str]
+
+    def __call__(self, config: DictConfig) -> None:
+        self.job(composed(config, HydraConfig.get(), self.implied))
 
 
 def config_folder() -> Path:
@@ -50,8 +72,10 @@ def config_folder() -> Path:
     return checkout if (checkout / "train.yaml").is_file() else Path(__file__).resolve().parent / "configs"
 
 
-def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
-    """Let Hydra read a subcommand's arguments and call `job` for each config; returns the exit code of its flags.
+def run(
+    command: str, argv: list[str], job: Callable[[Composed], None], sweep: Callable[[Sweeping], int] | None = None
+) -> int:
+    """Let Hydra read a subcommand's arguments and call `job` with the config, or with -m `sweep`; returns an exit code.
 
     Raises one of REFUSED at the first fault; `diagnosis.explain` finds the others.
     """
@@ -59,14 +83,10 @@ def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
     if any(len(flag) > 2 and "--experimental-rerun".startswith(flag) for flag in flags):
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
     implied = _choices_of_resumed(argv)
-    sweeps = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv))
-
-    def compose(config: DictConfig) -> None:
-        job(_composed(config, implied))
-
+    task = Task(job, sweep, implied)
     try:
-        with _arguments(_with_swept_groups(readable([*implied, *argv]))), guarded(sweeps=sweeps):
-            hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(compose)()
+        with _arguments(_with_swept_groups(readable([*implied, *argv]))), guarded(sweeps=sweep is not None):
+            hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(task)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     return 0
@@ -74,6 +94,12 @@ def run(command: str, argv: list[str], job: Callable[[Composed], None]) -> int:
 
 def readable(argv: list[str]) -> list[str]:
     """Arguments as Hydra can read them: flags with their values first, overrides in one piece, quoted where needed."""
+    flags, overrides = split(argv)
+    return flags + [_quoted(f"+{word}" if word.startswith("experiment=") else word) for word in overrides]
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides."""
     flags: list[str] = []
     overrides: list[str] = []
     words = iter(argv)
@@ -81,8 +107,8 @@ def readable(argv: list[str]) -> list[str]:
         if word.startswith("-"):
             flags += [word, next(words, "")] if word in VALUE_FLAGS else [word]
         else:
-            overrides.append(_quoted(f"+{word}" if word.startswith("experiment=") else word))
-    return [word for word in flags if word] + overrides
+            overrides.append(word)
+    return [word for word in flags if word], overrides
 
 
 def _quoted(word: str) -> str:
@@ -180,10 +206,11 @@ def _choices_of_resumed(argv: list[str]) -> list[str]:
     return []
 
 
-def _composed(config: DictConfig, implied: list[str]) -> Composed:
-    own = HydraConfig.get()
+def composed(config: DictConfig, own: Any, implied: list[str]) -> Composed:
+    """A config that Hydra composed, `own` being Hydra's node; `implied` are words that nobody typed."""
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
+    plain.pop("hydra", None)
     overrides = OmegaConf.to_container(own.overrides.task, resolve=False)  # ${oc.env:KEY} stays a reference
     assert isinstance(overrides, list)
     overrides = [word for word in overrides if word not in implied]
@@ -193,8 +220,8 @@ def _composed(config: DictConfig, implied: list[str]) -> Composed:
     sources = [Path(source.path) for source in own.runtime.config_sources if source.schema == "file"]
     chosen = {str(group): str(option) for group, option in own.runtime.choices.items()}
     name = str(own.job.config_name)
-    number = 0 if OmegaConf.is_missing(own.job, "num") else int(own.job.num)
-    return Composed(named(plain), overrides, typed, lambda key: _origin(key, typed, sources, chosen, name), number)
+    overrides = [it.input_line or "" for it in parsed if it.key_or_group.partition(".")[0] != "sweep"]
+    return Composed(named(plain), overrides, typed, lambda key: _origin(key, typed, sources, chosen, name))
 
 
 def _origin(key: str, typed: list[str], sources: list[Path], chosen: dict[str, str], command: str) -> str:

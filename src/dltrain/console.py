@@ -7,15 +7,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from dltrain.engine import Record
 from dltrain.errors import clean, printable
+
+if TYPE_CHECKING:
+    from dltrain.engine import Record
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class Display:
             self.bar = self.progress.add_task("", total=epochs * steps, completed=first_step)
             self.progress.start()
 
-    def show(self, records: list[Record], step: int) -> None:
+    def show(self, records: "list[Record]", step: int) -> None:
         """Show where the run is, and the figures of records where there are some."""
         self.figures |= {record.split: record.values for record in records}
         if records and self._is_worth_a_line(records[-1]):
@@ -91,7 +93,7 @@ class Display:
         if self.progress is not None:
             self.progress.stop()
 
-    def _is_worth_a_line(self, record: Record) -> bool:
+    def _is_worth_a_line(self, record: "Record") -> bool:
         """Ends of epochs, fifty at the most in a run; without a terminal also a sign of life every few seconds."""
         if record.epoch.is_integer():
             return record.epoch == self.epochs or record.epoch % -(-self.epochs // MOST_LINES) == 0

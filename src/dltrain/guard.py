@@ -5,6 +5,7 @@ the folders its own node names, also where an experiment's file says so. All tha
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,20 +14,22 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
-PLUGINS = "hydra._internal.core_plugins"
+PLUGINS = "hydra_plugins.dltrain_plugins"
 # Hydra's own node as configs/common.yaml leaves it; ANY is free, and without effect on files and code.
 ANY = object()
 OWN = {
     "run": {"dir": "."},
-    "sweep": {"dir": ANY, "subdir": "."},  # cli.py sets the folder of a sweep itself
-    "launcher": {"_target_": f"{PLUGINS}.basic_launcher.BasicLauncher"},
-    "sweeper": {"_target_": f"{PLUGINS}.basic_sweeper.BasicSweeper", "max_batch_size": None, "params": ANY},
+    "sweep": {"dir": ANY, "subdir": "."},  # dltrain makes the folder of a sweep itself
+    "launcher": {"_target_": f"{PLUGINS}.DltrainLauncher"},
+    "sweeper": {"_target_": f"{PLUGINS}.DltrainSweeper", "params": ANY},
     "hydra_logging": NO_LOG,
     "job_logging": NO_LOG,
     "env": {},
@@ -132,10 +135,24 @@ def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[No
 
 
 def _foreign(node: Any, sweeps: bool) -> Iterator[str]:
-    yield from _differences("hydra", node, OWN)
+    yield from _differences("hydra", node, OWN | {"launcher": _launcher(node)})
     mode = node.get("mode")
     if mode is not None and (getattr(mode, "name", mode) == "MULTIRUN") != sweeps:
         yield "hydra.mode: a sweep is asked for with -m, and with that alone"
+
+
+def _launcher(node: Any) -> Any:
+    """dltrain's own launcher, or an installed one that was typed, with what was typed for it and no word from files."""
+    typed = [it for it in OverridesParser.create().parse_overrides(node["overrides"]["hydra"]) if not it.is_delete()]
+    chosen = next((it.value() for it in typed if it.key_or_group == "hydra/launcher"), "dltrain")
+    if chosen == "dltrain":
+        return OWN["launcher"]
+    launcher: Any = OmegaConf.to_container(ConfigStore.instance().load(f"hydra/launcher/{chosen}.yaml").node)
+    for override in typed:
+        if override.key_or_group.startswith("hydra.launcher."):
+            *parents, last = override.key_or_group.split(".")[2:]
+            functools.reduce(lambda parent, key: parent.setdefault(key, {}), parents, launcher)[last] = override.value()
+    return launcher
 
 
 def _differences(prefix: str, node: Any, own: Any) -> Iterator[str]:

@@ -33,6 +33,8 @@ def obeys(value: Any, hint: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
     if origin in (Union, types.UnionType):
         return any(obeys(value, choice) for choice in get_args(hint))
+    if origin is dict:
+        return isinstance(value, dict)
     if origin is list:
         return isinstance(value, list) and all(obeys(item, get_args(hint)[0]) for item in value)
     if hint is None or hint is type(None):
@@ -83,7 +85,7 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(choice) for choice in get_args(hint))
     if origin is list:
         return f"a list, each {describe(get_args(hint)[0])}"
-    names = {
+    names: dict[Any, str] = {
         int: "a whole number",
         float: "a number",
         bool: "true or false",
@@ -91,7 +93,7 @@ def describe(hint: Any) -> str:
         list: "a list",
         dict: "values by name",
     }
-    return "null" if hint is None or hint is type(None) else names.get(hint, "any value")
+    return "null" if hint is None or hint is type(None) else names.get(origin or hint, "any value")
 
 
 def _describe_rule(rule: Any) -> str:

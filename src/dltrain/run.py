@@ -22,6 +22,9 @@ from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
 
 log = logging.getLogger(__name__)
 
+Watch = Callable[[Record], str]
+Load = Callable[[dict[str, Any], int], build.Data]
+
 
 def train(
     config: dict[str, Any],
@@ -30,14 +33,18 @@ def train(
     typed: Collection[str] = (),
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
     origin: schema.Origin = lambda key: "",
+    watch: Watch = lambda record: "",
+    load: Load = build.data,
 ) -> dict[str, Any]:
     """Train as a complete config says; returns what is in summary.json, and the run's `folder`.
 
     With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`. The config is
     stored as it is given; `resolve` fills in what it refers to, such as environment variables. `folder` must exist.
+    `watch` gets every record, and ends the run by returning a status for it; `load` reads the data.
     Raises UserError, whose `exit_code` says of which kind.
     """
     began = time.perf_counter()
+    config = {key: value for key, value in config.items() if key != "sweep"}
     with records.run_log() as log_to, contextlib.ExitStack() as stack:
         start = None
         if config.get("resume") is not None:
@@ -50,7 +57,7 @@ def train(
         else:
             values = resolve(config)
         schema.require(schema.check(values, "train", origin))
-        run = _build(config, values, start, typed)
+        run = _build(config, values, start, typed, load)
         signals = stack.enter_context(noted_signals())  # from here on there is something to save
         if start is None:
             folder = folder or folders.dated(name=run.settings.name)
@@ -67,7 +74,7 @@ def train(
             log.info(line)
         log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if start else "")
         with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {folder}"):
-            status = _loop(run, folder, metrics, signals, began, fresh=start is None)
+            status = _loop(run, folder, metrics, signals, began, watch, fresh=start is None)
             summary = _finish(run, folder, metrics, status, began)
     if signals:
         message = f"stopped by {Signals(signals[0]).name} after saving; continue with resume={folder}"
@@ -75,7 +82,9 @@ def train(
     return summary | {"folder": str(folder)}
 
 
-def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start | None, typed: Collection[str]) -> Run:
+def _build(
+    config: dict[str, Any], values: dict[str, Any], start: snapshot.Start | None, typed: Collection[str], load: Load
+) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
     # Another number of threads or another precision would round differently: a resumed run keeps its own.
@@ -93,7 +102,7 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start
     seed_everything(own.seed)  # a user's data set may draw from the generators
     forbidden = download.forbidden("" if start is None else stored.why_only_read(values, typed))
     with forbidden, enough_memory("Use less of it with data.limit, or smaller pictures"):
-        data = build.data(values["data"], own.seed)
+        data = load(values["data"], own.seed)
     task = schema.bind("task", values["task"])()
     seed_everything(own.seed)
     if own.patience is not None and data.val is None:
@@ -105,7 +114,7 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start
         for line in build.load_weights(model, weights, Path(str(own.init))):
             log.warning("init: %s", line)
     state = State(model.to(runtime.device), build.optimizer(values["optim"], model))
-    run = Run(config, values, own, runtime, data, task, state, Progress(), snapshot.data_digests(data))
+    run = Run(config, values, own, runtime, data, task, state, Progress())
     if start is not None:
         snapshot.restore(run, start)
         done = run.state.step / -(-len(data.train.images) // (own.batch_size * own.accumulate))
@@ -114,7 +123,16 @@ def _build(config: dict[str, Any], values: dict[str, Any], start: snapshot.Start
     return run
 
 
-def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], began: float, *, fresh: bool) -> str:
+def _loop(
+    run: Run,
+    folder: Path,
+    metrics: records.Metrics,
+    signals: list[int],
+    began: float,
+    watch: Watch,
+    *,
+    fresh: bool,
+) -> str:
     """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
     augmentation = {key: run.values["data"][key] for key in ("crop", "flip")}
@@ -167,8 +185,9 @@ def _loop(run: Run, folder: Path, metrics: records.Metrics, signals: list[int], 
                     metrics.write(record)
                     progress.note(record, run.task, state.model)
                     since = state.step, generator_states()
+                    status = watch(record) or status
                 display.show(chunk, state.step)
-                if status := reason(time.perf_counter() - began):
+                if status := reason(time.perf_counter() - began) or status:
                     break
                 if save_is_due(state.step):
                     save()

@@ -49,11 +49,11 @@ GROUPS = {
     "task": Group("tasks.py"),
 }
 # Nodes that always stand for the same function, and the function or class of a command's own keys.
-DEVICE = ("runtime.py", "device")
+SHARED: dict[str, tuple[str, str] | None] = {"device": ("runtime.py", "device"), "sweep": ("settings.py", "Sweep")}
 COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
-    "train": ("settings.py", "Train", {**dict.fromkeys(GROUPS), "device": DEVICE}),
-    "eval": ("settings.py", "Eval", {"data": ("settings.py", "EvalData"), "device": DEVICE}),
-    "predict": ("settings.py", "Predict", {"device": DEVICE}),
+    "train": ("settings.py", "Train", {**dict.fromkeys(GROUPS), **SHARED}),
+    "eval": ("settings.py", "Eval", {"data": ("settings.py", "EvalData"), **SHARED}),
+    "predict": ("settings.py", "Predict", SHARED),
 }
 
 
@@ -136,6 +136,8 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     faults = _check_keys("", top, settings, where, others)
     for node, place in nodes.items():
         value = config.get(node)
+        if node == "sweep" and node not in config:  # a run by itself has none
+            continue
         if not isinstance(value, dict):
             faults.append(Fault(node, f"={'null' if value is None else value}: must be a group of keys{where(node)}"))
             continue

@@ -1,7 +1,7 @@
 """The keys of each command outside the groups: their types, ranges and meanings. Defaults stand in configs/."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
@@ -99,3 +99,42 @@ class Predict:
     batch_size: Positive
     output: str
     trust: str | list[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Keys of a sweep.
+
+    Args:
+        search: `grid` runs every combination, `random` and `tpe` (Optuna) draw them
+        trials: jobs of a search
+        metric: figure that ranks the jobs and that a search improves, such as val_loss; null for the task's own
+        direction: whether a smaller or a larger metric is better; null to go by its name
+        pruner: stops bad jobs of a search early: `median`, or `halving` (asynchronous successive halving)
+        seed: fixes what a search draws
+        workers: jobs at a time; null for as many as there are GPUs, or cores of a CPU
+        job_timeout: time after which a job counts as hanging and is killed; null for no limit
+        retries: how often a job that failed is tried again, from its last checkpoint
+        stop_on_failure: start no further job after one has failed, and stop the others after saving
+        resume: folder of a sweep to continue, or `last`
+        retry_failed: with `resume`, also run the jobs again that failed
+        dry: show the jobs and run none
+        executor: where jobs run: `local` processes, a `ray` cluster, or `slurm`
+        options: for the executor, such as {address: auto} for Ray or {slurm_partition: gpu} for Slurm
+    """
+
+    search: Literal["grid", "random", "tpe"]
+    trials: Positive
+    metric: str | None
+    direction: Literal["minimize", "maximize"] | None
+    pruner: Literal["median", "halving"] | None
+    seed: Annotated[int, Interval(ge=0, lt=4294967296)]
+    workers: Annotated[int, Interval(ge=1, le=4096)] | None
+    job_timeout: Annotated[float, Interval(gt=0)] | Duration | None
+    retries: Annotated[int, Interval(ge=0)]
+    stop_on_failure: bool
+    resume: str | None
+    retry_failed: bool
+    dry: bool
+    executor: Literal["local", "ray", "slurm"]
+    options: dict[str, Any] | None

@@ -29,6 +29,7 @@ KNOWN = MappingProxyType(
         "Literal": Literal,
         "Matches": Matches,
         "bool": bool,
+        "dict": dict,
         "float": float,
         "int": int,
         "list": list,

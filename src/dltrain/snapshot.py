@@ -1,7 +1,6 @@
 """The parts of a run, and their image in a checkpoint: all that a run needs to go on to the bit."""
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dltrain import build, checkpoint, durable, folders, records, settings, stored
 from dltrain.errors import ConfigError, InputError
@@ -17,6 +17,14 @@ from dltrain.runtime import Runtime, generator_states, restore_generators
 from dltrain.step import State, Task
 
 log = logging.getLogger(__name__)
+
+# What torch's optimizers keep of each weight; a momentum where there is one.
+MOMENTS: dict[type, set[str]] = {
+    torch.optim.SGD: set(),
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.RMSprop: {"step", "square_avg"},
+}
 
 
 @dataclass
@@ -31,7 +39,6 @@ class Run:
     task: Task
     state: State
     progress: Progress
-    data_digests: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def content(run: Run, position: int) -> dict[str, Any]:
         "generators": generator_states(),
         "progress": dict(vars(run.progress)),
         "position": position,
-        "digests": {"data": run.data_digests, "config": stored.digests(run.values)},
+        "digests": {"data": run.data.digests, "config": stored.digests(run.values)},
         **_common(run),
     }
 
@@ -102,11 +109,11 @@ def _common(run: Run) -> dict[str, Any]:
 def restore(run: Run, start: Start) -> None:
     """Set model, optimizer, generators and progress to a checkpoint."""
     state, content = run.state, start.content
-    refuse_other_data(run.data_digests, content["digests"].get("data", {}))
+    refuse_other_data(run.data.digests, content["digests"].get("data", {}))
     try:
         state.model.load_state_dict(content["model"])
         if content["config"]["optim"]["name"] == run.values["optim"]["name"]:
-            build.restore_optimizer(state.optimizer, content["optimizer"])
+            restore_optimizer(state.optimizer, content["optimizer"])
         else:
             log.warning("resume: the optimizer is another one and starts without moments")
         _check_figures(run, content)
@@ -167,18 +174,6 @@ def tell_other_environment(now: dict[str, Any], before: dict[str, Any], *, deter
     log.warning("%s", line)
 
 
-def data_digests(data: build.Data) -> dict[str, str]:
-    """SHA-256 of the examples of each split."""
-    digests = {}
-    for split, examples in (("train", data.train), ("val", data.val), ("test", data.test)):
-        if examples is not None:
-            digest = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
-            for tensor in (examples.images, examples.targets):
-                digest.update(tensor.contiguous().numpy().data)
-            digests[split] = digest.hexdigest()
-    return digests
-
-
 def refuse_other_data(now: dict[str, str], before: dict[str, str]) -> None:
     """Raise InputError where the data is not what the run was trained on."""
     changed = [split for split in before if before[split] != now.get(split)]
@@ -187,3 +182,35 @@ def refuse_other_data(now: dict[str, str], before: dict[str, str]) -> None:
             f"resume: the data has changed since ({', '.join(changed)}): it would be another run\n"
             "Bring the data back, or start a new run with init="
         )
+
+
+def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str]) -> None:
+    """Raise ValueError for moments that are not as the weights are: fused kernels believe it and write anywhere."""
+    if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
+        raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
+    for key, each in moments.items():
+        if key == "step":
+            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (torch.Size(), torch.float32)
+        elif each is None:
+            fits = key == "momentum_buffer" and key not in needed
+        else:
+            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
+            fits = fits and each.stride() == parameter.stride()
+        if not fits:
+            raise ValueError(f"moments of another kind than the weights ({key})")
+
+
+def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
+    options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
+    parameters = [parameter for group in built.param_groups for parameter in group["params"]]
+    moments = [each for kept in saved["state"].values() for each in kept.values() if isinstance(each, Tensor)]
+    if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
+        raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
+    built.load_state_dict(saved)
+    if type(built) in MOMENTS:
+        needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())
+        for parameter, moments in built.state.items():
+            _check_moments(parameter, moments, needed)
+    for group, own in zip(built.param_groups, options, strict=True):
+        group.update(own)

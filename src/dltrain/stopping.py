@@ -94,11 +94,16 @@ def reason_to_stop(
     return ""
 
 
+def in_seconds(time: str | float) -> float:
+    """A number of seconds, or a text such as 30s, 5m or 1h."""
+    return float(time[:-1]) * UNITS[time[-1]] if isinstance(time, str) else float(time)
+
+
 def every(interval: int | str) -> Callable[[int], bool]:
     """A function of the step that is true once each interval: of steps, or of time such as 30s."""
     if isinstance(interval, int):
         return lambda step: step % interval == 0
-    longest = float(interval[:-1]) * UNITS[interval[-1]]
+    longest = in_seconds(interval)
     # The first is due soon, the next ones at doubling distances: a run that is killed early, again and again, goes on.
     seconds = min(0.5, longest)
     last = time.monotonic()

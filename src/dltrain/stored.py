@@ -91,14 +91,18 @@ def why_only_read(values: dict[str, Any], typed: Collection[str]) -> str:
     return f"what a checkpoint names is only read. To download, add data.root={root}"
 
 
-def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str) -> None:
+def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str, what: str = "the checkpoint") -> None:
     """Raise ConfigError where a checkpoint names a person's own code whose package is not in `trust`."""
     trusted = [trust] if isinstance(trust, str) else trust
-    for group in GROUPS:
-        node = stored.get(group)
-        name = node.get("name") if isinstance(node, dict) else None
-        if isinstance(name, str) and ":" in name:
-            package = name.partition(":")[0].partition(".")[0]
-            if package not in trusted:
-                name = printable(name[:200])
-                raise ConfigError(f"the checkpoint wants to run {name}. If you trust that code, add trust=[{package}]")
+    for name, package in own_code(stored):
+        if package not in trusted:
+            name = printable(name[:200])
+            raise ConfigError(f"{what} wants to run {name}. If you trust that code, add trust=[{package}]")
+
+
+def own_code(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a config names of a person's own code, each with its package."""
+    nodes = [config.get(group) for group in GROUPS]
+    names = [node.get("name") for node in nodes if isinstance(node, dict)]
+    own = [name for name in names if isinstance(name, str) and ":" in name]
+    return [(name, name.partition(":")[0].partition(".")[0]) for name in own]

@@ -1,97 +1,173 @@
-"""results.csv of a sweep, a row for each job, rewritten after each; and the ranked table at its end."""
+"""What a sweep has found: results.csv with a row for each job, and the ranked table at its end."""
 
 import csv
-import os
-from dataclasses import dataclass, field
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from dltrain.errors import OutputError
+from dltrain import durable
+from dltrain.console import figure, show_table
+from dltrain.errors import printable
+from dltrain.sweeps.journal import Entry
 
 SPLITS = ("train_", "val_", "test_")
+MOST_ROWS = 30  # of a table on a screen; results.csv has them all
+CONFIDENCE = 0.95
 
 
-@dataclass
-class Results:
-    """Rows of a sweep in the order of their jobs, kept in `folder`/results.csv."""
+@dataclass(frozen=True)
+class Metric:
+    """The figure that ranks jobs, such as val_accuracy."""
 
-    folder: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    name: str
+    smaller_is_better: bool
 
-    def add(
-        self,
-        *,
-        job: int,
-        overrides: list[str],
-        status: str,
-        seconds: float,
-        folder: Path | None,
-        figures: dict[str, float],
-    ) -> None:
-        """Add a job and rewrite the file; `figures` are named by split, such as test_accuracy, none where it failed."""
-        self.rows.append(
-            {
-                "job": job,
-                "overrides": " ".join(word for word in overrides if not word.lstrip("+").startswith("sweep.")),
-                "status": status,
-                **figures,
-                "seconds": round(seconds, 3),
-                "folder": folder.name if folder else "",
-            }
-        )
-        self._write()
-
-    def _write(self) -> None:
-        path = self.folder / "results.csv"
-        figures = [name for row in self.rows for name in row if name.startswith(SPLITS)]
-        ordered = dict.fromkeys(["job", "overrides", "status", *figures, "seconds", "folder"])
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(ordered))
-                writer.writeheader()
-                writer.writerows(self.rows)
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"{path}: could not be written ({error.strerror})") from error
-
-    @property
-    def failed(self) -> int:
-        """How many jobs failed."""
-        return sum(row["status"].startswith("failed") for row in self.rows)
-
-    def ranked(self) -> list[dict[str, Any]]:
-        """Rows from best to worst: by validation accuracy, else its loss, else the same of the test."""
-        keys = [f"{split}{key}" for split in ("val_", "test_", "train_") for key in ("accuracy", "loss")]
-        key = next((key for key in keys if any(key in row for row in self.rows)), "seconds")
-        sign = -1 if key.endswith("accuracy") else 1
-        return sorted(self.rows, key=lambda row: sign * row[key] if key in row else float("inf"))
-
-    def table(self) -> Table:
-        """The ranked table for a person."""
-        figures = list(dict.fromkeys(name for row in self.rows for name in row if name.startswith(SPLITS)))
-        table = Table(title=f"{len(self.rows)} jobs, {self.failed} failed", title_justify="left")
-        for column in ("job", "overrides", "status"):
-            table.add_column(column)
-        for column in (*figures, "seconds"):
-            table.add_column(column, justify="right")
-        for row in self.ranked():
-            numbers = [f"{row[name]:.4f}" if name in row else "" for name in figures]
-            table.add_row(str(row["job"]), row["overrides"], row["status"], *numbers, f"{row['seconds']:.1f}")
-        return table
+    def key(self, figures: Mapping[str, Any]) -> float:
+        """Sorts the best first, and what has no such figure last."""
+        value = figures.get(self.name)
+        if not isinstance(value, int | float) or math.isnan(value):
+            return math.inf
+        return value if self.smaller_is_better else -value
 
 
-def figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
-    """Figures of a job by split: of a training the test's, and the validation's of the weights that were tested."""
-    splits = dict(summary)
-    if command == "train":
-        best = summary.get("best") or {}
-        splits = {"test": summary.get("test") or {}, "val": best if best.get("split") == "val" else {}}
-    return {
-        f"{split}_{key}": value
-        for split, values in splits.items()
-        for key, value in values.items()
-        if key not in ("split", "step", "epoch")
-    }
+def metric(found: Iterable[Mapping[str, Any]], name: str | None = None, direction: str | None = None) -> Metric:
+    """The figure that is asked for; else the accuracy of the validation, else its loss, else the same of the test."""
+    known = {key for figures in found for key in figures}
+    usual = [f"{split}_{key}" for split in ("val", "test", "train") for key in ("accuracy", "loss")]
+    name = name or next((key for key in usual if key in known), "val_accuracy")
+    return Metric(name, direction == "minimize" if direction else not name.endswith("accuracy"))
+
+
+def row(entry: Entry) -> dict[str, Any]:
+    """The row of a job that has ended."""
+    outcome = entry.outcome
+    assert outcome is not None
+    status = f"failed ({outcome.code}): {outcome.status}" if outcome.failed else outcome.status
+    values = {"job": entry.number, "overrides": " ".join(entry.overrides), "status": status, **outcome.figures}
+    return values | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
+
+
+def write_results(path: Path, entries: Iterable[Entry]) -> None:
+    """Write results.csv, whole or not at all: a row for each job that has ended, in the order of their numbers."""
+    rows = [row(entry) for entry in sorted(entries, key=lambda it: it.number) if entry.outcome is not None]
+    names = [name for each in rows for name in each if name.startswith(SPLITS)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(["job", "overrides", "status", *names, "seconds", "folder"])))
+    writer.writeheader()
+    writer.writerows(rows)
+    durable.replace(path, text.getvalue().encode())
+
+
+def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
+    """Jobs that have ended, from best to worst."""
+    return sorted((it for it in entries if it.outcome), key=lambda it: by.key(it.outcome.figures if it.outcome else {}))
+
+
+def table(entries: Sequence[Entry], by: Metric) -> Table:
+    """The ranked table for a person."""
+    ended = ranked(entries, by)
+    failed = sum(it.outcome is not None and it.outcome.failed for it in ended)
+    names = list(dict.fromkeys(name for it in ended if it.outcome for name in it.outcome.figures))
+    names.sort(key=lambda name: name != by.name)
+    shared = set.intersection(*(set(it.overrides) for it in ended)) if len(ended) > 1 else set()
+    best = f", best {by.name} first" if by.name in names else ""
+    found = Table(title=f"{len(ended)} jobs, {failed} failed{best}", title_justify="left")
+    for column in ("job", "overrides", "status"):
+        found.add_column(column, overflow="fold")
+    for column in (*names, "seconds"):
+        found.add_column(column, justify="right")
+    for it in ended[:MOST_ROWS]:
+        values = row(it)
+        figures = [figure(values[name]) if name in values else "" for name in names]
+        words = " ".join(word for word in it.overrides if word not in shared)
+        status, seconds = printable(values["status"]), f"{values['seconds']:.1f}"
+        found.add_row(str(it.number), printable(words), status, *figures, seconds)
+    if len(ended) > MOST_ROWS:
+        found.caption = f"{len(ended) - MOST_ROWS} more in results.csv"
+    return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed alone; `spread` is half of the 95 % interval of each mean, NaN for one run."""
+
+    label: str
+    count: int
+    mean: dict[str, float]
+    spread: dict[str, float]
+
+
+def groups(runs: Iterable[tuple[str, Mapping[str, float]]]) -> list[Group]:
+    """Runs by label, such as their overrides without the seed, each with its figures."""
+    by_label: dict[str, list[Mapping[str, float]]] = {}
+    for label, figures in runs:
+        by_label.setdefault(label, []).append(figures)
+    found = []
+    for label, members in by_label.items():
+        names = [name for name in members[0] if all(name in figures for figures in members)]
+        values = {name: [figures[name] for figures in members] for name in names}
+        mean = {name: statistics.fmean(each) for name, each in values.items()}
+        found.append(Group(label, len(members), mean, {name: interval(each) for name, each in values.items()}))
+    return found
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the mean by Student's t (1908); NaN for a single value."""
+    from scipy.special import stdtrit
+
+    if len(values) < 2:
+        return math.nan
+    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def of_seeds(entries: Iterable[Entry]) -> list[Group]:
+    """Jobs that are done, grouped where they differ by `seed` alone."""
+    return groups(
+        (" ".join(word for word in it.overrides if not word.startswith("seed=")), it.outcome.figures)
+        for it in entries
+        if it.outcome is not None and not it.outcome.code
+    )
+
+
+def table_of_groups(found: Sequence[Group], by: Metric) -> Table:
+    """Means over seeds with their 95 % intervals, best first."""
+    ordered = sorted(found, key=lambda group: by.key(group.mean))
+    names = sorted(dict.fromkeys(name for group in ordered for name in group.mean), key=lambda name: name != by.name)
+    shown = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
+    shown.add_column("overrides", overflow="fold")
+    for column in ("n", *names):
+        shown.add_column(column, justify="right")
+    shared = set.intersection(*(set(group.label.split()) for group in ordered)) if len(ordered) > 1 else set()
+    for group in ordered[:MOST_ROWS]:
+        figures = [with_spread(group, name) if name in group.mean else "" for name in names]
+        words = " ".join(word for word in group.label.split() if word not in shared)
+        shown.add_row(printable(words) or "all", str(group.count), *figures)
+    if len(ordered) > MOST_ROWS:
+        shown.caption = f"{len(ordered) - MOST_ROWS} more"
+    return shown
+
+
+def with_spread(group: Group, name: str) -> str:
+    """A mean as it is printed: 0.9812 ± 0.0031."""
+    spread = group.spread[name]
+    return figure(group.mean[name]) + ("" if math.isnan(spread) else f" ± {figure(spread)}")
+
+
+def figures_of(entries: Iterable[Entry]) -> list[Mapping[str, float]]:
+    """The figures of all jobs that have ended."""
+    return [entry.outcome.figures for entry in entries if entry.outcome is not None]
+
+
+def show(entries: Sequence[Entry], by: Metric) -> None:
+    """Print the ranked table; and where jobs differ by their seed alone, means over seeds."""
+    show_table(table(entries, by))
+    found = of_seeds(entries)
+    if any(group.count > 1 for group in found):
+        show_table(table_of_groups(found, by))

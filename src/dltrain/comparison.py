@@ -1,0 +1,182 @@
+"""`dltrain report`: runs and sweeps side by side, by what differs in their configs and by their figures."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dltrain import guard
+from dltrain.console import figure, show_table
+from dltrain.errors import ConfigError, InputError, printable
+from dltrain.folders import expanded
+from dltrain.jobs import figures
+from dltrain.sweeps import journal
+from dltrain.sweeps.table import Group, Metric, groups, metric, with_spread
+
+DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
+USUAL = ("name", "sweep", "resume", "trust")  # keys that say nothing about a result
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it; `config` by dotted keys, `label` its short name."""
+
+    folder: Path
+    label: str
+    config: dict[str, Any]
+    status: str
+    figures: dict[str, float]
+    seconds: float
+
+
+def found(folder: Path, depth: int = 0) -> Iterator[Run]:
+    """The run that a folder is, or all runs below it, those of a sweep with the jobs that failed."""
+    if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
+        yield _run(folder, "/".join(folder.parts[-2:]))
+        return
+    entries = journal.read(folder)
+    for entry in sorted(entries, key=lambda it: it.number):
+        own, label = folder / entry.folder, f"{folder.name} job {entry.number}"
+        if entry.outcome is not None and entry.outcome.failed:
+            yield Run(own, label, _config(own), "failed", {}, entry.outcome.seconds)
+        elif own.is_dir():
+            yield _run(own, label)
+    if not entries and depth < DEEPEST:
+        for each in sorted(path for path in folder.iterdir() if path.is_dir()):
+            yield from found(each, depth + 1)
+
+
+def _run(folder: Path, label: str) -> Run:
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        values = {name: value for name, value in figures("train", summary).items() if isinstance(value, int | float)}
+        seconds = float(summary.get("total_seconds", math.nan))
+        return Run(folder, label, _config(folder), str(summary["status"]), values, seconds)
+    except FileNotFoundError:
+        return Run(folder, label, _config(folder), "not done", {}, math.nan)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / 'summary.json'}: cannot be read ({type(error).__name__})") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / ".hydra" / "config.yaml"
+    if not path.exists():
+        return {}
+    try:
+        config = guard.read_yaml(path)
+    except guard.Refused as error:
+        raise InputError(str(error)) from error
+    return dict(_leaves(config)) if isinstance(config, dict) else {}
+
+
+def _leaves(config: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Keys whose values are not the same in all runs; one that a run lacks differs."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    values = {key: {json.dumps(run.config.get(key, "–"), default=str) for run in runs} for key in keys}
+    return [key for key in keys if len(values[key]) > 1 and key.partition(".")[0] not in USUAL]
+
+
+def by_seed(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+    """Runs that are done, grouped where they differ by their seed alone."""
+    others = [key for key in keys if key != "seed"]
+    done = [run for run in runs if run.figures]
+    return groups((" ".join(f"{key}={_shown(run.config.get(key))}" for key in others), run.figures) for run in done)
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Print the comparison of the folders that are named; with --json as JSON."""
+    folders = [expanded(word) for word in arguments if word != "--json"]
+    if not folders or any(word.startswith("-") and word != "--json" for word in arguments):
+        raise ConfigError("usage: dltrain report FOLDER … [--json], each a run, a sweep, or a folder of them")
+    runs: list[Run] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        own = list(found(folder))
+        if not own:
+            raise InputError(f"{folder}: there is no run in it")
+        runs += [run for run in own if run.folder not in {it.folder for it in runs}]
+    keys = differing(runs)
+    by = metric([run.figures for run in runs])
+    runs.sort(key=lambda run: by.key(run.figures))
+    seeds = [group for group in by_seed(runs, keys) if "seed" in keys]
+    if "--json" in arguments:
+        print(json.dumps(_as_json(runs, keys, seeds), indent=2))
+        return
+    show_table(_table(runs, keys, by))
+    if any(group.count > 1 for group in seeds):
+        show_table(_table_of_seeds(seeds, by))
+
+
+def _names(found: Iterable[dict[str, float]], by: Metric) -> list[str]:
+    return sorted(dict.fromkeys(name for each in found for name in each), key=lambda name: name != by.name)
+
+
+def _table(runs: Sequence[Run], keys: Sequence[str], by: Metric) -> Table:
+    names = _names((run.figures for run in runs), by)
+    table = Table(title=f"{len(runs)} runs, best {by.name} first", title_justify="left")
+    for column in ("run", "status", *map(printable, keys)):
+        table.add_column(column, overflow="fold")
+    for column in (*names, "seconds"):
+        table.add_column(printable(column), justify="right")
+    for run in runs:
+        values = [printable(_shown(run.config.get(key))) for key in keys]
+        shown = [figure(run.figures[name]) if name in run.figures else "" for name in names]
+        seconds = "" if math.isnan(run.seconds) else f"{run.seconds:.1f}"
+        table.add_row(printable(run.label), printable(run.status), *values, *shown, seconds)
+    return table
+
+
+def _table_of_seeds(seeds: Sequence[Group], by: Metric) -> Table:
+    names = _names((group.mean for group in seeds), by)
+    table = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
+    for column in ("", "n", *map(printable, names)):
+        table.add_column(column, justify="right" if column else "left")
+    for group in sorted(seeds, key=lambda it: by.key(it.mean)):
+        shown = [with_spread(group, name) if name in group.mean else "" for name in names]
+        table.add_row(printable(group.label) or "all", str(group.count), *shown)
+    return table
+
+
+def _as_json(runs: Sequence[Run], keys: Sequence[str], seeds: Sequence[Group]) -> dict[str, Any]:
+    def number(value: float) -> float | None:  # JSON has no NaN
+        return value if math.isfinite(value) else None
+
+    return {
+        "differing": list(keys),
+        "runs": [
+            {
+                "folder": str(run.folder),
+                "status": run.status,
+                "config": {key: run.config.get(key) for key in keys},
+                "figures": {name: number(value) for name, value in run.figures.items()},
+                "seconds": number(run.seconds),
+            }
+            for run in runs
+        ],
+        "seeds": [
+            {
+                "config": group.label,
+                "n": group.count,
+                "mean": {name: number(value) for name, value in group.mean.items()},
+                "interval": {name: number(value) for name, value in group.spread.items()},
+            }
+            for group in seeds
+        ],
+    }

@@ -1,0 +1,136 @@
+"""One job of any subcommand: a config in, an outcome out, in whatever process."""
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dltrain import schema
+from dltrain.composition import resolve
+from dltrain.errors import Interrupted, UserError, cleaned, refused_by_system
+from dltrain.stopping import Stop, stop_behind
+
+if TYPE_CHECKING:
+    from dltrain.build import Data
+    from dltrain.engine import Record
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: an exit code; a run's status, or why it failed; its figures by split, such as test_accuracy."""
+
+    code: int
+    status: str
+    figures: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    folder: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by a fault; an interrupted job has not, it is not done."""
+        return bool(self.code) and not self.interrupted
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it, after saving."""
+        return self.code in (130, 143)
+
+
+def attempt(
+    command: str, config: dict[str, Any], tell: Callable[[UserError | KeyboardInterrupt], int], **settings: Any
+) -> Outcome:
+    """Run a job; `tell` gets what a user can mend, or a signal, and returns the exit code."""
+    began = time.perf_counter()
+
+    def ended(code: int, status: str) -> Outcome:
+        return Outcome(code, status, seconds=time.perf_counter() - began)
+
+    try:
+        summary = execute(command, config, **settings)
+        status = str(summary.get("status", "done"))
+        return Outcome(
+            0, status, figures(command, summary), time.perf_counter() - began, str(summary.get("folder", ""))
+        )
+    except UserError as error:
+        return ended(tell(error), "interrupted" if isinstance(error, Interrupted) else first_line(error))
+    except KeyboardInterrupt as stop:
+        return ended(tell(stop), "interrupted")
+    except Exception as error:  # a fault of ours, or of a user's own code: say all there is to know
+        if isinstance(error, OSError) and error.filename is not None:
+            known = refused_by_system(error)
+            return ended(tell(known), first_line(known))
+        if behind := stop_behind(error):
+            return ended(tell(behind), "interrupted")
+        traceback.print_exc()
+        return ended(1, first_line(f"{type(error).__name__}: {error}"))
+
+
+def first_line(error: object) -> str:
+    """What a row of a table has room for."""
+    return (cleaned(str(error)).splitlines() or [""])[0][:300]
+
+
+def told_quietly(error: UserError | KeyboardInterrupt) -> int:
+    """The exit code alone: a run's own log has the words."""
+    if isinstance(error, KeyboardInterrupt):
+        return error.exit_code if isinstance(error, Stop) else 130
+    return error.exit_code
+
+
+def execute(
+    command: str,
+    config: dict[str, Any],
+    *,
+    typed: Collection[str],
+    origin: schema.Origin = lambda key: "",
+    folder: Path | None = None,
+    watch: "Callable[[Record], str] | None" = None,
+    load: "Callable[[dict[str, Any], int], Data] | None" = None,
+) -> dict[str, Any]:
+    """Train, evaluate or predict; returns the summary. torch is imported here, not before."""
+    typed = [key for key in typed if key.partition(".")[0] != "sweep"]
+    if command == "train":
+        from dltrain.run import train
+
+        hooks: Any = {name: hook for name, hook in (("watch", watch), ("load", load)) if hook is not None}
+        return train(config, folder=folder, typed=typed, resolve=resolve, origin=origin, **hooks)
+    values = resolve(config)
+    schema.require(schema.check(values, command, origin))
+    if command == "eval":
+        from dltrain.evaluation import evaluate_checkpoint
+
+        result = evaluate_checkpoint(values, typed=typed, resolve=resolve)
+        return {result["split"]: {key: value for key, value in result.items() if key in ("loss", "accuracy")}}
+    from dltrain.prediction import predict
+
+    predict(values, typed=typed, resolve=resolve)
+    return {}
+
+
+def figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
+    """Figures of a job by split: of a training the test's, and the validation's of the weights that were tested."""
+    splits = dict(summary)
+    if command == "train":
+        best = summary.get("best") or {}
+        splits = {"test": summary.get("test") or {}, "val": best if best.get("split") == "val" else {}}
+    return {
+        f"{split}_{key}": value
+        for split, values in splits.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if key not in ("split", "step", "epoch")
+    }
+
+
+def unnoticed(command: str, folder: Path) -> Outcome | None:
+    """The outcome of a job that is done, by what its folder says: nobody may have noted it."""
+    try:
+        summary: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if summary["status"] == "interrupted":
+            return None
+        return Outcome(0, summary["status"], figures(command, summary), summary["total_seconds"], str(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not what a run writes
+        return None

@@ -1,0 +1,192 @@
+"""Runs the jobs of a sweep to their end: starts them, notes how they end, tries again, stops."""
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from dltrain import stored
+from dltrain.composition import Composed
+from dltrain.errors import cleaned
+from dltrain.jobs import Outcome, unnoticed
+from dltrain.settings import Sweep
+from dltrain.stopping import in_seconds
+from dltrain.sweeps import table
+from dltrain.sweeps.journal import Entry, Journal
+from dltrain.sweeps.view import View
+from dltrain.sweeps.worker import Figures, Task
+
+WRONG_CONFIG = 2  # trying again would not help
+
+
+class Executor(Protocol):
+    """Whoever runs jobs: processes here, or an engine for other machines."""
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can start."""
+
+    def start(self, task: Task) -> None: ...
+
+    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+        """What running jobs have told, and how jobs ended, by number; waits a moment for it."""
+
+    def age(self, number: int) -> float:
+        """Seconds for which a job has been running."""
+
+    def answer(self, number: int, verdict: str) -> None:
+        """Tell a job that waits after a validation to go on (""), or with what status to end."""
+
+    def kill(self, number: int) -> None: ...
+
+    def interrupt(self) -> None:
+        """Ask all running jobs to save and end."""
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where further jobs come from when all that are known have begun: a search."""
+
+    def draw(self) -> tuple[Entry, Composed] | None: ...
+
+    def judge(self, number: int, epoch: float, values: dict[str, float]) -> str: ...
+
+    def tell(self, number: int, outcome: Outcome) -> None: ...
+
+
+@dataclass
+class Conductor:
+    """A sweep while it runs. The journal is written first, then what can be made from it again."""
+
+    command: str
+    folder: Path
+    journal: Journal
+    composed: dict[int, Composed]  # of the jobs that are not done
+    executor: Executor
+    settings: Sweep
+    view: View
+    source: Source | None = None
+    queue: deque[int] = field(default_factory=deque)
+    running: dict[int, float] = field(default_factory=dict)  # to when they began
+    timed_out: set[int] = field(default_factory=set)
+    stopping: bool = False
+
+    def run(self, signals: Collection[int]) -> None:
+        """Run all jobs, until they have ended or `signals` is no longer empty."""
+        while True:
+            if signals and not self.stopping:
+                self.view.say("stopping: waits for jobs to save; once more to end at once")
+                self._stop()
+            while not self.stopping and self.executor.free and (number := self._next()) is not None:
+                self._start(number)
+            if not self.running:
+                return
+            for number, message in self.executor.wait():
+                if isinstance(message, Figures):
+                    self._hear(number, message)
+                else:
+                    self._end(number, message)
+            self._kill_hanging()
+            self.view.refresh()
+
+    def _next(self) -> int | None:
+        if self.queue:
+            return self.queue.popleft()
+        drawn = self.source.draw() if self.source is not None else None
+        if drawn is None:
+            return None
+        entry, self.composed[entry.number] = drawn
+        return entry.number
+
+    def _start(self, number: int) -> None:
+        entry, composed = self.journal.entries[number], self.composed[number]
+        config, typed, folder = composed.config, composed.typed, self.folder / entry.folder
+        is_own = self.command == "train" and config["resume"] is None  # else it writes where another run has
+        if is_own and (folder / "checkpoints" / "last.pt").exists():
+            trust = [package for _, package in stored.own_code(config)]  # it was typed, or trusted, for this sweep
+            config, typed = config | {"resume": str(folder), "trust": trust}, ["resume", "trust"]
+        elif is_own:
+            folder.mkdir(exist_ok=True)
+        self.journal.begin(number)
+        self.running[number] = time.monotonic()
+        self.view.begins(number)
+        own = folder.absolute() if is_own else None
+        log = folder / "train.log" if is_own else self.folder / f"{number}.log"
+        threads = config["device"]["threads"]
+        words = composed.overrides
+        self.executor.start(Task(self.command, number, words, config, typed, own, log.absolute(), threads))
+
+    def _hear(self, number: int, told: Figures) -> None:
+        self.view.tells(number, told.epoch, told.split, told.values)
+        if told.split == "val":
+            verdict = self.source.judge(number, told.epoch, told.values) if self.source is not None else ""
+            self.executor.answer(number, verdict)
+
+    def _end(self, number: int, outcome: Outcome) -> None:
+        took = time.monotonic() - self.running.pop(number)
+        entry = self.journal.entries[number]
+        own = self.folder / entry.folder
+        folder = outcome.folder or (str(own) if own.exists() else "")
+        outcome = replace(outcome, folder=folder, seconds=outcome.seconds or took)
+        if number in self.timed_out:
+            self.timed_out.discard(number)
+            longest = self.settings.job_timeout
+            outcome = replace(outcome, code=124, status=f"no end after {longest} (sweep.job_timeout)")
+        if self.stopping and outcome.failed and outcome.code > 128:  # killed while it was asked to save
+            outcome = replace(outcome, code=143, status="interrupted")
+        if (
+            outcome.failed
+            and not self.stopping
+            and outcome.code != WRONG_CONFIG
+            and entry.begun <= self.settings.retries
+        ):
+            self.view.say(f"job {number} failed ({outcome.code}): {outcome.status}; tries again")
+            self.queue.appendleft(number)
+            return
+        self.journal.end(number, outcome)
+        table.write_results(self.folder / "results.csv", self.journal.entries.values())
+        self.view.ends(number, outcome)
+        if self.command != "train":
+            self._print_log(number)
+        if self.source is not None and not outcome.interrupted:
+            self.source.tell(number, outcome)
+        if not outcome.interrupted:
+            self.composed.pop(number, None)
+        if outcome.failed and self.settings.stop_on_failure and not self.stopping:
+            self.view.say("a job has failed (sweep.stop_on_failure): the others are stopped after saving")
+            self._stop()
+
+    def _print_log(self, number: int) -> None:
+        """What an evaluation or a prediction has printed is what it was asked for."""
+        path = self.folder / f"{number}.log"
+        if path.exists():
+            for line in cleaned(path.read_text(encoding="utf-8", errors="replace")).splitlines():
+                self.view.say(line)
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.executor.interrupt()
+
+    def _kill_hanging(self) -> None:
+        if self.settings.job_timeout is None:
+            return
+        longest = in_seconds(self.settings.job_timeout)
+        for number in self.running.keys() - self.timed_out:
+            if self.executor.age(number) > longest:
+                self.timed_out.add(number)
+                self.executor.kill(number)
+
+
+def unfinished(command: str, folder: Path, journal: Journal, *, retry_failed: bool) -> list[int]:
+    """Jobs that are still to be run, in the order of their numbers; one that ended unnoticed gets its outcome."""
+    found = []
+    for number, entry in sorted(journal.entries.items()):
+        if entry.outcome is None and entry.begun and (outcome := unnoticed(command, folder / entry.folder)):
+            journal.end(number, outcome)
+        outcome = entry.outcome
+        if outcome is None or outcome.interrupted or (outcome.failed and retry_failed):
+            found.append(number)
+    return found

@@ -1,0 +1,81 @@
+"""sweep.json: the words a sweep was started with, so that it can go on without typing them again."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dltrain import __version__, composition, durable, folders
+from dltrain.errors import ConfigError, InputError
+
+FORMAT = 1
+# Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
+OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction", "pruner", "seed"))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sweep as it was typed; `from_file` where its words are those of the folder it goes on in."""
+
+    command: str
+    flags: list[str]
+    words: list[str]
+    folder: Path | None = None
+    from_file: bool = False
+
+
+def requested(command: str, argv: list[str]) -> Request:
+    """What a command line asks for. Raises InputError or ConfigError for a folder that cannot be gone on with."""
+    flags, words = composition.split(argv)
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(argv):
+        flags.append("-m")
+    typed = {_key(word): word.partition("=")[2].strip("'\"") for word in words}
+    if (text := typed.get("sweep.resume", "null")) == "null":
+        return Request(command, flags, words)
+    folder = _found(text)
+    if [word for word in words if not _key(word).startswith("sweep.") and _key(word) != "trust"]:
+        return Request(command, flags, words, folder)
+    before = _read(folder / "sweep.json", command)
+    before = [word for word in before if _key(word) not in typed and (_key(word) in OWN or not _is_of_start(word))]
+    return Request(command, flags, before + words, folder, from_file=True)
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _is_of_start(word: str) -> bool:
+    """Whether a word says how a sweep runs, or is none: not for a file to say."""
+    return word.startswith("-") or _key(word).startswith(("sweep", "hydra")) or _key(word) == "trust"
+
+
+def _found(text: str) -> Path:
+    if text == "last":
+        sweeps = [path for path in Path("outputs", "sweeps").glob("*/*") if path.is_dir()]
+        if not sweeps:
+            raise InputError("sweep.resume=last: there is no sweep in outputs/sweeps. Give its folder")
+        return max(sweeps, key=lambda path: [int(part) for part in re.findall(r"\d+", "/".join(path.parts[-2:]))])
+    folder = folders.expanded(text)
+    if not folder.is_dir():
+        raise InputError(f"sweep.resume={text}: no such folder")
+    return folder
+
+
+def _read(path: Path, command: str) -> list[str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        words = [str(word) for word in content["overrides"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise InputError(f"{path}: {reason}. Type the words of the sweep again, with sweep.resume") from error
+    if content.get("command") != command:
+        raise ConfigError(f"sweep.resume={path.parent}: is no sweep of dltrain {command}")
+    return words
+
+
+def write(request: Request, folder: Path, words: Sequence[str]) -> None:
+    """Write sweep.json: `words` as they were typed, without those that are about this start alone."""
+    kept = [word for word in words if _key(word) in OWN or not _key(word).startswith("sweep.")]
+    content = {"format": FORMAT, "command": request.command, "overrides": kept, "dltrain": __version__}
+    durable.replace(folder / "sweep.json", (json.dumps(content, indent=2) + "\n").encode())

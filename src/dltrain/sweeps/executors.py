@@ -1,0 +1,81 @@
+"""Which executor runs the jobs of a sweep, with how many workers and threads; what is imported before it forks."""
+
+import contextlib
+import functools
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dltrain import schema
+from dltrain.settings import Sweep
+
+if TYPE_CHECKING:
+    from dltrain.sweeps.conduct import Executor
+
+
+@functools.cache
+def _calmed() -> int:
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return count
+
+
+def all_threads() -> int:
+    """How many threads torch would use here; from now on this process uses one.
+
+    A pool of threads does not survive a fork: a person's module that multiplies matrices when it is imported would let
+    every worker hang.
+    """
+    return _calmed()
+
+
+@contextlib.contextmanager
+def threads_restored() -> Iterator[None]:
+    """Give this process its threads back at the end, if they were taken."""
+    try:
+        yield
+    finally:
+        if _calmed.cache_info().currsize:
+            import torch
+
+            torch.set_num_threads(_calmed())
+            _calmed.cache_clear()
+
+
+def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
+    """Import all that jobs need, once for all workers."""
+    all_threads()
+    import torchvision.datasets  # noqa: F401
+
+    if command == "train":
+        import dltrain.run
+    else:
+        import dltrain.evaluation
+        import dltrain.prediction  # noqa: F401
+    for group in schema.GROUPS:
+        nodes = [config.get(group) for config in configs]
+        chosen = {node.get("name") for node in nodes if isinstance(node, dict)}
+        for name in set(schema.names(group)) & chosen:
+            schema.bind(group, {"name": name})
+        if group == "data" and "digits" in chosen:
+            import sklearn.datasets  # noqa: F401  (which it imports only when it is called)
+
+
+def executor(configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, waits: bool) -> "Executor":
+    """The executor that is asked for; `waits` where jobs ask after each validation whether to go on."""
+    own_threads = max((config["device"]["threads"] or 0 for config in configs), default=0)
+    wants_gpu = any(config["device"]["name"] != "cpu" for config in configs)
+    if settings.executor == "local":
+        from dltrain.sweeps.workers import Workers, gpu_names
+
+        gpus = gpu_names() if wants_gpu else []
+        available = len(gpus) or max(1, all_threads() // max(1, own_threads))
+        count = settings.workers or available
+        return Workers(min(count, len(configs)), max(1, all_threads() // count), gpus, waits)
+    from dltrain.sweeps import remote
+
+    if settings.executor == "ray":
+        return remote.Ray(settings.workers, own_threads or 1, int(wants_gpu), settings.options or {})
+    return remote.Slurm(settings.workers, own_threads or 1, int(wants_gpu), settings.options or {}, folder)

@@ -1,0 +1,111 @@
+"""journal.jsonl of a sweep: what was planned, begun and ended, a line each; all that is needed to go on after a kill.
+
+A line is written in one call and counts once it is whole: what a kill leaves of the last one is cut off.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dltrain import durable
+from dltrain.errors import InputError
+from dltrain.jobs import Outcome
+
+
+@dataclass
+class Entry:
+    """A job as the journal knows it."""
+
+    number: int
+    overrides: list[str]
+    digest: str
+    folder: str  # its name in that of the sweep
+    begun: int = 0  # attempts
+    outcome: Outcome | None = None  # of the last attempt, None while it runs
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> None:
+    if event == "planned":
+        entries[int(job)] = Entry(int(job), **content)
+    elif event == "begun":
+        entries[job].begun += 1
+        entries[job].outcome = None
+    else:
+        entries[job].outcome = Outcome(**content)
+
+
+def _parsed(path: Path, content: bytes) -> dict[int, Entry]:
+    entries: dict[int, Entry] = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            _apply(entries, **json.loads(line))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise InputError(f"{path}, line {number}: cannot be read; take it out, or start a new sweep") from error
+    return entries
+
+
+def _whole(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
+def read(folder: Path) -> list[Entry]:
+    """The jobs of a sweep, also while it runs; none where there is no journal. Raises InputError for a damaged one."""
+    path = folder / "journal.jsonl"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return list(_parsed(path, _whole(content)).values())
+
+
+class Journal:
+    """The jobs of a sweep by number, each change in the file before it is here. One process at a time may write."""
+
+    def __init__(self, path: Path) -> None:
+        with durable.writing(path):
+            path.touch()
+            content = _whole(path.read_bytes())
+            self.entries = _parsed(path, content)
+            self.file = path.open("r+b", buffering=0)
+            self.file.truncate(len(content))
+            self.file.seek(len(content))
+
+    def _write(self, *lines: dict[str, Any], flush: bool = True) -> None:
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with durable.writing(Path(self.file.name), len(content)):
+            while content:
+                content = content[self.file.write(content) :]
+            if flush:
+                os.fsync(self.file.fileno())
+        for line in lines:
+            _apply(self.entries, **line)
+
+    def plan(self, entries: list[Entry]) -> None:
+        """New jobs."""
+        keys = ("overrides", "digest", "folder", "params")
+        self._write(
+            *({"event": "planned", "job": it.number} | {key: getattr(it, key) for key in keys} for it in entries)
+        )
+
+    def begin(self, number: int) -> None:
+        """A job starts, or starts again. Not flushed to the disk: forgotten in a power cut it just starts once more."""
+        self._write({"event": "begun", "job": number}, flush=False)
+
+    def end(self, number: int, outcome: Outcome) -> None:
+        """A job is done, has failed, or is interrupted."""
+        self._write({"event": "ended", "job": number} | asdict(outcome))
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Journal]:
+    """The journal in the folder of a sweep, whose lock the caller holds."""
+    with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
+        yield journal

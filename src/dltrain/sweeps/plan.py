@@ -1,0 +1,179 @@
+"""The words of a sweep to its jobs, all composed and checked before the first one runs. Imports no torch.
+
+Hydra takes a twentieth of a second to compose a config. It is asked once for each combination of options (model=mlp,
+optim=adam); jobs that differ only in values (optim.lr=0.1) get theirs on a copy.
+"""
+
+import copy
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Sweep, Transformer
+from omegaconf import open_dict
+
+from dltrain import composition, schema, stored
+from dltrain.composition import Composed, Sweeping, resolve
+from dltrain.errors import ConfigError
+from dltrain.sweeps import executors
+
+MOST_JOBS = 100_000
+
+
+@dataclass(frozen=True)
+class Word:
+    """`key=value` as it can be typed, and the value as plain data; `is_value` where it chooses no option of a group."""
+
+    text: str
+    key: str
+    value: Any
+    is_value: bool
+
+    @property
+    def is_of_sweep(self) -> bool:
+        """Whether it is about the sweep, and no part of a job."""
+        return self.key == "sweep" or self.key.startswith("sweep.")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job of a sweep, checked; two with the same digest are the same run."""
+
+    composed: Composed
+    digest: str
+
+
+class Composer:
+    """Composes the jobs of one sweep."""
+
+    def __init__(self, sweeping: Sweeping) -> None:
+        self.sweeping = sweeping
+        self.loader = sweeping.context.config_loader
+        self.bases: dict[tuple[str, ...], Composed | None] = {}  # by the options chosen; None where Hydra must do each
+        self._is_group = functools.cache(lambda key: bool(self.loader.get_group_options(key)))
+
+    def parsed(self) -> list[Override]:
+        """The words as Hydra's grammar reads them; of two for one key the last counts."""
+        parser = OverridesParser.create(config_loader=self.loader)
+        return list({it.get_key_element(): it for it in parser.parse_overrides(self.sweeping.words)}.values())
+
+    def word(self, override: Override, element: Any = None) -> Word:
+        """A word that sweeps over nothing, or over `element` alone."""
+        key = override.key_or_group
+        is_value = override.package is None and not (
+            override.is_delete() or key.startswith("hydra.") or self._is_group(key) or key == "experiment"
+        )
+        if not override.is_sweep_override():
+            text = f"{override.get_key_element()}={override.get_value_element_as_str()}"
+            return Word(text.rstrip("=") if override.is_delete() else text, key, override.value(), is_value)
+        text = f"{override.get_key_element()}={Transformer.str(element)}"
+        return Word(text, key, Override._convert_value(element), is_value)
+
+    def words(self, override: Override) -> list[Word]:
+        """All that an override sweeps over, or the one that it is. Raises ConfigError for an interval."""
+        if not override.is_sweep_override():
+            return [self.word(override)]
+        if not override.is_discrete_sweep():
+            raise ConfigError(f"{override.input_line}: an interval needs sweep.search=random or tpe")
+        return [self.word(override, element) for element in override.sweep_iterator()]
+
+    def compose(self, words: Sequence[Word]) -> Composed:
+        """The config of a job. Raises what Hydra raises."""
+        swept = [word for word in words if word.is_value and word.text not in self.constant]
+        chosen = tuple(word.text for word in words if word not in swept)
+        if chosen not in self.bases:
+            composed = self._by_hydra(words)
+            # A value that is not where it was put was put elsewhere by another word: the order of words matters then.
+            is_plain = all(_is_plain(word.value) and _at(composed.config, word.key) == word.value for word in swept)
+            self.bases[chosen] = composed if is_plain else None
+            return composed
+        base = self.bases[chosen]
+        if base is None or not all(_is_plain(word.value) for word in swept):
+            return self._by_hydra(words)
+        config = copy.deepcopy(base.config)
+        for word in swept:
+            _at(config, word.key.rpartition(".")[0])[word.key.rpartition(".")[2]] = copy.deepcopy(word.value)
+        return replace(base, config=config, overrides=_told(words, self.sweeping.implied))
+
+    @functools.cached_property
+    def constant(self) -> set[str]:
+        """Words that are in every job."""
+        return {self.word(it).text for it in self.parsed() if not it.is_sweep_override()}
+
+    def _by_hydra(self, words: Sequence[Word]) -> Composed:
+        config = self.loader.load_sweep_config(self.sweeping.master, [word.text for word in words])
+        with open_dict(config):
+            own = config.pop("hydra")
+        composed = composition.composed(config, own, self.sweeping.implied)
+        return replace(composed, overrides=_told(words, self.sweeping.implied))
+
+
+def _told(words: Iterable[Word], implied: Sequence[str]) -> list[str]:
+    return [word.text for word in words if not word.is_of_sweep and word.text not in implied]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value replaces what was there: values by name are joined with it, and references are followed."""
+    return not isinstance(value, dict | Sweep) and "${" not in repr(value)
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split(".") if key else ():
+        config = config[part]
+    return config
+
+
+def grid(composer: Composer) -> Iterator[list[Word]]:
+    """Every combination of what the words sweep over, the last word changing fastest."""
+    overrides = composer.parsed()
+    lists = [composer.words(override) for override in overrides]
+    for override, found in zip(overrides, lists, strict=True):
+        if len(found) > 1 and found[0].is_of_sweep:
+            raise ConfigError(f"{override.input_line}: a sweep has one value of it")
+    count = functools.reduce(lambda product, found: product * len(found), lists, 1)
+    if not count:
+        raise ConfigError(f"{' '.join(composer.sweeping.words)}: sweeps over nothing")
+    if count > MOST_JOBS:
+        raise ConfigError(f"{' '.join(composer.sweeping.words)}: are {count:,} jobs; at most {MOST_JOBS:,} are run")
+    return map(list, itertools.product(*lists))
+
+
+def checked(jobs: Iterable[Composed], command: str, trust: Sequence[str] | None = None) -> tuple[list[Planned], int]:
+    """Jobs without those that are there twice, and the number of these. Raises ConfigError with all faults of all.
+
+    With `trust` they come from a file, and run a person's own code only from the packages that it names.
+    """
+    found: dict[str, Planned] = {}
+    faults: dict[str, list[int]] = {}
+    total = 0
+    for number, composed in enumerate(jobs):
+        total += 1
+        planned, own = check(composed, command, trust)
+        for fault in own:
+            faults.setdefault(fault, []).append(number)
+        found.setdefault(planned.digest, planned)
+    if faults:
+        lines = [text if len(of) == total else f"{text} ({len(of)} of {total} jobs)" for text, of in faults.items()]
+        raise ConfigError("\n".join(lines))
+    return list(found.values()), total - len(found)
+
+
+def check(composed: Composed, command: str, trust: Sequence[str] | None = None) -> tuple[Planned, list[str]]:
+    """A job with its digest, and what is wrong with it."""
+    try:
+        values = resolve(composed.config)
+        if trust is not None:
+            stored.refuse_untrusted(values, trust, "this sweep")
+        if stored.own_code(values):
+            executors.all_threads()  # before it is imported
+        faults = [str(fault) for fault in schema.check(values, command, composed.origin)]
+    except ConfigError as error:
+        values, faults = composed.config, str(error).splitlines()
+    kept = {key: value for key, value in values.items() if key not in ("sweep", "trust")}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return Planned(composed, hashlib.sha256(text.encode()).hexdigest()), faults

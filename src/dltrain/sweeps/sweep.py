@@ -1,0 +1,229 @@
+"""A sweep from its words to its table: plan, folder, journal, jobs, results. `dltrain train -m` ends up here."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import Signals
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from dltrain import folders
+from dltrain.composition import Composed, Sweeping
+from dltrain.errors import ConfigError, UserError
+from dltrain.jobs import Outcome
+from dltrain.settings import Sweep
+from dltrain.stopping import SIGNALS, noted_signals
+from dltrain.sweeps import definition, elsewhere, executors, plan, remote
+from dltrain.sweeps.definition import Request
+from dltrain.sweeps.journal import Entry, Journal, opened, read
+from dltrain.sweeps.plan import Composer, Planned
+
+if TYPE_CHECKING:
+    from dltrain.sweeps.search import Search, Space
+    from dltrain.sweeps.table import Metric
+
+
+def run(request: Request, sweeping: Sweeping) -> int:
+    """Plan, check and run a sweep; returns the exit code. Raises UserError before the first job where it cannot be."""
+    composer = Composer(sweeping)
+    raw: Any = OmegaConf.to_container(sweeping.master.sweep, resolve=True)
+    space = _space(composer, raw)
+    words = list(plan.grid(composer)) if space is None else [space.words(params) for params in space.corners()]
+    trust = _trust(sweeping) if request.from_file else None
+    with executors.threads_restored():
+        planned, twice = plan.checked(map(composer.compose, words), request.command, trust)
+        settings = Sweep(**raw)
+        _check_settings(request, settings, planned)
+        if settings.dry:
+            return _show(planned, twice, space)
+        with _folder(request) as folder, folders.locked(folder / ".lock", wait=False), opened(folder) as journal:
+            definition.write(request, folder, sweeping.words)
+            return _conduct(request, settings, folder, journal, composer, planned, twice, space, trust)
+
+
+@contextlib.contextmanager
+def _folder(request: Request) -> Iterator[Path]:
+    """The folder to go on in, or a new one, which goes again where something is wrong before the first job begins."""
+    if request.folder is not None:
+        folders.refuse_links(request.folder)
+        yield request.folder
+        return
+    folder = folders.dated("sweeps")
+    try:
+        yield folder
+    except UserError:
+        if not any(entry.begun for entry in read(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _space(composer: Composer, raw: Any) -> "Space | None":
+    if not isinstance(raw, dict) or raw.get("search") not in ("random", "tpe"):
+        return None
+    from dltrain.sweeps import search
+
+    search.require()
+    return search.Space(composer)
+
+
+def _trust(sweeping: Sweeping) -> list[str]:
+    own: Any = OmegaConf.to_container(sweeping.master, resolve=False)
+    return [own["trust"]] if isinstance(own["trust"], str) else list(own["trust"] or [])
+
+
+def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned]) -> None:
+    """Raise ConfigError for settings that do not fit each other or the jobs."""
+    remote.require(settings.executor, settings.options or {})
+    name, config = settings.metric, planned[0].composed.config
+    if name is not None and not name.startswith(("val_", "test_")):
+        raise ConfigError(f"sweep.metric={name}: must be a figure of val or test, such as val_accuracy or test_loss")
+    if settings.search == "grid" and settings.pruner is None:
+        return
+    if settings.search == "grid":
+        raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.search=random or tpe, which knows what is bad")
+    if request.command != "train":
+        raise ConfigError(f"sweep.search={settings.search}: only for dltrain train")
+    if (name is None or name.startswith("val_")) and not config["data"].get("val"):
+        raise ConfigError(f"sweep.search={settings.search}: needs a validation set; set data.val, such as data.val=0.1")
+    if settings.pruner is not None and (settings.executor != "local" or (name or "val_").startswith("test_")):
+        raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.executor=local and a metric of val")
+
+
+def _show(planned: Sequence[Planned], twice: int, space: "Space | None") -> int:
+    """Print the jobs, for sweep.dry."""
+    if space is not None:
+        for key, distribution in space.distributions.items():
+            print(f"{key}  {distribution}")
+        print(f"{len(planned)} corners of the space are fine")
+        return 0
+    for number, it in enumerate(planned):
+        print(f"job {number}  {' '.join(it.composed.overrides)}")
+    print(f"{len(planned)} jobs" + (f"; {twice} more would be the same again" if twice else ""))
+    return 0
+
+
+def _conduct(
+    request: Request,
+    settings: Sweep,
+    folder: Path,
+    journal: Journal,
+    composer: Composer,
+    planned: Sequence[Planned],
+    twice: int,
+    space: "Space | None",
+    trust: list[str] | None,
+) -> int:
+    # From here on torch is needed: what is wrong with a sweep has been told.
+    from dltrain.sweeps import conduct, search, table
+    from dltrain.sweeps.view import View
+
+    command = request.command
+    composed = _numbered(planned, journal) if space is None else {}
+    queue = conduct.unfinished(command, folder, journal, retry_failed=settings.retry_failed)
+    kept = sum(entry.outcome is not None and entry.number not in queue for entry in journal.entries.values())
+    drawn = None
+    if space is not None:
+        study = search.Search(folder, settings, space, _metric(settings, planned[0].composed.config))
+        drawn = Drawn(command, study, composer, journal, trust)
+        composed = {number: drawn.composed(journal.entries[number].params) for number in queue}
+        drawn.tell_all()
+    queue = [number for number in queue if number in composed]
+    total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
+    if request.folder is not None:
+        print(f"resumes {folder}: {len(queue)} of {len(journal.entries)} jobs are to be run")
+    if twice and space is None:
+        print(f"{twice} jobs are the same as others and are left out")
+    configs = [it.config for it in composed.values()] or [it.composed.config for it in planned]
+    with noted_signals() as signals:
+        if queue or drawn is not None:
+            executors.prepare(configs, command)
+            executor = (
+                elsewhere.Foreign(composer.sweeping, folder)
+                if elsewhere.is_chosen(composer.sweeping)
+                else executors.executor(configs, settings, folder, waits=settings.pruner is not None)
+            )
+            view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
+            with contextlib.closing(executor), contextlib.closing(view):
+                conductor = conduct.Conductor(command, folder, journal, composed, executor, settings, view, drawn)
+                conductor.queue.extend(queue)
+                conductor.run(signals)
+    entries = list(journal.entries.values())
+    table.write_results(folder / "results.csv", entries)
+    table.show(entries, table.metric(table.figures_of(entries), settings.metric, settings.direction))
+    print(f"table: {folder / 'results.csv'}")
+    known = sorted({name for figures in table.figures_of(entries) for name in figures})
+    if settings.metric is not None and known and settings.metric not in known:
+        print(f"sweep.metric={settings.metric}: no job has such a figure; there are {', '.join(known)}")
+    if signals:
+        print(f"stopped; continue with dltrain {command} sweep.resume={folder}")
+        return SIGNALS[Signals(signals[0])]
+    return int(any(entry.outcome is None or entry.outcome.code for entry in entries))
+
+
+def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
+    """What a search improves: the validation's accuracy of a classification, else its loss."""
+    from dltrain.sweeps.table import metric
+
+    usual = "val_accuracy" if config["task"]["name"] == "classification" else "val_loss"
+    return metric([], settings.metric or usual, settings.direction)
+
+
+def _numbered(planned: Sequence[Planned], journal: Journal) -> dict[int, Composed]:
+    """The jobs by number: a known digest keeps its own, the others are planned behind them."""
+    known = {entry.digest: entry.number for entry in journal.entries.values()}
+    free = max(journal.entries, default=-1) + 1
+    added = []
+    for it in planned:
+        if it.digest not in known:
+            known[it.digest] = free
+            added.append(_entry(free, it))
+            free += 1
+    journal.plan(added)
+    return {known[it.digest]: it.composed for it in planned}
+
+
+def _entry(number: int, planned: Planned, params: dict[str, Any] | None = None) -> Entry:
+    overrides = planned.composed.overrides
+    name = f"{number}_{folders.safe_name(','.join(overrides))}"
+    return Entry(number, overrides, planned.digest, name, params=params or {})
+
+
+@dataclass
+class Drawn:
+    """Jobs of a search."""
+
+    command: str
+    search: "Search"
+    composer: Composer
+    journal: Journal
+    trust: list[str] | None
+
+    def composed(self, params: dict[str, Any]) -> Composed:
+        """The config of a job with these parameters."""
+        return self.composer.compose(self.search.space.words(params))
+
+    def draw(self) -> tuple[Entry, Composed] | None:
+        """A further job, in the journal; None when there are enough."""
+        asked = self.search.ask(self.journal.entries)
+        if asked is None:
+            return None
+        number, params = asked
+        composed = self.composed(params)
+        planned, _ = plan.check(composed, self.command, self.trust)  # what is wrong with it the job itself tells
+        self.journal.plan([_entry(number, planned, params)])
+        return self.journal.entries[number], composed
+
+    def judge(self, number: int, epoch: float, values: dict[str, float]) -> str:
+        return self.search.judge(number, round(epoch), values)
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        self.search.tell(number, outcome.figures, outcome.status, failed=outcome.failed)
+
+    def tell_all(self) -> None:
+        """Tell the study what the journal knows: a kill may have come in between."""
+        for number, entry in self.journal.entries.items():
+            if entry.outcome is not None and not entry.outcome.interrupted:
+                self.tell(number, entry.outcome)

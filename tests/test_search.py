@@ -1,0 +1,175 @@
+"""A search draws what it says, improves its metric, and ends with the exact number of trials, however often killed."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from conftest import Command
+from lives import Nursery, nursery
+from test_sweep_resume import events, wait_for_no_orphan
+from test_sweeps import rows, sweep_folder
+
+QUICK = ("model=mlp", "model.hidden=[8]", "data.limit=200", "device.threads=1", "epochs=1")
+SPACE = ("optim.lr=tag(log,interval(0.001,1.0))", "batch_size=choice(16,32,64)", "model.hidden=[4],[8]")
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[Nursery]:
+    with nursery() as found:
+        yield found
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="dltrain", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def drawn(folder: Path) -> list[list[str]]:
+    return [row["overrides"].split()[len(QUICK) - 1 :] for row in rows(folder)]
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_search_runs_its_trials_within_the_space(dltrain: Command, search: str) -> None:
+    words = (
+        *SPACE,
+        f"sweep.search={search}",
+        "sweep.trials=6",
+        "optim.momentum=interval(0.5,0.9)",
+        "log_every=range(1,9,2)",
+    )
+    result = dltrain("train", "-m", *QUICK, *words)
+    folder = sweep_folder(result)
+    assert (result.code, len(rows(folder))) == (0, 6)
+    for row in rows(folder):
+        values = dict(word.split("=") for word in row["overrides"].split())
+        assert 0.001 <= float(values["optim.lr"]) <= 1.0
+        assert 0.5 <= float(values["optim.momentum"]) <= 0.9
+        assert int(values["log_every"]) in (1, 3, 5, 7)
+        assert values["batch_size"] in ("16", "32", "64")
+        assert values["model.hidden"] in ("[4]", "[8]")
+        summary = json.loads((folder / row["folder"] / "summary.json").read_text())
+        assert summary["status"] == "done"
+    found = study(folder)
+    assert [trial.value for trial in found.trials] == [float(row["val_accuracy"]) for row in rows(folder)]
+    assert found.direction == optuna.study.StudyDirection.MAXIMIZE
+
+
+def test_the_same_seed_draws_the_same_another_another(dltrain: Command) -> None:
+    words = ("-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=4", "sweep.workers=2")
+    one, same, other = (drawn(sweep_folder(dltrain("train", *words, f"sweep.seed={seed}"))) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+
+
+def test_more_trials_go_on_where_a_study_ended(dltrain: Command) -> None:
+    words = (*QUICK, *SPACE, "sweep.search=random", "sweep.workers=1")
+    whole = drawn(sweep_folder(dltrain("train", "-m", *words, "sweep.trials=5")))
+    folder = sweep_folder(dltrain("train", "-m", *words, "sweep.trials=2"))
+    assert dltrain("train", f"sweep.resume={folder}", "sweep.trials=5").code == 0
+    assert drawn(folder) == whole
+    assert len(study(folder).trials) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "direction"),
+    [
+        (["sweep.metric=val_loss"], "MINIMIZE"),
+        (["sweep.metric=test_accuracy"], "MAXIMIZE"),
+        (["sweep.metric=val_loss", "sweep.direction=maximize"], "MAXIMIZE"),
+    ],
+)
+def test_the_metric_and_its_direction_can_be_chosen(dltrain: Command, words: list[str], direction: str) -> None:
+    result = dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=3", *words)
+    folder = sweep_folder(result)
+    name = words[0].partition("=")[2]
+    assert study(folder).direction.name == direction
+    assert [trial.value for trial in study(folder).trials] == [float(row[name]) for row in rows(folder)]
+    values = sorted((float(row[name]) for row in rows(folder)), reverse=direction == "MAXIMIZE")
+    table = [line for line in result.out.splitlines() if line.startswith("│")]
+    assert f"{values[0]:.4f}" in table[0]
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+def test_bad_jobs_are_pruned(dltrain: Command, pruner: str) -> None:
+    words = ("optim.lr=0.05,0.04,1e-7", "sweep.search=random", "sweep.trials=16", "epochs=30", f"sweep.pruner={pruner}")
+    result = dltrain("train", "-m", *QUICK[:-1], *words, "data.val=0.5", "sweep.workers=2", "sweep.seed=3")
+    folder = sweep_folder(result)
+    assert result.code == 0
+    pruned = [row for row in rows(folder) if row["status"] == "pruned"]
+    assert pruned
+    assert all("optim.lr=1e-07" in row["overrides"] for row in pruned)
+    lines = (folder / pruned[0]["folder"] / "metrics.jsonl").read_text().splitlines()
+    assert sum('"val"' in line for line in lines) < 30
+    states = [trial.state for trial in study(folder).trials]
+    assert states.count(optuna.trial.TrialState.PRUNED) == len(pruned)
+
+
+def test_a_failed_trial_is_a_row_and_the_search_goes_on(dltrain: Command) -> None:
+    words = ("optim.lr=0.05,1e30", "sweep.search=random", "sweep.trials=6", "epochs=3")
+    result = dltrain("train", "-m", *QUICK[:-1], *words)
+    statuses = [row["status"].split(":")[0] for row in rows(sweep_folder(result))]
+    assert (result.code, len(statuses), set(statuses)) == (1, 6, {"done", "failed (1)"})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["seed=1"], "nothing to search"),
+        (["optim.lr=interval(1,0)"], "optim.lr=interval(1,0): "),
+        (["optim.lr=tag(log,interval(0,1.0))"], "optim.lr="),
+        (["optim.lr=interval(-1.0,1.0)"], "optim.lr=-1.0: must be a number > 0"),
+        (["optim.lr=0.1,0.2", "data.val=0"], "needs a validation set"),
+        (["optim.lr=0.1,0.2", "sweep.pruner=median", "sweep.executor=ray"], "needs sweep.executor=local"),
+        (["optim.lr=0.1,0.2", "sweep.trials=0"], "sweep.trials=0: must be a whole number >= 1"),
+        (["model=mlp,lennet"], "did you mean lenet?"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told_before_it_begins(dltrain: Command, words: list[str], told: str) -> None:
+    result = dltrain("train", "-m", "sweep.search=tpe", *words)
+    assert (result.code, told in result.err) == (2, True), result.err
+    assert not Path("outputs").exists()
+
+
+def check_killed_search(lives: Nursery, tmp_path: Path, kills: int, trials: int, seed: int) -> None:
+    """Kill the parent of a search again and again: in the end there is each trial once, in study, journal and table."""
+    (tmp_path / "sweep").mkdir()
+    words = ("train", "-m", *QUICK[:-1], *SPACE, "epochs=20", "sweep.search=tpe", f"sweep.trials={trials}")
+    words = (*words, "sweep.resume=sweep", "sweep.workers=2", "sweep.pruner=median")
+    draw = random.Random(seed)
+    for _ in range(kills):
+        life = lives.start(tmp_path, *words)
+        time.sleep(draw.uniform(0.3, 2.5))
+        if lives.has_ended(life):
+            lives.wait(life)
+            break
+        os.kill(life.pid, signal.SIGKILL)
+        lives.wait(life)
+        wait_for_no_orphan(tmp_path, set())
+    assert lives.run(tmp_path, *words) == 0, (tmp_path / "life.log").read_text()[-2000:]
+    folder = tmp_path / "sweep"
+    found: list[Any] = study(folder).trials
+    assert [trial.number for trial in found] == list(range(trials))
+    assert all(trial.state.is_finished() for trial in found)
+    assert [int(row["job"]) for row in rows(folder)] == list(range(trials))
+    planned = [event["job"] for event in events(folder) if event["event"] == "planned"]
+    assert planned == list(range(trials))
+    for trial, row in zip(found, rows(folder), strict=True):
+        if row["status"] == "done":
+            assert trial.value == float(row["val_accuracy"])
+
+
+def test_a_killed_search_ends_with_the_exact_number_of_trials(lives: Nursery, tmp_path: Path) -> None:
+    check_killed_search(lives, tmp_path, kills=3, trials=10, seed=0)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(30))
+def test_thirty_killed_searches_end_with_the_exact_number_of_trials(lives: Nursery, tmp_path: Path, seed: int) -> None:
+    check_killed_search(lives, tmp_path, kills=5, trials=12, seed=seed)
