@@ -22,6 +22,7 @@ LINES = [
     ["optim.lr=0.5,0.6", "optim={lr:0.1,momentum:0.5}", "seed=1,2"],  # the order of words counts
     ["sweep.options={a:1}", "trust=[a],[b]", "+trust=[c]"],
     ["schedule=glob(c*)", "data.limit=100,0.5,null", "seed=shuffle(range(3))"],
+    ["model=mlp", "model.hidden.0=64,32", "seed=1,2"],
     ["model=custom", "model.name=a:B,c:D", "+model.width=1,2", "+model.deep.er=true,false"],
 ]
 

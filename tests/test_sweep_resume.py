@@ -202,6 +202,77 @@ def test_a_sweeps_folder_does_not_say_how_it_runs(dltrain: Command, tmp_path: Pa
     assert dltrain("train", "sweep.resume=sent").code == 0
 
 
+def send(folder: Path, words: list[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
+
+
+@pytest.mark.parametrize("option", ["../../../{}/evil", "{}/evil", "~/evil"])
+def test_a_sweeps_folder_names_no_config_outside_the_folders_for_configs(
+    dltrain: Command, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "evil.yaml").write_text("# @package _global_\nmodel:\n  name: evil_nets:Net\ntrust: [evil_nets]\n")
+    (tmp_path / "evil_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
+    send(tmp_path / "sent", ["+experiment=" + option.format(tmp_path), "seed=1,2"])
+    result = dltrain("train", "sweep.resume=sent")
+    assert (result.code, "leads out of the folders with configs" in result.err) == (66, True), result.err
+    assert not (tmp_path / "IMPORTED").exists()
+
+
+def test_a_config_that_a_sweeps_folder_names_neither_trusts_nor_says_how_it_runs(
+    dltrain: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    experiment = tmp_path / "mine" / "experiment" / "gift.yaml"
+    (tmp_path / "gift_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
+    send(tmp_path / "sent", ["+experiment=gift", "seed=1,2"])
+    experiment.write_text("# @package _global_\nmodel:\n  name: gift_nets:Net\ntrust: [gift_nets]\n")
+    result = dltrain("train", "--config-dir", "mine", "sweep.resume=sent")
+    assert (result.code, "this sweep wants to run gift_nets:Net" in result.err) == (2, True), result.err
+    experiment.write_text("# @package _global_\nsweep:\n  executor: ray\n")
+    result = dltrain("train", "--config-dir", "mine", "sweep.resume=sent")
+    assert (result.code, "sweep.executor=ray: is set by a file" in result.err) == (2, True), result.err
+    assert not (tmp_path / "IMPORTED").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "../elsewhere"},
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "/tmp"},
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": 3},
+        {"event": "planned", "job": "0", "overrides": [], "digest": "x", "folder": "x"},
+        {"event": "planned", "job": 0, "overrides": [1], "digest": "x", "folder": "x"},
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "x", "params": 3},
+        {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": [1]},
+        {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": {"val_loss": "x"}},
+        {"event": "ended", "job": 0, "code": "0", "status": "done"},
+        {"event": "begun", "job": 7},
+        [],
+    ],
+    ids=str,
+)
+def test_a_forged_journal_is_refused(dltrain: Command, tmp_path: Path, line: object) -> None:
+    send(tmp_path / "sent", [*QUICK, "seed=1"])
+    first = {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "0_x"}
+    (tmp_path / "sent" / "journal.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(line)}\n")
+    result = dltrain("train", "sweep.resume=sent")
+    assert (result.code, "journal.jsonl, line 2: cannot be read" in result.err) == (66, True), result.err
+
+
+def test_a_launcher_that_is_typed_again_leaves_the_words_of_the_sweep(dltrain: Command, tmp_path: Path) -> None:
+    send(tmp_path / "sent", [*QUICK, "seed=1,2"])
+    result = dltrain("train", "sweep.resume=sent", "hydra/launcher=joblib", "sweep.dry=true")
+    assert (result.code, "2 jobs" in result.out) == (0, True)
+
+
+def test_a_sweep_of_another_command_is_refused(dltrain: Command, tmp_path: Path) -> None:
+    send(tmp_path / "sent", [*QUICK, "seed=1,2"])
+    for words in (["ckpt=x"], []):
+        result = dltrain("eval", "sweep.resume=sent", *words)
+        assert (result.code, "is no sweep of dltrain eval" in result.err) == (2, True), result.err
+
+
 def test_two_sweeps_never_share_a_folder(lives: Nursery, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     words = ("train", "-m", *WORDS, "epochs=60", "seed=range(3)", "sweep.resume=sweep", "sweep.workers=1")

@@ -51,6 +51,11 @@ def test_the_interval_covers_the_mean_nineteen_times_of_twenty() -> None:
     assert 0.935 <= covered / 2000 <= 0.965
 
 
+def test_a_figure_that_is_no_number_has_no_interval() -> None:
+    assert math.isnan(table.interval([math.nan, 1.0]))
+    assert math.isnan(table.interval([math.inf, 1.0]))
+
+
 def test_jobs_that_differ_by_their_seed_alone_are_one_group() -> None:
     entries = [entry(i, f"optim.lr={lr} seed={seed}", val_loss=lr + seed) for i, (lr, seed) in enumerate(
         [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]

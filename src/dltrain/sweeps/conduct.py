@@ -131,8 +131,9 @@ class Conductor:
         own = self.folder / entry.folder
         folder = outcome.folder or (str(own) if own.exists() else "")
         outcome = replace(outcome, folder=folder, seconds=outcome.seconds or took)
-        if number in self.timed_out:
-            self.timed_out.discard(number)
+        was_killed = number in self.timed_out
+        self.timed_out.discard(number)
+        if was_killed and outcome.failed:  # else it has just come to its end
             longest = self.settings.job_timeout
             outcome = replace(outcome, code=124, status=f"no end after {longest} (sweep.job_timeout)")
         if self.stopping and outcome.failed and outcome.code > 128:  # killed while it was asked to save

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dltrain import __version__, composition, durable, folders
 from dltrain.errors import ConfigError, InputError
+from dltrain.schema import GROUPS
 
 FORMAT = 1
 # Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
@@ -34,9 +35,12 @@ def requested(command: str, argv: list[str]) -> Request:
     if (text := typed.get("sweep.resume", "null")) == "null":
         return Request(command, flags, words)
     folder = _found(text)
-    if [word for word in words if not _key(word).startswith("sweep.") and _key(word) != "trust"]:
+    path = folder / "sweep.json"
+    if [word for word in words if not _is_of_start(word)]:
+        if path.exists():
+            _read(path, command)
         return Request(command, flags, words, folder)
-    before = _read(folder / "sweep.json", command)
+    before = _read(path, command)
     before = [word for word in before if _key(word) not in typed and (_key(word) in OWN or not _is_of_start(word))]
     return Request(command, flags, before + words, folder, from_file=True)
 
@@ -66,16 +70,24 @@ def _read(path: Path, command: str) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         words = [str(word) for word in content["overrides"]]
+        cwd = Path(content.get("cwd", "."))
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise InputError(f"{path}: {reason}. Type the words of the sweep again, with sweep.resume") from error
     if content.get("command") != command:
         raise ConfigError(f"sweep.resume={path.parent}: is no sweep of dltrain {command}")
+    for word in words:
+        option = word.partition("=")[2].strip("'\"")
+        if _key(word) in (*GROUPS, "device", "sweep", "experiment") and (option[:1] in "/~" or ".." in option):
+            raise InputError(f"{path}: {word} leads out of the folders with configs. Type the words of the sweep again")
+    if cwd != Path() and cwd != Path.cwd():
+        print(f"{path.parent} was started in {cwd}; paths in its words now begin in this folder")
     return words
 
 
 def write(request: Request, folder: Path, words: Sequence[str]) -> None:
     """Write sweep.json: `words` as they were typed, without those that are about this start alone."""
     kept = [word for word in words if _key(word) in OWN or not _key(word).startswith("sweep.")]
-    content = {"format": FORMAT, "command": request.command, "overrides": kept, "dltrain": __version__}
+    content = {"format": FORMAT, "command": request.command, "overrides": kept}
+    content |= {"cwd": str(Path.cwd()), "dltrain": __version__}
     durable.replace(folder / "sweep.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -63,8 +63,10 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
             import sklearn.datasets  # noqa: F401  (which it imports only when it is called)
 
 
-def executor(configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, waits: bool) -> "Executor":
-    """The executor that is asked for; `waits` where jobs ask after each validation whether to go on."""
+def executor(
+    configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, jobs: int, waits: bool
+) -> "Executor":
+    """The executor that is asked for, for so many jobs; `waits` where they ask after each validation to go on."""
     own_threads = max((config["device"]["threads"] or 0 for config in configs), default=0)
     wants_gpu = any(config["device"]["name"] != "cpu" for config in configs)
     if settings.executor == "local":
@@ -73,7 +75,7 @@ def executor(configs: Collection[dict[str, Any]], settings: Sweep, folder: Path,
         gpus = gpu_names() if wants_gpu else []
         available = len(gpus) or max(1, all_threads() // max(1, own_threads))
         count = settings.workers or available
-        return Workers(min(count, len(configs)), max(1, all_threads() // count), gpus, waits)
+        return Workers(max(1, min(count, jobs)), max(1, all_threads() // count), gpus, waits)
     from dltrain.sweeps import remote
 
     if settings.executor == "ray":

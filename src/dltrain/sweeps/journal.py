@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,25 @@ class Entry:
 
 def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> None:
     if event == "planned":
-        entries[int(job)] = Entry(int(job), **content)
+        entries[job] = _checked(Entry(job, **content))
     elif event == "begun":
         entries[job].begun += 1
         entries[job].outcome = None
     else:
-        entries[job].outcome = Outcome(**content)
+        outcome = Outcome(**content)
+        figures = (outcome.seconds, *outcome.figures.values())
+        if type(outcome.code) is not int or not all(isinstance(it, int | float) for it in figures):
+            raise ValueError("an outcome that cannot be")
+        entries[job].outcome = replace(outcome, status=str(outcome.status), folder=str(outcome.folder))
+
+
+def _checked(entry: Entry) -> Entry:
+    """Raise ValueError for a job that was not written by a sweep: its folder would be another's."""
+    is_plain = isinstance(entry.folder, str) and Path(entry.folder).name == entry.folder
+    texts = [entry.digest, *entry.overrides, *entry.params]
+    if type(entry.number) is not int or not is_plain or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a job that cannot be")
+    return entry
 
 
 def _parsed(path: Path, content: bytes) -> dict[int, Entry]:

@@ -89,7 +89,7 @@ class Composer:
         if chosen not in self.bases:
             composed = self._by_hydra(words)
             # A value that is not where it was put was put elsewhere by another word: the order of words matters then.
-            is_plain = all(_is_plain(word.value) and _at(composed.config, word.key) == word.value for word in swept)
+            is_plain = all(_is_plain(word.value) and _holds(composed.config, word) for word in swept)
             self.bases[chosen] = composed if is_plain else None
             return composed
         base = self.bases[chosen]
@@ -120,6 +120,13 @@ def _told(words: Iterable[Word], implied: Sequence[str]) -> list[str]:
 def _is_plain(value: Any) -> bool:
     """Whether a value replaces what was there: values by name are joined with it, and references are followed."""
     return not isinstance(value, dict | Sweep) and "${" not in repr(value)
+
+
+def _holds(config: dict[str, Any], word: Word) -> bool:
+    try:
+        return bool(_at(config, word.key) == word.value)
+    except (LookupError, TypeError):  # the key counts the items of a list
+        return False
 
 
 def _at(config: Any, key: str) -> Any:

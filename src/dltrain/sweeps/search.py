@@ -156,6 +156,8 @@ class Search:
         split, _, name = self.metric.name.partition("_")
         if self.settings.pruner is None or split != "val" or not math.isfinite(figures.get(name, math.nan)):
             return ""
+        if self.trials()[number].state.is_finished():  # it has failed before, and is run again for the table
+            return ""
         trial = self.optuna.Trial(self.study, self.trials()[number]._trial_id)
         trial.report(figures[name], step)
         return "pruned" if trial.should_prune() else ""

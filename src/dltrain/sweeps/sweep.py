@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from dltrain import folders
-from dltrain.composition import Composed, Sweeping
+from dltrain.composition import Composed, Sweeping, config_folder
 from dltrain.errors import ConfigError, UserError
+from dltrain.guard import read_yaml
 from dltrain.jobs import Outcome
 from dltrain.settings import Sweep
 from dltrain.stopping import SIGNALS, noted_signals
@@ -32,7 +33,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
     raw: Any = OmegaConf.to_container(sweeping.master.sweep, resolve=True)
     space = _space(composer, raw)
     words = list(plan.grid(composer)) if space is None else [space.words(params) for params in space.corners()]
-    trust = _trust(sweeping) if request.from_file else None
+    trust = _typed_trust(composer, raw) if request.from_file else None
     with executors.threads_restored():
         planned, twice = plan.checked(map(composer.compose, words), request.command, trust)
         settings = Sweep(**raw)
@@ -69,9 +70,18 @@ def _space(composer: Composer, raw: Any) -> "Space | None":
     return search.Space(composer)
 
 
-def _trust(sweeping: Sweeping) -> list[str]:
-    own: Any = OmegaConf.to_container(sweeping.master, resolve=False)
-    return [own["trust"]] if isinstance(own["trust"], str) else list(own["trust"] or [])
+def _typed_trust(composer: Composer, raw: Any) -> list[str]:
+    """What is trusted of a sweep whose words come from a file: what is typed now, not what a config of its choice says.
+
+    Raises ConfigError where such a config says how the sweep runs.
+    """
+    typed = {override.key_or_group: override.value() for override in composer.parsed()}
+    usual = read_yaml(config_folder() / "sweep" / "default.yaml")
+    for key, value in raw.items() if isinstance(raw, dict) else ():
+        if f"sweep.{key}" not in (*typed, *definition.OWN) and value != usual.get(key):
+            raise ConfigError(f"sweep.{key}={value}: is set by a file that this sweep names. Type it yourself")
+    trust: Any = typed.get("trust") or []
+    return [trust] if isinstance(trust, str) else list(map(str, trust))
 
 
 def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned]) -> None:
@@ -128,14 +138,18 @@ def _conduct(
     if space is not None:
         study = search.Search(folder, settings, space, _metric(settings, planned[0].composed.config))
         drawn = Drawn(command, study, composer, journal, trust)
-        composed = {number: drawn.composed(journal.entries[number].params) for number in queue}
+        composed = {number: drawn.planned(journal.entries[number].params).composed for number in queue}
         drawn.tell_all()
+    left = [number for number in queue if number not in composed]
     queue = [number for number in queue if number in composed]
     total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
     if request.folder is not None:
         print(f"resumes {folder}: {len(queue)} of {len(journal.entries)} jobs are to be run")
+    if left:
+        print(f"{len(left)} jobs that are not done are not among the words, and stay as they are")
     if twice and space is None:
         print(f"{twice} jobs are the same as others and are left out")
+    jobs = len(queue) + (total - len(journal.entries))
     configs = [it.config for it in composed.values()] or [it.composed.config for it in planned]
     with noted_signals() as signals:
         if queue or drawn is not None:
@@ -143,7 +157,7 @@ def _conduct(
             executor = (
                 elsewhere.Foreign(composer.sweeping, folder)
                 if elsewhere.is_chosen(composer.sweeping)
-                else executors.executor(configs, settings, folder, waits=settings.pruner is not None)
+                else executors.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
             )
             view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
             with contextlib.closing(executor), contextlib.closing(view):
@@ -201,9 +215,13 @@ class Drawn:
     journal: Journal
     trust: list[str] | None
 
-    def composed(self, params: dict[str, Any]) -> Composed:
-        """The config of a job with these parameters."""
-        return self.composer.compose(self.search.space.words(params))
+    def planned(self, params: dict[str, Any]) -> Planned:
+        """The job with these parameters; what is wrong with it the job itself tells, unless it is not to be trusted."""
+        composed = self.composer.compose(self.search.space.words(params))
+        planned, faults = plan.check(composed, self.command, self.trust)
+        if self.trust is not None and faults:
+            raise ConfigError("\n".join(faults))
+        return planned
 
     def draw(self) -> tuple[Entry, Composed] | None:
         """A further job, in the journal; None when there are enough."""
@@ -211,10 +229,9 @@ class Drawn:
         if asked is None:
             return None
         number, params = asked
-        composed = self.composed(params)
-        planned, _ = plan.check(composed, self.command, self.trust)  # what is wrong with it the job itself tells
+        planned = self.planned(params)
         self.journal.plan([_entry(number, planned, params)])
-        return self.journal.entries[number], composed
+        return self.journal.entries[number], planned.composed
 
     def judge(self, number: int, epoch: float, values: dict[str, float]) -> str:
         return self.search.judge(number, round(epoch), values)

@@ -61,7 +61,7 @@ def write_results(path: Path, entries: Iterable[Entry]) -> None:
     writer = csv.DictWriter(text, list(dict.fromkeys(["job", "overrides", "status", *names, "seconds", "folder"])))
     writer.writeheader()
     writer.writerows(rows)
-    durable.replace(path, text.getvalue().encode())
+    durable.replace(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
@@ -118,10 +118,10 @@ def groups(runs: Iterable[tuple[str, Mapping[str, float]]]) -> list[Group]:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean by Student's t (1908); NaN for a single value."""
+    """Half the width of the 95 % interval of the mean by Student's t (1908); NaN for a single value or NaN."""
     from scipy.special import stdtrit
 
-    if len(values) < 2:
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return math.nan
     quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
