@@ -302,3 +302,8 @@ def test_a_run_whose_reader_goes_away_comes_to_its_end(tmp_path: Path) -> None:
     (log,) = tmp_path.glob("outputs/*/*/train.log")
     assert "epoch 20/20" in log.read_text()
     assert (log.parent / "summary.json").is_file()
+
+
+def test_a_fault_that_is_typed_twice_is_told_once(dltrain: Command) -> None:
+    result = dltrain("train", "schedule.strat=1", "schedule.strat=1", "mlp")
+    assert (result.code, result.err.count("schedule.strat")) == (2, 1), result.err

@@ -68,7 +68,7 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         faults.append(schema.Fault(word, f": cannot be read as KEY=VALUE{hint}"))
     if isinstance(composed, dict):
         faults += _key_faults(named(composed), command, keys)
-    return ConfigError("\n".join(map(str, faults)) if faults else " ".join(str(error).split()))
+    return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
 
 
 def _values(override: Override) -> list[Any]:
