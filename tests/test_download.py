@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 torture = pytest.mark.torture
 SPLITS = ("train", "test")
+PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether a process has ended, without taking its exit code
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def forked(work: Callable[[], bool]) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.alarm(30)  # seconds; one that hangs ends, and the test fails
+        if "tqdm" in sys.modules:  # its lock is shared with every fork: one that was killed holding it stops the others
+            sys.modules["tqdm"].tqdm.set_lock(threading.RLock())
         code = 0 if work() else 1
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     except KeyboardInterrupt:
@@ -247,7 +251,7 @@ def test_a_start_after_a_kill_goes_on_with_the_packed_files_that_were_finished(
     with failing(packed, tmp_path / "journal", {3: "silent"}) as address:
         datasets.MNIST.mirrors = [address]
         child = forked(lambda: mnist("train", root=str(root)) is not None)
-        while len(requests(tmp_path / "journal")) < 3:
+        while len(requests(tmp_path / "journal")) < 3 and not os.waitid(os.P_PID, child, PEEK):
             time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         assert exit_code(child) == -signal.SIGKILL
