@@ -120,7 +120,7 @@ def _inspect(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    from dltrain import comparison
+    from dltrain.sweeps import comparison
 
     comparison.report(arguments)
     return 0

@@ -127,7 +127,7 @@ def _conduct(
     trust: list[str] | None,
 ) -> int:
     # From here on torch is needed: what is wrong with a sweep has been told.
-    from dltrain.sweeps import conduct, search, table
+    from dltrain.sweeps import conduct, pages, search, table
     from dltrain.sweeps.view import View
 
     command = request.command
@@ -166,8 +166,10 @@ def _conduct(
                 conductor.run(signals)
     entries = list(journal.entries.values())
     table.write_results(folder / "results.csv", entries)
-    table.show(entries, table.metric(table.figures_of(entries), settings.metric, settings.direction))
+    by = table.metric(table.figures_of(entries), settings.metric, settings.direction)
+    table.show(entries, by)
     print(f"table: {folder / 'results.csv'}")
+    pages.write_after(folder, entries, by)
     known = sorted({name for figures in table.figures_of(entries) for name in figures})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has such a figure; there are {', '.join(known)}")

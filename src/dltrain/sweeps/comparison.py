@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,18 @@ from dltrain.console import figure, show_table
 from dltrain.errors import ConfigError, InputError, printable
 from dltrain.folders import expanded
 from dltrain.jobs import figures
-from dltrain.sweeps import journal
+from dltrain.report import run_page
+from dltrain.report.recorded import leaves
+from dltrain.report.set_page import Member
+from dltrain.sweeps import journal, pages
 from dltrain.sweeps.table import Group, Metric, groups, metric, with_spread
 
+USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run, a sweep, or has some below it"
 DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
 USUAL = ("name", "sweep", "resume", "trust")  # keys that say nothing about a result
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run as its folder tells it; `config` by dotted keys, `label` its short name."""
-
-    folder: Path
-    label: str
-    config: dict[str, Any]
-    status: str
-    figures: dict[str, float]
-    seconds: float
-
-
-def found(folder: Path, depth: int = 0) -> Iterator[Run]:
+def found(folder: Path, depth: int = 0) -> Iterator[Member]:
     """The run that a folder is, or all runs below it, those of a sweep with the jobs that failed."""
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
         yield _run(folder, "/".join(folder.parts[-2:]))
@@ -42,7 +33,8 @@ def found(folder: Path, depth: int = 0) -> Iterator[Run]:
     for entry in sorted(entries, key=lambda it: it.number):
         own, label = folder / entry.folder, f"{folder.name} job {entry.number}"
         if entry.outcome is not None and entry.outcome.failed:
-            yield Run(own, label, _config(own), "failed", {}, entry.outcome.seconds)
+            reason = f"exit code {entry.outcome.code}: {entry.outcome.status}"
+            yield Member(own, label, _config(own), "failed", {}, entry.outcome.seconds, reason)
         elif own.is_dir():
             yield _run(own, label)
     if not entries and depth < DEEPEST:
@@ -50,19 +42,23 @@ def found(folder: Path, depth: int = 0) -> Iterator[Run]:
             yield from found(each, depth + 1)
 
 
-def _run(folder: Path, label: str) -> Run:
+def _run(folder: Path, label: str) -> Member:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         values = {name: value for name, value in figures("train", summary).items() if isinstance(value, int | float)}
         seconds = float(summary.get("total_seconds", math.nan))
-        return Run(folder, label, _config(folder), str(summary["status"]), values, seconds)
+        return Member(folder, label, _config(folder), str(summary["status"]), values, seconds)
     except FileNotFoundError:
-        return Run(folder, label, _config(folder), "not done", {}, math.nan)
+        return Member(folder, label, _config(folder), "not done", {}, math.nan)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / 'summary.json'}: cannot be read ({type(error).__name__})") from error
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    return leaves(_nested(folder))
+
+
+def _nested(folder: Path) -> dict[str, Any]:
     path = folder / ".hydra" / "config.yaml"
     if not path.exists():
         return {}
@@ -70,25 +66,15 @@ def _config(folder: Path) -> dict[str, Any]:
         config = guard.read_yaml(path)
     except guard.Refused as error:
         raise InputError(str(error)) from error
-    return dict(_leaves(config)) if isinstance(config, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
-def _leaves(config: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def differing(runs: Sequence[Run]) -> list[str]:
+def differing(runs: Sequence[Member]) -> list[str]:
     """Keys whose values are not the same in all runs; one that a run lacks differs."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    values = {key: {json.dumps(run.config.get(key, "–"), default=str) for run in runs} for key in keys}
-    return [key for key in keys if len(values[key]) > 1 and key.partition(".")[0] not in USUAL]
+    return [key for key in pages.differing(runs) if key.partition(".")[0] not in USUAL]
 
 
-def by_seed(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+def by_seed(runs: Sequence[Member], keys: Sequence[str]) -> list[Group]:
     """Runs that are done, grouped where they differ by their seed alone."""
     others = [key for key in keys if key != "seed"]
     done = [run for run in runs if run.figures]
@@ -100,12 +86,10 @@ def _shown(value: Any) -> str:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Print the comparison of the folders that are named; with --json as JSON."""
-    folders = [expanded(word) for word in arguments if word != "--json"]
-    if not folders or any(word.startswith("-") and word != "--json" for word in arguments):
-        raise ConfigError("usage: dltrain report FOLDER … [--json], each a run, a sweep, or a folder of them")
-    runs: list[Run] = []
-    for folder in folders:
+    """Print the comparison of the folders that are named, and write its page; with --json print it as JSON alone."""
+    words, as_json, output = _read(arguments)
+    runs: list[Member] = []
+    for folder in words:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
         own = list(found(folder))
@@ -116,19 +100,60 @@ def report(arguments: Sequence[str]) -> None:
     by = metric([run.figures for run in runs])
     runs.sort(key=lambda run: by.key(run.figures))
     seeds = [group for group in by_seed(runs, keys) if "seed" in keys]
-    if "--json" in arguments:
+    if as_json:
         print(json.dumps(_as_json(runs, keys, seeds), indent=2))
+    else:
+        show_table(_table(runs, keys, by))
+        if any(group.count > 1 for group in seeds):
+            show_table(_table_of_seeds(seeds, by))
+    if output is None and as_json:
         return
-    show_table(_table(runs, keys, by))
-    if any(group.count > 1 for group in seeds):
-        show_table(_table_of_seeds(seeds, by))
+    path = _write_page(words, runs, keys, by, output)
+    if not as_json:
+        print(f"page:  {path}")
+
+
+def _write_page(
+    folders: Sequence[Path], runs: Sequence[Member], keys: Sequence[str], by: Metric, output: Path | None
+) -> Path:
+    """Write the page of what was named: into the folder of one run or sweep, else into the current one."""
+    (folder, *others) = folders
+    if not others and [run.folder for run in runs] == [folder]:
+        path = output or folder / run_page.NAME
+        run_page.write(path, folder, _nested(folder))
+    elif not others and (entries := journal.read(folder)):
+        path = output or folder / run_page.NAME
+        pages.write_sweep(path, folder, entries, by)
+    else:
+        path = output or Path(run_page.NAME)
+        pages.write(path, f"{len(runs)} runs", runs, keys, by)
+    return path
+
+
+def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
+    """Folders, whether --json is there, and the file behind -o."""
+    folders: list[Path] = []
+    as_json, output = False, None
+    words = iter(arguments)
+    for word in words:
+        if word == "--json":
+            as_json = True
+        elif word in ("-o", "--output"):
+            output = expanded(next(words, ""))
+        elif word.startswith("-"):
+            raise ConfigError(f"{word}: no such option. {USAGE}")
+        else:
+            folders.append(expanded(word))
+    if not folders or output == Path():
+        raise ConfigError(USAGE)
+    return folders, as_json, output
 
 
 def _names(found: Iterable[dict[str, float]], by: Metric) -> list[str]:
     return sorted(dict.fromkeys(name for each in found for name in each), key=lambda name: name != by.name)
 
 
-def _table(runs: Sequence[Run], keys: Sequence[str], by: Metric) -> Table:
+def _table(runs: Sequence[Member], keys: Sequence[str], by: Metric) -> Table:
     names = _names((run.figures for run in runs), by)
     table = Table(title=f"{len(runs)} runs, best {by.name} first", title_justify="left")
     for column in ("run", "status", *map(printable, keys)):
@@ -154,7 +179,7 @@ def _table_of_seeds(seeds: Sequence[Group], by: Metric) -> Table:
     return table
 
 
-def _as_json(runs: Sequence[Run], keys: Sequence[str], seeds: Sequence[Group]) -> dict[str, Any]:
+def _as_json(runs: Sequence[Member], keys: Sequence[str], seeds: Sequence[Group]) -> dict[str, Any]:
     def number(value: float) -> float | None:  # JSON has no NaN
         return value if math.isfinite(value) else None
 

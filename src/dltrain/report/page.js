@@ -1,0 +1,107 @@
+// What a page does: draws its figures in its colours, sorts and filters its tables, changes between light and dark.
+
+const root = document.documentElement;
+
+function config() {
+  const style = getComputedStyle(root);
+  const [ground, text, quiet, line, accent, heat, second] = [
+    "--ground", "--text", "--quiet", "--line", "--accent", "--heat", "--second",
+  ].map((name) => style.getPropertyValue(name).trim());
+  const labels = { labelColor: quiet, titleColor: quiet, labelFontWeight: "normal", titleFontWeight: "normal" };
+  return {
+    background: "transparent",
+    font: "system-ui, sans-serif",
+    view: { stroke: null },
+    axis: { ...labels, gridColor: line, domainColor: line, tickColor: line },
+    legend: { ...labels, orient: "top" },
+    line: { color: accent },
+    point: { color: accent },
+    rule: { color: accent },
+    bar: { color: accent },
+    text: { color: text },
+    range: {
+      category: [accent, second, "#2f9e77", "#a56cc1", "#c9a227"],
+      heatmap: [heat, accent],
+      ramp: [second, accent],
+    },
+  };
+}
+
+async function draw(figure) {
+  const canvas = figure.querySelector(".canvas");
+  const specification = JSON.parse(figure.querySelector("script").textContent);
+  const renderer = specification.data.values.length > 3000 ? "canvas" : "svg";
+  const dark = getComputedStyle(root).colorScheme.includes("dark");
+  try {
+    // `ast` has expressions interpreted: the page's policy lets no text become code.
+    const options = { actions: false, ast: true, renderer, config: config(), tooltip: { theme: dark ? "dark" : "light" } };
+    await window.vegaEmbed(canvas, specification, options);
+    figure.dataset.drawn = "yes";
+  } catch (error) {
+    canvas.textContent = `This figure could not be drawn: ${error.message}`;
+    figure.dataset.drawn = "no";
+  }
+}
+
+async function drawAll() {
+  if (!window.vegaEmbed) return;
+  for (const figure of document.querySelectorAll("figure.drawn")) await draw(figure);
+  root.dataset.drawn = "yes";
+}
+
+function makeSortable(table) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    const text = cell.dataset.value ?? cell.textContent.trim();
+    return { text, number: text === "" ? NaN : Number(text) };
+  };
+  const compare = (one, other) => {
+    const [a, b] = [!Number.isNaN(one.number), !Number.isNaN(other.number)];
+    if (a && b) return one.number - other.number;
+    return a === b ? one.text.localeCompare(other.text) : a ? -1 : 1;
+  };
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const ascending = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+      const rows = [...body.rows].map((row) => ({ row, key: value(row, column) }));
+      // What is empty stays last, whichever way.
+      const order = (x, y) => (x.key.text === "") - (y.key.text === "") || compare(x.key, y.key) * (ascending ? 1 : -1);
+      body.append(...rows.sort(order).map((it) => it.row));
+    });
+  });
+}
+
+function makeFilterable(input) {
+  const rows = [...document.getElementById(input.dataset.table).tBodies[0].rows];
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const count = document.getElementById(input.dataset.count);
+  input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    rows.forEach((row, index) => {
+      row.hidden = !words.every((word) => texts[index].includes(word));
+      shown += !row.hidden;
+    });
+    count.textContent = `${shown} of ${rows.length}`;
+  });
+}
+
+document.querySelectorAll("table.sortable").forEach(makeSortable);
+document.querySelectorAll("input[data-table]").forEach(makeFilterable);
+
+const button = document.getElementById("theme");
+button.hidden = false;
+button.addEventListener("click", () => {
+  root.dataset.theme = getComputedStyle(root).colorScheme.includes("dark") ? "light" : "dark";
+  drawAll();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+drawAll();

@@ -1,0 +1,77 @@
+"""What the folder of a run says of it, as plain data; whoever wrote it, nothing of it is run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dltrain.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as its files tell it; empty where one of them is not there."""
+
+    folder: Path
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+    analysis: dict[str, Any]
+    origins: dict[str, str]
+
+
+def recorded(folder: Path) -> Recorded:
+    """Read what a run has written. Raises InputError with the file that cannot be read."""
+    origins = {str(key): str(value) for key, value in _object(folder / ".hydra" / "origins.json").items()}
+    return Recorded(
+        folder,
+        _object(folder / "summary.json"),
+        records(folder / "metrics.jsonl"),
+        _object(folder / "analysis.json"),
+        origins,
+    )
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; half a line at its end, which a kill may leave, counts as none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{path}: line {number} is no record") from error
+        found.append(record)
+    return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is not what a run writes")
+    return content
+
+
+def leaves(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """A config by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,90 @@
+"""report.html of a sweep, at its end, and of any set of runs."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dltrain.errors import UserError
+from dltrain.report import page, set_page
+from dltrain.report.run_page import NAME
+from dltrain.report.set_page import Member, Seeds
+from dltrain.sweeps.journal import Entry
+from dltrain.sweeps.table import Metric, groups
+
+
+def write_after(folder: Path, entries: Iterable[Entry], by: Metric) -> None:
+    """Write the page of a sweep that has just ended; what goes wrong here is told, the sweep is done."""
+    try:
+        write_sweep(folder / NAME, folder, entries, by)
+        print(f"page:  {folder / NAME}")
+    except Exception as error:  # a figure that cannot be drawn must not cost a sweep
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        print(f"{NAME} was not written: {' '.join(reason.split())[:300]}")
+
+
+def write_sweep(path: Path, folder: Path, entries: Iterable[Entry], by: Metric) -> None:
+    """Write the page of a sweep's jobs that have ended. Raises UserError."""
+    members = [_member(folder, entry) for entry in sorted(entries, key=lambda it: it.number) if entry.outcome]
+    write(path, f"Sweep {'/'.join(folder.parts[-2:])}", members, differing(members), by)
+
+
+def write(path: Path, title: str, members: Sequence[Member], keys: Sequence[str], by: Metric) -> None:
+    """Write the page of a set of runs, the best first. Raises UserError."""
+    ordered = sorted(members, key=lambda it: by.key(it.figures))
+    keys = [key for key in keys if not _is_implied(key, keys, members)]
+    page.write(path, set_page.text(title, ordered, keys, seeds(ordered, keys), by.name, path.parent))
+
+
+def differing(members: Sequence[Member]) -> list[str]:
+    """Keys whose values are not the same in all runs; one that a run lacks differs."""
+    keys = dict.fromkeys(key for it in members for key in it.config)
+    return [key for key in keys if len({repr(it.config.get(key, "–")) for it in members}) > 1]
+
+
+def _is_implied(key: str, keys: Sequence[str], members: Sequence[Member]) -> bool:
+    """Whether a key differs only because one option of its group has it and another has not."""
+    group, dot, _ = key.partition(".")
+    has_it = {repr(it.config[key]) for it in members if key in it.config}
+    return bool(dot) and f"{group}.name" in keys and key != f"{group}.name" and len(has_it) == 1
+
+
+def seeds(members: Sequence[Member], keys: Sequence[str]) -> list[Seeds]:
+    """Runs that are done, grouped where they differ by their seed alone."""
+    others = [key for key in keys if key != "seed"]
+    labels = {repr([it.config.get(key) for key in others]): it.config for it in members}
+    found = groups((repr([it.config.get(key) for key in others]), it.figures) for it in members if it.figures)
+    return [Seeds(labels[group.label], group.count, group.mean, group.spread) for group in found]
+
+
+def _member(folder: Path, entry: Entry) -> Member:
+    """A job by its own words, which say what differs: a thousand configs need not be read."""
+    outcome = entry.outcome
+    assert outcome is not None
+    config = dict(_key_and_value(word) for word in entry.overrides)
+    status = "failed" if outcome.failed else outcome.status
+    seconds = outcome.seconds if math.isfinite(outcome.seconds) else math.nan
+    return Member(
+        folder / entry.folder,
+        f"job {entry.number}",
+        config,
+        status,
+        outcome.figures,
+        seconds,
+        f"exit code {outcome.code}: {outcome.status}" if outcome.failed else "",
+    )
+
+
+def _key_and_value(word: str) -> tuple[str, Any]:
+    key, _, text = word.partition("=")
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        value = yaml.safe_load(text)
+        if isinstance(value, int | float | str):
+            try:
+                return key.lstrip("+"), float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a text
+            except ValueError:
+                return key.lstrip("+"), value
+    return key.lstrip("+"), text

@@ -1,0 +1,272 @@
+"""Pages of runs and of sets: one file each, all that was recorded, nothing of a stranger's that could run."""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import pages as folders
+from conftest import Command
+from dltrain.errors import InputError, OutputError
+from dltrain.report import figures, page, run_page, set_page
+from dltrain.report.recorded import leaves, recorded, records
+from dltrain.sweeps import pages
+from dltrain.sweeps.table import Metric
+
+ACCURACY = Metric("val_accuracy", smaller_is_better=False)
+CONFIG = {"model": {"name": "mlp", "width": 8}, "data": {"name": "digits"}, "seed": 3}
+HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{7*7}}"
+
+
+def text_of(folder: Path, config: dict[str, object] = CONFIG) -> str:
+    return run_page.text(recorded(folder), config)
+
+
+def specs(text: str) -> list[figures.Spec]:
+    """The figures of a page."""
+    return [json.loads(it) for it in re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)]
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of all rows of a page, without their markup."""
+    rows = re.findall(r"<tr.*?</tr>", text, re.DOTALL)
+    return [[re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[dh].*?</t[dh]>", row, re.DOTALL)] for row in rows]
+
+
+# --- a run
+
+
+def test_the_page_of_a_run_has_its_headline_curves_analysis_config_and_environment(tmp_path: Path) -> None:
+    text = text_of(folders.write_run(tmp_path / "run", ["zero", "one"]))
+    for shown in (
+        "mlp on digits",
+        "87.65 %",
+        "1,234",
+        "3.12 %",
+        "<b>zero</b> taken for <b>one</b>",
+        "a processor",
+        "abc123",
+    ):
+        assert shown in text
+    titles = [spec["description"] for spec in specs(text)]
+    assert [title.split(" over")[0] for title in titles[:4]] == [
+        "loss",
+        "accuracy",
+        "learning rate",
+        "examples per second",
+    ]
+    assert titles[4:] == ["Confusion matrix: true classes by predicted ones", "Reliability: accuracy by confidence"]
+    assert ["one", "0.9000", "0.8000", "0.8500", "10"] in table_rows(text)
+
+
+def test_what_was_chosen_stands_before_the_defaults_with_where_it_came_from(tmp_path: Path) -> None:
+    rows = table_rows(text_of(folders.write_run(tmp_path / "run", ["a", "b"])))
+    chosen, default = (
+        rows.index(["model.width", "8", "the command line"]),
+        rows.index(["seed", "3", "configs/train.yaml"]),
+    )
+    assert chosen < default
+
+
+def test_the_weights_of_an_attention_are_shares_of_the_largest(tmp_path: Path) -> None:
+    text = text_of(folders.write_run(tmp_path / "run", ["a", "b"]))
+    assert re.findall(r'<i style="opacity: ([\d.]+)', text) == [
+        "0.16000000000000003",
+        "0.6400000000000001",
+        "0.8",
+        "0.0",
+    ]
+    assert "repeat(2, 1fr)" in text
+
+
+def test_a_run_without_an_analysis_says_why_and_shows_the_rest(tmp_path: Path) -> None:
+    folder = folders.write_run(tmp_path / "run", ["a", "b"])
+    (folder / "analysis.json").unlink()
+    text = run_page.text(recorded(folder), CONFIG, "no test set")
+    assert '<p class="note">no test set</p>' in text
+    assert len(specs(text)) == 4
+
+
+def test_an_empty_folder_has_a_page_as_well(tmp_path: Path) -> None:
+    assert "not done" in run_page.text(recorded(tmp_path), {})
+
+
+def test_figures_that_are_no_numbers_are_left_out_of_curves() -> None:
+    lines = [{"split": "train", "epoch": 1.0, "loss": None}, {"split": "train", "epoch": 2.0, "loss": 0.5}]
+    spec = figures.curve(lines, "loss", "loss")
+    assert spec is not None
+    assert spec["data"]["values"] == [{"x": 2.0, "y": 0.5, "s": "train"}]
+    assert figures.curve(lines, "accuracy", "accuracy") is None
+
+
+def test_a_long_curve_keeps_its_first_and_last_point() -> None:
+    assert figures.thinned(range(10_000), 400)[:2] == [0, 25]
+    assert (len(figures.thinned(range(10_000), 400)), figures.thinned(range(10_000), 400)[-1]) == (400, 9999)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "analysis.json", ".hydra/origins.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "\xff", "[" * 100_000])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = folders.write_run(tmp_path / "run", ["a", "b"])
+    (folder / name).write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=Path(name).name):
+        recorded(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"confusion": [[1]]},
+        {"confusion": 5},
+        {"per_class": {"a": {}}},
+        {"calibration": {"error": "x", "bins": []}},
+        {"mistakes": [1]},
+        {"attention": [{"image": "data:image/png;base64,", "weights": []}]},
+        {"split": None, "examples": "many"},
+    ],
+)
+def test_an_analysis_that_no_run_writes_is_one_error(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = folders.write_run(tmp_path / "run", ["a", "b"])
+    content = json.loads((folder / "analysis.json").read_text()) | change
+    (folder / "analysis.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not what a run writes"):
+        text_of(folder)
+
+
+def test_half_a_line_at_the_end_of_the_records_is_left_out_one_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert records(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
+    with pytest.raises(InputError, match="line 2"):
+        records(path)
+
+
+# --- strangers
+
+
+def test_no_text_of_a_stranger_becomes_markup_or_script(tmp_path: Path) -> None:
+    folder = folders.write_run(tmp_path / "run", [HOSTILE, "b"])
+    text = text_of(folder, {"model": {"name": HOSTILE, HOSTILE: HOSTILE}, "data": {"name": "digits"}})
+    members = [
+        set_page.Member(folder, HOSTILE, {"a": HOSTILE, HOSTILE: 1}, "failed", {HOSTILE: 0.5}, 1.0, HOSTILE),
+        set_page.Member(folder, "b", {"a": 2}, "done", {"val_accuracy": 0.5}, 1.0),
+    ]
+    other = set_page.text(HOSTILE, members, ["a", HOSTILE], [], "val_accuracy", tmp_path)
+    for written in (text, other):
+        assert "<img src=x" not in written
+        assert "&lt;img src=x onerror=alert(1)&gt;" in written
+        assert "{{7*7}}" in written
+        assert written.count("</script>") == written.count("<script")
+        specs(written)
+
+
+def test_a_picture_that_is_not_in_the_file_itself_is_left_out(tmp_path: Path) -> None:
+    folder = folders.write_run(tmp_path / "run", ["a", "b"])
+    content = json.loads((folder / "analysis.json").read_text())
+    content["mistakes"][0]["image"] = "file:///etc/passwd"
+    (folder / "analysis.json").write_text(json.dumps(content))
+    assert text_of(folder).count("taken for <b>") == 2
+
+
+def test_the_policy_of_a_page_allows_its_own_scripts_alone(tmp_path: Path) -> None:
+    text = text_of(folders.write_run(tmp_path / "run", ["a", "b"]))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    scripts = re.findall(r'<script type="module">(.*?)</script>', text, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(it.encode()).digest()).decode() for it in scripts]
+    allowed = " ".join(f"'sha256-{it}'" for it in hashes)
+    own = policy[1].replace("&#39;", "'")
+    assert own == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+    assert len(scripts) >= 1
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL))
+
+
+def test_another_s_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("<html>mine</html>")
+    with pytest.raises(OutputError, match="no page of dltrain's"):
+        page.write(path, "new")
+    assert path.read_text() == "<html>mine</html>"
+
+
+# --- several runs
+
+
+def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path) -> None:
+    members = folders.write_set(tmp_path, 24)
+    (members[5].folder / "report.html").touch()
+    pages.write(tmp_path / "report.html", "Twenty-four", members, pages.differing(members), ACCURACY)
+    text = (tmp_path / "report.html").read_text()
+    rows = [row for row in table_rows(text) if row and row[0].startswith("job ") and len(row) > 5]
+    accuracies = [float(row[5]) for row in rows if row[5]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert (len(rows), len(accuracies)) == (24, 21)
+    assert ["job 3", "exit code 1: RuntimeError: &lt;b&gt;no&lt;/b&gt;"] in table_rows(text)
+    assert '<a href="./5_job/report.html">' in text
+    assert '<a href="./6_job">' in text
+    drawn = {spec["description"]: spec for spec in specs(text)}
+    assert {"val accuracy against model", "val accuracy against optim.lr"} <= set(drawn)
+    points = drawn["val accuracy against optim.lr"]["data"]["values"]
+    assert len(points) == 6
+    assert all(it["lo"] < it["y"] < it["hi"] and it["n"] >= 3 for it in points)
+    assert drawn["val accuracy against optim.lr"]["encoding"]["x"]["scale"] == {"type": "log"}
+
+
+def test_the_page_of_500_runs_is_below_3_megabytes_and_of_a_run_below_2(tmp_path: Path) -> None:
+    members = folders.write_set(tmp_path / "set", 500)
+    pages.write(tmp_path / "report.html", "Five hundred", members, pages.differing(members), ACCURACY)
+    assert (tmp_path / "report.html").stat().st_size < 3e6
+    run = folders.write_run(tmp_path / "run", [str(digit) for digit in range(10)])
+    assert len(text_of(run).encode()) < 2e6
+
+
+def test_a_key_that_only_one_option_has_is_no_difference_of_its_own() -> None:
+    members = [
+        set_page.Member(Path(), "a", {"model.name": "mlp", "model.width": 8, "optim.lr": 1}, "done", {}, 1.0),
+        set_page.Member(Path(), "b", {"model.name": "lenet", "optim.lr": 2}, "done", {}, 1.0),
+    ]
+    keys = pages.differing(members)
+    assert keys == ["model.name", "model.width", "optim.lr"]
+    assert [key for key in keys if not pages._is_implied(key, keys, members)] == ["model.name", "optim.lr"]
+
+
+def test_leaves_are_dotted_keys() -> None:
+    assert leaves({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+# --- the command
+
+
+def test_report_writes_the_page_of_a_run_into_its_folder(dltrain: Command, tmp_path: Path) -> None:
+    folder = folders.write_run(tmp_path / "run", ["a", "b"])
+    result = dltrain("report", "run")
+    assert result.code == 0
+    assert "page:  run/report.html" in result.out
+    assert "mlp on digits" in (folder / "report.html").read_text()
+
+
+def test_report_writes_the_page_of_several_runs_into_the_current_folder_or_where_it_is_told(
+    dltrain: Command, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        folders.write_run(tmp_path / name, ["a", "b"])
+    assert "page:  report.html" in dltrain("report", "one", "two").out
+    assert "page:  both.html" in dltrain("report", "one", "two", "-o", "both.html").out
+    assert (tmp_path / "both.html").read_text() == (tmp_path / "report.html").read_text()
+
+
+def test_report_as_json_writes_no_page(dltrain: Command, tmp_path: Path) -> None:
+    folder = folders.write_run(tmp_path / "run", ["a", "b"])
+    json.loads(dltrain("report", "run", "--json").out)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_74_and_a_wrong_option_2(dltrain: Command, tmp_path: Path) -> None:
+    folders.write_run(tmp_path / "run", ["a", "b"])
+    assert dltrain("report", "run", "-o", "missing/report.html").code == 74
+    assert dltrain("report", "run", "--html").code == 2
+    assert dltrain("report", "run", "-o").code == 2
