@@ -21,7 +21,7 @@ from dltrain import cli, composition, diagnosis, errors, jobs, records, schema
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GROUPS = (*schema.GROUPS, "device", "experiment")
-INPUTS = {"train": [], "eval": ["ckpt=run"], "predict": ["ckpt=run", "input=a.png"]}
+INPUTS = {"train": [], "eval": ["ckpt=run"], "predict": ["ckpt=run", "input=a.png"], "export": ["ckpt=run"]}
 # Values that fit some key: by chance that one.
 FITTING = r"""
     1 3 0.5 1e-3 20s true false null [1] [0.5] [8,4] relu skip cpu '1e3' '1_000' '12:30' 'null' '0o7' '' 'a=b,c' '#'
@@ -67,7 +67,7 @@ def lines(draw: st.DrawFn) -> list[str]:
     def one_in(number: int) -> bool:
         return draw(st.integers(1, number)) == number
 
-    command = draw(st.sampled_from(["train"] * 6 + ["eval", "predict"]))
+    command = draw(st.sampled_from(["train"] * 6 + ["eval", "predict", "export"]))
     groups = draw(st.lists(st.sampled_from(GROUPS if command == "train" else GROUPS[5:6]), unique=True, max_size=3))
     chosen = tuple(f"{group}={draw(st.sampled_from(options(group)))}" for group in groups)
     known = keys(command, tuple(word for word in chosen if not word.startswith("experiment")))

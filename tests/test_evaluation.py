@@ -148,6 +148,7 @@ def test_a_checkpoint_cannot_name_code_through_a_reference(dltrain: Command) -> 
     for arguments in (
         ["eval", f"ckpt={folder}"],
         ["predict", f"ckpt={folder}", "input=."],
+        ["export", f"ckpt={folder}"],
         ["train", f"resume={folder}"],
     ):
         result = dltrain(*arguments)

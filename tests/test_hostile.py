@@ -45,6 +45,7 @@ ROUTES: dict[str, Callable[[], int]] = {
     "load_weights": lambda: directly(checkpoint.load_weights),
     "eval": lambda: cli.main(["eval", f"ckpt={LAST}", "split=test"]),
     "predict": lambda: cli.main(["predict", f"ckpt={LAST}", "input=a.png", "output=a.csv"]),
+    "export": lambda: cli.main(["export", f"ckpt={LAST}"]),
     "resume": lambda: cli.main(["train", "resume=run", "limit_steps=5"]),
     "init": lambda: cli.main([*SMALL, f"init={LAST}", "limit_steps=1"]),
 }
@@ -149,7 +150,7 @@ def test_a_hostile_file_runs_nothing_and_is_refused_in_brief(run_folder: Path, r
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("route", ["eval", "predict", "resume"])
+@pytest.mark.parametrize("route", ["eval", "predict", "export", "resume"])
 def test_a_config_in_a_checkpoint_cannot_choose_code(run_folder: Path, route: str) -> None:
     cases = names(run_folder)
     assert len(cases) >= 60
@@ -161,13 +162,13 @@ def test_a_hostile_file_is_refused_where_it_is_read(run_folder: Path, route: str
     refused(run_folder, route, files(run_folder))
 
 
-@pytest.mark.parametrize("route", ["eval", "predict", "resume", "init"])
+@pytest.mark.parametrize("route", ["eval", "predict", "export", "resume", "init"])
 def test_a_hostile_file_is_refused_by_each_command(run_folder: Path, route: str) -> None:
     cases = files(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::27]})
 
 
-@pytest.mark.parametrize("route", ["eval", "predict", "resume"])
+@pytest.mark.parametrize("route", ["eval", "predict", "export", "resume"])
 def test_a_few_configs_cannot_choose_code(run_folder: Path, route: str) -> None:
     cases = names(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::17]})

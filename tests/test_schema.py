@@ -59,7 +59,7 @@ def test_a_custom_option_lacks_nothing_but_its_name(group: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["eval", "predict"])
+@pytest.mark.parametrize("command", ["eval", "predict", "export"])
 def test_the_other_commands_lack_nothing_but_their_inputs(command: str) -> None:
     values = {"ckpt": "run", "input": "a.png"}
     overrides = [f"{key}={value}" for key, value in values.items() if key == "ckpt" or command == "predict"]

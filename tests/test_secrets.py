@@ -26,6 +26,8 @@ ROUTES: dict[str, tuple[int, tuple[str, ...]]] = {
     "eval on another folder": (0, ("eval", "ckpt={run}", "data.root=${oc.env:SECRET_ROOT}")),
     "eval of a file": (0, ("eval", "ckpt={run}/checkpoints/last.pt", "split=train")),
     "predict": (0, ("predict", "ckpt={run}", "input=a.png", "output=a.csv")),
+    "export": (0, ("export", "ckpt={run}")),
+    "export of weights": (0, ("export", "ckpt={run}", "format=safetensors")),
     "inspect": (0, ("inspect", "{run}/checkpoints/last.pt")),
     "sweep": (0, ("train", "-m", *MNIST[1:], "seed=1,2")),
     "sweep with a failed job": (1, ("train", "-m", *MNIST[1:], "optim.lr=0.1,1e30", "limit_steps=20")),

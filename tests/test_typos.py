@@ -23,7 +23,7 @@ from dltrain.composition import compose
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GROUPS = (*schema.GROUPS, "device", "experiment")
-INPUTS = {"train": [], "eval": ["ckpt=run"], "predict": ["ckpt=run", "input=a.png"]}
+INPUTS = {"train": [], "eval": ["ckpt=run"], "predict": ["ckpt=run", "input=a.png"], "export": ["ckpt=run"]}
 NEEDED = {"folder": ["data.root=pictures"]}  # what an option has no default for
 LETTERS = string.ascii_lowercase + string.digits + "_"
 NOT_WORDS = {"true", "false", "null"}

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, verified byte by byte before they are read, read without running code.
 
 A file is torch's archive, which `torch.load` reads, and behind it a trailer with the SHA-256 of the archive. It holds
-tensors and plain data only. Knows files; knows no model, no console.
+tensors and plain data only. Bare weights are read too, also as .safetensors. Knows files; knows no model, no console.
 """
 
 import io
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The weights in a checkpoint, or in a bare state dict such as `torch.save(model.state_dict(), path)`.
+    """The weights in a checkpoint, in a .safetensors file, or in a bare state dict as torch saves it.
 
     And of a checkpoint what it knows of the data it was trained on.
     """
@@ -142,6 +143,8 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
+            if path.suffix == ".safetensors":  # plain tensors alone: a length, names in JSON, bytes
+                return safetensors.torch.load(file.read())
             size, digest = archive.verified(file)
             seen = archive.read(file, size)
             if digest is None and isinstance(seen, dict) and seen.get("format") not in (None, 1):

@@ -21,11 +21,13 @@ USAGE = f"""dltrain {__version__}: trains networks from configuration files
 
   dltrain train                                         train on the embedded digits
   dltrain train model=mlp data=mnist optim.lr=0.01      choose options and keys
+  dltrain train --summary model=cnn                     layers, shapes, parameters, FLOPs; trains nothing
   dltrain train -m model=mlp,lenet 'seed=range(3)'      a sweep: every combination
   dltrain train sweep.resume=last                       continue a sweep
   dltrain train resume=outputs/DATE/TIME                continue a run
   dltrain eval ckpt=outputs/DATE/TIME                   figures of a run's best checkpoint
   dltrain predict ckpt=outputs/DATE/TIME input=a.png    classes of pictures
+  dltrain export ckpt=outputs/DATE/TIME format=onnx     a file for other programs, verified; or safetensors
   dltrain report outputs/sweeps/DATE/TIME               runs and sweeps side by side
   dltrain inspect outputs/DATE/TIME                     what is inside a checkpoint, without running any of it
   dltrain list                                          every option with one line
@@ -146,9 +148,16 @@ def _complete(argv: list[str]) -> int:
 def _run(command: str, argv: list[str]) -> int:
     """Run a subcommand: one job, or with -m a sweep."""
     of_sweep = [word for word in argv if word.lstrip("+").startswith("sweep.")]
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in word for word in of_sweep):
-        return _sweep(command, argv)
+    sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
     codes: list[int] = []
+    if command == "train" and "--summary" in argv:
+        if sweeps:
+            raise ConfigError("--summary: is of one run. Leave out -m and sweep.resume")
+        as_json, argv = "--json" in argv, [word for word in argv if word not in ("--summary", "--json")]
+        code = _compose(command, argv, lambda composed: codes.append(_summary(composed, of_sweep, as_json=as_json)))
+        return codes[0] if codes else code
+    if sweeps:
+        return _sweep(command, argv)
     code = _compose(command, argv, lambda composed: codes.append(_job(command, composed, of_sweep)))
     return codes[0] if codes else code
 
@@ -179,13 +188,35 @@ def _sweep(command: str, argv: list[str]) -> int:
 
 
 def _job(command: str, composed: "Composed", of_sweep: list[str]) -> int:
-    from dltrain import composition, jobs
+    from dltrain import jobs
 
-    if of_sweep:
-        faults = schema.check(composition.resolve(composed.config), command, composed.origin)
-        lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
-        return _tell(ConfigError("\n".join(lines)))
+    if error := _stray(command, composed, of_sweep):
+        return _tell(error)
     from dltrain.console import start_logging
 
     start_logging()
     return jobs.attempt(command, composed.config, _tell, typed=composed.typed, origin=composed.origin).code
+
+
+def _summary(composed: "Composed", of_sweep: list[str], *, as_json: bool) -> int:
+    from dltrain import jobs
+
+    if error := _stray("train", composed, of_sweep):
+        return _tell(error)
+    if not as_json:  # whose output is read by a program; without a log of ours warnings go to stderr
+        from dltrain.console import start_logging
+
+        start_logging()
+    settings = {"typed": composed.typed, "origin": composed.origin, "as_json": as_json}
+    return jobs.attempt("summary", composed.config, _tell, **settings).code
+
+
+def _stray(command: str, composed: "Composed", of_sweep: list[str]) -> ConfigError | None:
+    """What is wrong where keys of a sweep are typed and there is none."""
+    from dltrain import composition
+
+    if not of_sweep:
+        return None
+    faults = schema.check(composition.resolve(composed.config), command, composed.origin)
+    lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
+    return ConfigError("\n".join(lines))

@@ -81,7 +81,7 @@ def evaluate_checkpoint(
     loaded = load(config, typed, resolve)
     task: Task = schema.bind("task", loaded.values["task"])()
     with download.forbidden(stored.why_only_read(loaded.values, typed)):
-        examples = _read(loaded, config["split"])
+        examples = examples_of(loaded, config["split"])
     if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
         found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
         raise InputError(f"data: has images of {found}, the model was trained on {expected}")
@@ -105,8 +105,8 @@ def evaluate_checkpoint(
     return result
 
 
-def _read(loaded: Loaded, split: str) -> Examples:
-    """The examples of a split, as the training had them."""
+def examples_of(loaded: Loaded, split: str) -> Examples:
+    """The examples of a split, as the training had them. Raises UserError where there are none to be read."""
     node = loaded.values["data"]
     runtime.seed_everything(loaded.values["seed"])  # a user's data set may draw from the generators
     source = schema.bind("data", node)

@@ -89,9 +89,18 @@ def execute(
     folder: Path | None = None,
     watch: "Callable[[Record], str] | None" = None,
     load: "Callable[[dict[str, Any], int], Data] | None" = None,
+    as_json: bool = False,
 ) -> dict[str, Any]:
-    """Train, evaluate or predict; returns the summary. torch is imported here, not before."""
+    """Train, evaluate, predict or export; returns the summary. torch is imported here, not before.
+
+    The command `summary` is `train --summary`; `as_json` is about how that is printed.
+    """
     typed = [key for key in typed if key.partition(".")[0] != "sweep"]
+    if command == "summary":
+        from dltrain.summary import summarize
+
+        summarize(config, typed=typed, resolve=resolve, origin=origin, as_json=as_json)
+        return {}
     if command == "train":
         from dltrain.run import train
 
@@ -104,6 +113,11 @@ def execute(
 
         result = evaluate_checkpoint(values, typed=typed, resolve=resolve)
         return {result["split"]: {key: value for key, value in result.items() if key in ("loss", "accuracy")}}
+    if command == "export":
+        from dltrain.export import export
+
+        export(values, typed=typed, resolve=resolve)
+        return {}
     from dltrain.prediction import predict
 
     predict(values, typed=typed, resolve=resolve)

@@ -57,7 +57,7 @@ def train(
         else:
             values = resolve(config)
         schema.require(schema.check(values, "train", origin))
-        run = _build(config, values, start, typed, load)
+        run = prepare(config, values, start, typed, load)
         signals = stack.enter_context(noted_signals())  # from here on there is something to save
         if start is None:
             folder = folder or folders.dated(name=run.settings.name)
@@ -82,7 +82,7 @@ def train(
     return summary | {"folder": str(folder)}
 
 
-def _build(
+def prepare(
     config: dict[str, Any], values: dict[str, Any], start: snapshot.Start | None, typed: Collection[str], load: Load
 ) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""

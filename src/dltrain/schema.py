@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
     "train": ("settings.py", "Train", {**dict.fromkeys(GROUPS), **SHARED}),
     "eval": ("settings.py", "Eval", {"data": ("settings.py", "EvalData"), **SHARED}),
     "predict": ("settings.py", "Predict", SHARED),
+    "export": ("settings.py", "Export", SHARED),
 }
 
 

@@ -102,6 +102,25 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Keys of an export outside the groups.
+
+    Args:
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file
+        format: `onnx`, a graph for other programs; `safetensors` or `state_dict`, the weights for init= and torch
+        output: file to write; null for model.onnx, model.safetensors or model.pth
+        normalize: take pictures as bytes and normalise them inside the ONNX graph
+        trust: packages of your own code that the checkpoint may name
+    """
+
+    ckpt: str
+    format: Literal["onnx", "safetensors", "state_dict"]
+    output: str | None
+    normalize: bool
+    trust: str | list[str]
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Keys of a sweep.
 

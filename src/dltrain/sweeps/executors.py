@@ -53,6 +53,7 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
         import dltrain.run
     else:
         import dltrain.evaluation
+        import dltrain.export
         import dltrain.prediction  # noqa: F401
     for group in schema.GROUPS:
         nodes = [config.get(group) for config in configs]

@@ -1,0 +1,67 @@
+"""What a report costs: a run's page at its end, as a share of a training on MNIST; a page of 500 runs, in a browser.
+
+    python benchmarks/report.py [--runs 5]
+
+DLTRAIN_DATA names the folder of the data. Chromium must be on the PATH for the second part.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+
+def train(folder: Path, *words: str) -> float:
+    """Seconds of a whole command."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "dltrain", "train", *words]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def cost(runs: int) -> None:
+    """The same training with and without a page, turn by turn; and what report.html takes by its own."""
+    words = ("model=lenet", "data=mnist", "epochs=2", "device.threads=1", "logger=none")
+    with tempfile.TemporaryDirectory() as name:
+        pairs = [[train(Path(name), *words, f"report={told}") for told in ("true", "false")] for _ in range(runs)]
+    more = [with_page - without for with_page, without in pairs]
+    print(f"MNIST, LeNet-5, 2 epochs, {runs} pairs: {statistics.median(it[1] for it in pairs):.1f} s without a page")
+    print(f"a page costs {statistics.median(more):.2f} s more (median; {min(more):.2f} to {max(more):.2f})")
+
+
+def opening(runs: int) -> None:
+    """Seconds until all of a page of 500 runs is drawn."""
+    from browser import chromium, opened
+    from dltrain.sweeps import pages
+    from dltrain.sweeps.table import Metric
+    from pages import write_set
+
+    with tempfile.TemporaryDirectory() as name, chromium() as browser:
+        path = Path(name) / "report.html"
+        members = write_set(Path(name), 500)
+        began = time.perf_counter()
+        pages.write(path, "500", members, pages.differing(members), Metric("val_accuracy", smaller_is_better=False))
+        print(f"500 runs: written in {time.perf_counter() - began:.2f} s, {path.stat().st_size / 1e6:.2f} MB")
+        seconds = []
+        for _ in range(runs):
+            began = time.perf_counter()
+            with opened(browser, path) as page:
+                drawn = time.perf_counter() - began
+                timing = json.loads(page.evaluate("JSON.stringify(performance.getEntriesByType('navigation')[0])"))
+            seconds.append((drawn, timing["domContentLoadedEventEnd"] / 1000))
+        drawn, ready = (statistics.median(it) for it in zip(*seconds, strict=True))
+        print(f"can be read after {ready:.2f} s, all figures drawn after {drawn:.2f} s (median of {runs})")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    opening(arguments.runs)
+    cost(arguments.runs)
