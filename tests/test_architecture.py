@@ -22,7 +22,7 @@ LAYERS = [
     {"prediction", "export", "summary"},
     {"evaluation", "run"},
     {"snapshot"},
-    {"build", "stored"},
+    {"analysis", "build", "confusion", "stored", "tta"},
     {
         "console",
         "report",

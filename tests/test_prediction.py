@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import generated
 from conftest import Command
@@ -149,3 +149,120 @@ def test_a_picture_of_any_name_is_a_row(dltrain: Command, run_folder: Path, name
     assert (result.code, result.err, "\x1b" in result.out) == (0, "", False)
     with Path("predictions.csv").open(newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 2
+
+
+def draw(path: Path, size: int, pen: int, place: tuple[float, float, float, float]) -> None:
+    """A 7 as people draw it: black pen on white paper; place is left, top, right, bottom as shares of the paper."""
+    picture = Image.new("L", (size, size), 255)
+    left, top, right, bottom = (size * share for share in place)
+    line = [(left, top), (right, top), (left + (right - left) * 0.4, bottom)]
+    ImageDraw.Draw(picture).line(line, fill=0, width=pen, joint="curve")
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path)
+
+
+def write_negatives(folder: Path, count: int) -> list[int]:
+    """Test digits, dark on light; returns their labels."""
+    folder.mkdir()
+    test = digits("test")
+    assert test is not None
+    for index in range(count):
+        Image.fromarray(255 - test.images[index, 0].numpy()).save(folder / f"{index:02}.png")
+    return test.targets[:count].tolist()
+
+
+def right(labels: list[int]) -> int:
+    return sum(row["class_1"] == str(label) for row, label in zip(read(), labels, strict=True))
+
+
+def test_the_negative_of_a_negative_is_predicted_as_the_picture(dltrain: Command, run_folder: Path) -> None:
+    write_negatives(Path("dark"), 5)
+    test = digits("test")
+    assert test is not None
+    Path("light").mkdir()
+    for index in range(5):
+        Image.fromarray(test.images[index, 0].numpy()).save(Path("light") / f"{index:02}.png")
+    dltrain("predict", f"ckpt={run_folder}", "input=dark", "invert=true", "center=false")
+    inverted = read()
+    dltrain("predict", f"ckpt={run_folder}", "input=light")
+    for one, other in zip(inverted, read(), strict=True):
+        assert {key: value for key, value in one.items() if key != "file"} == {
+            key: value for key, value in other.items() if key != "file"
+        }
+
+
+def test_auto_inverts_the_dark_on_light_ones_alone_and_tells_which(dltrain: Command, run_folder: Path) -> None:
+    labels = write_digits(Path("mixed"), 8)
+    labels += write_negatives(Path("negatives"), 8)
+    for path in Path("negatives").iterdir():
+        path.rename(Path("mixed") / f"x{path.name}")
+    dltrain("predict", f"ckpt={run_folder}", "input=mixed", "invert=auto", "center=false")
+    assert [row["inverted"] for row in read()] == ["False"] * 8 + ["True"] * 8
+    assert right(labels) >= 14
+
+
+def test_auto_is_refused_where_the_checkpoint_does_not_know(dltrain: Command) -> None:
+    folder = dltrain("train", "model=linear", "data.mean=[0.5]", "data.std=[0.5]", "epochs=1").folder
+    write_digits(Path("shots"), 1)
+    result = dltrain("predict", f"ckpt={folder}", "input=shots", "invert=auto")
+    assert (result.code, "is neither dark nor light. Set invert=true" in result.err) == (2, True)
+
+
+def test_json_alone_is_on_stdout_and_has_the_rows_of_the_file(dltrain: Command, run_folder: Path) -> None:
+    write_digits(Path("shots"), 2)
+    Path("shots/bad.png").write_bytes(b"no picture")
+    result = dltrain("predict", f"ckpt={run_folder}", "input=shots", "--json")
+    rows = json.loads(result.out)
+    assert result.code == 0
+    assert [{key: str(value) for key, value in row.items() if value != ""} for row in rows] == [
+        {key: value for key, value in row.items() if value} for row in read()
+    ]
+    assert "3 pictures, 1 damaged" in result.err
+
+
+def test_json_of_a_picture_of_any_name_is_a_document(dltrain: Command, run_folder: Path) -> None:
+    write_digits(Path("shots"), 1)
+    (Path("shots") / "00.png").rename(Path("shots") / "\x1b[2J\udcff.png")
+    result = dltrain("predict", f"ckpt={run_folder}", "input=shots", "--json")
+    assert "\x1b" not in result.out
+    assert json.loads(result.out)[0]["file"] == "shots/\x1b[2J\udcff.png"
+
+
+@pytest.fixture
+def lenet(dltrain: Command, real_data: Path) -> Path:
+    """LeNet-5 after 4,000 real digits."""
+    words = ("model=lenet", "data=mnist", f"data.root={real_data}", "data.limit=4000", "data.val=0", "epochs=4")
+    return dltrain("train", *words, "optim.lr=0.02").folder.absolute()
+
+
+def test_a_drawn_digit_is_predicted_right_by_a_network_trained_on_mnist(dltrain: Command, lenet: Path) -> None:
+    draw(Path("drawn/large.png"), 1000, 60, (0.3, 0.2, 0.7, 0.8))
+    draw(Path("drawn/small.png"), 28, 2, (0.3, 0.2, 0.7, 0.8))
+    draw(Path("drawn/thin.png"), 280, 5, (0.2, 0.1, 0.8, 0.9))
+    draw(Path("drawn/aside.png"), 400, 12, (0.05, 0.05, 0.25, 0.35))
+    for invert in ("true", "auto"):
+        assert dltrain("predict", f"ckpt={lenet}", "input=drawn", f"invert={invert}").code == 0
+        assert [row["class_1"] for row in read()] == ["7"] * 4
+    dltrain("predict", f"ckpt={lenet}", "input=drawn")
+    assert [row["class_1"] for row in read()] != ["7"] * 4
+
+
+def test_real_digits_dark_on_light_are_predicted_as_those_light_on_dark(
+    dltrain: Command, lenet: Path, real_data: Path
+) -> None:
+    from dltrain.data.mnist import mnist
+
+    test = mnist("test", root=str(real_data))
+    assert test is not None
+    Path("light").mkdir()
+    Path("dark").mkdir()
+    for index in range(200):
+        Image.fromarray(test.images[index, 0].numpy()).save(f"light/{index:03}.png")
+        Image.fromarray(255 - test.images[index, 0].numpy()).resize((300, 300)).save(f"dark/{index:03}.png")
+    labels = test.targets[:200].tolist()
+    found = []
+    for folder in ("light", "dark"):
+        dltrain("predict", f"ckpt={lenet}", f"input={folder}", "invert=auto")
+        found.append(right(labels))
+    assert found[0] >= 185
+    assert abs(found[0] - found[1]) <= 6

@@ -3,6 +3,7 @@
 torch is imported when a job starts, not before: help, lists, completion and mistakes answer at once.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -145,21 +146,33 @@ def _complete(argv: list[str]) -> int:
     return 0
 
 
-def _run(command: str, argv: list[str]) -> int:
-    """Run a subcommand: one job, or with -m a sweep."""
+def _run(command: str, argv: list[str], deliver: "Callable[[str], None] | None" = None) -> int:
+    """Run a subcommand: one job, or with -m a sweep; `deliver` gets what a job found as a JSON document."""
+    is_summary = command == "train" and "--summary" in argv
+    if "--json" in argv and (is_summary or command in ("eval", "predict")):
+        return _as_json(command, [word for word in argv if word != "--json"])
     of_sweep = [word for word in argv if word.lstrip("+").startswith("sweep.")]
-    sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
-    codes: list[int] = []
-    if command == "train" and "--summary" in argv:
-        if sweeps:
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in word for word in of_sweep):
+        if is_summary:
             raise ConfigError("--summary: is of one run. Leave out -m and sweep.resume")
-        as_json, argv = "--json" in argv, [word for word in argv if word not in ("--summary", "--json")]
-        code = _compose(command, argv, lambda composed: codes.append(_summary(composed, of_sweep, as_json=as_json)))
-        return codes[0] if codes else code
-    if sweeps:
+        if deliver is not None:
+            raise ConfigError("--json: a sweep prints no document; its results.csv has the figures. Leave one out")
         return _sweep(command, argv)
-    code = _compose(command, argv, lambda composed: codes.append(_job(command, composed, of_sweep)))
+    job = "summary" if is_summary else command
+    words = [word for word in argv if word != "--summary"] if is_summary else argv
+    codes: list[int] = []
+    code = _compose(command, words, lambda composed: codes.append(_job(job, composed, of_sweep, deliver)))
     return codes[0] if codes else code
+
+
+def _as_json(command: str, argv: list[str]) -> int:
+    """Run a job with one JSON document on stdout, and all else on stderr."""
+    documents: list[str] = []
+    with contextlib.redirect_stdout(sys.stderr):
+        code = _run(command, argv, documents.append)
+    for document in documents:
+        print(document)
+    return code
 
 
 def _compose(
@@ -187,36 +200,18 @@ def _sweep(command: str, argv: list[str]) -> int:
     return _compose(command, words, lambda _: None, lambda sweeping: sweep.run(request, sweeping))
 
 
-def _job(command: str, composed: "Composed", of_sweep: list[str]) -> int:
-    from dltrain import jobs
+def _job(
+    command: str, composed: "Composed", of_sweep: list[str], deliver: "Callable[[str], None] | None" = None
+) -> int:
+    from dltrain import composition, jobs
 
-    if error := _stray(command, composed, of_sweep):
-        return _tell(error)
+    if of_sweep:
+        of = "train" if command == "summary" else command
+        faults = schema.check(composition.resolve(composed.config), of, composed.origin)
+        lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
+        return _tell(ConfigError("\n".join(lines)))
     from dltrain.console import start_logging
 
     start_logging()
-    return jobs.attempt(command, composed.config, _tell, typed=composed.typed, origin=composed.origin).code
-
-
-def _summary(composed: "Composed", of_sweep: list[str], *, as_json: bool) -> int:
-    from dltrain import jobs
-
-    if error := _stray("train", composed, of_sweep):
-        return _tell(error)
-    if not as_json:  # whose output is read by a program; without a log of ours warnings go to stderr
-        from dltrain.console import start_logging
-
-        start_logging()
-    settings = {"typed": composed.typed, "origin": composed.origin, "as_json": as_json}
-    return jobs.attempt("summary", composed.config, _tell, **settings).code
-
-
-def _stray(command: str, composed: "Composed", of_sweep: list[str]) -> ConfigError | None:
-    """What is wrong where keys of a sweep are typed and there is none."""
-    from dltrain import composition
-
-    if not of_sweep:
-        return None
-    faults = schema.check(composition.resolve(composed.config), command, composed.origin)
-    lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
-    return ConfigError("\n".join(lines))
+    hooks = {} if deliver is None else {"deliver": deliver}
+    return jobs.attempt(command, composed.config, _tell, typed=composed.typed, origin=composed.origin, **hooks).code

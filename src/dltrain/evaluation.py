@@ -1,6 +1,7 @@
-"""`dltrain eval`: a checkpoint, alone, to its figures on a split."""
+"""`dltrain eval`: checkpoints, alone, to their figures on a split."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -10,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dltrain import build, checkpoint, console, records, runtime, schema, stored
+from dltrain import analysis, build, checkpoint, confusion, console, records, runtime, schema, stored, tta
 from dltrain.data import download
 from dltrain.data.batches import Statistics
 from dltrain.data.examples import Examples, read, train_and_val
-from dltrain.engine import Batches, evaluate
-from dltrain.engine import predict as outputs_of
-from dltrain.errors import ConfigError, InputError
+from dltrain.engine import evaluate
+from dltrain.errors import ConfigError, InputError, UserError
 from dltrain.step import Task
 
 log = logging.getLogger(__name__)
+
+SHOWN_CLASSES = 50
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,63 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     return Loaded(path, content, values, place, model.to(place.device))
 
 
-def evaluate_checkpoint(
-    config: dict[str, Any], *, typed: Collection[str] = (), resolve: Resolve = lambda config: config
+def evaluate_checkpoints(
+    config: dict[str, Any],
+    *,
+    typed: Collection[str] = (),
+    resolve: Resolve = lambda config: config,
+    deliver: Callable[[str], None] = lambda document: None,
 ) -> dict[str, Any]:
-    """Figures of a checkpoint on a split, printed, written to eval.json beside the checkpoint, and returned.
+    """Figures of a checkpoint on a split, printed, written beside the checkpoint, and returned.
 
-    Raises UserError, whose `exit_code` says of which kind.
+    Of several checkpoints (a list as `ckpt`) those of the best are returned, and one table ranks them; one that cannot
+    be evaluated is told, and the others are evaluated all the same. `deliver` gets all figures as a JSON document: a
+    list if `ckpt` is one, in its order, with `checkpoint` and `error` for those without figures.
+    Raises UserError, whose `exit_code` says of which kind: that of the first one that could not be evaluated.
     """
-    began = time.perf_counter()
     schema.require(schema.check(config, "eval"))
+    if isinstance(config["ckpt"], str):
+        result, _ = _evaluate(config, typed, resolve)
+        _show(result)
+        deliver(records.as_json(result))
+        return result
+    documents: list[dict[str, Any]] = []
+    ranked: list[tuple[tuple[float, ...], dict[str, Any]]] = []
+    faults: list[UserError] = []
+    for path in config["ckpt"]:
+        try:
+            result, score = _evaluate(config | {"ckpt": path}, typed, resolve)
+        except UserError as error:
+            faults.append(error)
+            documents.append({"checkpoint": path, "error": str(error)})
+            log.error("%s is left out: %s", path, error)
+            continue
+        documents.append(result)
+        ranked.append((score, result))
+    ranked.sort(key=lambda each: each[0], reverse=True)
+    if ranked:
+        rows = {result["checkpoint"]: _figures(result) for _, result in ranked}
+        console.show_figures(f"{config['split']}, best first", rows)
+    deliver(records.as_json(documents))
+    if faults:
+        told = UserError(
+            f"{len(faults)} of {len(documents)} checkpoints could not be evaluated; the first: {faults[0]}"
+        )
+        told.exit_code = faults[0].exit_code
+        raise told from faults[0]
+    return ranked[0][1]
+
+
+def _evaluate(
+    config: dict[str, Any], typed: Collection[str], resolve: Resolve
+) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """What is written of one checkpoint, and its task's score, greater being better."""
+    began = time.perf_counter()
     loaded = load(config, typed, resolve)
     task: Task = schema.bind("task", loaded.values["task"])()
+    is_classification = loaded.values["task"]["name"] == "classification"
+    if config["tta"] != "none" and not is_classification:
+        raise ConfigError(f"tta={config['tta']}: needs a classifier, {loaded.path} was trained with another task")
     with download.forbidden(stored.why_only_read(loaded.values, typed)):
         examples = examples_of(loaded, config["split"])
     if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
@@ -91,18 +139,34 @@ def evaluate_checkpoint(
     build.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
     batch_size = config["batch_size"] or loaded.values["batch_size"]
     batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
+    model = loaded.model if config["tta"] == "none" else tta.Averaged(loaded.model, config["tta"])
+    outputs: list[Tensor] = []  # as `evaluate` makes them, for one pass in all
+    if is_classification:
+        model.register_forward_hook(lambda module, inputs, output: outputs.append(output.float().cpu()))
     with runtime.enough_memory("Lower batch_size"):
-        figures: dict[str, Any] = dict(evaluate(loaded.model, batches, task, loaded.runtime))
-    console.show_figures(f"{loaded.path}", {config["split"]: figures})
-    result = {"checkpoint": str(loaded.path), "split": config["split"], "examples": len(examples.images), **figures}
-    if loaded.values["task"]["name"] == "classification":
-        result["classes"] = _per_class(loaded, batches, examples.targets)
-        console.show_figures("per class", result["classes"])
+        figures = evaluate(model, batches, task, loaded.runtime)
+    result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": config["split"], "tta": config["tta"]}
+    result |= {"examples": len(examples.images), **figures}
+    if is_classification:
+        of_classes = analysis.classified(torch.cat(outputs), examples.targets, known["classes"])
+        result |= {"classes": of_classes.pop("per_class"), **of_classes}
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
-    path = loaded.path.parent / "eval.json"
-    records.write_json(path, result | records.environment())
+    result |= records.environment()
+    path = loaded.path.parent / file_name(loaded.path, config["split"], config["tta"])
+    records.write_json(path, result)
     log.info("figures %s", path)
-    return result
+    score = tuple(value if math.isfinite(value) else -math.inf for value in task.score(figures))
+    return result, score
+
+
+def file_name(checkpoint: Path, split: str, views: str) -> str:
+    """Where figures are written, so that no evaluation takes the place of another.
+
+    eval.json is best.pt on the test set; others are eval-val.json, eval-test-flip.json, last-eval.json.
+    """
+    of = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
+    augmented = "" if views == "none" else f"-{views}"
+    return f"{of}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"
 
 
 def examples_of(loaded: Loaded, split: str) -> Examples:
@@ -120,19 +184,25 @@ def examples_of(loaded: Loaded, split: str) -> Examples:
     return examples
 
 
-def _per_class(loaded: Loaded, batches: Batches, targets: Tensor) -> dict[str, dict[str, float]]:
-    """Precision, recall and number of examples of each class."""
-    predicted = outputs_of(loaded.model, batches, loaded.runtime).argmax(dim=1)
-    classes = loaded.content["data"]["classes"]
-    pairs = torch.bincount(targets * len(classes) + predicted, minlength=len(classes) ** 2)
-    confusion = pairs.view(len(classes), len(classes)).double()  # (true, predicted)
-    hits, true, claimed = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
-    return {
-        name: {
-            # A class that is never predicted, or never there, has no share of anything: 0 by convention.
-            "precision": float(hits[index] / claimed[index].clamp(min=1)),
-            "recall": float(hits[index] / true[index].clamp(min=1)),
-            "examples": int(true[index]),
-        }
-        for index, name in enumerate(classes)
-    }
+def _figures(result: dict[str, Any]) -> dict[str, float]:
+    """What of a result is a column of a table."""
+    plain = {key: value for key, value in result.items() if key not in ("examples", "seconds")}
+    figures = {key: value for key, value in plain.items() if isinstance(value, int | float)}
+    return figures | ({"calibration_error": result["calibration"]["error"]} if "calibration" in result else {})
+
+
+def _show(result: dict[str, Any]) -> None:
+    views = "" if result["tta"] == "none" else f", tta={result['tta']}"
+    console.show_figures(f"{result['checkpoint']}{views}", {result["split"]: _figures(result)})
+    if "classes" not in result:
+        return
+    classes = result["classes"]
+    if "confusion" in result:
+        console.show_table(confusion.table(list(classes), result["confusion"]))
+    worst = sorted(classes, key=lambda name: classes[name]["f1"])[:SHOWN_CLASSES]
+    if len(classes) > SHOWN_CLASSES:
+        console.show_figures(
+            f"per class, the {SHOWN_CLASSES} of the lowest f1", {name: classes[name] for name in worst}
+        )
+    else:
+        console.show_figures("per class", classes)

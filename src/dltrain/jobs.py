@@ -89,17 +89,17 @@ def execute(
     folder: Path | None = None,
     watch: "Callable[[Record], str] | None" = None,
     load: "Callable[[dict[str, Any], int], Data] | None" = None,
-    as_json: bool = False,
+    deliver: Callable[[str], None] = lambda document: None,
 ) -> dict[str, Any]:
     """Train, evaluate, predict or export; returns the summary. torch is imported here, not before.
 
-    The command `summary` is `train --summary`; `as_json` is about how that is printed.
+    The command `summary` is `train --summary`. `deliver` gets what was found as a JSON document.
     """
     typed = [key for key in typed if key.partition(".")[0] != "sweep"]
     if command == "summary":
         from dltrain.summary import summarize
 
-        summarize(config, typed=typed, resolve=resolve, origin=origin, as_json=as_json)
+        summarize(config, typed=typed, resolve=resolve, origin=origin, deliver=deliver)
         return {}
     if command == "train":
         from dltrain.run import train
@@ -109,9 +109,9 @@ def execute(
     values = resolve(config)
     schema.require(schema.check(values, command, origin))
     if command == "eval":
-        from dltrain.evaluation import evaluate_checkpoint
+        from dltrain.evaluation import evaluate_checkpoints
 
-        result = evaluate_checkpoint(values, typed=typed, resolve=resolve)
+        result = evaluate_checkpoints(values, typed=typed, resolve=resolve, deliver=deliver)
         return {result["split"]: {key: value for key, value in result.items() if key in ("loss", "accuracy")}}
     if command == "export":
         from dltrain.export import export
@@ -120,7 +120,7 @@ def execute(
         return {}
     from dltrain.prediction import predict
 
-    predict(values, typed=typed, resolve=resolve)
+    predict(values, typed=typed, resolve=resolve, deliver=deliver)
     return {}
 
 

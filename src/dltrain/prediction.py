@@ -3,16 +3,17 @@
 import csv
 import glob
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from dltrain import build, console, schema
-from dltrain.data import pictures
+from dltrain import build, console, records, schema
+from dltrain.data import drawings, pictures
 from dltrain.data.examples import Examples
 from dltrain.engine import predict as outputs_of
 from dltrain.errors import ConfigError, InputError, OutputError, printable
@@ -23,13 +24,22 @@ from dltrain.runtime import enough_memory
 log = logging.getLogger(__name__)
 
 SHOWN_ROWS = 40
+Prepare = Callable[[Image.Image], tuple[Image.Image, dict[str, bool]]]
 
 
 def predict(
-    config: dict[str, Any], *, typed: Collection[str] = (), resolve: Resolve = lambda config: config
+    config: dict[str, Any],
+    *,
+    typed: Collection[str] = (),
+    resolve: Resolve = lambda config: config,
+    deliver: Callable[[str], None] = lambda document: None,
 ) -> list[dict[str, Any]]:
     """The likeliest classes of each picture, printed, written as CSV, and returned; a damaged picture is a row as well.
 
+    `invert` is for drawings as people make them, dark on light and anywhere on the paper, given to a network such as
+    MNIST's. With `auto` a picture whose edge is light is inverted where the mean of the training's pictures, which the
+    checkpoint knows, is below 1/3, one whose edge is dark where it is above 2/3; its row tells it as `inverted`.
+    `deliver` gets the rows as a JSON document.
     Raises UserError, whose `exit_code` says of which kind.
     """
     schema.require(schema.check(config, "predict"))
@@ -41,13 +51,25 @@ def predict(
     task, shape = schema.bind("task", loaded.values["task"])(), loaded.content["data"]["input_shape"]
     build.check_fit(loaded.model, loaded.values["model"], task, torch.zeros(1, dtype=torch.int64), shape, len(classes))
     top_k = min(config["top_k"], len(classes))
+    auto = config["invert"] == "auto"
+    knows_dark = auto and drawings.knows_dark(loaded.statistics[0])
+
+    def prepared(picture: Image.Image) -> tuple[Image.Image, dict[str, bool]]:
+        """A picture as the network knows them, and what its row is to tell of that."""
+        invert = drawings.is_dark(picture) != knows_dark if auto else config["invert"]
+        picture = drawings.inverted(picture) if invert else picture
+        center = invert if config["center"] is None else config["center"]
+        picture = drawings.centered(picture, (shape[1], shape[2])) if center else picture
+        return picture, {"inverted": invert} if auto else {}
+
     rows = []
     with pictures.quiet():
         for start in range(0, len(paths), config["batch_size"]):
             with enough_memory("Lower batch_size"):
-                rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], classes, top_k)
+                rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], prepared, top_k)
     _write(Path(config["output"]), rows, top_k)
     _show(rows, top_k)
+    deliver(records.as_json(rows))
     damaged = sum(bool(row["error"]) for row in rows)
     log.info("%d pictures, %d damaged: %s", len(rows), damaged, config["output"])
     if damaged == len(rows):
@@ -70,20 +92,23 @@ def find(text: str) -> list[Path]:
     return found
 
 
-def _predict_batch(loaded: Loaded, paths: list[Path], classes: list[str], top_k: int) -> list[dict[str, Any]]:
+def _predict_batch(loaded: Loaded, paths: list[Path], prepared: Prepare, top_k: int) -> list[dict[str, Any]]:
+    classes = loaded.content["data"]["classes"]
     channels, height, width = loaded.content["data"]["input_shape"]
     fit = loaded.values["data"].get("fit", "resize")
     decoded: list[Tensor] = []
     errors: dict[Path, str] = {}
+    told: dict[Path, dict[str, bool]] = {}
     for path in paths:
         try:
-            decoded.append(pictures.decode(path, channels=channels, size=(height, width), fit=fit))
+            picture, told[path] = prepared(pictures.read(path, channels=channels))
+            decoded.append(pictures.fitted(picture, size=(height, width), fit=fit))
         except ValueError as error:
             errors[path] = str(error)
     shares: Iterator[Tensor] = iter(_shares(loaded, decoded) if decoded else [])
     rows = []
     for path in paths:
-        row: dict[str, Any] = {"file": str(path), "error": errors.get(path, "")}
+        row: dict[str, Any] = {"file": str(path), "error": errors.get(path, ""), **told.get(path, {})}
         if path not in errors:
             best = next(shares).topk(top_k)
             for rank, (share, index) in enumerate(zip(best.values, best.indices, strict=True), start=1):
@@ -103,7 +128,8 @@ def _write(path: Path, rows: list[dict[str, Any]], top_k: int) -> None:
     ranks = [name for rank in range(1, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
     try:
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, ["file", *ranks, "error"])
+            also = ["inverted"] if any("inverted" in row for row in rows) else []
+            writer = csv.DictWriter(file, ["file", *ranks, *also, "error"])
             writer.writeheader()
             writer.writerows(rows)
     except (OSError, ValueError) as error:  # the latter for a zero byte in its name

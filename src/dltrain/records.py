@@ -104,7 +104,12 @@ class Metrics:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    durable.replace(path, (json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n").encode())
+    durable.replace(path, (as_json(content) + "\n").encode())
+
+
+def as_json(content: Any) -> str:
+    """A tree of plain values as a JSON document."""
+    return json.dumps(_without_nan(content), indent=2, allow_nan=False)
 
 
 def _without_nan(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Interval
+from annotated_types import Interval, Len
 
 from dltrain.hints import Matches
 
@@ -57,14 +57,16 @@ class Eval:
     """Keys of an evaluation outside the groups.
 
     Args:
-        ckpt: a run folder (its best.pt is taken) or a checkpoint file
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file; several as [A,B] are ranked
         split: which examples to evaluate
+        tta: test-time augmentation: mean probabilities over mirror images, shifts by one pixel, or both
         batch_size: examples at a time; null takes that of the training
         trust: packages of your own code that the checkpoint may name
     """
 
-    ckpt: str
+    ckpt: str | Annotated[list[str], Len(1)]
     split: Literal["train", "val", "test"]
+    tta: Literal["none", "flip", "shift", "flip_shift"]
     batch_size: Positive | None
     trust: str | list[str]
 
@@ -87,6 +89,8 @@ class Predict:
     Args:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file
         input: a picture, a folder of pictures, or a pattern such as 'shots/*.png'
+        invert: take the negative, as of black on white for a network of white on black; `auto` goes by the edge
+        center: scale and move what is drawn to where MNIST's digits are; null: in pictures that are inverted
         top_k: how many classes to show for each picture
         batch_size: pictures at a time
         output: CSV file to write
@@ -95,6 +99,8 @@ class Predict:
 
     ckpt: str
     input: str
+    invert: bool | Literal["auto"]
+    center: bool | None
     top_k: Positive
     batch_size: Positive
     output: str

@@ -46,11 +46,11 @@ def summarize(
     typed: Collection[str] = (),
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
     origin: schema.Origin = lambda key: "",
-    as_json: bool = False,
+    deliver: Callable[[str], None] = lambda document: None,
 ) -> dict[str, Any]:
     """Check a config as a run would, print the layers of its network and what they add up to, and return that.
 
-    Of the data only the training set is read. Nothing is trained and nothing is written.
+    `deliver` gets it as a JSON document. Of the data only the training set is read; nothing is trained or written.
     Raises UserError, whose `exit_code` says of which kind.
     """
     values = resolve({key: value for key, value in config.items() if key != "sweep"})
@@ -72,10 +72,8 @@ def summarize(
         "bytes": sum(each.nbytes for each in tensors),
         "flops": sum(layer.flops for layer in found),
     }
-    if as_json:
-        print(json.dumps(summary, indent=2))
-    else:
-        _show(found, summary)
+    _show(found, summary)
+    deliver(json.dumps(summary, indent=2))
     return summary
 
 

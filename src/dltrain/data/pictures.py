@@ -43,9 +43,13 @@ def find(folder: Path) -> list[Path]:
 
 
 def decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor:
-    """A picture as uint8 (C, H, W): turned upright, its first frame, on white where it is transparent.
+    """A picture file as uint8 (C, H, W): `read`, which raises ValueError, then `fitted`."""
+    return fitted(read(path, channels=channels), size=size, fit=fit)
 
-    `fit` is `resize` (the sides may be squeezed) or `crop` (scaled to cover `size`, then cut out of the middle).
+
+def read(path: Path, *, channels: int) -> Image.Image:
+    """A picture in L or RGB: turned upright, its first frame, on white where it is transparent.
+
     Raises ValueError with a short reason for a file that is no picture or is damaged.
     """
     try:
@@ -54,18 +58,25 @@ def decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Ten
             if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{opened.width}x{opened.height} pixels, at most {Image.MAX_IMAGE_PIXELS} are read")
             upright = ImageOps.exif_transpose(opened)
-            picture = _flatten(upright, "RGB" if channels == 3 else "L")
+            return _flatten(upright, "RGB" if channels == 3 else "L")
     except UnidentifiedImageError:
         raise ValueError("no picture, or damaged at its beginning") from None
     except Exception as error:  # decoders raise nearly anything on damaged input
         raise ValueError((" ".join(str(error).split()) or type(error).__name__)[:120]) from None
+
+
+def fitted(picture: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
+    """A picture in L or RGB as uint8 (C, H, W).
+
+    `fit` is `resize` (the sides may be squeezed) or `crop` (scaled to cover `size`, then cut out of the middle).
+    """
     width_height = size[1], size[0]
     if fit == "crop":
         picture = ImageOps.fit(picture, width_height, Image.Resampling.BILINEAR)
     else:
         picture = picture.resize(width_height, Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(numpy.array(picture))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def _flatten(picture: Image.Image, mode: str) -> Image.Image:

@@ -50,7 +50,8 @@ class Attention(nn.Module):
             raise ValueError(f"model.heads must divide model.width={width}. Received {heads}")
         kernel = (patch, patch) if tokens == "patches" else (1, columns)
         self.embed = nn.Conv2d(channels, width, kernel, stride=kernel)
-        count = (rows // kernel[0]) * (columns // kernel[1])
+        self.grid = rows // kernel[0], columns // kernel[1]
+        count = self.grid[0] * self.grid[1]
         # As large as the tokens, as nn.Embedding begins: at the customary 0.02 a small net learns places late.
         self.positions = nn.Parameter(torch.randn(1, count, width))
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(depth)))
@@ -59,10 +60,19 @@ class Attention(nn.Module):
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        x = self._tokens(images)
+        return self.classifier((self._weights(x) * x).sum(dim=1))  # (B, K)
+
+    def attention_map(self, images: Tensor) -> Tensor:
+        """Weights of the pooling (B, h, w) that add up to 1, for the h x w patches or the h x 1 rows of a picture."""
+        return self._weights(self._tokens(images)).view(-1, *self.grid)
+
+    def _tokens(self, images: Tensor) -> Tensor:
         x = self.embed(images).flatten(2).transpose(1, 2) + self.positions  # (B, C, H, W) -> (B, T, width)
-        x = self.norm(self.blocks(x))
-        weights = self.score(x).softmax(dim=1)  # (B, T, 1), over the tokens
-        return self.classifier((weights * x).sum(dim=1))  # (B, K)
+        return self.norm(self.blocks(x))
+
+    def _weights(self, x: Tensor) -> Tensor:
+        return self.score(x).softmax(dim=1)  # (B, T, 1), over the tokens
 
 
 class Block(nn.Module):

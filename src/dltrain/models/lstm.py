@@ -56,13 +56,24 @@ class LSTM(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        rows = images.transpose(1, 2).flatten(2)  # (B, C, H, W) -> (B, H, C*W)
-        states, _ = self.recurrent(rows)  # (B, H, features)
+        states = self._states(images)
         if self.score is not None:
-            weights = self.score(states).softmax(dim=1)  # (B, H, 1), over the rows
-            pooled = (weights * states).sum(dim=1)  # (B, features)
+            pooled = (_weights(self.score, states) * states).sum(dim=1)  # (B, features)
         else:
             # A direction's last state is the one after its last row: the upward one ends at row 0.
             downward, upward = states[:, -1, : self.hidden], states[:, 0, self.hidden :]
             pooled = torch.cat([downward, upward], dim=1)  # (B, features); upward is empty in one direction
         return self.classifier(pooled)
+
+    def attention_map(self, images: Tensor) -> Tensor | None:
+        """Weights of the rows (B, H, 1) that add up to 1; None where the pooling is not attention."""
+        return None if self.score is None else _weights(self.score, self._states(images))
+
+    def _states(self, images: Tensor) -> Tensor:
+        rows = images.transpose(1, 2).flatten(2)  # (B, C, H, W) -> (B, H, C*W)
+        states, _ = self.recurrent(rows)
+        return states  # (B, H, features)
+
+
+def _weights(score: nn.Module, states: Tensor) -> Tensor:
+    return score(states).softmax(dim=1)  # (B, H, 1), over the rows
