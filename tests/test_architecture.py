@@ -14,10 +14,12 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.r
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"listing", "completion", "diagnosis", "inspection"},
+    {"listing", "completion", "diagnosis", "inspection", "manual", "explanation", "preview"},
     {"sweeps"},
     {"jobs"},
     {"composition"},
+    {"editor_schema"},
+    {"origins", "catalogue"},
     {"guard"},
     {"prediction", "export", "summary"},
     {"evaluation", "run"},
@@ -42,7 +44,7 @@ LAYERS = [
     {"runtime", "tasks"},
     {"folders", "durable", "archive", "form", "schema", "settings"},
     {"signatures"},
-    {"hints", "pickled"},
+    {"hints", "pickled", "usage", "terminal", "sparkline"},
     {"errors", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -75,7 +77,7 @@ def test_imports_go_down_only(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_hydra_is_imported_where_configs_are_composed_alone(module: Path) -> None:
     used = {name.split(".")[0] for name in imports(module)}
-    if module.parts[0] not in ("composition", "guard", "diagnosis", "sweeps"):
+    if module.parts[0] not in ("composition", "guard", "diagnosis", "preview", "sweeps"):
         assert not used & {"hydra", "omegaconf"}
 
 
@@ -98,6 +100,14 @@ def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
         "listing",
         "inspection",
         "completion",
+        "manual",
+        "explanation",
+        "preview",
+        "editor_schema",
+        "origins",
+        "catalogue",
+        "usage",
+        "terminal",
         "folders",
         "durable",
         "archive",

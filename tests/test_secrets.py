@@ -54,7 +54,10 @@ ROUTES: dict[str, tuple[int, tuple[str, ...]]] = {
     "an unknown key": (2, ("train", *QUICK[1:], "model.secret=${oc.env:MY_KEY}")),
     "a name": (0, ("train", *MNIST[1:], "name=mine")),
     "help": (0, ("train", "--help")),
+    "a key that is explained": (0, ("train", *MNIST[1:], "--explain", "data.root")),
+    "help with a reference": (0, ("train", *MNIST[1:], "--help")),
     "list": (0, ("list",)),
+    "a schema": (0, ("list", "--schema")),
 }
 
 

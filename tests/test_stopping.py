@@ -11,7 +11,7 @@ import pytest
 
 from dltrain import cli, jobs
 from dltrain.errors import ConfigError
-from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
+from dltrain.stopping import SIGNALS, Stop, every, noted_signals, raised_signals, reason_to_stop
 
 NOTHING: dict[str, Any] = {
     "signals": [],
@@ -154,6 +154,43 @@ def test_another_thread_notes_nothing_and_changes_no_handler(outer: list[int]) -
     assert found == [[], before]
 
 
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """What a terminal that is closed does is not done to the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up")
+def test_a_second_hang_up_is_no_impatience_and_ctrl_c_still_is(outer: list[int]) -> None:
+    with noted_signals() as noted:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (noted, outer) == ([signal.SIGHUP], [signal.SIGINT])
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("hang_up")
+def test_a_hang_up_before_there_is_anything_to_save_stops_once() -> None:
+    with raised_signals():
+        with pytest.raises(Stop) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert (str(stop.value), stop.value.exit_code) == ("stopped by SIGHUP", 129)
+
+
+@pytest.mark.usefixtures("hang_up")
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with raised_signals(), noted_signals() as noted:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert noted == []
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("place", ["_run", "execute"])
 def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(

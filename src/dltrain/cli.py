@@ -4,12 +4,13 @@ torch is imported when a job starts, not before: help, lists, completion and mis
 """
 
 import contextlib
+import io
 import os
 import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from dltrain import __version__, schema
+from dltrain import __version__, schema, terminal, usage
 from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable, refused_by_system
 from dltrain.stopping import Stop, raised_signals, stop_behind
 
@@ -18,25 +19,8 @@ if TYPE_CHECKING:
 
     from dltrain.composition import Composed, Sweeping
 
-USAGE = f"""dltrain {__version__}: trains networks from configuration files
-
-  dltrain train                                         train on the embedded digits
-  dltrain train model=mlp data=mnist optim.lr=0.01      choose options and keys
-  dltrain train --summary model=cnn                     layers, shapes, parameters, FLOPs; trains nothing
-  dltrain train -m model=mlp,lenet 'seed=range(3)'      a sweep: every combination
-  dltrain train sweep.resume=last                       continue a sweep
-  dltrain train resume=outputs/DATE/TIME                continue a run
-  dltrain eval ckpt=outputs/DATE/TIME                   figures of a run's best checkpoint
-  dltrain predict ckpt=outputs/DATE/TIME input=a.png    classes of pictures
-  dltrain export ckpt=outputs/DATE/TIME format=onnx     a file for other programs, verified; or safetensors
-  dltrain report outputs/sweeps/DATE/TIME               runs and sweeps side by side
-  dltrain inspect outputs/DATE/TIME                     what is inside a checkpoint, without running any of it
-  dltrain list                                          every option with one line
-
-  dltrain train --help                                  groups, keys and values of a subcommand
-  eval "$(dltrain -sc install=bash)"                    completion (zsh alike; fish: install=fish | source)
-"""
-COMMANDS = (*schema.COMMANDS, "report", "inspect", "list")
+COMMANDS = tuple(usage.COMMANDS)
+HELP = {"-h", "--help"}
 
 
 def console() -> None:
@@ -46,8 +30,11 @@ def console() -> None:
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # that is a reader, such as `head`, who has seen enough
+        # A reader, such as `head`, who has seen enough; or a terminal that was closed: nobody is there to be told.
+        unread = isinstance(error, BrokenPipeError) or terminal.is_gone(sys.stdout.fileno())
+        terminal.silence(sys.stdout.fileno())
+        terminal.let_go()
+        if not unread:
             code = _tell(OutputError(f"standard output: could not be written ({error.strerror})"))
     sys.exit(code)
 
@@ -69,8 +56,11 @@ def main(argv: list[str]) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
+    if command in COMMANDS and HELP & set(rest):
+        return _help(command, [word for word in rest if word not in HELP])
     if command in schema.COMMANDS:
-        return _run(command, rest)
+        explained, words = usage.explained(rest)
+        return _explain(command, words, explained) if explained else _run(command, words)
     if command in ("-sc", "--shell-completion"):
         return _complete(argv)
     if command == "list":
@@ -79,8 +69,10 @@ def _dispatch(argv: list[str]) -> int:
         return _inspect(rest)
     if command == "report":
         return _report(rest)
-    if command in ("-h", "--help", "help"):
-        print(USAGE, end="")
+    if command in (*HELP, "help"):
+        from dltrain import manual
+
+        print(manual.overview())
     elif command == "--version":
         print(__version__)
     else:
@@ -104,13 +96,39 @@ def _tell_stopped(stop: KeyboardInterrupt) -> int:
     return stop.exit_code if isinstance(stop, Stop) else 130
 
 
+def _help(command: str, words: list[str]) -> int:
+    from dltrain import manual
+
+    print(manual.page(command, _preview(command, words) if command in schema.COMMANDS else None))
+    return 0
+
+
+def _explain(command: str, words: list[str], keys: list[str]) -> int:
+    from dltrain import explanation
+
+    composed = _preview(command, words)
+    told = [list(explanation.lines(command, composed, key)) for key in keys]
+    print("\n\n".join("\n".join(map(printable, lines)) for lines in told))
+    return 0
+
+
+def _preview(command: str, words: list[str]) -> "Composed":
+    """What a command line composes. Raises ConfigError with all its faults."""
+    from dltrain import composition, preview
+
+    try:
+        return preview.preview(command, words)
+    except composition.REFUSED as error:
+        from dltrain import diagnosis
+
+        raise diagnosis.explain(command, words, error) from error
+
+
 def _list(arguments: list[str]) -> int:
     from dltrain import listing
     from dltrain.composition import config_folder
 
-    if arguments:
-        raise ConfigError(f"list takes no arguments. Received {' '.join(arguments)}")
-    print("\n".join(listing.lines(config_folder())))
+    print(listing.text(arguments, config_folder()))
     return 0
 
 
@@ -130,9 +148,11 @@ def _report(arguments: list[str]) -> int:
 
 
 def _complete(argv: list[str]) -> int:
-    from dltrain import completion, composition
+    from dltrain import completion
 
     def hydra(command: str, arguments: list[str]) -> int:
+        from dltrain import composition
+
         try:
             return composition.run(command, arguments, lambda _: None)
         except composition.REFUSED:  # a half-typed line need not compose
@@ -140,8 +160,12 @@ def _complete(argv: list[str]) -> int:
 
     shell = next((word.partition("=")[2] for word in argv if word.startswith("query=")), None)
     if shell is None:  # install or uninstall
-        return hydra("train", argv)
-    words = completion.candidates(os.environ.get("COMP_LINE", ""), shell, COMMANDS, hydra)
+        script = io.StringIO()
+        with contextlib.redirect_stdout(script):
+            code = hydra("train", argv)
+        print(completion.in_order(script.getvalue()), end="")
+        return code
+    words = completion.candidates(os.environ.get("COMP_LINE", ""), shell, hydra)
     print(("\n" if shell == "fish" else " ").join(words))
     return 0
 

@@ -1,23 +1,41 @@
-"""Shell completion: what Hydra offers, with subcommands in front and the values of keys behind."""
+"""Shell completion: what Hydra offers, subcommands in front, the values of keys, and runs where one is asked for."""
 
 import contextlib
 import io
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
-from dltrain import hints, schema, signatures
+from dltrain import hints, schema, signatures, usage
+from dltrain.folders import newest_first
+
+MOST_FOLDERS = 20  # as many as a person looks through
+WEIGHTS = (".pt", ".pth")
+# Shells split words at blanks and colons, and read more into the other signs; Hydra takes a comma for a sweep.
+PLAIN = r"[\w./~=+@%-]+"
 
 
-def candidates(line: str, shell: str, commands: Sequence[str], hydra: Callable[[str, list[str]], int]) -> list[str]:
+def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) -> list[str]:
     """Words that may follow a command line; `hydra` runs a subcommand with arguments and prints Hydra's own answer."""
     _, *words = line.split() or [""]
     current = words.pop() if words and not line.endswith(" ") else ""
     if not words:
-        return [command for command in commands if command.startswith(current)]
+        return sorted(command for command in usage.COMMANDS if command.startswith(current))
     command = words[0]
-    if command not in schema.COMMANDS:
+    if command not in usage.COMMANDS:
         return []
+    if current.startswith("-"):
+        flags = ["--help", *(flag.split()[0] for flag, _ in usage.COMMANDS[command].flags)]
+        return sorted(flag for flag in flags if flag.startswith(current))
+    if command not in schema.COMMANDS:
+        return folders(command, "", current) if command in FOLDERS else []
+    key, equals, path = current.lstrip("+").partition("=")
+    if equals and key in FOLDERS and (key in _own_keys(command) or key.startswith("sweep.")):
+        return folders(key, f"{key}=", path)
+    if words[-1] == "--explain":
+        return [word for word in _keys(command) if word.startswith(current)]
     flags = [f"--config-dir={folder}" for folder in _config_folders(words)]
     output = io.StringIO()
     os.environ["COMP_LINE"] = " ".join(["dltrain", *words[1:], current])
@@ -26,6 +44,59 @@ def candidates(line: str, shell: str, commands: Sequence[str], hydra: Callable[[
     own = schema.COMMANDS[command][2]
     offered = [word for word in output.getvalue().split() if _belongs(word.lstrip("+~"), own)]
     return sorted({*offered, *values(command, current)})
+
+
+def in_order(script: str) -> str:
+    """Hydra's script for a shell, which in bash then leaves the words in their order; an old bash cannot, and sorts."""
+    ordered = re.search(r"complete (-o nospace .*hydra_bash_completion .*)", script)
+    return f"{script}complete -o nosort {ordered[1]} 2>/dev/null || true\n" if ordered else script
+
+
+def folders(what: str, prefix: str, partial: str) -> list[str]:
+    """Runs, sweeps or files that a key or a subcommand takes, the newest first; else what lies in a folder typed."""
+    found = (path for path in FOLDERS[what]() if path.startswith(partial))
+    shown = [prefix + path for path in itertools.islice(found, MOST_FOLDERS) if re.fullmatch(PLAIN, path)]
+    return shown or [prefix + path for path in _inside(partial) if re.fullmatch(PLAIN, path)]
+
+
+def _runs(*files: str) -> Iterator[str]:
+    """Runs that have one of these files."""
+    return (
+        str(run)
+        for run in newest_first(Path("outputs"))
+        if any((run / "checkpoints" / file).is_file() for file in files)
+    )
+
+
+def _sweeps() -> Iterator[str]:
+    return (str(sweep) for sweep in newest_first(Path("outputs", "sweeps")) if (sweep / "sweep.json").is_file())
+
+
+def _all() -> Iterator[str]:
+    """Runs and sweeps together."""
+    return map(str, newest_first(Path("outputs"), Path("outputs", "sweeps")))
+
+
+# What is offered behind a key or a subcommand.
+FOLDERS: dict[str, Callable[[], Iterable[str]]] = {
+    "ckpt": lambda: _runs("best.pt"),
+    "resume": lambda: _runs("last.pt"),
+    "init": lambda: (f"{run}/checkpoints/best.pt" for run in _runs("best.pt")),
+    "sweep.resume": lambda: itertools.chain(["last"] if any(_sweeps()) else [], _sweeps()),
+    "inspect": lambda: _runs("best.pt"),
+    "report": _all,
+}
+
+
+def _inside(partial: str) -> list[str]:
+    """Folders and checkpoints whose path begins as it is typed."""
+    typed, _, name = partial.rpartition("/")
+    folder = Path(partial[: len(partial) - len(name)] or ".").expanduser()
+    with contextlib.suppress(OSError, RuntimeError):
+        own = sorted(path for path in folder.iterdir() if path.name.startswith(name) and (name or path.name[0] != "."))
+        ends = [(path.name, "/" if path.is_dir() else "") for path in own if path.is_dir() or path.suffix in WEIGHTS]
+        return [f"{typed}{'/' * ('/' in partial)}{each}{end}" for each, end in ends[:MOST_FOLDERS]]
+    return []
 
 
 def _belongs(word: str, nodes: dict[str, tuple[str, str] | None]) -> bool:
@@ -62,3 +133,20 @@ def values(command: str, word: str) -> list[str]:
         places = [signatures.builtin(*place)] if place else [schema.signature(node, it) for it in schema.names(node)]
     rules = [place.keys[last] for place in places if place and last in place.keys]
     return [f"{key}={choice}" for rule in rules for choice in hints.choices(rule.hint) if choice.startswith(partial)]
+
+
+def _own_keys(command: str) -> dict[str, signatures.Key]:
+    """Keys of a subcommand outside the groups."""
+    found = signatures.builtin(*schema.COMMANDS[command][:2])
+    return found.keys if found else {}
+
+
+def _keys(command: str) -> list[str]:
+    """What --explain can be asked for: keys of a subcommand and of all options, and groups."""
+    found = {*_own_keys(command), *schema.COMMANDS[command][2]}
+    for node, place in schema.COMMANDS[command][2].items():
+        options = (
+            [signatures.builtin(*place)] if place else [schema.signature(node, name) for name in schema.names(node)]
+        )
+        found |= {f"{node}.{key}" for option in options if option for key in option.keys}
+    return sorted(found)

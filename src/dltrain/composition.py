@@ -24,6 +24,7 @@ from dltrain import schema
 from dltrain.errors import ConfigError
 from dltrain.folders import expanded
 from dltrain.guard import Refused, guarded, read_yaml, refuse_bomb
+from dltrain.origins import Origins
 
 VERSION_BASE = "1.3"
 MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last
@@ -41,7 +42,7 @@ class Composed:
     config: dict[str, Any]
     overrides: list[str]
     typed: list[str]  # dotted keys
-    origin: schema.Origin
+    origin: Origins
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def run(
     flags = [word.partition("=")[0] for word in argv]
     if any(len(flag) > 2 and "--experimental-rerun".startswith(flag) for flag in flags):
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
-    implied = _choices_of_resumed(argv)
+    if "--hydra-help" in argv:  # Hydra tells it of a config of its own, in which no word has a place
+        argv = ["--hydra-help"]
+    implied = choices_of_resumed(argv)
     task = Task(job, sweep, implied)
     try:
         with _arguments(_with_swept_groups(readable([*implied, *argv]))), guarded(sweeps=sweep is not None):
@@ -95,7 +98,7 @@ def run(
 def readable(argv: list[str]) -> list[str]:
     """Arguments as Hydra can read them: flags with their values first, overrides in one piece, quoted where needed."""
     flags, overrides = split(argv)
-    return flags + [_quoted(f"+{word}" if word.startswith("experiment=") else word) for word in overrides]
+    return flags + [quoted(f"+{word}" if word.startswith("experiment=") else word) for word in overrides]
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -111,7 +114,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return [word for word in flags if word], overrides
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
     key, equals, value = word.partition("=")
     if not equals:
@@ -189,7 +192,7 @@ def named(config: dict[Any, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _choices_of_resumed(argv: list[str]) -> list[str]:
+def choices_of_resumed(argv: list[str]) -> list[str]:
     """The options of a run that is to be resumed, where none is typed: so that its own keys can be typed.
 
     Only names of options are taken from the run's folder; the config that counts is the one in its checkpoint.
@@ -221,28 +224,5 @@ def composed(config: DictConfig, own: Any, implied: list[str]) -> Composed:
     chosen = {str(group): str(option) for group, option in own.runtime.choices.items()}
     name = str(own.job.config_name)
     overrides = [it.input_line or "" for it in parsed if it.key_or_group.partition(".")[0] != "sweep"]
-    return Composed(named(plain), overrides, typed, lambda key: _origin(key, typed, sources, chosen, name))
-
-
-def _origin(key: str, typed: list[str], sources: list[Path], chosen: dict[str, str], command: str) -> str:
-    """The command line, or the YAML file that has the last word on a key: experiments come after groups."""
-    parents = [key.rsplit(".", count)[0] for count in range(key.count(".") + 1)]
-    if any(parent in typed and parent not in chosen for parent in parents):
-        return "the command line"
-    group, _, last = key.partition(".")
-    places = [(f"experiment/{chosen.get('experiment')}.yaml", key), (f"{group}/{chosen.get(group)}.yaml", last)]
-    for name, path in [*places, (f"{command}.yaml", key)]:
-        for source in sources:
-            file = source / name
-            with contextlib.suppress(Refused):
-                if path and file.is_file() and has(read_yaml(file), path):
-                    return str(file)
-    return ""
-
-
-def has(node: Any, path: str) -> bool:
-    for key in path.split("."):
-        if not isinstance(node, dict) or key not in node:
-            return False
-        node = node[key]
-    return True
+    groups = [word.partition("=")[0] for word in implied]
+    return Composed(named(plain), overrides, typed, Origins(name, typed, groups, sources, chosen))

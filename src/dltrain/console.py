@@ -1,6 +1,7 @@
 """What a person sees of a run: a live line on a terminal, plain lines elsewhere. Writes no files."""
 
 import contextlib
+import datetime
 import io
 import logging
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
+from rich.text import Text
 
+from dltrain import terminal
 from dltrain.errors import clean, printable
+from dltrain.sparkline import FEWEST, Sparkline
 
 if TYPE_CHECKING:
     from dltrain.engine import Record
@@ -25,10 +29,24 @@ REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
 MOST_LINES = 50
 CONSOLE = "dltrain console"  # name of the handler, so that there is only one
+PARTS = "parts"  # of a log record: its line in pieces with ranks, for a narrow terminal
 
 
 class _Lines(logging.StreamHandler[TextIO]):
     """Plain lines; where nobody can read them any more the run goes on, and train.log has them all."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _Drawn(RichHandler):
+    """Lines on a terminal; of one that is too wide and comes in parts, those that have room."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        parts = getattr(record, PARTS, None)
+        return terminal.fitted(parts, self.console.width) if parts and len(line) > self.console.width else line
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -42,62 +60,102 @@ def start_logging() -> None:
     logger.propagate = False  # the root logger belongs to the program that imports dltrain
     for old in [handler for handler in logger.handlers if handler.name == CONSOLE]:
         logger.removeHandler(old)
-    console = Console()
     handler: logging.Handler = _Lines(sys.stdout)
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False, markup=False)
+    if terminal.is_lively(sys.stdout):
+        handler = _Drawn(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
     handler.set_name(CONSOLE)
     handler.addFilter(clean)
     logger.addHandler(handler)
 
 
 class Display:
-    """Progress of one run: epoch, step, loss, accuracy, examples per second and the time left."""
+    """Progress of one run: epoch, step, figures, the curve of the loss, the best so far and the time left."""
 
     def __init__(self, epochs: int, steps: int, first_step: int) -> None:
-        self.epochs, self.steps = epochs, steps
+        self.epochs, self.steps, self.first_step = epochs, steps, first_step
         self.figures: dict[str, dict[str, float]] = {}  # split to its latest
-        self.drawn = self.line_at = time.perf_counter()
+        self.losses = Sparkline()
+        self.began = self.drawn = self.line_at = time.perf_counter()
         handlers = logging.getLogger("dltrain").handlers
-        console = next((handler.console for handler in handlers if isinstance(handler, RichHandler)), None)
-        self.progress: Progress | None = None
+        console = next((handler.console for handler in handlers if isinstance(handler, _Drawn)), None)
+        self.live: Live | None = None
         if console is not None:
-            self.progress = Progress(
-                BarColumn(10, table_column=Column(min_width=10)),
-                TimeRemainingColumn(table_column=Column(min_width=7)),
-                TextColumn("{task.description}"),
-                console=console,
-                transient=True,
-                auto_refresh=False,
-            )
-            self.bar = self.progress.add_task("", total=epochs * steps, completed=first_step)
-            self.progress.start()
+            self.live = Live(Text("starts"), console=console, transient=True, auto_refresh=False)
+            with contextlib.suppress(OSError):  # a terminal that was closed; train.log has all
+                self.live.start()
 
-    def show(self, records: "list[Record]", step: int) -> None:
-        """Show where the run is, and the figures of records where there are some."""
-        self.figures |= {record.split: record.values for record in records}
+    def show(self, records: "list[Record]", step: int, best: Mapping[str, Any]) -> None:
+        """Show where the run is, and the figures of records where there are some; `best` is the best record so far."""
+        for record in records:
+            self.figures[record.split] = record.values
+            if record.split == "train":
+                self.losses.add(record.values["loss"])
         if records and self._is_worth_a_line(records[-1]):
             epoch = records[-1].epoch
             place = f"{epoch:>{len(str(self.epochs))}.0f}" if epoch.is_integer() else f"{epoch:.2f}"
-            shown = ", ".join(f"{record.split} {_told(record.values)}" for record in records)
-            log.info("epoch %s/%d step %d: %s", place, self.epochs, step, shown)
+            told = [f"{record.split} {_told(record.values)}" for record in records]
+            if shown := _best(best):
+                told.append(f"best {shown[0]} in epoch {shown[1]}")
+            parts = [(0, f"epoch {place}/{self.epochs}"), (8, f"step {step}")]
+            parts += _parts({record.split: record.values for record in records}, best)
+            log.info("epoch %s/%d step %d: %s", place, self.epochs, step, ", ".join(told), extra={PARTS: parts})
             self.line_at = time.perf_counter()
-        if self.progress is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
+        if self.live is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
             self.drawn = time.perf_counter()
-            place = f"epoch {min(step // self.steps + 1, self.epochs)}/{self.epochs} step {step}"
-            shown = ", ".join(f"{split} {_told(values)}" for split, values in self.figures.items())
-            self.progress.update(self.bar, completed=step, description=f"{place}: {shown}", refresh=True)
+            # One column is left free: some terminals go to the next line when the last one is written.
+            line = terminal.fitted(self._line(step, best), self.live.console.width - 1)
+            with contextlib.suppress(OSError):
+                self.live.update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
 
     def close(self) -> None:
         """Take the live line away."""
-        if self.progress is not None:
-            self.progress.stop()
+        if self.live is not None:
+            with contextlib.suppress(OSError):
+                self.live.stop()
+
+    def _line(self, step: int, best: Mapping[str, Any]) -> list[tuple[int, str]]:
+        """The parts of the live line."""
+        assert self.live is not None
+        total, done = self.epochs * self.steps, step - self.first_step
+        seconds = (self.drawn - self.began) / max(1, done) * (total - step)
+        drawable = self.live.console.encoding.startswith("utf")
+        return [
+            (7, f"{100 * step // total:3} %"),
+            (5, f"{datetime.timedelta(seconds=round(seconds))} left" if done else "-:--:-- left"),
+            (0, f"epoch {min(step // self.steps + 1, self.epochs)}/{self.epochs}"),
+            (8, f"step {step}"),
+            (3, f"{self.losses!s:{2 * FEWEST - 1}}" if drawable else ""),  # of one width, so that nothing jumps
+            *_parts(self.figures, best),
+        ]
 
     def _is_worth_a_line(self, record: "Record") -> bool:
         """Ends of epochs, fifty at the most in a run; without a terminal also a sign of life every few seconds."""
         if record.epoch.is_integer():
             return record.epoch == self.epochs or record.epoch % -(-self.epochs // MOST_LINES) == 0
-        return self.progress is None and time.perf_counter() - self.line_at > PLAIN_SECONDS
+        return self.live is None and time.perf_counter() - self.line_at > PLAIN_SECONDS
+
+
+def _best(best: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The figure by which weights are the best so far, and the epoch; None without a validation set."""
+    if best.get("split") != "val":
+        return None
+    name = "accuracy" if "accuracy" in best else "loss"
+    return f"val {name} {figure(best[name])}", f"{best['epoch']:g}"
+
+
+def _parts(figures: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Figures one by one, with ranks by which they are left out where there is no room."""
+    parts = []
+    for split, values in figures.items():
+        for key, value in values.items():
+            if key == "examples_per_second":
+                parts.append((9, f"{value:,.0f}/s"))
+            elif key != "lr":
+                name = f"{split} {key}".removeprefix("train loss") or "loss"
+                rank = {"loss": 1, "val accuracy": 4, "val loss": 6}.get(name, 10)
+                parts.append((rank, f"{name} {figure(value)}"))
+    shown = _best(best)
+    return [*parts, (2, f"best {shown[0].rpartition(' ')[2]} at {shown[1]}" if shown else "")]
 
 
 def _told(values: Mapping[str, float]) -> str:
@@ -139,11 +197,11 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
 
 def show_table(table: Table) -> None:
     """Print a table, as wide as it needs where there is no terminal to fit into."""
-    console = Console(markup=False)  # brackets in a path or a class's name are no colours
-    if console.is_terminal:
-        console.print(table)
-        return
-    text = io.StringIO()
-    Console(file=text, width=200, markup=False).print(table)
     with contextlib.suppress(OSError):  # as with lines
+        if terminal.is_lively(sys.stdout):
+            Console(markup=False).print(table)  # brackets in a path or a class's name are no colours
+            return
+        text = io.StringIO()
+        columns = terminal.width() if sys.stdout.isatty() else 200
+        Console(file=text, width=columns, markup=False, force_terminal=False).print(table)
         print(text.getvalue(), end="")

@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
-from dltrain.composition import REFUSED, VERSION_BASE, config_folder, has, named, readable
+from dltrain.composition import REFUSED, VERSION_BASE, config_folder, named, readable
 from dltrain.errors import ConfigError
 from dltrain.guard import Refused, guarded
+from dltrain.origins import has
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:

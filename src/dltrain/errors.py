@@ -5,7 +5,7 @@ UserError (1)
  ├─ InputError (66)      an input is missing or damaged
  ├─ DeviceError (69)     the device is not available
  ├─ OutputError (74)     a file could not be written
- └─ Interrupted (130, 143)  stopped by a signal, after saving
+ └─ Interrupted (129, 130, 143)  stopped by a signal, after saving
 """
 
 import logging

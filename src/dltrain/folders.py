@@ -43,6 +43,16 @@ def dated(kind: str = "", name: str | None = None) -> Path:
     return new_folder(Path("outputs", kind, time.strftime("%Y-%m-%d", now)), time.strftime("%H-%M-%S", now) + label)
 
 
+def newest_first(*bases: Path) -> list[Path]:
+    """The folders base/<date>/<time> that `dated` made, by their names."""
+
+    def numbers(path: Path) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", "/".join(path.parts[-2:]))]
+
+    found = [path for base in bases for path in base.glob("[0-9]*/*") if path.is_dir()]
+    return sorted(found, key=numbers, reverse=True)
+
+
 def safe_name(text: str) -> str:
     """A text as part of a file name: it cannot leave its folder and is not too long."""
     kept = re.sub(r"[^\w.,=+-]+", "_", text).strip("._")

@@ -82,6 +82,8 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
             raise
         except (LookupError, TypeError, AttributeError, AssertionError, RecursionError, OSError) as error:
             raise Refused(f"Hydra cannot use this: {type(error).__name__}: {str(error)[:200]}") from error
+        if named.get("config_name") is None and not named.get("overrides"):
+            return config  # Hydra's own, for --hydra-help: nothing was asked of it
         if foreign := list(_foreign(OmegaConf.to_container(config.hydra, resolve=False), sweeps)):
             refuse(*foreign)
         return config

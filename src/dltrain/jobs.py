@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain import schema
 from dltrain.composition import resolve
 from dltrain.errors import Interrupted, UserError, cleaned, refused_by_system
-from dltrain.stopping import Stop, stop_behind
+from dltrain.stopping import SIGNALS, Stop, stop_behind
 
 if TYPE_CHECKING:
     from dltrain.build import Data
@@ -36,7 +36,7 @@ class Outcome:
     @property
     def interrupted(self) -> bool:
         """Whether a signal ended it, after saving."""
-        return self.code in (130, 143)
+        return self.code in SIGNALS.values()
 
 
 def attempt(

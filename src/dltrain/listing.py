@@ -1,27 +1,53 @@
-"""`dltrain list`: every option of every group with one line each, read from the sources and the YAML files."""
+"""`dltrain list`: every option of every group, read from the sources and the YAML files."""
 
+import json
 from pathlib import Path
+from typing import Any
 
-from dltrain import schema
+from dltrain import catalogue, editor_schema
+from dltrain.errors import ConfigError
+from dltrain.guard import read_yaml
+from dltrain.hints import describe
 
-GROUPS = ("model", "data", "optim", "schedule", "task", "device", "experiment")
+
+def text(arguments: list[str], configs: Path) -> str:
+    """What `dltrain list` prints with these arguments. Raises ConfigError for one it does not know."""
+    if not arguments:
+        return "\n".join(lines(configs))
+    if arguments not in (["--json"], ["--schema"]):
+        raise ConfigError(f"list takes no arguments but --json or --schema. Received {' '.join(arguments)}")
+    content = as_json(configs) if arguments == ["--json"] else editor_schema.schema_of_configs(configs)
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def lines(configs: Path) -> list[str]:
     """The list, aligned, a heading for each group."""
     found = []
-    for group in GROUPS:
-        options = {path.stem: path for path in sorted((configs / group).glob("*.yaml"))}
+    for group in catalogue.GROUPS:
+        options = catalogue.options(group, [configs])
         found.append(f"{group}:")
         width = max((len(name) for name in options), default=0)
-        found += [f"  {name:<{width}}  {_summary(group, name, path)}" for name, path in options.items()]
+        found += [f"  {name:<{width}}  {catalogue.summary(group, name, path)}" for name, path in options.items()]
     return found
 
 
-def _summary(group: str, name: str, path: Path) -> str:
-    """First line of the docstring behind an option, else the comment its file begins with."""
-    if group in schema.GROUPS and (option := schema.signature(group, name)):
-        return option.summary
-    first = path.read_text(encoding="utf-8").splitlines()
-    comments = [line.lstrip("# ") for line in first if line.startswith("# ") and "@package" not in line]
-    return comments[0] if comments else ""
+def as_json(configs: Path) -> dict[str, Any]:
+    """Groups to their options; of each its line, its keys and the YAML file with their defaults."""
+    return {
+        group: {
+            name: {"summary": catalogue.summary(group, name, path), "keys": _keys(group, name, path)}
+            for name, path in catalogue.options(group, [configs]).items()
+        }
+        for group in catalogue.GROUPS
+    }
+
+
+def _keys(group: str, name: str, path: Path) -> dict[str, Any]:
+    signature = catalogue.of_option(group, name)
+    defaults = read_yaml(path)
+    return {
+        key: {"type": describe(rule.hint), "meaning": rule.meaning}
+        | ({"default": defaults[key]} if key in defaults and defaults[key] != catalogue.REQUIRED else {})
+        for key, rule in (signature.keys if signature else {}).items()
+        if key != "name"
+    }

@@ -186,7 +186,7 @@ def _loop(
                     progress.note(record, run.task, state.model)
                     since = state.step, generator_states()
                     status = watch(record) or status
-                display.show(chunk, state.step)
+                display.show(chunk, state.step, progress.best)
                 if status := reason(time.perf_counter() - began) or status:
                     break
                 if save_is_due(state.step):

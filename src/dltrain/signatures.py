@@ -57,12 +57,16 @@ class Signature:
 
 
 @functools.cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse((PACKAGE / source).read_text(encoding="utf-8"))
+
+
+@functools.cache
 def builtin(source: str, name: str) -> Signature | None:
     """Signature of the public function or class called `name`, in any case, in a source file of this package."""
-    path = PACKAGE / source
-    if not path.is_file():
+    if not (PACKAGE / source).is_file():
         return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parsed(source)
     aliases = {
         target.id: node.value
         for node in tree.body
@@ -78,7 +82,7 @@ def builtin(source: str, name: str) -> Signature | None:
 
 def public_names(source: str) -> list[str]:
     """Public functions and classes defined in a source file, in lower case."""
-    tree = ast.parse((PACKAGE / source).read_text(encoding="utf-8"))
+    tree = _parsed(source)
     definitions = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
     return [node.name.lower() for node in definitions if not node.name.startswith("_")]
 

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from dltrain import terminal
+
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 # Exit codes; SIGUSR1 is what a scheduler such as SLURM sends before it takes the machine away, as others send SIGTERM.
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+# SIGHUP comes when the terminal of a run is closed.
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 129}
 
 
 class Stop(KeyboardInterrupt):
@@ -28,6 +31,16 @@ def stop_behind(error: BaseException | None) -> Stop | None:
     return error
 
 
+def _outlive_terminal(number: int) -> None:
+    """After SIGHUP: print nowhere if the terminal is gone, and take no notice of a second one.
+
+    A shell that ends sends one to its jobs, the system then another; neither is a person who is out of patience.
+    """
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)
+        terminal.let_go()
+
+
 @contextlib.contextmanager
 def _handled_by(handler: Callable[[int, object], None]) -> Iterator[Callable[[], None]]:
     """Let a function handle the signals until the block ends, or until what it gives is called."""
@@ -40,8 +53,10 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[Callable[[],
             signal.signal(number, old)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] == signal.SIG_IGN:  # by nohup: the run is to outlive its terminal
+        del before[signal.SIGHUP]
     try:
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, handler)
         yield restore
     finally:
@@ -53,6 +68,7 @@ def raised_signals() -> Iterator[None]:
     """Let signals raise Stop, so that what a start has begun is cleaned up."""
 
     def stop(number: int, _: object) -> None:
+        _outlive_terminal(number)
         raise Stop(number)
 
     with _handled_by(stop):
@@ -67,6 +83,7 @@ def noted_signals() -> Iterator[list[int]]:
     def note(number: int, _: object) -> None:
         noted.append(number)
         restore()
+        _outlive_terminal(number)
 
     with _handled_by(note) as restore:
         yield noted

@@ -1,7 +1,6 @@
 """sweep.json: the words a sweep was started with, so that it can go on without typing them again."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +55,10 @@ def _is_of_start(word: str) -> bool:
 
 def _found(text: str) -> Path:
     if text == "last":
-        sweeps = [path for path in Path("outputs", "sweeps").glob("*/*") if path.is_dir()]
+        sweeps = folders.newest_first(Path("outputs", "sweeps"))
         if not sweeps:
             raise InputError("sweep.resume=last: there is no sweep in outputs/sweeps. Give its folder")
-        return max(sweeps, key=lambda path: [int(part) for part in re.findall(r"\d+", "/".join(path.parts[-2:]))])
+        return sweeps[0]
     folder = folders.expanded(text)
     if not folder.is_dir():
         raise InputError(f"sweep.resume={text}: no such folder")

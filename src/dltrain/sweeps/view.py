@@ -1,6 +1,7 @@
 """What a person sees of a sweep: a live view on a terminal, plain lines elsewhere."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dltrain import terminal
 from dltrain.console import figure
 from dltrain.errors import printable
 from dltrain.jobs import Outcome
@@ -36,7 +38,8 @@ class View:
     def __post_init__(self) -> None:
         self.console = Console(markup=False, highlight=False)
         self.began = self.drawn = time.monotonic()
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        drawn = terminal.is_lively(sys.stdout)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True) if drawn else None
         if self.live is not None:
             self.live.start()
 

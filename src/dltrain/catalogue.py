@@ -1,0 +1,70 @@
+"""All that can be configured: options of groups and keys with their rules, out of signatures and YAML files."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dltrain import schema, signatures
+from dltrain.signatures import Signature
+
+GROUPS = ("model", "data", "optim", "schedule", "task", "device", "experiment")
+REQUIRED = "???"  # Hydra's word for a value that must be set
+
+
+def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
+    """Options of a group and the file of each; of two with one name that in the first folder."""
+    files = [path for folder in reversed(list(folders)) for path in (folder / group).glob("*.yaml")]
+    return dict(sorted((path.stem, path) for path in files))
+
+
+def summary(group: str, name: str, path: Path) -> str:
+    """First line of the docstring behind an option, else the comment its file begins with."""
+    if group in schema.GROUPS and (option := schema.signature(group, name)):
+        return option.summary
+    first = path.read_text(encoding="utf-8").splitlines()
+    for_machines = ("@package", "yaml-language-server:")
+    comments = [
+        line.lstrip("# ") for line in first if line.startswith("# ") and not any(it in line for it in for_machines)
+    ]
+    return comments[0] if comments else ""
+
+
+def of_option(group: str, name: str) -> Signature | None:
+    """The signature of an option; None for `custom` and an experiment, whose keys are not known here."""
+    if place := schema.SHARED.get(group):
+        return signatures.builtin(*place)
+    return schema.signature(group, name) if group in schema.GROUPS else None
+
+
+def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
+    """The node of each group of a config, and "" for the command's own keys, to the signature that they obey.
+
+    Raises ConfigError for a user's own code that cannot be imported.
+    """
+    source, name, places = schema.COMMANDS[command]
+    found = {"": signatures.builtin(source, name)}
+    for node, place in places.items():
+        chosen = config.get(node, {}).get("name") if isinstance(config.get(node), dict) else None
+        if place is not None:
+            found[node] = signatures.builtin(*place)
+        elif isinstance(chosen, str) and chosen != REQUIRED:
+            found[node] = schema.signature(node, chosen)
+    return {node: signature for node, signature in found.items() if signature is not None}
+
+
+def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Key]:
+    """Every key of a config, written with dots, and its rule."""
+    return {
+        f"{node}.{key}" if node else key: rule
+        for node, signature in nodes(command, config).items()
+        for key, rule in signature.keys.items()
+    }
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed: null, true, [64, 32]."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,56 @@
+"""`--explain KEY`: the value a key has on a command line, where it comes from, what it may be and what it means."""
+
+from collections.abc import Iterator
+
+from dltrain import catalogue, schema
+from dltrain.composition import Composed
+from dltrain.errors import ConfigError
+from dltrain.hints import describe
+from dltrain.origins import at, has
+from dltrain.signatures import Key
+
+
+def lines(command: str, composed: Composed, key: str) -> Iterator[str]:
+    """A key explained, or a group and all its keys. Raises ConfigError for one that is not there."""
+    nodes = catalogue.nodes(command, composed.config)
+    group = key.removesuffix(".name") if key.removesuffix(".name") in schema.GROUPS else key
+    rules = catalogue.keys(command, composed.config)
+    if group in composed.origin.chosen and group in composed.config:
+        yield from _group(group, composed)
+        for each in nodes[group].keys if group in nodes else ():
+            yield ""
+            yield from _key(f"{group}.{each}", composed, rules)
+    elif key in rules:
+        yield from _key(key, composed, rules)
+    elif key in nodes and key:
+        for each in nodes[key].keys:
+            yield from _key(f"{key}.{each}", composed, rules)
+    else:
+        known = [*rules, *(node for node in nodes if node), *composed.origin.chosen]
+        raise ConfigError(f"{key}: no such key{schema.suggest(key, known)}")
+
+
+def _group(group: str, composed: Composed) -> Iterator[str]:
+    origin = composed.origin
+    files = catalogue.options(group, origin.sources)
+    chosen = origin.chosen[group]
+    yield f"{group}={chosen}"
+    if chosen in files and (summary := catalogue.summary(group, chosen, files[chosen])):
+        yield f"  means    {summary}"
+    yield f"  is       one of {', '.join(files)}"
+    yield f"  from     {origin.of_choice(group)}"
+
+
+def _key(key: str, composed: Composed, rules: dict[str, Key]) -> Iterator[str]:
+    rule, default = rules[key], composed.origin.default(key)
+    given = has(composed.config, key) and at(composed.config, key) != catalogue.REQUIRED
+    yield f"{key}={catalogue.shown(at(composed.config, key))}" if given else f"{key} is required"
+    if rule.meaning:
+        yield f"  means    {rule.meaning}"
+    yield f"  is       {describe(rule.hint)}"
+    if given:
+        yield f"  from     {composed.origin(key)}"
+    if default is not None and default[0] != catalogue.REQUIRED:
+        yield f"  default  {catalogue.shown(default[0])} ({default[1]})"
+    if composed.config.get("resume") is not None and key not in composed.typed:
+        yield "  resume   keeps the value that the run has, whatever stands here"
