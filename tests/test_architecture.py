@@ -24,7 +24,7 @@ LAYERS = [
     {"prediction", "export", "summary"},
     {"evaluation", "run"},
     {"snapshot"},
-    {"analysis", "build", "confusion", "stored", "tta"},
+    {"analysis", "build", "confusion", "stored", "trackers", "tta"},
     {
         "console",
         "report",
@@ -113,6 +113,8 @@ def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
         "archive",
         "pickled",
         "stopping",
+        "trackers/tracked",
+        "trackers/lines",
     ],
 )
 def test_what_answers_without_torch_does_not_import_it_at_the_top(module: str) -> None:

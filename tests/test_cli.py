@@ -81,7 +81,7 @@ def test_no_arguments_show_the_help(dltrain: Command) -> None:
 def test_list_shows_every_option_with_its_line(dltrain: Command) -> None:
     result = dltrain("list")
     configs = Path(__file__).parents[1] / "configs"
-    for group in ("model", "data", "optim", "schedule", "task", "device", "experiment"):
+    for group in ("model", "data", "optim", "schedule", "task", "device", "logger", "experiment"):
         for path in (configs / group).glob("*.yaml"):
             line = next(line for line in result.out.splitlines() if line.split()[:1] == [path.stem])
             assert len(line.split()) > 2, f"{group}={path.stem} has no description"

@@ -68,7 +68,7 @@ def lines(draw: st.DrawFn) -> list[str]:
         return draw(st.integers(1, number)) == number
 
     command = draw(st.sampled_from(["train"] * 6 + ["eval", "predict", "export"]))
-    groups = draw(st.lists(st.sampled_from(GROUPS if command == "train" else GROUPS[5:6]), unique=True, max_size=3))
+    groups = draw(st.lists(st.sampled_from(GROUPS if command == "train" else ["device"]), unique=True, max_size=3))
     chosen = tuple(f"{group}={draw(st.sampled_from(options(group)))}" for group in groups)
     known = keys(command, tuple(word for word in chosen if not word.startswith("experiment")))
     words = list(chosen)
@@ -130,7 +130,9 @@ def reads_back(line: list[str], config: dict[str, Any]) -> None:
         records.write_config(path, config)
         assert equal(yaml.safe_load(path.read_text(encoding="utf-8")), config)
         if line[0] == "train":
-            chosen = [f"{group}={config[group]['name']}" for group in (*schema.GROUPS, "device")]
+            chosen = [f"{group}={config[group]['name']}" for group in (*schema.GROUPS, "device") if group != "logger"]
+            chosen.append(f"logger=[{','.join(config['logger'])}]" if config.get("logger") else "logger=none")
+            chosen[-1:] = chosen[-1:] if "logger" in config else ["~logger"]
             path.write_text("# @package _global_\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
             code, _, err, found = main(["train", "--config-dir", folder, "experiment=again", *chosen])
             assert (code, err) == (0, "")

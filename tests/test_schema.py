@@ -39,7 +39,8 @@ def faults(config: dict[str, Any], origin: schema.Origin = lambda key: "") -> li
 
 def written(group: str, name: str) -> dict[str, Any]:
     """What stands in an option's YAML file."""
-    return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+    node = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+    return {"name": name, **node[name]} if schema.GROUPS[group].several else node
 
 
 @pytest.mark.parametrize(("group", "option"), [option for option in OPTIONS if option[1] not in ("custom", "folder")])
@@ -83,7 +84,7 @@ def test_defaults_stand_in_yaml_alone(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("group", schema.GROUPS)
 def test_every_built_in_option_has_a_yaml_file_of_its_name(group: str) -> None:
-    files = {path.stem for path in (CONFIGS / group).glob("*.yaml")} - {"custom"}
+    files = {path.stem for path in (CONFIGS / group).glob("*.yaml")} - {"custom", "none"}
     assert files == set(schema.names(group))
     assert all(written(group, name)["name"] == name for name in files)
 

@@ -90,7 +90,8 @@ def counted(config: dict[str, Any], command: str) -> Iterator[tuple[str, tuple[s
     source, name, nodes = schema.COMMANDS[command]
     own = {"": signatures.builtin(source, name)}
     own |= {f"{node}.": signatures.builtin(*place) for node, place in nodes.items() if place}
-    built_in = [node for node, place in nodes.items() if not place and config[node]["name"] != "???"]
+    one = [node for node, place in nodes.items() if not place and not schema.GROUPS[node].several]
+    built_in = [node for node in one if config[node]["name"] != "???"]
     own |= {f"{node}.": schema.signature(node, config[node]["name"]) for node in built_in}
     for prefix, signature in own.items():
         for key, rule in signature.keys.items() if signature else ():

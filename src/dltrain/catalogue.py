@@ -7,7 +7,7 @@ from typing import Any
 from dltrain import schema, signatures
 from dltrain.signatures import Signature
 
-GROUPS = ("model", "data", "optim", "schedule", "task", "device", "experiment")
+GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger", "experiment")
 REQUIRED = "???"  # Hydra's word for a value that must be set
 
 
@@ -44,9 +44,13 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
     source, name, places = schema.COMMANDS[command]
     found = {"": signatures.builtin(source, name)}
     for node, place in places.items():
-        chosen = config.get(node, {}).get("name") if isinstance(config.get(node), dict) else None
+        own: Any = config.get(node)
+        own = own if isinstance(own, dict) else {}
+        chosen = own.get("name")
         if place is not None:
             found[node] = signatures.builtin(*place)
+        elif schema.GROUPS[node].several:
+            found |= {f"{node}.{option}": schema.signature(node, option) for option in own}
         elif isinstance(chosen, str) and chosen != REQUIRED:
             found[node] = schema.signature(node, chosen)
     return {node: signature for node, signature in found.items() if signature is not None}

@@ -202,10 +202,10 @@ def choices_of_resumed(argv: list[str]) -> list[str]:
         return []
     folder = expanded(path.strip("'\""))
     for candidate in (folder, *folder.parents[:2]):
-        with contextlib.suppress(Refused, AttributeError):
+        with contextlib.suppress(Refused, AttributeError, TypeError):
             own = read_yaml(candidate / ".hydra" / "config.yaml")
-            chosen = {group: own.get(group, {}).get("name") for group in schema.GROUPS if group not in typed}
-            return [f"{group}={name}" for group, name in chosen.items() if name in schema.names(group)]
+            chosen = {group: schema.chosen(group, own.get(group, {})) for group in schema.GROUPS if group not in typed}
+            return [f"{group}={words}" for group, words in chosen.items() if words]
     return []
 
 

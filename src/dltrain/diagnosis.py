@@ -59,7 +59,9 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
             wrong = [value for value in _values(override) if value not in names] if names else []
             faults += [schema.Fault(group, f"={it}: no such option{schema.suggest(str(it), names)}") for it in wrong]
             if names and not wrong and not override.is_delete():
-                words.append(f"{'+' * override.is_add()}{group}={_values(override)[0]}")
+                several = isinstance(override.value(), list)
+                option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
+                words.append(f"{'+' * override.is_add()}{group}={option}")
         composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
     known = known_keys(named(composed), command) if isinstance(composed, dict) else []
     for word in unreadable:

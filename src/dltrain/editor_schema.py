@@ -49,6 +49,9 @@ def schema_of_configs(configs: Path) -> dict[str, Any]:
             assert fixed is not None
             properties[group] = _object(fixed.keys, defaults[0]) | {"additionalProperties": False}
             continue
+        if checks.GROUPS[group].several:
+            properties[group] = _several(group, dict(zip(options, defaults, strict=True)))
+            continue
         definitions[group] = _any_option(group, definitions)
         properties[group] = {"$ref": f"#/$defs/{group}"}
         for option, path in options.items():
@@ -135,6 +138,18 @@ def _any_option(group: str, definitions: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _several(group: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A node that holds a node for each of several options."""
+    signatures = {option: catalogue.of_option(group, option) for option in defaults}
+    nodes = {
+        option: _object(signature.keys, defaults[option].get(option, {}))
+        | {"description": signature.summary, "additionalProperties": False}
+        for option, signature in signatures.items()
+        if signature is not None
+    }
+    return {"type": "object", "properties": nodes, "additionalProperties": False}
+
+
 def _if_chosen(group: str, option: str) -> dict[str, Any]:
     """The keys of an option, where it is named in the defaults list or in the node itself."""
     word = f"override /{group}"
@@ -154,7 +169,10 @@ def _if_chosen(group: str, option: str) -> dict[str, Any]:
 def _defaults_list(configs: Path, groups: list[str]) -> dict[str, Any]:
     """Hydra's defaults list: the options an experiment chooses."""
     word = r"^(optional )?(override )?/?"
-    options = {group: {"enum": list(catalogue.options(group, [configs]))} for group in groups}
+    options: dict[str, Any] = {group: {"enum": list(catalogue.options(group, [configs]))} for group in groups}
+    for group in groups:
+        if group in checks.GROUPS and checks.GROUPS[group].several:
+            options[group] = {"anyOf": [options[group], {"type": "array", "items": options[group]}]}
     return {
         "type": "array",
         "description": "the options that are chosen, such as `- override /model: mlp`",

@@ -50,7 +50,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     """
     path = checkpoint.find(Path(config["ckpt"]), "best.pt")
     content = checkpoint.load(path)
-    own = content["config"]
+    own = {key: value for key, value in content["config"].items() if key != "logger"}
     values = resolve(own)
     stored.refuse_untrusted(values, config["trust"])  # what its references lead to, not how they are written
     if faults := schema.check(values, "train"):

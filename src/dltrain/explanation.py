@@ -17,9 +17,9 @@ def lines(command: str, composed: Composed, key: str) -> Iterator[str]:
     rules = catalogue.keys(command, composed.config)
     if group in composed.origin.chosen and group in composed.config:
         yield from _group(group, composed)
-        for each in nodes[group].keys if group in nodes else ():
+        for each in (rule for rule in rules if rule.startswith(f"{group}.")):
             yield ""
-            yield from _key(f"{group}.{each}", composed, rules)
+            yield from _key(each, composed, rules)
     elif key in rules:
         yield from _key(key, composed, rules)
     elif key in nodes and key:

@@ -57,6 +57,7 @@ class Origins:
         places = [
             (f"experiment/{self.chosen.get('experiment')}.yaml", key),
             (f"{group}/{self.chosen.get(group)}.yaml", last),
+            (f"{group}/{last.partition('.')[0]}.yaml", last),  # one of several options of a group
         ]
         for name, path in [*places, (f"{self.command}.yaml", key)]:
             for file, values in self._found(name):

@@ -78,15 +78,17 @@ class Metrics:
         self.file.truncate(min(position, path.stat().st_size))
         self.file.seek(0, os.SEEK_END)
 
-    def write(self, record: Record) -> None:
-        """Append a record; it is in the file at once, so that a kill loses none."""
-        line = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
-        content = (json.dumps(_without_nan(line), allow_nan=False) + "\n").encode()
+    def write(self, record: Record) -> dict[str, Any]:
+        """Append a record, which is in the file at once, so that a kill loses none; returns the line as it is there."""
+        values = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
+        line: dict[str, Any] = _without_nan(values)
+        content = (json.dumps(line, allow_nan=False) + "\n").encode()
         try:
             if self.file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise OutputError(f"{self.file.name}: could not be written ({error.strerror})") from error
+        return line
 
     @property
     def position(self) -> int:

@@ -19,6 +19,8 @@ from dltrain.runtime import device, enough_memory, generator_states, seed_everyt
 from dltrain.snapshot import Run
 from dltrain.step import Diverged, State, require_finite
 from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
+from dltrain.trackers import tracked
+from dltrain.trackers.tracked import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +55,12 @@ def train(
             config = stored.resumed(start.content["config"], config, typed)
             values = resolve(config)
             stored.refuse_untrusted(values, trust)
+            stored.refuse_address(values, typed)
             stored.tell_other_references(values, start.content["digests"].get("config", {}), typed)
         else:
             values = resolve(config)
         schema.require(schema.check(values, "train", origin))
+        tracked.require(config)
         run = prepare(config, values, start, typed, load)
         signals = stack.enter_context(noted_signals())  # from here on there is something to save
         if start is None:
@@ -73,9 +77,10 @@ def train(
         for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
             log.info(line)
         log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if start else "")
+        trackers = stack.enter_context(contextlib.closing(Trackers(values.get("logger", {}), folder, config)))
         with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {folder}"):
-            status = _loop(run, folder, metrics, signals, began, watch, fresh=start is None)
-            summary = _finish(run, folder, metrics, status, began)
+            status = _loop(run, folder, metrics, trackers, signals, began, watch, fresh=start is None)
+            summary = _finish(run, folder, metrics, trackers, status, began)
     if signals:
         message = f"stopped by {Signals(signals[0]).name} after saving; continue with resume={folder}"
         raise Interrupted(message, SIGNALS[Signals(signals[0])])
@@ -127,6 +132,7 @@ def _loop(
     run: Run,
     folder: Path,
     metrics: records.Metrics,
+    trackers: Trackers,
     signals: list[int],
     began: float,
     watch: Watch,
@@ -171,6 +177,7 @@ def _loop(
             written = progress.best
         content = snapshot.content(run, metrics.position)
         checkpoint.save(folder / "checkpoints" / "last.pt", content, keep=settings.keep)
+        trackers.saved()
 
     if fresh:
         save()  # whatever happens from now on, the run can be resumed
@@ -182,7 +189,7 @@ def _loop(
                 for record in chunk:
                     if settings.on_nonfinite == "stop":
                         nonfinite.refuse(record)
-                    metrics.write(record)
+                    trackers.write(metrics.write(record))
                     progress.note(record, run.task, state.model)
                     since = state.step, generator_states()
                     status = watch(record) or status
@@ -207,7 +214,9 @@ def _loop(
     return "done" if complete else status
 
 
-def _finish(run: Run, folder: Path, metrics: records.Metrics, status: str, began: float) -> dict[str, Any]:
+def _finish(
+    run: Run, folder: Path, metrics: records.Metrics, trackers: Trackers, status: str, began: float
+) -> dict[str, Any]:
     """Test once, on the best weights; write and show the summary."""
     model, progress = run.state.model, run.progress
     if progress.best_weights:
@@ -216,7 +225,7 @@ def _finish(run: Run, folder: Path, metrics: records.Metrics, status: str, began
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
         figures = evaluate(model, batches, run.task, run.runtime)
         progress.latest["test"] = figures
-        metrics.write(Record("test", progress.best["step"], progress.best["epoch"], figures))
+        trackers.write(metrics.write(Record("test", progress.best["step"], progress.best["epoch"], figures)))
     summary = {
         "status": status,
         "test": progress.latest.get("test"),
@@ -231,5 +240,6 @@ def _finish(run: Run, folder: Path, metrics: records.Metrics, status: str, began
         **records.environment(),
     }
     records.write_json(folder / "summary.json", summary)
+    trackers.finish(summary, mistakes=[])
     console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
     return summary

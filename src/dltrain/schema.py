@@ -31,6 +31,7 @@ class Group:
     source: str
     injected: tuple[str, ...] = ()
     shared: tuple[tuple[str, str], ...] = ()  # functions whose keys every option of the group has as well
+    several: bool = False  # whether its node holds a node for each of several options, by its name
 
 
 GROUPS = {
@@ -47,7 +48,9 @@ GROUPS = {
     "optim": Group("optim.py", ("named_parameters",)),
     "schedule": Group("schedules.py", ("total_steps", "step")),
     "task": Group("tasks.py"),
+    "logger": Group("trackers", ("folder", "config"), several=True),
 }
+OPTIONAL = ("sweep", "logger")  # a run by itself has no sweep; without a logger it keeps metrics.jsonl alone
 # Nodes that always stand for the same function, and the function or class of a command's own keys.
 SHARED: dict[str, tuple[str, str] | None] = {"device": ("runtime.py", "device"), "sweep": ("settings.py", "Sweep")}
 COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
@@ -79,6 +82,13 @@ def names(group: str) -> list[str]:
         files = sorted((PACKAGE / place.source).glob("*.py"))
         found = {file.stem: signatures.builtin(f"{place.source}/{file.name}", file.stem) for file in files}
     return sorted(name for name, option in found.items() if option and set(place.injected[:1]) <= set(option.keys))
+
+
+def chosen(group: str, node: dict[str, Any]) -> str:
+    """What is typed for the built-in options of a group that a node holds; empty for none."""
+    several = GROUPS[group].several
+    known = [name for name in (node if several else [node.get("name")]) if name in names(group)]
+    return f"[{','.join(known)}]" if several and known else "".join(known)
 
 
 def signature(group: str, name: str) -> Signature | None:
@@ -137,7 +147,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     faults = _check_keys("", top, settings, where, others)
     for node, place in nodes.items():
         value = config.get(node)
-        if node == "sweep" and node not in config:  # a run by itself has none
+        if node in OPTIONAL and node not in config:
             continue
         if not isinstance(value, dict):
             faults.append(Fault(node, f"={'null' if value is None else value}: must be a group of keys{where(node)}"))
@@ -146,6 +156,8 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
             fixed = signatures.builtin(*place)
             assert fixed is not None
             faults += _check_keys(f"{node}.", value, fixed, where, settings.keys)
+        elif GROUPS[node].several:
+            faults += _check_several(node, value, where, settings.keys)
         else:
             faults += _check_option(node, value, where, settings.keys)
     return faults
@@ -163,6 +175,20 @@ def _check_option(group: str, node: dict[str, Any], where: Origin, others: Itera
         key = f"{group}.name"
         return [Fault(key, f"={name}: no such {group}{suggest(name, names(group))}{where(key)}")]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
+
+
+def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
+    faults = []
+    for name, node in nodes.items():
+        key = f"{group}.{name}"
+        found = signature(group, name) if name in names(group) else None
+        if found is None:
+            faults.append(Fault(key, f": no such {group}{suggest(name, names(group))}{where(key)}"))
+        elif not isinstance(node, dict):
+            faults.append(Fault(key, f"={'null' if node is None else node}: must be a group of keys{where(key)}"))
+        else:
+            faults += _check_keys(f"{key}.", node, found, where, others)
+    return faults
 
 
 def _check_keys(
@@ -195,6 +221,9 @@ def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> 
         fixed = signatures.builtin(*place)
         return list(fixed.keys) if fixed else []
     own = config.get(node)
+    if GROUPS[node].several and isinstance(own, dict):
+        chosen = [(name, signature(node, name)) for name in own if name in names(node)]
+        return [f"{name}.{key}" for name, found in chosen if found for key in found.keys]
     name = own.get("name") if isinstance(own, dict) else None
     found = signature(node, name) if isinstance(name, str) and name in names(node) else None
     return ["name", *found.keys] if found else []

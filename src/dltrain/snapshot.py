@@ -25,6 +25,7 @@ MOMENTS: dict[type, set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.RMSprop: {"step", "square_avg"},
 }
+OF_TRACKERS = ("metrics.csv", "mlflow_run_id")
 
 
 @dataclass
@@ -62,7 +63,7 @@ def resumed(text: object) -> Iterator[Start]:
         raise unfit
     folders.refuse_links(folder)
     with folders.locked(folder / ".lock", wait=False):
-        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml"):
+        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml", *OF_TRACKERS):
             durable.remove_leftovers(folder / name)
         path, content = checkpoint.load_newest(path)
         if "optimizer" not in content:

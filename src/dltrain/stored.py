@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 # What may not change in a run that is resumed: with other data, another network or another task it is another run.
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
 # What may change and leaves the weights as they would have been; of another device the run tells itself.
-HARMLESS = ("data.root", "device", "log_every", "checkpoint_every", "keep", "limit_steps", "max_seconds", "patience")
+HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep")
+STOPPING = ("limit_steps", "max_seconds", "patience")
 OF_THE_START = ("resume", "trust", "name", "init")
 
 
@@ -78,7 +79,7 @@ def _leaves(config: dict[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         for name, leaf in value.items() if isinstance(value, dict) else [("", value)]:
             dotted = f"{key}.{name}" if name else key
-            if key not in HARMLESS + OF_THE_START and dotted not in HARMLESS:
+            if key not in HARMLESS + STOPPING + OF_THE_START and dotted not in HARMLESS:
                 leaves[dotted] = leaf
     return leaves
 
@@ -98,6 +99,18 @@ def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str, what:
         if package not in trusted:
             name = printable(name[:200])
             raise ConfigError(f"{what} wants to run {name}. If you trust that code, add trust=[{package}]")
+
+
+def refuse_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:
+    """Raise ConfigError where a checkpoint, and nobody's hand, says to which server or folder figures go."""
+    nodes = values.get("logger")
+    node = nodes.get("mlflow") if isinstance(nodes, dict) else None
+    keys = {"logger", "logger.mlflow", "logger.mlflow.tracking_uri"}
+    if isinstance(node, dict) and node.get("tracking_uri") is not None and not keys & set(typed):
+        raise ConfigError(
+            f"{what} says to which logger.mlflow.tracking_uri its figures go. Type it yourself, or set it to null and "
+            "the environment variable MLFLOW_TRACKING_URI to it, or go on without it: logger=none"
+        )
 
 
 def own_code(config: dict[str, Any]) -> list[tuple[str, str]]:

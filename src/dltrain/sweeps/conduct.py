@@ -107,7 +107,8 @@ class Conductor:
         is_own = self.command == "train" and config["resume"] is None  # else it writes where another run has
         if is_own and (folder / "checkpoints" / "last.pt").exists():
             trust = [package for _, package in stored.own_code(config)]  # it was typed, or trusted, for this sweep
-            config, typed = config | {"resume": str(folder), "trust": trust}, ["resume", "trust"]
+            config = config | {"resume": str(folder), "trust": trust}
+            typed = ["resume", "trust", *["logger"] * ("logger" in config)]
         elif is_own:
             folder.mkdir(exist_ok=True)
         self.journal.begin(number)

@@ -21,6 +21,7 @@ from dltrain import composition, schema, stored
 from dltrain.composition import Composed, Sweeping, resolve
 from dltrain.errors import ConfigError
 from dltrain.sweeps import executors
+from dltrain.trackers import tracked
 
 MOST_JOBS = 100_000
 
@@ -110,6 +111,8 @@ class Composer:
         with open_dict(config):
             own = config.pop("hydra")
         composed = composition.composed(config, own, self.sweeping.implied)
+        if "logger" in composed.config and not any(key.partition(".")[0] == "logger" for key in composed.typed):
+            composed.config["logger"] = {}  # thousands of jobs need no curves each, until somebody asks for them
         return replace(composed, overrides=_told(words, self.sweeping.implied))
 
 
@@ -176,11 +179,13 @@ def check(composed: Composed, command: str, trust: Sequence[str] | None = None) 
         values = resolve(composed.config)
         if trust is not None:
             stored.refuse_untrusted(values, trust, "this sweep")
+            stored.refuse_address(values, (), "this sweep")
+        tracked.require(composed.config)
         if stored.own_code(values):
             executors.all_threads()  # before it is imported
         faults = [str(fault) for fault in schema.check(values, command, composed.origin)]
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
-    kept = {key: value for key, value in values.items() if key not in ("sweep", "trust")}
+    kept = {key: value for key, value in values.items() if key not in ("sweep", "trust", "logger")}
     text = json.dumps(kept, sort_keys=True, default=str)
     return Planned(composed, hashlib.sha256(text.encode()).hexdigest()), faults
