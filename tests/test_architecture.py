@@ -23,6 +23,7 @@ LAYERS = [
     {"guard"},
     {"prediction", "export", "summary"},
     {"evaluation", "run"},
+    {"ending"},
     {"snapshot"},
     {"analysis", "build", "confusion", "stored", "trackers", "tta"},
     {

@@ -40,12 +40,12 @@ device.threads=null
   default  null ({CONFIGS}/device/auto.yaml)
 """,
     "eval --explain ckpt": """ckpt is required
-  means    a run folder (its best.pt is taken) or a checkpoint file
-  is       text
+  means    a run folder (its best.pt is taken) or a checkpoint file; several as [A,B] are ranked
+  is       text or a list, each text (at least 1)
 """,
     "eval ckpt=a --explain ckpt": """ckpt=a
-  means    a run folder (its best.pt is taken) or a checkpoint file
-  is       text
+  means    a run folder (its best.pt is taken) or a checkpoint file; several as [A,B] are ranked
+  is       text or a list, each text (at least 1)
   from     the command line
 """,
     "train --explain task": f"""task=classification

@@ -270,3 +270,104 @@ def test_a_page_that_cannot_be_written_is_74_and_a_wrong_option_2(dltrain: Comma
     assert dltrain("report", "run", "-o", "missing/report.html").code == 74
     assert dltrain("report", "run", "--html").code == 2
     assert dltrain("report", "run", "-o").code == 2
+
+
+# --- a run and its page
+
+
+def test_a_run_leaves_its_page_its_analysis_and_where_each_value_came_from(dltrain: Command) -> None:
+    result = dltrain("train", "model=mlp", "epochs=1", "optim.lr=0.05", "device.threads=1")
+    assert "report.html" in result.out
+    text = (result.folder / "report.html").read_text()
+    assert "mlp on digits" in text
+    rows = table_rows(text)
+    assert ["optim.lr", "0.05", "the command line"] in rows
+    assert ["model.name", "mlp", "the command line"] in rows
+    assert ["batch_size", "64", "configs/train.yaml"] in rows
+    found = json.loads((result.folder / "analysis.json").read_text())
+    assert (found["split"], sum(map(sum, found["confusion"]))) == ("test", found["examples"])
+    assert str(Path.cwd().anchor) + "work" not in json.dumps(recorded(result.folder).origins)
+
+
+@pytest.mark.parametrize("task", ["regression", "reconstruction"])
+def test_other_tasks_have_pages_too(dltrain: Command, task: str) -> None:
+    words = {
+        "regression": ["model=linear", "data=line", "task=regression", "optim.lr=0.01"],
+        "reconstruction": ["model=autoencoder", "task=reconstruction"],
+    }[task]
+    result = dltrain("train", *words, "epochs=1", "device.threads=1")
+    assert result.code == 0, result.err
+    text = (result.folder / "report.html").read_text()
+    assert {"regression": "Predicted by true numbers", "reconstruction": "what it draws of them"}[task] in text
+
+
+def test_without_report_a_run_leaves_no_page_and_no_analysis_for_it(dltrain: Command) -> None:
+    folder = dltrain("train", "model=mlp", "epochs=1", "report=false", "logger=none").folder
+    assert not {"report.html", "analysis.json"} & {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("broken", ["text", "write"])
+def test_a_page_that_fails_does_not_fail_the_run(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*arguments: object, **named: object) -> str:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(run_page if broken == "text" else page, broken, fail)
+    result = dltrain("train", "model=mlp", "epochs=1", "data.limit=50")
+    assert result.code == 0
+    assert "report.html was not written: RuntimeError: no ink" in result.out
+    assert json.loads((result.folder / "summary.json").read_text())["status"] == "done"
+
+
+def test_an_analysis_that_fails_does_not_fail_the_run(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dltrain import analysis
+
+    def fail(*arguments: object, **named: object) -> dict[str, object]:
+        raise RuntimeError("out of ideas")
+
+    monkeypatch.setattr(analysis, "analyze", fail)
+    result = dltrain("train", "model=mlp", "epochs=1", "data.limit=50")
+    assert (result.code, "no analysis of the test set: RuntimeError: out of ideas" in result.out) == (0, True)
+    assert "mlp on digits" in (result.folder / "report.html").read_text()
+
+
+def test_a_resumed_run_keeps_where_its_values_came_from_and_notes_what_was_typed_then(dltrain: Command) -> None:
+    folder = dltrain("train", "model=mlp", "epochs=1", "optim.lr=0.05").folder
+    assert dltrain("train", f"resume={folder}", "epochs=2").code == 0
+    origins = recorded(folder).origins
+    assert origins["optim.lr"] == "the command line"
+    assert origins["epochs"] == "the command line, on resume"
+    assert ["epochs", "2", "the command line, on resume"] in table_rows((folder / "report.html").read_text())
+
+
+def test_a_sweep_leaves_its_page_and_its_jobs_none_until_they_are_asked_for(dltrain: Command, tmp_path: Path) -> None:
+    words = ["model=mlp", "optim.lr=0.1,0.01", "seed=0,1", "epochs=1", "data.limit=50", "device.threads=1"]
+    result = dltrain("train", "-m", *words, "sweep.workers=1")
+    (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert "report.html" in result.out
+    text = (sweep / "report.html").read_text()
+    assert next(row[2:4] for row in table_rows(text) if row and row[0].startswith("job ")) in (
+        ["0.1", "0"],
+        ["0.1", "1"],
+    )
+    jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert len(jobs) == 4
+    assert not any((job / name).exists() for job in jobs for name in ("report.html", "analysis.json", "tensorboard"))
+    assert dltrain("report", jobs[0]).code == 0
+    assert "Confusion matrix" in (jobs[0] / "report.html").read_text()
+    assert dltrain("report", sweep).code == 0
+    assert "/report.html" in (sweep / "report.html").read_text()
+
+
+def test_a_page_of_a_run_whose_code_is_not_trusted_says_so_and_shows_the_rest(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n"
+        "    def __init__(self):\n        super().__init__(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    words = ["model=custom", "model.name=my_net:Net", "epochs=1", "data.limit=50", "report=false", "logger=none"]
+    folder = dltrain("train", *words).folder
+    assert dltrain("report", folder).code == 0
+    text = (folder / "report.html").read_text()
+    assert "wants to run my_net" in text
+    assert "loss over epochs" in text

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dltrain import analysis, build, checkpoint, confusion, console, records, runtime, schema, stored, tta
 from dltrain.data import download
-from dltrain.data.batches import Statistics
+from dltrain.data.batches import Batches, Statistics
 from dltrain.data.examples import Examples, read, train_and_val
 from dltrain.engine import evaluate
 from dltrain.errors import ConfigError, InputError, UserError
@@ -50,7 +50,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     """
     path = checkpoint.find(Path(config["ckpt"]), "best.pt")
     content = checkpoint.load(path)
-    own = {key: value for key, value in content["config"].items() if key != "logger"}
+    own = stored.ADDED | {key: value for key, value in content["config"].items() if key != "logger"}
     values = resolve(own)
     stored.refuse_untrusted(values, config["trust"])  # what its references lead to, not how they are written
     if faults := schema.check(values, "train"):
@@ -124,21 +124,11 @@ def _evaluate(
     """What is written of one checkpoint, and its task's score, greater being better."""
     began = time.perf_counter()
     loaded = load(config, typed, resolve)
-    task: Task = schema.bind("task", loaded.values["task"])()
     is_classification = loaded.values["task"]["name"] == "classification"
     if config["tta"] != "none" and not is_classification:
         raise ConfigError(f"tta={config['tta']}: needs a classifier, {loaded.path} was trained with another task")
-    with download.forbidden(stored.why_only_read(loaded.values, typed)):
-        examples = examples_of(loaded, config["split"])
-    if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
-        found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
-        raise InputError(f"data: has images of {found}, the model was trained on {expected}")
+    task, examples, batches = _ready(loaded, config, typed)
     known = loaded.content["data"]
-    build.check_classes(known["classes"], examples, config["split"])
-    node, shape = loaded.values["model"], known["input_shape"]
-    build.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
-    batch_size = config["batch_size"] or loaded.values["batch_size"]
-    batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
     model = loaded.model if config["tta"] == "none" else tta.Averaged(loaded.model, config["tta"])
     outputs: list[Tensor] = []  # as `evaluate` makes them, for one pass in all
     if is_classification:
@@ -157,6 +147,31 @@ def _evaluate(
     log.info("figures %s", path)
     score = tuple(value if math.isfinite(value) else -math.inf for value in task.score(figures))
     return result, score
+
+
+def analyzed(config: dict[str, Any], *, resolve: Resolve = lambda config: config) -> dict[str, Any]:
+    """What `analysis.analyze` finds of a checkpoint on a split, for the page of a run. Raises UserError."""
+    loaded = load(config, (), resolve)
+    _, examples, batches = _ready(loaded, config, ())
+    classes, task = loaded.content["data"]["classes"], loaded.values["task"]["name"]
+    with runtime.enough_memory("Lower batch_size"):
+        return analysis.analyze(loaded.model, examples, batches, classes, task, loaded.runtime, split=config["split"])
+
+
+def _ready(loaded: Loaded, config: dict[str, Any], typed: Collection[str]) -> tuple[Task, Examples, Batches]:
+    """The task of a checkpoint and the examples of a split, also as batches; checked to fit the network."""
+    task: Task = schema.bind("task", loaded.values["task"])()
+    with download.forbidden(stored.why_only_read(loaded.values, typed)):
+        examples = examples_of(loaded, config["split"])
+    if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
+        found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
+        raise InputError(f"data: has images of {found}, the model was trained on {expected}")
+    known = loaded.content["data"]
+    build.check_classes(known["classes"], examples, config["split"])
+    node, shape = loaded.values["model"], known["input_shape"]
+    build.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
+    batch_size = config["batch_size"] or loaded.values["batch_size"]
+    return task, examples, build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
 
 
 def file_name(checkpoint: Path, split: str, views: str) -> str:

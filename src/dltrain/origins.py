@@ -30,6 +30,9 @@ class Origins:
         parents = [key.rsplit(".", count)[0] for count in range(key.count(".") + 1)]
         if any(parent in self.typed and parent not in self.chosen for parent in parents):
             return TYPED
+        group, _, last = key.partition(".")
+        if last == "name" and group in self.chosen and (choice := self.of_choice(group)):
+            return choice
         return next((str(file) for file, _ in self._places(key)), "")
 
     def default(self, key: str) -> tuple[Any, str] | None:

@@ -9,12 +9,26 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from dltrain import build, checkpoint, console, durable, folders, nonfinite, records, schema, settings, snapshot, stored
+from dltrain import (
+    build,
+    checkpoint,
+    console,
+    durable,
+    ending,
+    folders,
+    nonfinite,
+    records,
+    schema,
+    settings,
+    snapshot,
+    stored,
+)
 from dltrain.data import download
 from dltrain.data.batches import Batches
-from dltrain.engine import Record, evaluate, fit
+from dltrain.engine import Record, fit
 from dltrain.errors import ConfigError, Interrupted, UserError
 from dltrain.progress import Progress
+from dltrain.report import recorded
 from dltrain.runtime import device, enough_memory, generator_states, seed_everything
 from dltrain.snapshot import Run
 from dltrain.step import Diverged, State, require_finite
@@ -71,6 +85,8 @@ def train(
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             records.write_config(folder / ".hydra" / "config.yaml", config)
+            if run.settings.report:
+                recorded.write_origins(folder, values, origin, typed if start else None)
             metrics = records.Metrics(folder / "metrics.jsonl", start.content["position"] if start else 0)
         stack.enter_context(contextlib.closing(metrics))
         names = values["model"]["name"], values["data"]["name"]
@@ -80,7 +96,7 @@ def train(
         trackers = stack.enter_context(contextlib.closing(Trackers(values.get("logger", {}), folder, config)))
         with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {folder}"):
             status = _loop(run, folder, metrics, trackers, signals, began, watch, fresh=start is None)
-            summary = _finish(run, folder, metrics, trackers, status, began)
+            summary = ending.finish(run, folder, metrics, trackers, status, began)
     if signals:
         message = f"stopped by {Signals(signals[0]).name} after saving; continue with resume={folder}"
         raise Interrupted(message, SIGNALS[Signals(signals[0])])
@@ -212,34 +228,3 @@ def _loop(
         raise UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={folder} optim.lr=…") from error
     complete = state.step == settings.epochs * len(train) and not signals
     return "done" if complete else status
-
-
-def _finish(
-    run: Run, folder: Path, metrics: records.Metrics, trackers: Trackers, status: str, began: float
-) -> dict[str, Any]:
-    """Test once, on the best weights; write and show the summary."""
-    model, progress = run.state.model, run.progress
-    if progress.best_weights:
-        model.load_state_dict(progress.best_weights)
-    if run.data.test is not None and status != "interrupted":
-        batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
-        figures = evaluate(model, batches, run.task, run.runtime)
-        progress.latest["test"] = figures
-        trackers.write(metrics.write(Record("test", progress.best["step"], progress.best["epoch"], figures)))
-    summary = {
-        "status": status,
-        "test": progress.latest.get("test"),
-        "val": progress.latest.get("val"),
-        "best": progress.best,
-        "steps": run.state.step,
-        "train_seconds": round(progress.train_seconds, 3),
-        "total_seconds": round(time.perf_counter() - began, 3),
-        "examples_per_second": round(progress.examples_per_second, 1),
-        "parameters": build.count_parameters(model),
-        "device": run.runtime.describe(),
-        **records.environment(),
-    }
-    records.write_json(folder / "summary.json", summary)
-    trackers.finish(summary, mistakes=[])
-    console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
-    return summary

@@ -24,6 +24,7 @@ class Train:
         log_every: steps between two records of training
         checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints; the end makes one too
         keep: checkpoints to go on from that are kept, last.pt and those before it
+        report: write report.html, a page with curves, confusions and mistakes, at the end
         on_nonfinite: what to do at a loss that is NaN or infinite: `stop`, or `skip` that step's update
         patience: epochs without a better validation figure after which to stop; null for never
         max_seconds: time after which to stop; null for no limit
@@ -42,6 +43,7 @@ class Train:
     log_every: Positive
     checkpoint_every: Positive | Duration
     keep: Positive
+    report: bool
     on_nonfinite: Literal["stop", "skip"]
     patience: Positive | None
     max_seconds: Annotated[float, Interval(gt=0)] | None

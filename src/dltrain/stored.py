@@ -14,8 +14,9 @@ log = logging.getLogger(__name__)
 # What may not change in a run that is resumed: with other data, another network or another task it is another run.
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
 # What may change and leaves the weights as they would have been; of another device the run tells itself.
-HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep")
+HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
 STOPPING = ("limit_steps", "max_seconds", "patience")
+ADDED = {"report": True}  # keys that the checkpoints of older versions lack, with the value they are read with
 OF_THE_START = ("resume", "trust", "name", "init")
 
 
@@ -39,6 +40,7 @@ def resumed(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
     """The config of a run that is continued: its own, with what is typed now where that may change."""
     if unfit := [key for key in typed if key in ("experiment", "init", "name")]:
         raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
+    stored = ADDED | stored
     joined = overlay(stored, given, [key for key in typed if key not in ("resume", "trust")])
     changed = _differences(stored, joined)
     if fixed := [key for key in changed if key.partition(".")[0] in FIXED]:

@@ -86,6 +86,13 @@ def percent(value: Any) -> str:
     return f"{100 * value:.2f} %" if isinstance(value, int | float) and math.isfinite(value) else ""
 
 
+def as_typed(value: Any) -> str:
+    """A value of a config as it is typed, drawn numbers with six digits."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
 def as_json(value: Any) -> Markup:
     """Data for a script of the page; no text in it can end the element that holds it."""
     text = json.dumps(value, separators=(",", ":"), default=str)

@@ -1,11 +1,12 @@
 """What the folder of a run says of it, as plain data; whoever wrote it, nothing of it is run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dltrain import durable
 from dltrain.errors import InputError
 
 
@@ -30,6 +31,19 @@ def recorded(folder: Path) -> Recorded:
         _object(folder / "analysis.json"),
         origins,
     )
+
+
+def write_origins(
+    folder: Path, config: Mapping[str, Any], origin: Callable[[str], str], typed: Collection[str] | None
+) -> None:
+    """Note where each value of a config comes from; in a run that is resumed only those that were `typed` now.
+
+    Of a file its name and folder are kept, such as optim/sgd.yaml: where it lies is nobody's business.
+    """
+    path = folder / ".hydra" / "origins.json"
+    keys = [key for key in leaves(config) if typed is None or any(f"{key}.".startswith(f"{it}.") for it in typed)]
+    found = {key: "/".join(Path(origin(key)).parts[-2:]) + ("" if typed is None else ", on resume") for key in keys}
+    durable.replace(path, json.dumps((_object(path) if typed is not None else {}) | found, indent=2).encode())
 
 
 def records(path: Path) -> list[dict[str, Any]]:

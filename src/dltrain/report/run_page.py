@@ -39,6 +39,7 @@ def text(run: Recorded, config: Mapping[str, Any], missing: str = "") -> str:
             "curves": _curves(run.records),
             "epochs": [it for it in run.records if it.get("split") in ("val", "test")][-200:],
             "analysis": _analysis(run.analysis),
+            "has_origins": bool(run.origins),
             "config": _config(config, run.origins),
             "environment": _environment(run.summary),
         }
@@ -123,7 +124,7 @@ def _config(config: Mapping[str, Any], origins: Mapping[str, str]) -> list[dict[
     for key, value in leaves(config).items():
         origin = origins.get(key, "")
         chosen = origin.startswith(("the command line", "experiment/"))
-        rows.append({"key": key, "value": page.as_json(value).unescape(), "origin": origin, "chosen": chosen})
+        rows.append({"key": key, "value": page.as_typed(value), "origin": origin, "chosen": chosen})
     return sorted(rows, key=lambda row: not row["chosen"])
 
 

@@ -1,6 +1,5 @@
 """report.html of several runs, such as the jobs of a sweep: which is best, and what makes the difference."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -73,10 +72,8 @@ def text(
 
 
 def plain(value: Any) -> str:
-    """A value of a config as it is typed, drawn numbers with six digits; nothing for null."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+    """A value of a config as it is typed; nothing for null, which is where a run has no such key."""
+    return "" if value is None else page.as_typed(value)
 
 
 def _row(member: Member, keys: Sequence[str], names: Sequence[str], place: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dltrain import guard
 from dltrain.console import figure, show_table
-from dltrain.errors import ConfigError, InputError, printable
+from dltrain.errors import ConfigError, InputError, UserError, printable
 from dltrain.folders import expanded
 from dltrain.jobs import figures
 from dltrain.report import run_page
@@ -120,7 +120,7 @@ def _write_page(
     (folder, *others) = folders
     if not others and [run.folder for run in runs] == [folder]:
         path = output or folder / run_page.NAME
-        run_page.write(path, folder, _nested(folder))
+        run_page.write(path, folder, _nested(folder), _analyze(folder))
     elif not others and (entries := journal.read(folder)):
         path = output or folder / run_page.NAME
         pages.write_sweep(path, folder, entries, by)
@@ -128,6 +128,20 @@ def _write_page(
         path = output or Path(run_page.NAME)
         pages.write(path, f"{len(runs)} runs", runs, keys, by)
     return path
+
+
+def _analyze(folder: Path) -> str:
+    """Have a run's analysis beside its other files, as far as its checkpoint and data are there; or say why not."""
+    if (folder / "analysis.json").exists() or not (folder / "checkpoints").is_dir():
+        return ""
+    from dltrain import composition, evaluation, records
+
+    try:
+        config = composition.compose("eval", [f"ckpt={folder}"])
+        records.write_json(folder / "analysis.json", evaluation.analyzed(config, resolve=composition.resolve))
+    except UserError as error:
+        return f"What the network gets wrong is not shown: {error}"
+    return ""
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:

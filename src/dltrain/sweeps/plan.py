@@ -113,6 +113,8 @@ class Composer:
         composed = composition.composed(config, own, self.sweeping.implied)
         if "logger" in composed.config and not any(key.partition(".")[0] == "logger" for key in composed.typed):
             composed.config["logger"] = {}  # thousands of jobs need no curves each, until somebody asks for them
+        if "report" in composed.config and "report" not in composed.typed:
+            composed.config["report"] = False
         return replace(composed, overrides=_told(words, self.sweeping.implied))
 
 
@@ -186,6 +188,6 @@ def check(composed: Composed, command: str, trust: Sequence[str] | None = None) 
         faults = [str(fault) for fault in schema.check(values, command, composed.origin)]
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
-    kept = {key: value for key, value in values.items() if key not in ("sweep", "trust", "logger")}
+    kept = {key: value for key, value in values.items() if key not in ("sweep", "trust", "logger", "report")}
     text = json.dumps(kept, sort_keys=True, default=str)
     return Planned(composed, hashlib.sha256(text.encode()).hexdigest()), faults

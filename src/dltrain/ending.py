@@ -1,0 +1,70 @@
+"""The end of a run: the test, once, on the best weights; the summary, the page, and what the trackers want to know."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from dltrain import analysis, build, console, records
+from dltrain.engine import Record, evaluate
+from dltrain.report import run_page
+from dltrain.runtime import enough_memory
+from dltrain.snapshot import Run
+from dltrain.trackers.tracked import Trackers
+
+log = logging.getLogger(__name__)
+
+
+def finish(
+    run: Run, folder: Path, metrics: records.Metrics, trackers: Trackers, status: str, began: float
+) -> dict[str, Any]:
+    """Test once, on the best weights; write and show the summary, and the page of the run."""
+    model, progress = run.state.model, run.progress
+    if progress.best_weights:
+        model.load_state_dict(progress.best_weights)
+    if run.data.test is not None and status != "interrupted":
+        batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
+        figures = evaluate(model, batches, run.task, run.runtime)
+        progress.latest["test"] = figures
+        trackers.write(metrics.write(Record("test", progress.best["step"], progress.best["epoch"], figures)))
+    summary = {
+        "status": status,
+        "test": progress.latest.get("test"),
+        "val": progress.latest.get("val"),
+        "best": progress.best,
+        "steps": run.state.step,
+        "train_seconds": round(progress.train_seconds, 3),
+        "total_seconds": round(time.perf_counter() - began, 3),
+        "examples_per_second": round(progress.examples_per_second, 1),
+        "parameters": build.count_parameters(model),
+        "device": run.runtime.describe(),
+        **records.environment(),
+    }
+    records.write_json(folder / "summary.json", summary)
+    found = _analyzed(run) if status != "interrupted" and (run.settings.report or trackers.running) else {}
+    examples = run.data.test or run.data.val
+    trackers.finish(summary, mistakes=analysis.mistaken_pictures(examples, found) if examples and found else [])
+    console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
+    if run.settings.report and status != "interrupted":
+        if found:
+            records.write_json(folder / "analysis.json", found)
+        run_page.write_after(folder, run.config)
+        log.info("page        %s", folder / run_page.NAME)
+    return summary
+
+
+def _analyzed(run: Run) -> dict[str, Any]:
+    """What the best weights do on the test set, else on the validation set; what goes wrong here is a warning."""
+    split, examples = ("test", run.data.test) if run.data.test is not None else ("val", run.data.val)
+    if examples is None:
+        return {}
+    batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
+    task = run.values["task"]["name"]
+    try:
+        with enough_memory("It is left out"):
+            return analysis.analyze(
+                run.state.model, examples, batches, run.data.train.classes, task, run.runtime, split=split
+            )
+    except Exception as error:  # a person's own attention_map, for one; the run is done
+        log.warning("no analysis of the %s set: %s", split, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+        return {}
