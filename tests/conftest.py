@@ -13,6 +13,7 @@ import generated
 from dltrain import cli
 from dltrain.data import download, idx
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime, which some tests import themselves, would call home
 REAL_SUMS = idx.SUMS
 REAL_DATA = os.environ.get("DLTRAIN_DATA")  # read now: the command line's fixture hides it
 

@@ -151,6 +151,8 @@ MISTAKES = {
     "train model=custom model.name=nowhere:Net": "model.name=nowhere:Net: cannot import nowhere",
     "train data=folder": "data.root is required: folder with a sub-folder for each class",
     "eval": "ckpt is required: a run folder (its best.pt is taken) or a checkpoint file",
+    "eval ckpt=x sweep.search=${nowhere}": "error: Interpolation key 'nowhere' not found",
+    "export ckpt=x format=onx": "format=onx: must be one of onnx, safetensors, state_dict (from the command line)",
     "predict ckpt=x": "input is required: a picture, a folder of pictures, or a pattern such as",
     "eval ckpt=x split=tset": "split=tset: must be one of train, val, test (from the command line)",
     "eval ckpt=x model=mlp": "model: no such key",

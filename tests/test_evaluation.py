@@ -310,6 +310,16 @@ def test_of_many_classes_the_most_frequent_confusions_are_shown() -> None:
     ]
 
 
+@pytest.mark.parametrize(("columns", "kind"), [("80", "most frequent"), ("120", "confusion (rows")])
+def test_a_matrix_too_wide_for_the_terminal_is_not_squeezed(
+    columns: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes that for a terminal
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = confusion.table([str(number) for number in range(20)], [[100] * 20] * 20)
+    assert str(shown.title).startswith(kind)
+
+
 def test_names_of_classes_cannot_steer_the_terminal() -> None:
     console = Console(file=io.StringIO(), width=120, markup=False)
     console.print(confusion.table(["\x1b[31mred", "[bold]b[/]"], [[1, 2], [3, 4]]))

@@ -5,6 +5,7 @@ The outputs that are expected are computed here from the checkpoint's weights an
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy
 import onnx
-import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
@@ -100,13 +100,14 @@ def outputs(model: nn.Module, inputs: Tensor) -> numpy.ndarray:
     return found
 
 
-def session(path: str = "model.onnx") -> onnxruntime.InferenceSession:
+def session(path: str = "model.onnx") -> Any:
+    onnxruntime = onnx_graph.require_packages()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options)
 
 
-def run(found: onnxruntime.InferenceSession, inputs: Tensor) -> numpy.ndarray:
+def run(found: Any, inputs: Tensor) -> numpy.ndarray:
     (result,) = found.run(None, {"images": inputs.numpy()})
     return numpy.asarray(result)
 
@@ -228,6 +229,16 @@ def test_nothing_but_a_few_lines_reaches_the_user(dltrain: Command, run_folder: 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert [text.split()[0] for text in done.stdout.splitlines()] == ["file", "input", "output", "verified"]
+
+
+def test_an_export_leaves_nothing_in_the_home_folder(dltrain: Command, run_folder: Path, tmp_path: Path) -> None:
+    """As onnxruntime does by itself, unless an environment like that of a test tells it where it is."""
+    (tmp_path / "home").mkdir()
+    environment = {"HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "dltrain", "export", f"ckpt={run_folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_without_the_test_split_random_pixels_verify_it(dltrain: Command, tmp_path: Path) -> None:

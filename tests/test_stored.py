@@ -12,6 +12,7 @@ from dltrain.errors import ConfigError
 
 STORED: dict[str, Any] = {
     "seed": 0,
+    "report": False,
     "epochs": 5,
     "batch_size": 64,
     "data": {"name": "mnist", "root": "here", "val": 0.1},

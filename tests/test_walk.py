@@ -61,7 +61,9 @@ def test_a_newcomer_trains_looks_sweeps_predicts_and_exports(tmp_path: Path) -> 
     assert abs(figures["accuracy"] - accuracy) < 1e-9
 
     draw_a_one(tmp_path / "drawn.png")
-    (row,) = json.loads(typed(tmp_path, "predict", f"ckpt={run}", "input=drawn.png", "invert=auto", "--json"))
+    (row,) = json.loads(
+        typed(tmp_path, "predict", f"ckpt={run}", "input=drawn.png", "invert=auto", "center=false", "--json")
+    )
     assert row["class_1"] == "1"
 
     typed(tmp_path, "export", f"ckpt={run}", "format=onnx")

@@ -102,10 +102,11 @@ def cases(folder: Path) -> Iterator[tuple[str, Callable[[], int]]]:
         for key in STORED:
             yield f"resumed {key}={text[:60]!r}", lambda key=key, text=text: stored(key, text, "resume")
             yield f"evaluated {key}={text[:60]!r}", lambda key=key, text=text: stored(key, text, "eval")
+            yield f"exported {key}={text[:60]!r}", lambda key=key, text=text: stored(key, text, "export")
 
 
 def stored(key: str, text: str, command: str) -> int:
-    """Resume or evaluate a copy of the run whose stored config has another value, on data that is not there."""
+    """Resume, evaluate or export a copy of the run whose stored config has another value, on data that is not there."""
     run = Path("outputs/run")
     path = run / "checkpoints" / "last.pt"
     before = {each: each.read_bytes() for each in run.rglob("*") if each.is_file()}
@@ -120,7 +121,11 @@ def stored(key: str, text: str, command: str) -> int:
     node[last] = [text] if key == "trust" else text
     content["digests"]["config"] = {}  # whoever changes a config can change them too
     checkpoint.save(path, content)
-    argv = ["train", f"resume={run}", "limit_steps=3"] if command == "resume" else ["eval", f"ckpt={path}"]
+    argv = {
+        "resume": ["train", f"resume={run}", "limit_steps=3"],
+        "eval": ["eval", f"ckpt={path}"],
+        "export": ["export", f"ckpt={path}", f"output={run}/model.onnx"],
+    }[command]
     try:
         return cli.main(argv)
     finally:

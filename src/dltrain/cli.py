@@ -231,7 +231,12 @@ def _job(
 
     if of_sweep:
         of = "train" if command == "summary" else command
-        faults = schema.check(composition.resolve(composed.config), of, composed.origin)
+        try:
+            faults = schema.check(composition.resolve(composed.config), of, composed.origin)
+        except (
+            ConfigError
+        ) as error:  # a reference that leads nowhere; raised, it would pass through Hydra and its words
+            return _tell(error)
         lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
         return _tell(ConfigError("\n".join(lines)))
     from dltrain.console import start_logging

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from dltrain.errors import printable
@@ -13,8 +14,16 @@ SHORT = 4  # letters of a class that heads a column; longer ones are numbered
 
 
 def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """A confusion matrix, rows the true classes and columns the predicted ones; of many classes its worst cells."""
-    return _matrix(classes, counts) if len(classes) <= MOST_COLUMNS else _worst(classes, counts)
+    """A confusion matrix, rows the true classes and columns the predicted ones.
+
+    Of more than 20 classes, or on a terminal that is too narrow for it, its worst cells.
+    """
+    if len(classes) > MOST_COLUMNS:
+        return _worst(classes, counts)
+    matrix, console = _matrix(classes, counts), Console()
+    anywhere = console.options.update(max_width=10_000)  # else it is measured as it would be squeezed
+    too_wide = console.is_terminal and console.measure(matrix, options=anywhere).maximum > console.width
+    return _worst(classes, counts) if too_wide else matrix
 
 
 def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:

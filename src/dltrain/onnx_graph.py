@@ -4,8 +4,10 @@ import contextlib
 import importlib
 import io
 import itertools
+import os
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +42,19 @@ class Normalized(nn.Module):
         return self.network(images.float() * self.scale + self.shift)  # (B, C, H, W) of bytes or floats
 
 
-def require_packages() -> None:
-    """Raise ConfigError where what writes or runs ONNX files is not installed."""
+def require_packages() -> Any:
+    """onnxruntime. Raises ConfigError where it, or what writes ONNX files, is not installed."""
+    # From 1.29 on it would keep an identifier in the home folder and send its maker the names in each graph. It looks
+    # at this once, when it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(
                 f"format=onnx: needs {name}; pip install 'dltrain[export]', or set format=safetensors"
             ) from error
+    return module
 
 
 def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping[str, str]) -> bytes:
@@ -86,8 +92,7 @@ def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -
 
     Raises Unusable where it is more than rounding explains, or where onnxruntime does not run the file.
     """
-    import onnxruntime
-
+    onnxruntime = require_packages()
     onnxruntime.set_default_logger_severity(4)  # it writes to the process's own stderr
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, threads

@@ -90,6 +90,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
             for claimed, count in zip(classes, row, strict=True)
         ]
     axis = {"labelOverlap": True}
+    across = {**axis, "labelAngle": 0 if all(len(name) <= 4 for name in classes) else -45}
     cells: Spec = {
         "mark": {"type": "rect"},
         "encoding": {
@@ -109,7 +110,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
         **_frame("Confusion matrix: true classes by predicted ones", values),
         "height": 340,
         "encoding": {
-            "x": {"field": "p", "type": "nominal", "title": "predicted", "sort": None, "axis": axis},
+            "x": {"field": "p", "type": "nominal", "title": "predicted", "sort": None, "axis": across},
             "y": {"field": "t", "type": "nominal", "title": "true", "sort": None, "axis": axis},
             "tooltip": [_tip("t", "true"), _tip("p", "predicted"), _tip("n", "examples"), _tip("r", "of the row")],
         },
@@ -175,19 +176,26 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
         x |= {"type": "nominal", "sort": None, "axis": {"labelAngle": 0, "labelOverlap": True}}
         values = [{**it, "x": str(it["x"])} for it in values]
     tips = [_tip("label", "runs"), _tip("x", key), _tip("y", title), _tip("n", "n")]
-    y = {"type": "quantitative", "scale": {"zero": False}}
+    y = {"type": "quantitative", "scale": {"domain": _domain([it["y"] for it in values]), "nice": True}}
     point: Spec = {
         "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.8},
         "encoding": {"y": {"field": "y", **y, "title": title}, "tooltip": tips},
     }
     interval: Spec = {
         "transform": [{"filter": "isValid(datum.lo)"}],
-        "mark": {"type": "rule", "opacity": 0.6},
+        "mark": {"type": "rule", "opacity": 0.6, "clip": True},
         "encoding": {"y": {"field": "lo", **y, "title": title}, "y2": {"field": "hi"}},
     }
     color = {"color": {"field": "g", "type": "nominal", "title": coloured, "sort": None}} if coloured else {}
     layers = [interval, point] if any("lo" in it for it in values) else [point]
     return {**_frame(f"{title} against {key}", values), "encoding": {"x": x, **color}, "layer": layers}
+
+
+def _domain(means: Sequence[float]) -> list[float]:
+    """An axis for means: the interval of two seeds can be a hundred times as wide as all that is to be seen."""
+    low, high = min(means), max(means)
+    margin = (high - low) / 2 or abs(high) / 10 or 1.0
+    return [low - margin, high + margin]
 
 
 def _short(value: float) -> float:

@@ -40,7 +40,10 @@ class MLflow:
         from mlflow.entities import Metric, Param, RunTag
 
         self.metric, self.param, self.tag = Metric, Param, RunTag
-        self.client = MlflowClient(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "mlruns")
+        usual = os.environ.get("MLFLOW_TRACKING_URI") or str(
+            Path("mlruns").absolute()
+        )  # MLflow keeps it for later runs
+        self.client = MlflowClient(tracking_uri or usual)
         self.pending: list[Any] = []
         self.ended = False
         place = folder / "mlflow_run_id"

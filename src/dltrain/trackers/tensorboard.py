@@ -6,7 +6,7 @@ from typing import Any
 
 from dltrain.trackers.lines import Line, figures, flat
 
-FLUSH_SECONDS = 5.0  # between two: each waits for the disk
+FLUSH_SECONDS = 5.0  # between two: each waits for the disk, some milliseconds
 
 
 class TensorBoard:
@@ -33,14 +33,14 @@ class TensorBoard:
         values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in figures(line).items()]
         self._add(self.summary(value=values), line["step"])
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.saved()
+            self.writer.flush()
+            self.flushed = time.monotonic()
 
     def _add(self, summary: Any, step: int) -> None:
         self.writer.write_event(self.event(wall_time=time.time(), step=step, summary=summary))
 
     def saved(self) -> None:
-        self.writer.flush()
-        self.flushed = time.monotonic()
+        pass  # what is lost with the buffer is made anew when the run is resumed
 
     def finish(self, summary: dict[str, Any], mistakes: list[tuple[Any, str]]) -> None:
         """Hyperparameters beside the final figures; pictures, uint8 (C, H, W), each with its title."""

@@ -1,0 +1,260 @@
+"""Sphinx extension: fills the places `<!-- NAME -->` of a page with what the code, configs/ and a real run say.
+
+Nothing of it is written by hand twice: keys, types, ranges and meanings are those that dltrain itself checks and shows.
+"""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dltrain import errors, schema, signatures, stopping
+from dltrain.composition import config_folder
+from dltrain.hints import describe
+from dltrain.signatures import Key
+from dltrain.usage import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PLACE = re.compile(r"^<!-- ([a-z ]+) -->$", re.MULTILINE)
+EXAMPLES = (
+    "train model=mlp epochs=2 data.limit=200 device=cpu device.threads=1",
+    "train -m model=mlp optim.lr=0.05,0.1 epochs=1 data.limit=200 device=cpu device.threads=1",
+)
+
+
+def text(words: str) -> str:
+    """Words as Markdown that shows them as they are, but for `code`."""
+    parts = words.split("`")
+    parts[::2] = [re.sub(r"([\\*_<>|\[\]#~$])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts).replace("|", "\\|") if len(parts) % 2 else code(words)
+
+
+def code(value: object) -> str:
+    return f"`{str(value).replace('|', chr(92) + '|')}`"
+
+
+def shown(value: Any) -> str:
+    """A default as it would be typed."""
+    if value == "???":
+        return "required"
+    return code(yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n..."))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def block(content: str, language: str = "text") -> str:
+    return f"```{language}\n{content.rstrip()}\n```\n"
+
+
+def keys(prefix: str, rules: dict[str, Key], *options: tuple[str, dict[str, Any]]) -> str:
+    """A table of keys; where options of a group differ in a default, with a column for each of them."""
+
+    def default(values: dict[str, Any], key: str) -> str:
+        return shown(values[key]) if key in values else "required"
+
+    same = all(len({default(values, key) for _, values in options}) == 1 for key in rules)
+    columns = [("default", options[0][1])] if same else [(f"default, {name}", values) for name, values in options]
+    rows = [
+        [code(prefix + key), text(describe(rule.hint)), *(default(values, key) for _, values in columns),
+         text(rule.meaning)]
+        for key, rule in rules.items()
+    ]  # fmt: skip
+    return table(["key", "type", *(name for name, _ in columns), "meaning"], rows)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def comment(path: Path) -> list[str]:
+    """The comment that a config file begins with."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        found += [] if "@package" in line else [line.removeprefix("#").strip()]
+    return found
+
+
+def docstring(path: Path) -> str:
+    """The text that a module begins with."""
+    match = re.match(r'"""(.*?)"""', path.read_text(encoding="utf-8"), re.DOTALL)
+    return match[1] if match else ""
+
+
+def found(place: tuple[str, str] | None) -> dict[str, Key]:
+    signature = signatures.builtin(*place) if place else None
+    assert signature is not None, place
+    return signature.keys
+
+
+def usage() -> str:
+    rows = [[f"[dltrain {name}](#command-{name})", text(it.summary)] for name, it in COMMANDS.items()]
+    return table(["command", "what it does"], rows)
+
+
+def commands() -> str:
+    """A section for each subcommand: what it does, its own keys, its groups."""
+    parts = []
+    for command, said in COMMANDS.items():
+        longest = max(len(line) for line, _ in said.examples)
+        examples = [f"dltrain {line:{longest}}  # {what}" for line, what in said.examples]
+        flags = [[code(what), text(meaning)] for what, meaning in (*said.takes, *said.flags)]
+        parts += [f"(command-{command})=", f"## dltrain {command}\n", text(said.summary.capitalize() + ".") + "\n"]
+        parts += [block("\n".join(examples)), table(["what may follow", "meaning"], flags)]
+        if command in schema.COMMANDS:
+            parts.append(_keys_of(command))
+    return "\n".join(parts)
+
+
+def _keys_of(command: str) -> str:
+    source, name, nodes = schema.COMMANDS[command]
+    config = read(config_folder() / f"{command}.yaml")
+    parts = [keys("", found((source, name)), ("", config))]
+    groups = []
+    for node, place in nodes.items():
+        if (config_folder() / node).is_dir() and place in (None, schema.SHARED.get(node)):
+            groups.append(f"[{node}](#group-{node})")
+        else:
+            parts.append(keys(f"{node}.", found(place), ("", config.get(node, {}))))
+    return "\n".join([*parts, f"Groups: {', '.join(groups)}.\n"])
+
+
+def groups() -> str:
+    """A section for each group, and in it one for each option with its keys."""
+    nodes = schema.COMMANDS["train"][2]
+    return "\n".join(_group(node, place) for node, place in nodes.items())
+
+
+def _group(group: str, place: tuple[str, str] | None) -> str:
+    options = {path.stem: path for path in sorted((config_folder() / group).glob("*.yaml"))}
+    usual = {key: value for node in read(config_folder() / "train.yaml")["defaults"] if isinstance(node, dict)
+             for key, value in node.items()}  # fmt: skip
+    parts = [f"(group-{group})=", f"## {group}\n"]
+    if place is not None:
+        if len(options) > 1:
+            rows = [[code(f"{group}={name}"), text(" ".join(comment(path)))] for name, path in options.items()]
+            parts += [table(["option", "what it is"], rows), f"Without a word it is `{group}={usual[group]}`.\n"]
+        rules = {key: rule for key, rule in found(place).items() if key != "name"}
+        return "\n".join([*parts, keys(f"{group}.", rules, *((name, read(path)) for name, path in options.items()))])
+    parts.append(f"Without a word it is `{group}={usual[group]}`.\n")
+    for name, path in options.items():
+        signature = schema.signature(group, name)
+        several = schema.GROUPS[group].several
+        if signature is None and several:
+            summary, rules = " ".join(comment(path)), {}
+        elif signature is None:  # a user's own: its keys are those of all options
+            shared = [signatures.builtin(*each) for each in schema.GROUPS[group].shared]
+            rules = {key: rule for each in shared if each for key, rule in each.keys.items()}
+            rules = {key: rule for key, rule in rules.items() if key not in schema.GROUPS[group].injected}
+            rules = {"name": Key(str, True, "import path of your own code"), **rules}
+            summary = " ".join(comment(path))
+        else:
+            summary, rules = signature.summary, signature.keys
+        parts += [f"### {group}={name}\n", text(summary) + "\n"]
+        prefix, values = (f"{group}.{name}.", read(path).get(name, {})) if several else (f"{group}.", read(path))
+        parts.append(keys(prefix, rules, (name, values)) if rules else "It has no keys.\n")
+    return "\n".join(parts)
+
+
+def experiments() -> str:
+    """A section for each recorded experiment: the comment of its file, and what it sets."""
+    parts = []
+    for path in sorted((config_folder() / "experiment").glob("*.yaml")):
+        summary, *others = [line for line in comment(path) if line]
+        content = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#")
+        told = [block(line, "bash") if line.startswith("dltrain ") else text(line) + "\n" for line in others]
+        parts += [f"## {path.stem}\n", text(summary) + "\n", *told, block(content.strip(), "yaml")]
+    return "\n".join(parts)
+
+
+def exit_codes() -> str:
+    """Codes and their meanings, from errors.py and stopping.py."""
+    rows = [["0", "", "done"]]
+    for name, codes, meaning in re.findall(r"(\w+) \(([\d, ]+)\) *(.*)", errors.__doc__ or ""):
+        numbers = ", ".join(sorted({str(it) for it in stopping.SIGNALS.values()})) if name == "Interrupted" else codes
+        assert numbers == codes
+        rows.append([codes, code(name), meaning or "anything else"])
+    signals = ", ".join(f"{number.name} {exit_code}" for number, exit_code in stopping.SIGNALS.items())
+    return table(["code", "exception in Python", "meaning"], rows) + f"\nBy signal: {signals}.\n"
+
+
+@functools.cache
+def example() -> tuple[dict[str, str], dict[str, str]]:
+    """A run and a sweep that are done now: the text of each file by its name, empty for what is no text."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = "import sys; from dltrain.cli import main; sys.exit(any(main(it.split()) for it in sys.argv[1:]))"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("DLTRAIN_")}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *EXAMPLES],
+            cwd=folder, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"the example of the reference failed:\n{done.stderr}")
+        outputs = Path(folder) / "outputs"
+        (sweep,) = outputs.glob("sweeps/*/*")
+        (run,) = (path for path in outputs.glob("*/*") if path.parent.name != "sweeps")
+        return _files(run), _files(sweep)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    texts = {".json", ".jsonl", ".csv", ".yaml", ".log"}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8") if path.suffix in texts else ""
+        for path in paths
+    }
+
+
+def _tree(files: Iterable[str]) -> str:
+    return block("\n".join(sorted(files)))
+
+
+def benchmarks() -> str:
+    """The scripts behind the figures, with what each says of itself."""
+    paths = sorted((ROOT / "benchmarks").glob("*.py"))
+    return "\n".join(f"### benchmarks/{path.name}\n\n{block(docstring(path))}" for path in paths)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "usage": usage,
+    "commands": commands,
+    "groups": groups,
+    "experiments": experiments,
+    "exit codes": exit_codes,
+    "example command": lambda: block(f"dltrain {EXAMPLES[0]}", "bash"),
+    "example sweep command": lambda: block(f"dltrain {EXAMPLES[1]}", "bash"),
+    "files of a run": lambda: _tree(example()[0]),
+    "files of a sweep": lambda: _tree(name for name in example()[1] if "/" not in name or name.startswith("0_")),
+    "records": lambda: block(example()[0]["metrics.jsonl"], "json"),
+    "summary": lambda: block(example()[0]["summary.json"], "json"),
+    "config": lambda: block(example()[0][".hydra/config.yaml"], "yaml"),
+    "results": lambda: block(example()[1]["results.csv"]),
+    "journal": lambda: block(example()[1]["journal.jsonl"], "json"),
+    "benchmark scripts": benchmarks,
+}
+
+
+def fill(app: Any, docname: str, source: list[str]) -> None:
+    source[0] = PLACE.sub(lambda match: PARTS[match[1]](), source[0])
+
+
+def outdated(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
+    """Pages with generated parts are always read again: what they are made of lies elsewhere."""
+    return [name for name in env.found_docs if PLACE.search(Path(env.doc2path(name)).read_text(encoding="utf-8"))]
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("source-read", fill)
+    app.connect("env-get-outdated", outdated)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,63 @@
+"""Commands in pages of Markdown, and how each is made to end within seconds: for the README and for docs/."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+# Composed and checked instead of run: they need a GPU, other data, or more than half a minute.
+LONG = ("device=cuda", "data=mnist", "data=cifar10", "experiment=", "data.val=0")
+
+
+def lines(text: str) -> list[str]:
+    """All lines of a page's blocks of commands."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def files(text: str) -> dict[str, str]:
+    """Blocks that begin with `# NAME.py` or `# NAME.yaml`, by that name."""
+    return dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", text, re.DOTALL))
+
+
+def quick(command: str, long: tuple[str, ...] = LONG) -> list[str]:
+    """The words after `dltrain` of a command, changed so that it needs what `prepare` has made and some seconds."""
+    command = command.replace("outputs/DATE/TIME", "run").replace("outputs/sweeps/DATE/TIME", "sweep")
+    words = shlex.split(command.partition(" > ")[0], comments=True)[1:]
+    if "sweep.executor=" in command:
+        return [word for word in words if word != "-m" and "range" not in word] + ["--cfg", "job"]
+    if words[:2] == ["train", "-m"]:
+        if any(mark in command for mark in long):
+            return [*words, "sweep.dry=true"]
+        return [*words, "epochs=1", "data.limit=50", "device.threads=1"] + (
+            ["sweep.trials=3"] if "sweep.search=" in command else []
+        )
+    if "sweep.trials=40" in words:
+        return [*words[:-1], "sweep.trials=2"]
+    if any(mark in command for mark in long):
+        return [*words, "--cfg", "job"]
+    if words[0] == "train" and "data=folder" in words:
+        return [*words, "epochs=1"]
+    return words
+
+
+def prepare(folder: Path) -> None:
+    """Make a finished run (run), a finished search (sweep) and some pictures (photos) in a folder."""
+    from dltrain.cli import main
+
+    for name, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        (folder / "photos" / name).mkdir(parents=True)
+        for index in range(12):
+            Image.new("RGB", (20 + index, 30), color).save(folder / "photos" / name / f"{index}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "epochs=1", "data.limit=50"]) == 0
+        (run,) = (folder / "outputs").glob("*/*")
+        shutil.move(run, folder / "run")
+        words = ["sweep.search=random", "sweep.trials=1", "optim.lr=0.1,0.2", "epochs=1", "data.limit=50"]
+        assert main(["train", "-m", *words, "device.threads=1"]) == 0
+    (sweep,) = (folder / "outputs").glob("sweeps/*/*")
+    shutil.copytree(sweep, folder / "sweep")
