@@ -17,6 +17,7 @@ VARIABLES = ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "GITHUB_TOKEN
 VARIABLES += ["HTTPS_PROXY", "SSH_AUTH_SOCK", "EDITOR", "LOGNAME", "USER", "OLDPWD", "PYTHONSTARTUP", "SLURM_JOB_NAME"]
 MNIST = (*QUICK, "data=mnist", "data.root=${oc.env:SECRET_ROOT}")
 FOLDER = (*QUICK, "data=folder", "data.root=${oc.env:SECRET_PICTURES}", "data.size=[8,8]")
+TRACKED = "logger=[tensorboard,csv,mlflow]"
 # Command lines, and the exit code of each; {run} is the folder of the first.
 ROUTES: dict[str, tuple[int, tuple[str, ...]]] = {
     "train": (0, ("train", *MNIST[1:])),
@@ -53,6 +54,8 @@ ROUTES: dict[str, tuple[int, tuple[str, ...]]] = {
     "a resume of nothing": (66, ("train", "resume=${oc.env:SECRET_ROOT}/nowhere")),
     "an unknown key": (2, ("train", *QUICK[1:], "model.secret=${oc.env:MY_KEY}")),
     "a name": (0, ("train", *MNIST[1:], "name=mine")),
+    "trackers": (0, ("train", *MNIST[1:], TRACKED, "logger.mlflow.tracking_uri=${oc.env:SECRET_STORE}")),
+    "a tracker that fails": (0, ("train", *MNIST[1:], TRACKED, "logger.mlflow.tracking_uri=${oc.env:SECRET_URI}")),
     "help": (0, ("train", "--help")),
     "a key that is explained": (0, ("train", *MNIST[1:], "--explain", "data.root")),
     "help with a reference": (0, ("train", *MNIST[1:], "--help")),
@@ -77,6 +80,8 @@ def secret(data_root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatc
     monkeypatch.setenv("SECRET_ROOT", str(root))
     monkeypatch.setenv("SECRET_DAMAGED", str(root / "damaged"))
     monkeypatch.setenv("SECRET_PICTURES", str(root / "pictures"))
+    monkeypatch.setenv("SECRET_STORE", str(root / "store"))
+    monkeypatch.setenv("SECRET_URI", f"nowhere://me:{CANARY}@127.0.0.1/x")
     monkeypatch.setenv("SECRET_WEIGHTS", str(root / "weights.pt"))
 
 

@@ -167,7 +167,11 @@ def test_nothing_is_written_outside_in_some_cases(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".lock", "train.log", "metrics.jsonl", "summary.json", ".hydra", "checkpoints", "checkpoints/last.pt"]
+    "name",
+    [
+        *(".lock", "train.log", "metrics.jsonl", "summary.json", ".hydra", "checkpoints", "checkpoints/last.pt"),
+        *("tensorboard", "metrics.csv", "mlflow_run_id"),
+    ],
 )
 def test_a_run_with_a_link_in_it_is_not_resumed(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     path, target = here / "outputs" / "run" / name, here.parent.parent / "outside" / "target"

@@ -21,7 +21,7 @@ from dltrain.sweeps.table import Group, Metric, groups, metric, with_spread
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run, a sweep, or has some below it"
 DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
-USUAL = ("name", "logger", "sweep", "resume", "trust")  # keys that say nothing about a result
+USUAL = ("name", "sweep", "resume", "trust", "logger", "report")  # keys that say nothing about a result
 
 
 def found(folder: Path, depth: int = 0) -> Iterator[Member]:
