@@ -114,7 +114,10 @@ def test_every_key_of_every_option_is_there_with_its_meaning_and_default(validat
         for name in schema.names(group):
             signature = catalogue.of_option(group, name)
             assert signature is not None
-            properties = definitions[f"{group}.{name}"]["properties"]
+            if schema.GROUPS[group].several:
+                properties = validator.schema["properties"][group]["properties"][name]["properties"]
+            else:
+                properties = definitions[f"{group}.{name}"]["properties"]
             for key, rule in signature.keys.items():
                 assert rule.meaning in properties[key]["description"]
     assert definitions["optim.sgd"]["properties"]["lr"]["default"] == 0.05

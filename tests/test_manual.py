@@ -74,7 +74,7 @@ def test_a_value_that_is_typed_is_shown_beside_its_default(dltrain: Command) -> 
 
 
 def test_a_key_that_must_be_set_is_told_as_required(dltrain: Command) -> None:
-    assert "ckpt (required)  text; a run folder" in dltrain("eval", "--help").out
+    assert "ckpt (required)  text or a list" in dltrain("eval", "--help").out
 
 
 def test_options_of_a_folder_of_ones_own_are_there_too(dltrain: Command) -> None:

@@ -71,7 +71,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         from dltrain import evaluation
 
         monkeypatch.setattr(build, "data", fail)
-        monkeypatch.setattr(evaluation, "_read", fail)
+        monkeypatch.setattr(evaluation, "examples_of", fail)
 
     return forbid
 

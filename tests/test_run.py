@@ -46,6 +46,7 @@ def test_a_run_leaves_the_files_that_are_promised(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK, "name=my run").folder
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {".hydra/config.yaml", "checkpoints/last.pt", "checkpoints/best.pt"}
+    expected |= {".hydra/origins.json", "analysis.json", "report.html"}
     events = [path for path in left if path.startswith("tensorboard/events.out.tfevents.")]
     assert len(events) == 1
     expected |= set(events)

@@ -45,10 +45,7 @@ def finish(
     examples = run.data.test or run.data.val
     trackers.finish(summary, mistakes=analysis.mistaken_pictures(examples, found) if examples and found else [])
     console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
-    if run.settings.report and status != "interrupted":
-        if found:
-            records.write_json(folder / "analysis.json", found)
-        run_page.write_after(folder, run.config)
+    if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config, found):
         log.info("page        %s", folder / run_page.NAME)
     return summary
 

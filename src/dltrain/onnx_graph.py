@@ -1,7 +1,6 @@
 """A network as an ONNX file: built, and run beside the network itself. Knows tensors; knows no config, no files."""
 
 import contextlib
-import importlib
 import io
 import itertools
 import os
@@ -47,14 +46,15 @@ def require_packages() -> Any:
     # From 1.29 on it would keep an identifier in the home folder and send its maker the names in each graph. It looks
     # at this once, when it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(
-                f"format=onnx: needs {name}; pip install 'dltrain[export]', or set format=safetensors"
-            ) from error
-    return module
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"format=onnx: needs {error.name}; pip install 'dltrain[export]', or set format=safetensors"
+        ) from error
+    return onnxruntime
 
 
 def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping[str, str]) -> bytes:
@@ -78,7 +78,9 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
                 verbose=False,
             )
             assert program is not None
-            importlib.import_module("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(program.model)
+            from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+            ClearMetadataAndDocStringPass()(program.model)
             for key, value in metadata.items():
                 program.model.metadata_props[key] = value
             return program.model_proto.SerializeToString()

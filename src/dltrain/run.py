@@ -85,6 +85,8 @@ def train(
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             records.write_config(folder / ".hydra" / "config.yaml", config)
+            if start is not None:  # what it showed is of other weights
+                (folder / "analysis.json").unlink(missing_ok=True)
             if run.settings.report:
                 recorded.write_origins(folder, values, origin, typed if start else None)
             metrics = records.Metrics(folder / "metrics.jsonl", start.content["position"] if start else 0)

@@ -25,6 +25,8 @@ MOMENTS: dict[type, set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.RMSprop: {"step", "square_avg"},
 }
+OF_RUN = ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml")
+OF_PAGES = (".hydra/origins.json", "analysis.json", "report.html")
 OF_TRACKERS = ("metrics.csv", "mlflow_run_id")
 
 
@@ -63,7 +65,7 @@ def resumed(text: object) -> Iterator[Start]:
         raise unfit
     folders.refuse_links(folder)
     with folders.locked(folder / ".lock", wait=False):
-        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml", *OF_TRACKERS):
+        for name in (*OF_RUN, *OF_PAGES, *OF_TRACKERS):
             durable.remove_leftovers(folder / name)
         path, content = checkpoint.load_newest(path)
         if "optimizer" not in content:

@@ -73,7 +73,7 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
                 "field": "c",
                 "type": "quantitative",
                 "title": "at its end",
-                "scale": {"zero": False, "reverse": title.endswith("loss")},  # one colour for what is good
+                "scale": {"zero": False, "reverse": title.endswith(("loss", "mae"))},  # one colour for what is good
             },
             "tooltip": [_tip("s", "run"), _tip("x", "epoch"), _tip("y", title)],
         },

@@ -12,12 +12,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from dltrain import __version__, durable
 from dltrain.errors import OutputError
 
+# What drawing a stranger's files can raise: other types, missing keys, numbers of hundreds of digits, endless nesting.
+UNFIT = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, TemplateError)
 ASSETS = Path(__file__).parent
 MARK = '<meta name="generator" content="dltrain '
 FIGURES = ASSETS / "vega.js"  # Vega, Vega-Lite and vega-embed in one; made by hatch_build.py when dltrain is installed
@@ -43,9 +45,16 @@ def render(template: str, **content: Any) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a page whole or not at all. Raises OutputError, also where it would replace another's file."""
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if path.exists() and not _is_ours(path):
         raise OutputError(f"{path}: is there already and is no page of dltrain's. Choose another file with -o FILE")
     durable.replace(path, text.encode(errors="backslashreplace"))
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(2000)
 
 
 @functools.cache

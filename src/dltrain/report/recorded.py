@@ -9,6 +9,8 @@ from typing import Any
 from dltrain import durable
 from dltrain.errors import InputError
 
+MOST_BYTES = 2**28  # of a file that is read whole
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -41,19 +43,22 @@ def write_origins(
     Of a file its name and folder are kept, such as optim/sgd.yaml: where it lies is nobody's business.
     """
     path = folder / ".hydra" / "origins.json"
+    try:
+        before = _object(path) if typed is not None else {}
+    except InputError:  # it is not worth a resume that fails
+        before = {}
+    if typed is not None and not before:
+        return  # the others are not known
     keys = [key for key in leaves(config) if typed is None or any(f"{key}.".startswith(f"{it}.") for it in typed)]
-    found = {key: "/".join(Path(origin(key)).parts[-2:]) + ("" if typed is None else ", on resume") for key in keys}
-    durable.replace(path, json.dumps((_object(path) if typed is not None else {}) | found, indent=2).encode())
+    found = {key: "/".join(Path(origin(key)).parts[-2:]) for key in keys}
+    told = {key: place + ("" if typed is None else ", on resume") for key, place in found.items() if place}
+    if told:  # from Python nobody says
+        durable.replace(path, json.dumps(before | told, indent=2).encode())
 
 
 def records(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; half a line at its end, which a kill may leave, counts as none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+    lines = (text(path) or "").splitlines()
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -68,12 +73,29 @@ def records(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def text(path: Path) -> str | None:
+    """The text of a plain file, None where there is none. Raises InputError for what a run does not leave."""
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # a pipe would be waited for, for ever
+            raise InputError(f"{path}: is no plain file")
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path}: is larger than what a run writes")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
+
+
+def write_analysis(folder: Path, analysis: dict[str, Any]) -> None:
+    """Write analysis.json, whole or not at all. Raises OutputError."""
+    durable.replace(folder / "analysis.json", json.dumps(analysis).encode())
+
+
 def _object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(text(path) or "{}")
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: is not what a run writes")

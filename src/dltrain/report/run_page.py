@@ -7,7 +7,7 @@ from typing import Any
 
 from dltrain.errors import InputError, UserError
 from dltrain.report import figures, page
-from dltrain.report.recorded import Recorded, leaves, recorded
+from dltrain.report.recorded import Recorded, leaves, recorded, write_analysis
 
 log = logging.getLogger(__name__)
 
@@ -16,13 +16,20 @@ PICTURE = "data:image/png;base64,"
 MOST_CLASSES = 60  # up to which a confusion matrix is drawn
 
 
-def write_after(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the page of a run that has just ended; what goes wrong here is a warning, the run is done."""
+def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any]) -> bool:
+    """Write the page of a run that has just ended, and what it shows; says whether it could be.
+
+    What goes wrong here is a warning: the run is done.
+    """
     try:
+        if analysis:
+            write_analysis(folder, analysis)
         write(folder / NAME, folder, config)
+        return True
     except Exception as error:  # a figure that cannot be drawn must not cost a run
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         log.warning("%s was not written: %s", NAME, " ".join(reason.split())[:300])
+        return False
 
 
 def write(path: Path, folder: Path, config: Mapping[str, Any], missing: str = "") -> None:
@@ -32,27 +39,24 @@ def write(path: Path, folder: Path, config: Mapping[str, Any], missing: str = ""
 
 def text(run: Recorded, config: Mapping[str, Any], missing: str = "") -> str:
     """The page of a run; `missing` says why there is no analysis, where there is none. Raises InputError."""
-    names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]
     try:
-        content = {
-            "headline": _headline(run.summary),
-            "curves": _curves(run.records),
-            "epochs": [it for it in run.records if it.get("split") in ("val", "test")][-200:],
-            "analysis": _analysis(run.analysis),
-            "has_origins": bool(run.origins),
-            "config": _config(config, run.origins),
-            "environment": _environment(run.summary),
-        }
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]
+        return page.render(
+            "run.html",
+            title=f"{names[0]} on {names[1]}",
+            folder="/".join(run.folder.parts[-2:]),
+            status=str(run.summary.get("status", "not done")),
+            missing=missing,
+            headline=_headline(run.summary),
+            curves=_curves(run.records),
+            epochs=[it for it in run.records if it.get("split") in ("val", "test")][-200:],
+            analysis=_analysis(run.analysis),
+            has_origins=bool(run.origins),
+            config=_config(config, run.origins),
+            environment=_environment(run.summary),
+        )
+    except page.UNFIT as error:
         raise InputError(f"{run.folder}: its files are not what a run writes ({type(error).__name__})") from error
-    return page.render(
-        "run.html",
-        title=f"{names[0]} on {names[1]}",
-        folder="/".join(run.folder.parts[-2:]),
-        status=str(run.summary.get("status", "not done")),
-        missing=missing,
-        **content,
-    )
 
 
 def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -51,24 +51,27 @@ def text(
         metric: the figure that ranks them, such as val_accuracy
         place: the folder that the page will lie in; links are relative to it
     """
-    names = sorted({name for it in members for name in it.figures}, key=lambda name: (name != metric, name))
-    failed = [it for it in members if it.status == "failed"]
-    best = members[0] if members and metric in members[0].figures else None
-    return page.render(
-        "set.html",
-        title=title,
-        subtitle=f"{len(members)} runs, {len(failed)} failed",
-        best=best,
-        metric=metric,
-        keys=list(keys),
-        names=names,
-        rows=[_row(it, keys, names, place) for it in members],
-        failed=failed,
-        curves=_curves(members, metric),
-        against=_against(seeds, [key for key in keys if key != "seed"], metric),
-        seeds=[it for it in seeds if it.count > 1],
-        plain=plain,
-    )
+    try:
+        names = sorted({name for it in members for name in it.figures}, key=lambda name: (name != metric, name))
+        failed = [it for it in members if it.status == "failed"]
+        best = members[0] if members and metric in members[0].figures else None
+        return page.render(
+            "set.html",
+            title=title,
+            subtitle=f"{len(members)} runs, {len(failed)} failed",
+            best=best,
+            metric=metric,
+            keys=list(keys),
+            names=names,
+            rows=[_row(it, keys, names, place) for it in members],
+            failed=failed,
+            curves=_curves(members, metric),
+            against=_against(seeds, [key for key in keys if key != "seed"], metric),
+            seeds=[it for it in seeds if it.count > 1],
+            plain=plain,
+        )
+    except page.UNFIT as error:
+        raise InputError(f"{title}: a file of its runs is not what a run writes ({type(error).__name__})") from error
 
 
 def plain(value: Any) -> str:
@@ -81,7 +84,7 @@ def _row(member: Member, keys: Sequence[str], names: Sequence[str], place: Path)
     target = page_of_run if page_of_run.exists() else member.folder
     return {
         "label": member.label,
-        "link": "./" + quote(os.path.relpath(target, place)),
+        "link": "./" + quote(os.fsencode(os.path.relpath(target, place))),
         "status": member.status,
         "values": [plain(member.config.get(key)) for key in keys],
         "figures": [member.figures.get(name) for name in names],
@@ -103,7 +106,8 @@ def _curves(members: Sequence[Member], metric: str) -> list[figures.Spec]:
         for split, key in wanted:
             points = [(it.get("epoch", math.nan), it.get(key, math.nan)) for it in own if it.get("split") == split]
             if points:
-                found[split, key][member.label] = points
+                own_label = member.label if member.label not in found[split, key] else str(member.folder)
+                found[split, key][own_label] = points
     drawn = [figures.curves_of_runs(curves, f"{split} {key}") for (split, key), curves in found.items()]
     return [spec for spec in drawn if spec is not None][:2]
 

@@ -13,8 +13,8 @@ from dltrain.console import figure, show_table
 from dltrain.errors import ConfigError, InputError, UserError, printable
 from dltrain.folders import expanded
 from dltrain.jobs import figures
-from dltrain.report import run_page
-from dltrain.report.recorded import leaves
+from dltrain.report import page, run_page
+from dltrain.report.recorded import leaves, text, write_analysis
 from dltrain.report.set_page import Member
 from dltrain.sweeps import journal, pages
 from dltrain.sweeps.table import Group, Metric, groups, metric, with_spread
@@ -43,14 +43,14 @@ def found(folder: Path, depth: int = 0) -> Iterator[Member]:
 
 
 def _run(folder: Path, label: str) -> Member:
+    if (content := text(folder / "summary.json")) is None:
+        return Member(folder, label, _config(folder), "not done", {}, math.nan)
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(content)
         values = {name: value for name, value in figures("train", summary).items() if isinstance(value, int | float)}
         seconds = float(summary.get("total_seconds", math.nan))
         return Member(folder, label, _config(folder), str(summary["status"]), values, seconds)
-    except FileNotFoundError:
-        return Member(folder, label, _config(folder), "not done", {}, math.nan)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except page.UNFIT as error:
         raise InputError(f"{folder / 'summary.json'}: cannot be read ({type(error).__name__})") from error
 
 
@@ -77,7 +77,7 @@ def differing(runs: Sequence[Member]) -> list[str]:
 def by_seed(runs: Sequence[Member], keys: Sequence[str]) -> list[Group]:
     """Runs that are done, grouped where they differ by their seed alone."""
     others = [key for key in keys if key != "seed"]
-    done = [run for run in runs if run.figures]
+    done = [run for run in runs if pages.is_done(run)]
     return groups((" ".join(f"{key}={_shown(run.config.get(key))}" for key in others), run.figures) for run in done)
 
 
@@ -134,11 +134,11 @@ def _analyze(folder: Path) -> str:
     """Have a run's analysis beside its other files, as far as its checkpoint and data are there; or say why not."""
     if (folder / "analysis.json").exists() or not (folder / "checkpoints").is_dir():
         return ""
-    from dltrain import composition, evaluation, records
+    from dltrain import composition, evaluation
 
     try:
-        config = composition.compose("eval", [f"ckpt={folder}"])
-        records.write_json(folder / "analysis.json", evaluation.analyzed(config, resolve=composition.resolve))
+        config = composition.compose("eval", ["ckpt=x"]) | {"ckpt": str(folder)}  # its name may look like Hydra's words
+        write_analysis(folder, evaluation.analyzed(config, resolve=composition.resolve))
     except UserError as error:
         return f"What the network gets wrong is not shown: {error}"
     return ""

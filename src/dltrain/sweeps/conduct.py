@@ -108,7 +108,7 @@ class Conductor:
         if is_own and (folder / "checkpoints" / "last.pt").exists():
             trust = [package for _, package in stored.own_code(config)]  # it was typed, or trusted, for this sweep
             config = config | {"resume": str(folder), "trust": trust}
-            typed = ["resume", "trust", *["logger"] * ("logger" in config)]
+            typed = ["resume", "trust", *(key for key in ("logger", "report") if key in config)]
         elif is_own:
             folder.mkdir(exist_ok=True)
         self.journal.begin(number)

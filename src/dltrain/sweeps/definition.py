@@ -1,7 +1,7 @@
 """sweep.json: the words a sweep was started with, so that it can go on without typing them again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from dltrain.schema import GROUPS
 
 FORMAT = 1
 # Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
+ADDRESS = "logger.mlflow.tracking_uri"  # to which figures go: never for a file to say
 OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction", "pruner", "seed"))
 
 
@@ -39,8 +40,11 @@ def requested(command: str, argv: list[str]) -> Request:
         if path.exists():
             _read(path, command)
         return Request(command, flags, words, folder)
-    before = _read(path, command)
-    before = [word for word in before if _key(word) not in typed and (_key(word) in OWN or not _is_of_start(word))]
+    stored = _read(path, command)
+    before = [word for word in stored if _key(word) not in typed and (_key(word) in OWN or not _is_of_start(word))]
+    before += [word for word in stored if _is_kept_output(word, typed)]
+    if not {ADDRESS, "logger"} & set(typed) and ADDRESS in map(_key, stored):
+        print(f"{ADDRESS} is not taken from {path}: type it again, or MLflow's own default is used")
     return Request(command, flags, before + words, folder, from_file=True)
 
 
@@ -49,8 +53,19 @@ def _key(word: str) -> str:
 
 
 def _is_of_start(word: str) -> bool:
-    """Whether a word says how a sweep runs, or is none: not for a file to say."""
-    return word.startswith("-") or _key(word).startswith(("sweep", "hydra")) or _key(word) == "trust"
+    """Whether a word says how a sweep runs or what its jobs write, or is none: typed beside a file's words."""
+    key = _key(word)
+    return word.startswith("-") or key.startswith(("sweep", "hydra")) or key == "trust" or _is_of_output(key)
+
+
+def _is_kept_output(word: str, typed: Collection[str]) -> bool:
+    """Whether a word of a file says what jobs write, and no word that is typed says otherwise."""
+    key = _key(word)
+    return _is_of_output(key) and key not in (*typed, ADDRESS) and not (key.startswith("logger") and "logger" in typed)
+
+
+def _is_of_output(key: str) -> bool:
+    return key == "report" or key.partition(".")[0] == "logger"
 
 
 def _found(text: str) -> Path:

@@ -52,11 +52,19 @@ def _is_implied(key: str, keys: Sequence[str], members: Sequence[Member]) -> boo
     return bool(dot) and f"{group}.name" in keys and key != f"{group}.name" and len(has_it) == 1
 
 
+def is_done(member: Member) -> bool:
+    """Whether its figures are those of a whole run."""
+    return bool(member.figures) and member.status not in ("failed", "interrupted", "not done")
+
+
 def seeds(members: Sequence[Member], keys: Sequence[str]) -> list[Seeds]:
-    """Runs that are done, grouped where they differ by their seed alone."""
+    """Runs that are done, grouped where they differ by their seed alone; each by itself where seeds do not differ."""
+    done = [it for it in members if is_done(it)]
+    if "seed" not in keys:
+        return [Seeds(it.config, 1, it.figures, {}) for it in done]
     others = [key for key in keys if key != "seed"]
-    labels = {repr([it.config.get(key) for key in others]): it.config for it in members}
-    found = groups((repr([it.config.get(key) for key in others]), it.figures) for it in members if it.figures)
+    labels = {repr([it.config.get(key) for key in others]): it.config for it in done}
+    found = groups((repr([it.config.get(key) for key in others]), it.figures) for it in done)
     return [Seeds(labels[group.label], group.count, group.mean, group.spread) for group in found]
 
 

@@ -181,7 +181,6 @@ def check(composed: Composed, command: str, trust: Sequence[str] | None = None) 
         values = resolve(composed.config)
         if trust is not None:
             stored.refuse_untrusted(values, trust, "this sweep")
-            stored.refuse_address(values, (), "this sweep")
         tracked.require(composed.config)
         if stored.own_code(values):
             executors.all_threads()  # before it is imported

@@ -41,7 +41,7 @@ def metric(found: Iterable[Mapping[str, Any]], name: str | None = None, directio
     known = {key for figures in found for key in figures}
     usual = [f"{split}_{key}" for split in ("val", "test", "train") for key in ("accuracy", "loss")]
     name = name or next((key for key in usual if key in known), "val_accuracy")
-    return Metric(name, direction == "minimize" if direction else not name.endswith("accuracy"))
+    return Metric(name, direction == "minimize" if direction else not name.endswith(("accuracy", "r2")))
 
 
 def row(entry: Entry) -> dict[str, Any]:
