@@ -118,6 +118,7 @@ def is_config_or_named_error(line: list[str]) -> dict[str, Any] | None:
     assert "\x1b" not in err
     told = err.removesuffix("\n").split("\n")
     shown = parts(line) | {errors.printable(part.expandtabs()) for part in parts(line)}
+    shown |= {" ".join(part.split()) for part in parts(line)} - {""}  # a fault is told in one line
     assert all(any(part in text for part in shown) for text in told), err
     assert len(told) <= 3 or len(set(told)) == len(told), err  # a line for a fault
     return None
