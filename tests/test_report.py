@@ -323,13 +323,16 @@ def test_a_page_that_fails_does_not_fail_the_run(
     assert json.loads((result.folder / "summary.json").read_text())["status"] == "done"
 
 
-def test_an_analysis_that_fails_does_not_fail_the_run(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["analyze", "mistaken_pictures"])
+def test_an_analysis_that_fails_does_not_fail_the_run(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     from dltrain import analysis
 
     def fail(*arguments: object, **named: object) -> dict[str, object]:
         raise RuntimeError("out of ideas")
 
-    monkeypatch.setattr(analysis, "analyze", fail)
+    monkeypatch.setattr(analysis, part, fail)
     result = dltrain("train", "model=mlp", "epochs=1", "data.limit=50")
     assert (result.code, "no analysis of the test set: RuntimeError: out of ideas" in result.out) == (0, True)
     assert "mlp on digits" in (result.folder / "report.html").read_text()

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dltrain import analysis, build, console, records
 from dltrain.engine import Record, evaluate
 from dltrain.report import run_page
@@ -41,27 +43,31 @@ def finish(
         **records.environment(),
     }
     records.write_json(folder / "summary.json", summary)
-    found = _analyzed(run) if status != "interrupted" and (run.settings.report or trackers.running) else {}
-    examples = run.data.test or run.data.val
-    trackers.finish(summary, mistakes=analysis.mistaken_pictures(examples, found) if examples and found else [])
+    wanted = status != "interrupted" and (run.settings.report or trackers.running)
+    found, mistakes = _analyzed(run) if wanted else ({}, [])
+    trackers.finish(summary, mistakes)
     console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
     if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config, found):
         log.info("page        %s", folder / run_page.NAME)
     return summary
 
 
-def _analyzed(run: Run) -> dict[str, Any]:
-    """What the best weights do on the test set, else on the validation set; what goes wrong here is a warning."""
+def _analyzed(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
+    """What the best weights do on the test set, else on the validation set, and pictures of mistakes.
+
+    What goes wrong here is a warning.
+    """
     split, examples = ("test", run.data.test) if run.data.test is not None else ("val", run.data.val)
     if examples is None:
-        return {}
+        return {}, []
     batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
     task = run.values["task"]["name"]
     try:
         with enough_memory("It is left out"):
-            return analysis.analyze(
+            found = analysis.analyze(
                 run.state.model, examples, batches, run.data.train.classes, task, run.runtime, split=split
             )
+            return found, analysis.mistaken_pictures(examples, found)
     except Exception as error:  # a person's own attention_map, for one; the run is done
         log.warning("no analysis of the %s set: %s", split, " ".join(f"{type(error).__name__}: {error}".split())[:300])
-        return {}
+        return {}, []
