@@ -17,7 +17,7 @@ from dltrain.runtime import Runtime
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-AUTO: dict[str, Any] = {"name": "auto", "precision": "auto", "threads": None, "deterministic": False}
+AUTO: dict[str, Any] = {"name": "auto", "precision": None, "threads": None, "deterministic": False}
 
 
 @pytest.fixture(autouse=True)

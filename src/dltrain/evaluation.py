@@ -65,10 +65,11 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     place = runtime.device(**(config["device"] | before))
     known = content["data"]
-    build.check_weights(values["model"], known, content["model"], path)
+    claimed = build.check_weights(values["model"], known, content["model"], path)
+    place = runtime.settled(place, claimed, values["batch_size"])
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
-    return Loaded(path, content, values, place, model.to(place.device))
+    return Loaded(path, content, values, place, build.placed(model, place, known["input_shape"]))
 
 
 def evaluate_checkpoints(

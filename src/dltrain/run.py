@@ -29,7 +29,7 @@ from dltrain.engine import Record, fit
 from dltrain.errors import ConfigError, Interrupted, UserError
 from dltrain.progress import Progress
 from dltrain.report import recorded
-from dltrain.runtime import device, enough_memory, generator_states, seed_everything
+from dltrain.runtime import device, enough_memory, generator_states, seed_everything, settled
 from dltrain.snapshot import Run
 from dltrain.step import Diverged, State, require_finite
 from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
@@ -117,9 +117,10 @@ def prepare(
     # What can be known to fail is told before the data is read, which may take minutes.
     weights = None
     if start is not None:
+        claimed = build.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
+        runtime = settled(runtime, claimed, own.batch_size)
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.tell_other_environment(now, then, deterministic=values["device"]["deterministic"])
-        build.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
     elif own.init:
         weights = build.starting_weights(values["model"], Path(own.init))
     seed_everything(own.seed)  # a user's data set may draw from the generators
@@ -136,7 +137,9 @@ def prepare(
     if weights is not None:
         for line in build.load_weights(model, weights, Path(str(own.init))):
             log.warning("init: %s", line)
-    state = State(model.to(runtime.device), build.optimizer(values["optim"], model))
+    runtime = settled(runtime, model, own.batch_size)
+    model = build.placed(model, runtime, data.input_shape)
+    state = State(model, build.optimizer(values["optim"], model))
     run = Run(config, values, own, runtime, data, task, state, Progress())
     if start is not None:
         snapshot.restore(run, start)

@@ -211,6 +211,10 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
     if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
         raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
     built.load_state_dict(saved)
+    for parameter, kept in built.state.items():
+        for key, each in kept.items():  # laid out in memory as the weights now are
+            if isinstance(each, Tensor) and each.shape == parameter.shape and each.stride() != parameter.stride():
+                kept[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
     if type(built) in MOMENTS:
         needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())
         for parameter, moments in built.state.items():

@@ -4,6 +4,7 @@ Each public class is an option of the group `task`; what its methods mean is tol
 knows no loop, no files, no config.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,7 +30,7 @@ class Classification:
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        correct = (outputs.argmax(dim=1) == targets).sum()
+        correct = (outputs.argmax(dim=1) == targets).sum(dtype=torch.float64)
         return _stack(len(targets), loss.detach() * len(targets), correct)
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
@@ -110,4 +111,10 @@ class Reconstruction:
 
 def _stack(count: int, *sums: Tensor) -> Tensor:
     """Sums (S,) in float64: exact for counts, and no rounding adds up over a long interval."""
-    return torch.stack([sums[0].new_tensor(count, dtype=torch.float64), *(value.double() for value in sums)])
+    return torch.stack([_number(count, sums[0].device), *(value.double() for value in sums)])
+
+
+@functools.lru_cache(maxsize=16)
+def _number(value: int, device: torch.device) -> Tensor:
+    """A number as a tensor, made once: every step of a run counts the same batch."""
+    return torch.tensor(value, dtype=torch.float64, device=device)

@@ -40,7 +40,7 @@ class CNN(nn.Module):
             layers.append(nn.Conv2d(channels, out_channels, 3, padding=1, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(out_channels))
-            layers += [nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.MaxPool2d(2), nn.ReLU()]  # in this order the same, with a quarter of the ReLU's work
             channels = out_channels
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
