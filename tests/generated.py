@@ -37,8 +37,8 @@ def write_mnist(root: Path, train: int = 200, test: int = 50, name: str = "MNIST
 
 
 def mnist_sums(root: Path, name: str = "MNIST") -> dict[str, str]:
-    """The MD5 sums of the unpacked files, by file name."""
-    return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (root / name / "raw").iterdir()}
+    """The SHA-256 sums of the unpacked files, by file name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (root / name / "raw").iterdir()}
 
 
 def pack_mnist(root: Path, folder: Path, name: str = "MNIST") -> list[tuple[str, str]]:

@@ -100,3 +100,14 @@ def test_no_point_of_the_line_is_for_training_and_testing(count: int) -> None:
 
 def test_the_line_has_no_validation_split() -> None:
     assert line("val", count=10) is None
+
+
+def test_the_digits_are_the_same_where_their_file_lies_elsewhere(
+    splits: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dltrain.data.digits.find_spec", lambda name: None)
+    for name, part in zip(("train", "test"), splits, strict=True):
+        again = digits(name)
+        assert again is not None
+        assert torch.equal(again.images, part.images)
+        assert torch.equal(again.targets, part.targets)

@@ -77,7 +77,7 @@ def run_folder(dltrain: Command) -> Path:
 
 def pixels_of(root: Path) -> Tensor:
     """The first 1,000 test pictures of an MNIST, uint8 (1000, 1, 28, 28)."""
-    return idx.read(root / "MNIST" / "raw" / "t10k-images-idx3-ubyte", dimensions=3, md5=None)[:1000].unsqueeze(1)
+    return idx.read(root / "MNIST" / "raw" / "t10k-images-idx3-ubyte", dimensions=3, sha256=None)[:1000].unsqueeze(1)
 
 
 def network(folder: Path, weights: dict[str, Tensor] | None = None) -> nn.Module:

@@ -330,8 +330,8 @@ def test_every_damaged_file_whose_sum_is_known_is_refused_with_both_sums(
 ) -> None:
     refused = 0
     for damaged in check_damages(own_root, "MNIST", mnist, (*SHAPED, "bit"), count):
-        found = hashlib.md5(damaged.content).hexdigest()
-        assert f"expected MD5 {mnist_sums[damaged.name]}, found {found} ({len(damaged.content)} " in damaged.message
+        found = hashlib.sha256(damaged.content).hexdigest()
+        assert f"expected SHA-256 {mnist_sums[damaged.name]}, found {found} ({len(damaged.content)} " in damaged.message
         refused += 1
     assert refused == count
 
@@ -363,15 +363,15 @@ def test_every_damaged_file_of_the_real_mnist_is_refused_with_both_sums(
     shutil.copytree(real_data / "MNIST", tmp_path / "MNIST")
     for damaged in check_damages(tmp_path, "MNIST", mnist, (*SHAPED, "bit"), count):
         known = idx.SUMS["MNIST"][damaged.name]
-        found = hashlib.md5(damaged.content).hexdigest()
-        assert f"expected MD5 {known}, found {found} " in damaged.message
+        found = hashlib.sha256(damaged.content).hexdigest()
+        assert f"expected SHA-256 {known}, found {found} " in damaged.message
 
 
 def test_one_wrong_label_is_refused_where_the_sum_is_known(own_root: Path, mnist_sums: Sums) -> None:
     path = own_root / "MNIST" / "raw" / LABELS
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] - 1]))
-    assert refusal(own_root).startswith(f"{path}: expected MD5 {mnist_sums[LABELS]}, found ")
+    assert refusal(own_root).startswith(f"{path}: expected SHA-256 {mnist_sums[LABELS]}, found ")
 
 
 def test_the_sums_are_those_of_the_four_original_files() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dltrain import checkpoint, runtime, schema
+from dltrain import checkpoint, compiler, runtime, schema
 from dltrain.data.batches import Batches, Statistics, normalization
 from dltrain.data.examples import Examples, Source, read, train_and_val
 from dltrain.errors import ConfigError, InputError, printable
@@ -148,6 +148,7 @@ def check_last_batch(network: nn.Module, examples: int, batch_size: int, accumul
 
 def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer, each group with its `initial_lr`. Raises ConfigError for keys that exclude each other."""
+    compiler.leave_out()
     try:
         built: torch.optim.Optimizer = schema.bind("optim", node)(network.named_parameters())
     except (ValueError, TypeError) as error:

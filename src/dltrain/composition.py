@@ -88,7 +88,9 @@ def run(
     implied = choices_of_resumed(argv)
     task = Task(job, sweep, implied)
     try:
-        with _arguments(_with_swept_groups(readable([*implied, *argv]))), guarded(sweeps=sweep is not None):
+        flagged = any(word.startswith("-") for word in argv)
+        guard = guarded(sweeps=sweep is not None, flagged=flagged)
+        with _arguments(_with_swept_groups(readable([*implied, *argv]))), guard:
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(task)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2

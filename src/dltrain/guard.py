@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigSource
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
@@ -62,8 +64,11 @@ class _Loader(yaml.BaseLoader):  # it leaves aliases shared and fills in no <<
 
 
 @contextlib.contextmanager
-def guarded(*, sweeps: bool = False) -> Iterator[None]:
-    """Check all that Hydra loads; without `sweeps` it may not sweep either, wherever it is told to."""
+def guarded(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
+    """Check all that Hydra loads; without `sweeps` it may not sweep either, wherever it is told to.
+
+    Without flags (`flagged`) it is one run that is asked for, and Hydra need not compose twice to learn it.
+    """
     faults: list[str] = []
     loaded = 0
 
@@ -88,9 +93,12 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
             refuse(*foreign)
         return config
 
+    def mode(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return original(*arguments, **named) if sweeps or flagged else RunMode.RUN  # another one is refused above
+
     def load_config(original: Callable[..., Any], source: Any, config_path: str) -> Any:
         try:
-            read_yaml(Path(source.path, source._normalize_file_name(config_path)))
+            checked_yaml(Path(source.path, source._normalize_file_name(config_path)))
             return original(source, config_path)
         except Refused as error:
             refuse(str(error))
@@ -113,6 +121,7 @@ def guarded(*, sweeps: bool = False) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_wrapped(ConfigLoaderImpl, "load_configuration", load_configuration))
+        stack.enter_context(_wrapped(Hydra, "get_mode", mode))
         stack.enter_context(_wrapped(file_source(), "load_config", load_config))
         stack.enter_context(_wrapped(CachingConfigRepository, "load_config", count_loaded))
         stack.enter_context(_wrapped(ConfigRepository, "initialize_sources", initialize_sources))
@@ -172,16 +181,29 @@ def _differences(prefix: str, node: Any, own: Any) -> Iterator[str]:
 
 def read_yaml(path: Path) -> Any:
     """The values of a YAML file that somebody else may have written. Raises Refused, with its path."""
+    text = checked_yaml(path)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+
+
+def checked_yaml(path: Path) -> str:
+    """The text of such a file, once it is known to be neither endless nor bottomless. Raises Refused, with its path."""
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:
             raise Refused(f"no file of at most {LONGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
         refuse_bomb(_Loader(text).get_single_data())
-        return yaml.safe_load(text)
+        return text
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise Refused(f"{path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}") from None
+        raise _unreadable(path, error) from None
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
+
+
+def _unreadable(path: Path, error: Exception) -> Refused:
+    return Refused(f"{path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}")
 
 
 def refuse_bomb(value: Any) -> int:

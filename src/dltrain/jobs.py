@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain import schema
 from dltrain.composition import resolve
 from dltrain.errors import Interrupted, UserError, cleaned, refused_by_system
+from dltrain.startup import import_torch
 from dltrain.stopping import SIGNALS, Stop, stop_behind
 
 if TYPE_CHECKING:
@@ -96,6 +97,11 @@ def execute(
     The command `summary` is `train --summary`. `deliver` gets what was found as a JSON document.
     """
     typed = [key for key in typed if key.partition(".")[0] != "sweep"]
+    values: dict[str, Any] = {}
+    if command not in ("summary", "train"):  # they check by themselves
+        values = resolve(config)
+        schema.require(schema.check(values, command, origin))
+    import_torch()
     if command == "summary":
         from dltrain.summary import summarize
 
@@ -106,8 +112,6 @@ def execute(
 
         hooks: Any = {name: hook for name, hook in (("watch", watch), ("load", load)) if hook is not None}
         return train(config, folder=folder, typed=typed, resolve=resolve, origin=origin, **hooks)
-    values = resolve(config)
-    schema.require(schema.check(values, command, origin))
     if command == "eval":
         from dltrain.evaluation import evaluate_checkpoints
 

@@ -14,7 +14,6 @@ from dltrain import (
     checkpoint,
     console,
     durable,
-    ending,
     folders,
     nonfinite,
     records,
@@ -98,6 +97,8 @@ def train(
         trackers = stack.enter_context(contextlib.closing(Trackers(values.get("logger", {}), folder, config)))
         with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {folder}"):
             status = _loop(run, folder, metrics, trackers, signals, began, watch, fresh=start is None)
+            from dltrain import ending  # here, not above: what draws the page is not needed for the first step
+
             summary = ending.finish(run, folder, metrics, trackers, status, began)
     if signals:
         message = f"stopped by {Signals(signals[0]).name} after saving; continue with resume={folder}"

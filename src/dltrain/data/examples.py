@@ -131,4 +131,5 @@ def _count(amount: float, total: int, key: str) -> int:
 
 
 def _take(examples: Examples, indices: Tensor) -> Examples:
-    return Examples(examples.images[indices], examples.targets[indices], examples.classes)
+    # Of bytes ten times as fast as images[indices].
+    return Examples(examples.images.index_select(0, indices), examples.targets[indices], examples.classes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dltrain import schema
 from dltrain.settings import Sweep
+from dltrain.startup import import_torch
 
 if TYPE_CHECKING:
     from dltrain.sweeps.conduct import Executor
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _calmed() -> int:
+    import_torch()
     import torch
 
     count = torch.get_num_threads()
@@ -47,9 +49,8 @@ def threads_restored() -> Iterator[None]:
 def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
     """Import all that jobs need, once for all workers."""
     all_threads()
-    import torchvision.datasets  # noqa: F401
-
     if command == "train":
+        import dltrain.ending
         import dltrain.run
     else:
         import dltrain.evaluation
@@ -60,8 +61,8 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
         chosen = {node.get("name") for node in nodes if isinstance(node, dict)}
         for name in set(schema.names(group)) & chosen:
             schema.bind(group, {"name": name})
-        if group == "data" and "digits" in chosen:
-            import sklearn.datasets  # noqa: F401  (which it imports only when it is called)
+        if group == "data" and "cifar10" in chosen:
+            import torchvision.datasets  # noqa: F401  (which it imports only when it is called)
 
 
 def executor(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.jobs import Outcome, attempt, told_quietly
+from dltrain.startup import import_torch
 from dltrain.stopping import SIGNALS, raised_signals
 
 
@@ -89,6 +90,7 @@ def _end_with_parent(lifeline: Connection) -> None:
 
 def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) -> Outcome:
     """Run a task in this process, all it prints going to its log."""
+    import_torch()
     import torch
 
     if threads is not None:
