@@ -1,0 +1,222 @@
+"""dltrain against hand-written PyTorch, Lightning, Ignite, Accelerate, Keras and skorch: one command, a table, a plot.
+
+    pip install -e '.[dev,peers]'                     # the peers, in the versions that were measured
+    python benchmarks/training.py                     # about 35 minutes on two cores
+    python benchmarks/training.py grid                # all peers, networks, data sets, batch sizes: another 30
+    python benchmarks/training.py commands --models mlp --peers dltrain,loop --rounds 1 --examples 2000 --to try
+
+DLTRAIN_DATA names the folder of MNIST and CIFAR-10. Parts:
+
+commands   whole commands, cold: 3 epochs of MNIST, mlp and lenet, batch 64, fp32; seeds 0 to 4: accuracy too
+networks   cnn, lstm and attention on part of MNIST, batch 64, fp32
+large      batch 512, all networks, with device.precision=auto, against fp32
+growth     time and peak memory against epochs (1 to 8) and examples (1,000 to 60,000)
+grid       everything once, on a small part of the data; not part of the default
+
+Each run is a process of its own. Rounds alternate: all variants once, then all again. Everybody trains the same network
+from the same kind of start on as many images in batches of the same size, shuffled, normalised, without augmentation,
+with SGD (momentum 0.9, constant rate) and torch's own number of threads, and tests once at the end on 10,000 images.
+Peers are benchmarks/peers/*.py. `--to STEM` names the files: STEM.jsonl (a line for each run, as it ends), STEM.md and
+STEM.svg.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import training_results
+import training_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = {  # how a variant is named, and the package it needs
+    "dltrain": "dltrain",
+    "dltrain-auto": "dltrain",
+    "loop": "torch",
+    "loader": "torch",
+    "lightning": "lightning",
+    "ignite": "ignite",
+    "accelerate": "accelerate",
+    "keras": "keras",
+    "skorch": "skorch",
+}
+MODELS = ("mlp", "lenet", "cnn", "lstm", "attention")
+DATA = {"mnist": 60_000, "cifar10": 50_000}  # with their numbers of training images
+RATES = {64: 0.02, 512: 0.05}
+EXAMPLES = ((1, 1_000), (1, 5_000), (1, 20_000), (1, 60_000))  # epochs and images along which cost grows
+EPOCHS = ((2, 20_000), (4, 20_000), (8, 20_000))
+PARTS = ("commands", "networks", "large", "growth")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained, by one variant, `rounds` times."""
+
+    part: str
+    peer: str
+    model: str
+    data: str
+    batch: int
+    epochs: int
+    examples: int
+    rounds: int
+
+
+def plan(part: str) -> Iterator[Work]:
+    """All work of a part; first what others are compared with."""
+    if part == "commands":
+        for model in ("mlp", "lenet"):
+            for peer in ("dltrain", "loop", "skorch", "lightning"):
+                yield Work(part, peer, model, "mnist", 64, 3, 60_000, 5)
+            for peer in ("loader", "ignite", "accelerate", "keras"):  # as slow, and not asked for so exactly
+                yield Work(part, peer, model, "mnist", 64, 3, 60_000, 2)
+    elif part == "networks":
+        for model, peer in itertools.product(MODELS[2:], ("dltrain", "loop", "skorch", "lightning")):
+            yield Work(part, peer, model, "mnist", 64, 2, 4_000, 3)
+    elif part == "large":
+        for model, peer in itertools.product(MODELS, ("dltrain-auto", "dltrain", "loop")):
+            examples = {"mlp": 60_000, "lenet": 30_000}.get(model, 6_000)
+            yield Work(part, peer, model, "mnist", 512, 2, examples, 5 if examples > 6_000 else 3)
+    elif part == "growth":
+        for peer in ("dltrain", "loop", "loader"):
+            for epochs, examples in itertools.chain(EXAMPLES, EPOCHS):
+                yield Work(part, peer, "mlp", "mnist", 64, epochs, examples, 3)
+    else:
+        for data, model, batch, peer in itertools.product(DATA, MODELS, RATES, PEERS):
+            yield Work(part, peer, model, data, batch, 2, 4_000, 1)
+
+
+def command(work: Work, seed: int, workers: int) -> list[str]:
+    """The command line of one run."""
+    lr = RATES.get(work.batch, RATES[64])
+    if not work.peer.startswith("dltrain"):
+        script = "" if work.peer in ("loop", "loader") else "with_"
+        words = {"model": work.model, "data": work.data, "batch": work.batch, "epochs": work.epochs}
+        words |= {"examples": work.examples, "lr": lr, "seed": seed, "workers": workers}
+        path = ROOT / "benchmarks" / "peers" / f"{script}{work.peer}.py"
+        return [sys.executable, str(path), *(word for key in words for word in (f"--{key}", str(words[key])))]
+    return [
+        *(sys.executable, "-m", "dltrain", "train", f"model={work.model}", f"data={work.data}", "data.val=0"),
+        *(f"data.limit={work.examples}", "data.crop=0", "data.flip=false", "schedule=constant", f"optim.lr={lr}"),
+        *("optim=sgd", "optim.momentum=0.9", f"epochs={work.epochs}", f"batch_size={work.batch}", f"seed={seed}"),
+        *("device=cpu", f"device.precision={'auto' if work.peer == 'dltrain-auto' else 'fp32'}"),
+    ]
+
+
+def epoch_rates(records: Iterable[dict[str, Any]], work: Work) -> list[float]:
+    """Images per second of each epoch, from dltrain's own records of the intervals in it."""
+    steps = math.ceil(work.examples / work.batch)
+    seconds: dict[int, float] = defaultdict(float)
+    before = 0
+    for record in records:
+        if record["split"] != "train":
+            continue
+        epoch, step = divmod(record["step"], steps)
+        images = epoch * work.examples + step * work.batch
+        seconds[math.ceil(record["step"] / steps)] += (images - before) / record["examples_per_second"]
+        before = images
+    return [work.examples / seconds[epoch] for epoch in sorted(seconds)]
+
+
+def found(work: Work, folder: Path) -> dict[str, Any]:
+    """What a run that has ended says of itself."""
+    if not work.peer.startswith("dltrain"):
+        return json.loads((folder / "out").read_text().splitlines()[-1])
+    (run,) = folder.glob("outputs/*/*/metrics.jsonl")
+    records = [json.loads(line) for line in run.read_text().splitlines()]
+    return {"images_per_second": epoch_rates(records, work), "accuracy": records[-1]["accuracy"]}
+
+
+def run(work: Work, seed: int, workers: int) -> dict[str, Any]:
+    """Run it in a new process and folder; its seconds from start to exit and its peak memory are seen from outside."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+            began = perf_counter()
+            process = subprocess.Popen(command(work, seed, workers), cwd=folder, stdout=out, stderr=err)
+            _, status, usage = os.wait4(process.pid, 0)  # unlike getrusage of all children, of this one alone
+            seconds = perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        result = {**asdict(work), "seed": seed, "seconds": seconds, "peak_mib": usage.ru_maxrss / 1024}
+        result["processor_seconds"] = usage.ru_utime + usage.ru_stime
+        if process.returncode:
+            lines = (folder / "err").read_text().strip().splitlines() or ["no message"]
+            return result | {"error": f"exit {process.returncode}: {lines[-1]}"}
+        return result | found(work, folder)
+
+
+def chosen(arguments: argparse.Namespace) -> list[Work]:
+    """The work that the command line asks for."""
+    works = [work for part in arguments.parts or PARTS for work in plan(part)]
+    for key in ("models", "peers", "data", "batch"):
+        if wanted := getattr(arguments, key):
+            field = key.removesuffix("s")
+            works = [work for work in works if str(getattr(work, field)) in wanted.split(",")]
+    if arguments.examples:
+        works = [replace(work, examples=min(work.examples, arguments.examples)) for work in works]
+    works = [replace(work, examples=min(work.examples, DATA[work.data])) for work in works]
+    works = [replace(work, rounds=arguments.rounds or work.rounds) for work in works]
+    return list(dict.fromkeys(works))  # a smaller number of examples makes several of growth one
+
+
+def parser() -> argparse.ArgumentParser:
+    own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join((*PARTS, 'grid'))}")
+    own.add_argument("--models", help=f"only these, such as {','.join(MODELS)}")
+    own.add_argument("--peers", help=f"only these, such as {','.join(PEERS)}")
+    own.add_argument("--data", help=f"only these, such as {','.join(DATA)}")
+    own.add_argument("--batch", help=f"only these, such as {','.join(map(str, RATES))}")
+    own.add_argument("--rounds", type=int, help="of every variant; the seed is the round's number, from 0")
+    own.add_argument("--examples", type=int, help="most training images for everybody")
+    own.add_argument("--threads", type=int, help="for everybody; torch's own choice if not given")
+    own.add_argument("--workers", type=int, default=0, help="processes of each DataLoader")
+    own.add_argument(
+        "--to", type=Path, metavar="STEM", help="of the files; a dated one in docs/benchmarks if not given"
+    )
+    return own
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    if strangers := set(arguments.parts) - {*PARTS, "grid"}:
+        sys.exit(f"no part {', '.join(sorted(strangers))}: there are {', '.join((*PARTS, 'grid'))}")
+    works = chosen(arguments)
+    if not works:
+        sys.exit("no part has such work: ask for less with --models, --peers, --data and --batch, or for another part")
+    if missing := {PEERS[work.peer] for work in works if importlib.util.find_spec(PEERS[work.peer]) is None}:
+        sys.exit(f"{', '.join(sorted(missing))} missing: pip install -e '.[dev,peers]', or choose others with --peers")
+    os.environ["DLTRAIN_DATA"] = str(Path(os.environ.get("DLTRAIN_DATA", "data")).resolve())
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # where there is a GPU some peers would take it unasked
+    if arguments.threads:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # what torch goes by in every process
+    today = datetime.date.today().isoformat()
+    name = "-".join([today, f"{os.cpu_count()}-core", "training", *arguments.parts])
+    stem = (arguments.to or ROOT / "docs" / "benchmarks" / name).resolve()
+    path = stem.with_name(f"{stem.name}.jsonl")
+    path.write_text(json.dumps(training_runs.header(sys.argv[1:])) + "\n")
+    total, began = sum(work.rounds for work in works), perf_counter()
+    most = max(work.rounds for work in works)
+    in_turn = ((seed, work) for seed in range(most) for work in works if seed < work.rounds)
+    for count, (seed, work) in enumerate(in_turn, 1):
+        result = run(work, seed, arguments.workers)
+        with path.open("a") as file:  # at once: what is interrupted is not lost
+            file.write(json.dumps(result) + "\n")
+        print(f"{count:4}/{total} {perf_counter() - began:6.0f} s  {training_runs.line(result)}", flush=True)
+    training_results.write(path)
+    print(path.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()

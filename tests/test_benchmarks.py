@@ -1,0 +1,167 @@
+"""The benchmark against peers says what it measured: the same networks, right rates, right medians and ratios."""
+
+import importlib.util
+import json
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import Command
+from dltrain import schema
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PEERS = sorted(path for path in (BENCHMARKS / "peers").glob("*.py") if path.stem not in ("networks", "workload"))
+MODELS = ("mlp", "lenet", "cnn", "lstm", "attention")
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+
+
+@pytest.fixture
+def training() -> ModuleType:
+    return importlib.import_module("training")
+
+
+@pytest.fixture
+def results() -> ModuleType:
+    return importlib.import_module("training_results")
+
+
+def a_run(peer: str, rates: list[float], seconds: float, **more: Any) -> dict[str, Any]:
+    work = {"part": "commands", "data": "mnist", "model": "mlp", "batch": 64, "epochs": 2, "examples": 100}
+    return {
+        **work,
+        "peer": peer,
+        "images_per_second": rates,
+        "seconds": seconds,
+        "peak_mib": 10.0,
+        "accuracy": 0.9,
+    } | more
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+@pytest.mark.parametrize("model", MODELS)
+def test_peers_begin_with_the_same_network_to_the_bit(model: str, data: str) -> None:
+    networks = importlib.import_module("networks")
+    node = yaml.safe_load((BENCHMARKS.parent / "configs" / "model" / f"{model}.yaml").read_text())
+    shape = networks.SHAPES[data]
+    torch.manual_seed(3)
+    own = schema.bind("model", node)(input_shape=shape, num_classes=10)
+    torch.manual_seed(3)
+    theirs = networks.network(model, data)
+    images = torch.rand(4, *shape)
+    assert sum(each.numel() for each in own.parameters()) == sum(each.numel() for each in theirs.parameters())
+    torch.testing.assert_close(theirs(images), own(images))
+
+
+@pytest.mark.parametrize("path", PEERS, ids=lambda path: path.stem)
+def test_a_peer_knows_the_words_it_is_called_with(
+    path: Path, training: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if path.stem.startswith("with_"):
+        package = path.stem.removeprefix("with_")
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install -e '.[peers]'")
+    work = training.Work("grid", path.stem.removeprefix("with_"), "mlp", "mnist", 64, 1, 100, 1)
+    _, script, *words = training.command(work, seed=0, workers=0)
+    assert Path(script) == path
+    monkeypatch.setattr(sys, "argv", [script, *words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script)
+    assert ended.value.code == 0
+    assert "--epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["loop", "loader"])
+def test_a_loop_answers_with_a_rate_for_each_epoch_and_its_accuracy(
+    script: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DLTRAIN_DATA", str(data_root))
+    words = ["--model", "mlp", "--data", "mnist", "--epochs", "2", "--examples", "100"]
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    runpy.run_path(str(BENCHMARKS / "peers" / f"{script}.py"))
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(answer["images_per_second"]) == 2
+    assert 0 <= answer["accuracy"] <= 1
+
+
+def test_dltrain_takes_the_words_and_its_records_give_the_same_figures(
+    dltrain: Command, training: ModuleType, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLTRAIN_DATA", str(data_root))
+    work = training.Work("grid", "dltrain", "mlp", "mnist", 64, 2, 150, 1)
+    words = training.command(work, seed=1, workers=0)
+    result = dltrain(*words[words.index("train") :], "log_every=2")
+    assert result.code == 0, result.err
+    found = training.found(work, tmp_path)
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert max(found["images_per_second"]) == pytest.approx(summary["examples_per_second"], rel=1e-3)
+    assert found["accuracy"] == summary["test"]["accuracy"]
+
+
+def test_an_epoch_s_rate_is_its_images_over_the_seconds_of_its_intervals(training: ModuleType) -> None:
+    work = training.Work("grid", "dltrain", "mlp", "mnist", 10, 2, 25, 1)
+    rates = [(2, 10.0), (3, 5.0), (4, 2.0), (6, 15.0)]  # 2 s and 1 s; 5 s and 1 s
+    records = [{"split": "train", "step": step, "examples_per_second": rate} for step, rate in rates]
+    assert training.epoch_rates([*records, {"split": "test", "step": 6}], work) == pytest.approx([25 / 3, 25 / 6])
+
+
+def test_the_grid_has_every_peer_with_every_network_data_set_and_batch_size(training: ModuleType) -> None:
+    found = {(work.peer, work.model, work.data, work.batch) for work in training.plan("grid")}
+    assert len(found) == len(training.PEERS) * len(MODELS) * 2 * 2
+    scripts = {f"with_{peer}" for peer in training.PEERS} | set(training.PEERS)
+    assert {path.stem for path in PEERS} <= scripts
+
+
+def test_work_is_chosen_by_words_and_equal_work_is_done_once(training: ModuleType) -> None:
+    words = ["growth", "--peers", "loop,loader", "--examples", "2000", "--rounds", "1"]
+    works = training.chosen(training.parser().parse_args(words))
+    assert {work.peer for work in works} == {"loop", "loader"}
+    assert [(it.epochs, it.examples) for it in works if it.peer == "loop"] == [
+        (1, 1000), (1, 2000), (2, 2000), (4, 2000), (8, 2000),
+    ]  # fmt: skip
+
+
+def test_ratios_are_of_medians_and_ranges_are_told(results: ModuleType) -> None:
+    runs = [
+        *(a_run("dltrain", [rate, rate / 2], seconds) for rate, seconds in ((300, 2.0), (100, 1.0), (200, 9.0))),
+        *(a_run("loop", [10, rate], 4.0, accuracy=share) for rate, share in ((100, 0.8), (100, 0.9))),
+        a_run("keras", [], 0.0, error="exit 1: no such thing"),
+    ]
+    first, second, failed = list(results.table(runs, "commands"))[2:]
+    assert "| dltrain | 3 | 200 (100–300) | 1.00 | 2.0 (1.0–9.0) | 1.00 | 10 (10–10) | 90.00 ± 0.00 |" in first
+    assert "| loop | 2 | 100 (100–100) | 2.00 | 4.0 (4.0–4.0) | 2.00 | 10 (10–10) | 85.00 ± 7.07 |" in second
+    assert "| keras | 0 | failed |" in failed
+
+
+def test_growth_is_told_as_the_straight_line_through_the_medians(results: ModuleType) -> None:
+    runs = [
+        a_run("dltrain", [50.0], 3 + 0.5 * epochs, part="growth", epochs=epochs, peak_mib=100.0 + epochs)
+        for epochs in (1, 2, 4, 8)
+    ]
+    (line,) = results.growth(runs)
+    assert "3.00 s, and 0.500 s for each epoch" in line
+    assert "101 (101–101) MiB at 1, 108 (108–108) at 8" in line
+
+
+def test_a_page_and_its_figure_are_drawn_from_the_file_of_runs_alone(results: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install -e '.[dev]'")
+    runs_module = importlib.import_module("training_runs")
+    path = tmp_path / "some.jsonl"
+    runs = [a_run("loop", [5.0], 2.0), *(a_run("loop", [5.0], 2.0, part="growth", epochs=it) for it in (1, 2))]
+    path.write_text("\n".join(json.dumps(it) for it in [runs_module.header(["commands"]), *runs]))
+    results.write(path)
+    page = (tmp_path / "some.md").read_text()
+    assert "python benchmarks/training.py commands" in page
+    assert "(some.svg)" in page
+    assert "mlp, mnist, batch 64" in (tmp_path / "some.svg").read_text()
