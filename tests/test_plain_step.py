@@ -222,7 +222,7 @@ def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> Non
 
 def test_freed_memory_is_kept_so_that_a_step_maps_no_new_pages() -> None:
     resource = pytest.importorskip("resource")
-    runtime.device(name="cpu", precision=None, threads=1, deterministic=False)
+    runtime.keep_freed_memory()
 
     def step() -> None:
         for _ in range(3):

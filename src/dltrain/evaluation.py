@@ -172,6 +172,7 @@ def _ready(loaded: Loaded, config: dict[str, Any], typed: Collection[str]) -> tu
     node, shape = loaded.values["model"], known["input_shape"]
     build.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
     batch_size = config["batch_size"] or loaded.values["batch_size"]
+    runtime.keep_freed_memory()
     return task, examples, build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
 
 

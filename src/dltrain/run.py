@@ -28,7 +28,14 @@ from dltrain.engine import Record, fit
 from dltrain.errors import ConfigError, Interrupted, UserError
 from dltrain.progress import Progress
 from dltrain.report import recorded
-from dltrain.runtime import device, enough_memory, generator_states, seed_everything, settled
+from dltrain.runtime import (
+    device,
+    enough_memory,
+    generator_states,
+    keep_freed_memory,
+    seed_everything,
+    settled,
+)
 from dltrain.snapshot import Run
 from dltrain.step import Diverged, State, require_finite
 from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
@@ -138,6 +145,7 @@ def prepare(
     if weights is not None:
         for line in build.load_weights(model, weights, Path(str(own.init))):
             log.warning("init: %s", line)
+    keep_freed_memory()
     runtime = settled(runtime, model, own.batch_size)
     model = build.placed(model, runtime, data.input_shape)
     state = State(model, build.optimizer(values["optim"], model))

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import random
 from collections.abc import Iterator
@@ -65,7 +66,6 @@ def device(
         reason = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
         raise DeviceError(f"device=cuda: {reason}. Set device=cpu, or device=auto to take what there is")
     use_cuda = name != "cpu" and torch.cuda.is_available()
-    _keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
     if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it imports a compiler, two seconds
@@ -100,8 +100,9 @@ def _against_bf16(device: torch.device, network: nn.Module, batch_size: int) -> 
     return "" if batch_size >= enough else f"faster from a batch of {enough} on"
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep what a step has freed for the next one.
+@functools.cache  # once for each process
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step has freed for the next one; to be called when the data is there.
 
     It gives large tensors back to the system at once, which zeroes and maps them anew, page by page, in every step: a
     third of the time of a small convolutional network. The peak stays what it is.
