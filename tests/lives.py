@@ -33,10 +33,18 @@ class Nursery:
     def __init__(self, server: "subprocess.Popen[str]") -> None:
         self.server = server
 
-    def start(self, folder: Path, *argv: str, at: float = 0.0) -> Life:
+    def start(
+        self,
+        folder: Path,
+        *argv: str,
+        at: float = 0.0,
+        environment: dict[str, str] | None = None,
+        log: str = "life.log",
+    ) -> Life:
         """Begin a life, or let one wait for the moment `at`."""
-        log = folder / "life.log"
-        return Life(self._ask({"argv": argv, "folder": str(folder), "log": str(log), "at": at}), folder, log)
+        path = folder / log
+        question = {"argv": argv, "folder": str(folder), "log": str(path), "at": at, "environment": environment or {}}
+        return Life(self._ask(question), folder, path)
 
     def wait(self, life: Life) -> int:
         """Exit code of a life; -N where signal N killed it."""
@@ -138,6 +146,7 @@ def _serve() -> None:
 
 def _live(main: Any, question: dict[str, Any]) -> int:
     os.chdir(question["folder"])
+    os.environ.update(question["environment"])
     log = os.open(question["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dltrain import build, runtime, schedules
+from dltrain import build, placement, schedules
 from dltrain.data import batches as batches_module
 from dltrain.data.batches import Batches, epoch_generator
 from dltrain.data.examples import Examples
@@ -80,7 +80,7 @@ def by_hand(
 
 def by_dltrain(network: nn.Module, *, crop: int, flip: bool, **loop: Any) -> dict[str, Tensor]:
     """Weights after dltrain's loop, the network placed as a run does it."""
-    network = build.placed(network, CPU, (3, 14, 12))
+    network = placement.placed(network, CPU, (3, 14, 12))
     train = Batches(pictures(), CPU.device, batch_size=SIZE, statistics=(MEAN, STD), seed=SEED, crop=crop, flip=flip)
     state = State(network, build.optimizer(SGD, network))
     settings = {"epochs": EPOCHS, "log_every": 3, "on_nonfinite": "stop"} | loop
@@ -158,10 +158,10 @@ class Viewed(nn.Module):
 
 
 def test_convolutions_lie_with_channels_last_unless_a_network_counts_on_another_layout() -> None:
-    placed = build.placed(build.model(CNN, (3, 14, 12), 10), CPU, (3, 14, 12))
+    placed = placement.placed(build.model(CNN, (3, 14, 12), 10), CPU, (3, 14, 12))
     assert placed.features[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert placed.training
-    viewed = build.placed(Viewed(), CPU, (3, 14, 12))
+    viewed = placement.placed(Viewed(), CPU, (3, 14, 12))
     assert viewed.conv.weight.is_contiguous()
     assert viewed(torch.zeros(2, 3, 14, 12)).shape == (2, 10)
 
@@ -201,7 +201,7 @@ def test_auto_takes_bf16_where_it_was_measured_to_pay(
 ) -> None:
     native(monkeypatch, "avx512_bf16")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = runtime.settled(Runtime(CPU.device, "auto", 1), network, batch_size)
+    found = placement.settled(Runtime(CPU.device, "auto", 1), network, batch_size)
     assert found.precision == precision
     assert found.describe().startswith(f"cpu, 1 thread, {precision} (auto: ")
 
@@ -210,19 +210,19 @@ def test_auto_takes_bf16_where_it_was_measured_to_pay(
 def test_auto_is_fp32_on_a_cpu_without_bf16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native(monkeypatch, "avx512_f", "avx2")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = runtime.settled(Runtime(CPU.device, "auto", 1), network, 512)
+    found = placement.settled(Runtime(CPU.device, "auto", 1), network, 512)
     assert (found.precision, found.reason) == ("fp32", "this CPU has no bf16")
 
 
 @pytest.mark.parametrize(("precision", "batch_size"), list(itertools.product(["fp32", "bf16"], [1, 512])))
 def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> None:
     named = Runtime(CPU.device, precision, 1)
-    assert runtime.settled(named, build.model(CNN, (3, 14, 12), 10), batch_size) == named
+    assert placement.settled(named, build.model(CNN, (3, 14, 12), 10), batch_size) == named
 
 
 def test_freed_memory_is_kept_so_that_a_step_maps_no_new_pages() -> None:
     resource = pytest.importorskip("resource")
-    runtime.keep_freed_memory()
+    placement.keep_freed_memory()
 
     def step() -> None:
         for _ in range(3):

@@ -104,13 +104,13 @@ TOLD = "import gc, os\nprint(gc.isenabled(), os.environ.get('OMP_WAIT_POLICY'), 
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({}, "False PASSIVE None"),
+        ({}, "False None 1000"),
         ({"GOMP_SPINCOUNT": "7"}, "False None 7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "False ACTIVE None"),
     ],
     ids=["nothing set", "spins", "policy"],
 )
-def test_torchs_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
+def test_torchs_threads_soon_sleep_while_they_wait_unless_the_environment_says_otherwise(
     environment: dict[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch.py").write_text(TOLD)

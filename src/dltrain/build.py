@@ -116,34 +116,29 @@ def check_fit(
         raise ConfigError(problem)
 
 
-def placed(network: nn.Module, place: runtime.Runtime, shape: Sequence[int]) -> nn.Module:
-    """A network on its device, convolutions with channels last, the layout in which they are fastest.
-
-    `shape` is that of an input (C, H, W). Networks that count on another layout, such as by `view`, keep their own.
-    """
-    network = network.to(place.device)
-    gains = place.device.type == "cpu" or place.precision == "bf16"  # of GPUs those that use their tensor cores
-    if gains and any(isinstance(each, nn.Conv2d) for each in network.modules()):
-        was_training = network.training
-        network.to(memory_format=torch.channels_last)
-        try:
-            with torch.no_grad():
-                network.eval()(torch.zeros(2, *shape, device=place.device))
-        except RuntimeError:
-            network.to(memory_format=torch.contiguous_format)
-        network.train(was_training)
-    return network
-
-
-def check_last_batch(network: nn.Module, examples: int, batch_size: int, accumulate: int) -> None:
+def check_last_batch(network: nn.Module, examples: int, batch_size: int, accumulate: int, processes: int = 1) -> None:
     """Raise ConfigError where an epoch ends with one example alone, of which batch norm has no variance."""
-    last = examples % (batch_size * accumulate) or batch_size * accumulate
-    part = -(-last // accumulate)
-    if (last % part or part) == 1 and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+    whole = batch_size * accumulate
+    last = examples % whole or min(whole, examples)
+    # With several processes the parts of whole batches can be as small.
+    batches = {last} if processes == 1 else {last, min(whole, examples)}
+    owned = {
+        max(1, batch * (rank + 1) // processes - batch * rank // processes)
+        for batch in batches
+        for rank in range(processes)
+    }
+    alone = any((own % -(-own // accumulate) or -(-own // accumulate)) == 1 for own in owned)
+    if alone and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+        where = "the last batch" if processes == 1 else f"a batch that {processes} processes share"
         raise ConfigError(
-            f"batch_size={batch_size}: of {examples} examples one is left alone in the last batch, "
+            f"batch_size={batch_size}: of {examples} examples one is left alone in {where}, "
             "which batch norm cannot use; choose another"
         )
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether what it computes of an example depends on the others of its batch."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from dltrain import __version__, schema, terminal, usage
+from dltrain import __version__, launch, schema, terminal, usage
 from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable, refused_by_system
 from dltrain.stopping import Stop, raised_signals, stop_behind
 
@@ -42,8 +42,8 @@ def console() -> None:
 def main(argv: list[str]) -> int:
     """Run a command line and return its exit code; never raises for a user's mistake."""
     try:
-        with raised_signals():
-            return _dispatch(argv or ["--help"])
+        with raised_signals(), launch.speaking((argv or ["--help"])[0]) as takes_part:
+            return _dispatch(argv or ["--help"]) if takes_part else 0
     except UserError as error:
         return _tell(error)
     except OSError as error:  # a path that the system takes for no name, a disk that fails
@@ -84,6 +84,8 @@ def _tell(error: UserError | KeyboardInterrupt) -> int:
     if stop := stop_behind(error) or (error if isinstance(error, KeyboardInterrupt) else None):
         return _tell_stopped(stop)
     assert isinstance(error, UserError)
+    if not launch.may_tell(error):
+        return error.exit_code
     if os.environ.get("DLTRAIN_TRACEBACK"):
         traceback.print_exception(error)
     else:
@@ -92,7 +94,8 @@ def _tell(error: UserError | KeyboardInterrupt) -> int:
 
 
 def _tell_stopped(stop: KeyboardInterrupt) -> int:
-    print(stop if isinstance(stop, Stop) else "stopped", file=sys.stderr)
+    if launch.may_tell(stop):
+        print(stop if isinstance(stop, Stop) else "stopped", file=sys.stderr)
     return stop.exit_code if isinstance(stop, Stop) else 130
 
 

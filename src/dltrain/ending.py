@@ -2,25 +2,25 @@
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dltrain import analysis, build, console, records
 from dltrain.engine import Record, evaluate
+from dltrain.output import Output
 from dltrain.report import run_page
 from dltrain.runtime import enough_memory
 from dltrain.snapshot import Run
-from dltrain.trackers.tracked import Trackers
 
 log = logging.getLogger(__name__)
 
 
-def finish(
-    run: Run, folder: Path, metrics: records.Metrics, trackers: Trackers, status: str, began: float
-) -> dict[str, Any]:
-    """Test once, on the best weights; write and show the summary, and the page of the run."""
+def finish(run: Run, output: Output | None, status: str, began: float) -> dict[str, Any]:
+    """Test once, on the best weights; write and show the summary, and the page of the run.
+
+    Of several processes only the first, who has an `output`, does more than test.
+    """
     model, progress = run.state.model, run.progress
     if progress.best_weights:
         model.load_state_dict(progress.best_weights)
@@ -28,7 +28,8 @@ def finish(
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
         figures = evaluate(model, batches, run.task, run.runtime)
         progress.latest["test"] = figures
-        trackers.write(metrics.write(Record("test", progress.best["step"], progress.best["epoch"], figures)))
+        if output is not None:
+            output.write(Record("test", progress.best["step"], progress.best["epoch"], figures))
     summary = {
         "status": status,
         "test": progress.latest.get("test"),
@@ -42,6 +43,9 @@ def finish(
         "device": run.runtime.describe(),
         **records.environment(),
     }
+    if output is None:
+        return summary
+    folder, trackers = output.folder, output.trackers
     records.write_json(folder / "summary.json", summary)
     wanted = status != "interrupted" and (run.settings.report or trackers.running)
     found, mistakes = _analyzed(run) if wanted else ({}, [])

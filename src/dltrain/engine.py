@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dltrain import distributed
 from dltrain.runtime import Runtime
 from dltrain.step import OnNonfinite, State, Task, interval_metrics, train_step
 
@@ -29,8 +30,11 @@ class Batches(Protocol):
     def epoch(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (B, C, H, W) and targets (B, ...) of training, from step `first` of the epoch on."""
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same without shuffling and augmentation, for evaluation."""
+    def share(self, index: int) -> tuple[int, float]:
+        """Of batch `index` of an epoch: all its examples, and what this process's part counts in the mean over all."""
+
+    def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same without shuffling and augmentation, for evaluation; each `every`-th batch from `first` on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def fit(
     steps = len(train)
     total = steps * epochs
     update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
+    alone = runtime.processes.world == 1
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -74,13 +79,17 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
-            sums = update(state, inputs, targets, task, runtime)
+            count, weight = (len(inputs), 1.0) if alone else train.share(state.step % steps)
+            sums = update(state, inputs, targets, task, runtime, weight=weight)
+            if not weight:  # others have all the examples of a small batch
+                sums.zero_()
             state.sums = sums if state.sums is None else state.sums.add_(sums)
             state.step += 1
-            examples += len(inputs)
+            examples += count
             records = []
             epoch_ends = state.step % steps == 0
             if epoch_ends or state.step % log_every == 0:
+                distributed.add_up(state.sums, runtime.processes)
                 metrics = interval_metrics(state, task, on_nonfinite)
                 seconds += perf_counter() - started
                 values = metrics | {"lr": lr, "examples_per_second": examples / seconds}
@@ -98,11 +107,18 @@ def fit(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, task: Task, runtime: Runtime) -> dict[str, float]:
-    """Figures over all batches. Returns, never yields: a generator would leak no_grad into its caller."""
+    """Figures over all batches, which several processes share among them, the same in each.
+
+    Returns, never yields: a generator would leak no_grad into its caller.
+    """
     was_training = model.training
     model.eval()
+    distributed.follow_first(model, runtime.processes)
     total: Tensor | None = None
-    for inputs, targets in batches.in_order():
+    rank, world = runtime.processes.rank, runtime.processes.world
+    has_own = world == 1 or rank < len(batches)  # who has none takes the first, for its shape alone
+    own = batches.in_order() if world == 1 else batches.in_order(rank if has_own else 0, world)
+    for inputs, targets in own:
         with runtime.autocast():
             outputs = model(inputs)
             loss = task.loss(outputs, inputs, targets)
@@ -110,7 +126,9 @@ def evaluate(model: nn.Module, batches: Batches, task: Task, runtime: Runtime) -
         total = sums if total is None else total.add_(sums)
     model.train(was_training)
     assert total is not None
-    return task.metrics(total.tolist())
+    if not has_own:
+        total.zero_()
+    return task.metrics(distributed.add_up(total, runtime.processes).tolist())
 
 
 @torch.no_grad()

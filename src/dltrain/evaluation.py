@@ -17,6 +17,7 @@ from dltrain.data.batches import Batches, Statistics
 from dltrain.data.examples import Examples, read, train_and_val
 from dltrain.engine import evaluate
 from dltrain.errors import ConfigError, InputError, UserError
+from dltrain.placement import placed, settled
 from dltrain.step import Task
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,10 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     place = runtime.device(**(config["device"] | before))
     known = content["data"]
     claimed = build.check_weights(values["model"], known, content["model"], path)
-    place = runtime.settled(place, claimed, values["batch_size"])
+    place = settled(place, claimed, values["batch_size"])
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
-    return Loaded(path, content, values, place, build.placed(model, place, known["input_shape"]))
+    return Loaded(path, content, values, place, placed(model, place, known["input_shape"]))
 
 
 def evaluate_checkpoints(
@@ -172,7 +173,6 @@ def _ready(loaded: Loaded, config: dict[str, Any], typed: Collection[str]) -> tu
     node, shape = loaded.values["model"], known["input_shape"]
     build.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
     batch_size = config["batch_size"] or loaded.values["batch_size"]
-    runtime.keep_freed_memory()
     return task, examples, build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
 
 

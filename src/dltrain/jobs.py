@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dltrain import schema
+from dltrain import launch, schema
 from dltrain.composition import resolve
 from dltrain.errors import Interrupted, UserError, cleaned, refused_by_system
 from dltrain.startup import import_torch
@@ -65,7 +65,8 @@ def attempt(
             return ended(tell(known), first_line(known))
         if behind := stop_behind(error):
             return ended(tell(behind), "interrupted")
-        traceback.print_exc()
+        if launch.may_tell(error):
+            traceback.print_exc()
         return ended(1, first_line(f"{type(error).__name__}: {error}"))
 
 

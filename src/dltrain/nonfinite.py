@@ -11,6 +11,7 @@ from dltrain.errors import UserError
 from dltrain.runtime import Generators, Runtime, restore_generators
 from dltrain.step import State, Task, parts_of
 
+NOT_FOUND = "not found when the step was computed again"
 ADVICE = "Lower optim.lr or set clip_norm; what was saved before is kept"
 
 
@@ -47,7 +48,7 @@ def name_tensor(
     for part, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
         if named := _in_part(state.model, part, part_targets, task, runtime):
             return named
-    return "not found when the step was computed again"
+    return NOT_FOUND
 
 
 def _in_part(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task, runtime: Runtime) -> str:

@@ -4,17 +4,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 from dltrain import (
     build,
-    checkpoint,
     console,
-    durable,
-    folders,
+    distributed,
+    launch,
     nonfinite,
     records,
     schema,
@@ -22,25 +21,20 @@ from dltrain import (
     snapshot,
     stored,
 )
+from dltrain.agreement import Agreement
 from dltrain.data import download
 from dltrain.data.batches import Batches
 from dltrain.engine import Record, fit
 from dltrain.errors import ConfigError, Interrupted, UserError
+from dltrain.output import Output, opened
+from dltrain.placement import placed, settled
 from dltrain.progress import Progress
-from dltrain.report import recorded
-from dltrain.runtime import (
-    device,
-    enough_memory,
-    generator_states,
-    keep_freed_memory,
-    seed_everything,
-    settled,
-)
+from dltrain.runtime import device, enough_memory, generator_states, seed_everything
 from dltrain.snapshot import Run
+from dltrain.start import Start, refuse_different_data, resumed
 from dltrain.step import Diverged, State, require_finite
 from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
 from dltrain.trackers import tracked
-from dltrain.trackers.tracked import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -67,69 +61,80 @@ def train(
     """
     began = time.perf_counter()
     config = {key: value for key, value in config.items() if key != "sweep"}
+    processes = launch.processes()
     with records.run_log() as log_to, contextlib.ExitStack() as stack:
+        # Of a sweep's job the sweep knows the folder.
+        if (again := distributed.begin(processes, recall=folder is None)) is not None:
+            log.warning("started again by torchrun: goes on with %s", again)
+            config, typed = stored.started_again(config, typed, again)
         start = None
-        if config.get("resume") is not None:
-            start = stack.enter_context(snapshot.resumed(config["resume"]))
-            folder, trust = start.folder, config["trust"]
+        if config.get("resume") is None:
+            values = resolve(config)
+            schema.require(schema.check(values, "train", origin))
+            stack.enter_context(distributed.joined(processes))
+        else:
+            stack.enter_context(distributed.joined(processes))
+            start = stack.enter_context(resumed(config["resume"], processes))
+            trust = config["trust"]
             config = stored.resumed(start.content["config"], config, typed)
             values = resolve(config)
             stored.refuse_untrusted(values, trust)
             stored.refuse_address(values, typed)
             stored.tell_other_references(values, start.content["digests"].get("config", {}), typed)
-        else:
-            values = resolve(config)
-        schema.require(schema.check(values, "train", origin))
+            schema.require(schema.check(values, "train", origin))
         tracked.require(config)
-        run = prepare(config, values, start, typed, load)
-        signals = stack.enter_context(noted_signals())  # from here on there is something to save
-        if start is None:
-            folder = folder or folders.dated(name=run.settings.name)
-            stack.enter_context(folders.locked(folder / ".lock", wait=False))
-        assert folder is not None
-        with durable.writing(folder):
-            log_to(folder / "train.log")
-            (folder / "checkpoints").mkdir(exist_ok=True)
-            records.write_config(folder / ".hydra" / "config.yaml", config)
-            if start is not None:  # what it showed is of other weights
-                (folder / "analysis.json").unlink(missing_ok=True)
-            if run.settings.report:
-                recorded.write_origins(folder, values, origin, typed if start else None)
-            metrics = records.Metrics(folder / "metrics.jsonl", start.content["position"] if start else 0)
-        stack.enter_context(contextlib.closing(metrics))
-        names = values["model"]["name"], values["data"]["name"]
-        for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
-            log.info(line)
-        log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if start else "")
-        trackers = stack.enter_context(contextlib.closing(Trackers(values.get("logger", {}), folder, config)))
-        with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {folder}"):
-            status = _loop(run, folder, metrics, trackers, signals, began, watch, fresh=start is None)
+        run = prepare(config, values, start, typed, load, processes)
+        # From here on there is something to save.
+        noted = stack.enter_context(noted_signals(patient=processes.world > 1))
+        agreement = Agreement(processes, noted)
+        output = None
+        if processes.rank == 0:
+            output = stack.enter_context(opened(run, start, folder, log_to, origin, typed))
+            _tell(run, output.folder, resumed=start is not None)
+        where = output.folder if output else "the run's folder"
+        with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
+            status = _loop(run, output, agreement, began, watch, fresh=start is None)
             from dltrain import ending  # here, not above: what draws the page is not needed for the first step
 
-            summary = ending.finish(run, folder, metrics, trackers, status, began)
-    if signals:
-        message = f"stopped by {Signals(signals[0]).name} after saving; continue with resume={folder}"
-        raise Interrupted(message, SIGNALS[Signals(signals[0])])
-    return summary | {"folder": str(folder)}
+            summary = ending.finish(run, output, status, began)
+        agreement(at_once=True)  # the first one may still write and draw
+    if agreement.signals:
+        number = Signals(agreement.signals[0])
+        raise Interrupted(f"stopped by {number.name} after saving; continue with resume={where}", SIGNALS[number])
+    return summary | {"folder": str(where)}
+
+
+def _tell(run: Run, folder: Path, *, resumed: bool) -> None:
+    names = run.values["model"]["name"], run.values["data"]["name"]
+    for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
+        log.info(line)
+    if run.runtime.processes.world > 1 and build.has_batch_norm(run.state.model):
+        log.info("batch norm goes by a process's own part of a batch: not the result of one process")
+    log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if resumed else "")
 
 
 def prepare(
-    config: dict[str, Any], values: dict[str, Any], start: snapshot.Start | None, typed: Collection[str], load: Load
+    config: dict[str, Any],
+    values: dict[str, Any],
+    start: Start | None,
+    typed: Collection[str],
+    load: Load,
+    processes: launch.Processes = launch.ALONE,
 ) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
     # Another number of threads or another precision would round differently: a resumed run keeps its own.
     before = {} if start is None or "device" in typed else start.content["runtime"]
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
-    runtime = device(**(values["device"] | before))
+    runtime = replace(device(**(values["device"] | before)), processes=processes)
     # What can be known to fail is told before the data is read, which may take minutes.
     weights = None
     if start is not None:
         claimed = build.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
-        runtime = settled(runtime, claimed, own.batch_size)
+        runtime = settled(runtime, claimed, own.batch_size // processes.world)
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.tell_other_environment(now, then, deterministic=values["device"]["deterministic"])
-    elif own.init:
+    elif own.init and processes.rank == 0:  # the others get them from the first
         weights = build.starting_weights(values["model"], Path(own.init))
     seed_everything(own.seed)  # a user's data set may draw from the generators
     forbidden = download.forbidden("" if start is None else stored.why_only_read(values, typed))
@@ -141,13 +146,13 @@ def prepare(
         raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     model = build.model(values["model"], data.input_shape, data.outputs)
     build.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)
-    build.check_last_batch(model, len(data.train.images), own.batch_size, own.accumulate)
+    build.check_last_batch(model, len(data.train.images), own.batch_size, own.accumulate, processes.world)
+    refuse_different_data(data.digests if processes.world > 1 else {}, processes)
     if weights is not None:
         for line in build.load_weights(model, weights, Path(str(own.init))):
             log.warning("init: %s", line)
-    keep_freed_memory()
-    runtime = settled(runtime, model, own.batch_size)
-    model = build.placed(model, runtime, data.input_shape)
+    runtime = settled(runtime, model, own.batch_size // processes.world)
+    model = placed(model, runtime, data.input_shape)
     state = State(model, build.optimizer(values["optim"], model))
     run = Run(config, values, own, runtime, data, task, state, Progress())
     if start is not None:
@@ -155,22 +160,14 @@ def prepare(
         done = run.state.step / -(-len(data.train.images) // (own.batch_size * own.accumulate))
         if done > own.epochs:
             raise ConfigError(f"epochs={own.epochs}: the run has done {done:.2f} already; set more")
+    state.parallel = distributed.replicated(model, data.input_shape, runtime)
     return run
 
 
-def _loop(
-    run: Run,
-    folder: Path,
-    metrics: records.Metrics,
-    trackers: Trackers,
-    signals: list[int],
-    began: float,
-    watch: Watch,
-    *,
-    fresh: bool,
-) -> str:
+def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, watch: Watch, *, fresh: bool) -> str:
     """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
+    processes = run.runtime.processes
     augmentation = {key: run.values["data"][key] for key in ("crop", "flip")}
     train = Batches(
         data.train,
@@ -178,16 +175,18 @@ def _loop(
         batch_size=settings.batch_size * settings.accumulate,
         statistics=data.statistics,
         seed=settings.seed,
+        processes=processes,
         **augmentation,
     )
     val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
     schedule = schema.bind("schedule", run.values["schedule"])
     loop = {key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite")}
     save_is_due = every(settings.checkpoint_every)
+    by_steps = isinstance(settings.checkpoint_every, int)
 
     def reason(seconds: float) -> str:
         return reason_to_stop(
-            signals=signals,
+            signals=agreement.signals,
             step=state.step,
             limit_steps=settings.limit_steps,
             seconds=seconds,
@@ -196,49 +195,55 @@ def _loop(
             patience=settings.patience,
         )
 
-    written: dict[str, Any] = {}  # the best in best.pt; without validation it is another with every step
-
     def save() -> None:
-        nonlocal written
         require_finite(state, settings.on_nonfinite)
-        metrics.flush()
-        if progress.best and (progress.best != written or not progress.best_weights):
-            checkpoint.save(folder / "checkpoints" / "best.pt", snapshot.best(run))
-            written = progress.best
-        content = snapshot.content(run, metrics.position)
-        checkpoint.save(folder / "checkpoints" / "last.pt", content, keep=settings.keep)
-        trackers.saved()
+        distributed.collect(state.sums, processes)
+        if output is not None:
+            output.save(run)
 
     if fresh:
         save()  # whatever happens from now on, the run can be resumed
+    if output is not None:
+        distributed.remember(str(output.folder), processes)
+    agreement(at_once=True)
     status = reason(seconds=0)  # a run that has reached its limit stays there when it is resumed
     since = state.step, generator_states()  # where the interval of the next record begins
+    distributed.reseed(processes, settings.seed, state.step)
     try:
         with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
             for chunk in () if status else fit(state, train, val, run.task, schedule, run.runtime, **loop):
                 for record in chunk:
                     if settings.on_nonfinite == "stop":
                         nonfinite.refuse(record)
-                    trackers.write(metrics.write(record))
+                    if output is not None:
+                        output.write(record)
                     progress.note(record, run.task, state.model)
                     since = state.step, generator_states()
                     status = watch(record) or status
                 display.show(chunk, state.step, progress.best)
-                if status := reason(time.perf_counter() - began) or status:
+                due = save_is_due(state.step)
+                seconds, due = agreement(time.perf_counter() - began, due, at_once=by_steps and due)
+                if status := reason(seconds) or status:
                     break
-                if save_is_due(state.step):
+                if due:
                     save()
+                distributed.reseed(processes, settings.seed, state.step)
+        agreement(at_once=True)
+        state.parallel = None  # it holds the group
         # Stopped before the first record: what is tested are the latest weights.
         progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
         save()
     except (Diverged, nonfinite.NoNumber) as error:
-        if progress.best_weights:  # it may be newer than the last checkpoint
-            checkpoint.save(folder / "checkpoints" / "best.pt", snapshot.best(run))
+        if progress.best_weights and output is not None:  # it may be newer than the last checkpoint
+            output.save_best(run)
         if isinstance(error, nonfinite.NoNumber):
             raise
         tensor = nonfinite.name_tensor(
             state, train, run.task, run.runtime, step=error.step, since=since, accumulate=settings.accumulate
         )
-        raise UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={folder} optim.lr=…") from error
-    complete = state.step == settings.epochs * len(train) and not signals
+        found = [each for each in distributed.gathered(tensor, processes) if each != nonfinite.NOT_FOUND]
+        tensor = (found or [nonfinite.NOT_FOUND])[0]
+        where = output.folder if output else "FOLDER"
+        raise UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={where} optim.lr=…") from error
+    complete = state.step == settings.epochs * len(train) and not agreement.signals
     return "done" if complete else status

@@ -1,34 +1,31 @@
 """Where and how tensors are computed: device, precision, threads, seeds. Decided once, before the first tensor."""
 
 import contextlib
-import ctypes
-import functools
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy
 import torch
 from annotated_types import Interval
-from torch import nn
 
+from dltrain import launch
 from dltrain.errors import DeviceError, UserError
 
-NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM
-FASTER_IN_BF16 = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d)
 Generators = dict[str, Any]  # states of random generators, by name
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What was decided: precision is fp32, bf16, or auto until the network is known; `reason` says why by auto."""
+    """What was decided, `precision` auto until the network is known; `processes` are those that train together."""
 
     device: torch.device
     precision: str
     threads: int
-    reason: str = ""
+    reason: str = ""  # why the precision is what auto stands for
+    processes: launch.Processes = launch.ALONE
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision around a forward pass; bf16 has the range of fp32 and needs no loss scaling."""
@@ -37,11 +34,12 @@ class Runtime:
         return contextlib.nullcontext()
 
     def describe(self) -> str:
-        """One line for a person: device, precision and why, threads."""
+        """One line for a person: device, precision and why, threads, processes."""
         precision = self.precision + (f" (auto: {self.reason})" if self.reason else "")
+        together = f", {self.processes.world} processes" if self.processes.world > 1 else ""
         if self.device.type == "cuda":
-            return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}"
-        return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {precision}"
+            return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}{together}"
+        return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {precision}{together}"
 
 
 def device(
@@ -66,52 +64,19 @@ def device(
         reason = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
         raise DeviceError(f"device=cuda: {reason}. Set device=cpu, or device=auto to take what there is")
     use_cuda = name != "cpu" and torch.cuda.is_available()
+    place = torch.device("cuda" if use_cuda else "cpu")
+    if use_cuda and launch.processes().world > 1:  # each on a GPU of its own
+        place = torch.device("cuda", launch.processes().local)
+        if place.index >= (count := torch.cuda.device_count()):
+            raise DeviceError(f"device=cuda: process {place.index + 1} of this machine finds {count} GPUs. Start fewer")
+        torch.cuda.set_device(place)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
     if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it imports a compiler, two seconds
         torch.use_deterministic_algorithms(deterministic)
     if threads is not None:
         torch.set_num_threads(threads)
-    place = torch.device("cuda" if use_cuda else "cpu")
     return Runtime(place, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
-
-
-def settled(runtime: Runtime, network: nn.Module, batch_size: int) -> Runtime:
-    """The precision that `auto` stands for: a rule, so that the same command chooses the same on the same machine."""
-    if runtime.precision != "auto":
-        return runtime
-    reason = _against_bf16(runtime.device, network, batch_size)
-    if reason:
-        return replace(runtime, precision="fp32", reason=reason)
-    return replace(runtime, precision="bf16", reason="faster for this network on this hardware")
-
-
-def _against_bf16(device: torch.device, network: nn.Module, batch_size: int) -> str:
-    """Why bf16 would not be faster; empty where it is. Measured in docs/LOG.md."""
-    if device.type == "cuda":  # in hardware from compute capability 8 on
-        return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "this GPU has no bf16"
-    if not any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BF16):
-        return "this CPU has no bf16"
-    layers = [each for each in network.modules() if any(True for _ in each.parameters(recurse=False))]
-    if others := sorted({type(each).__name__ for each in layers if not isinstance(each, FASTER_IN_BF16)}):
-        return f"not faster with {', '.join(others[:3])}"
-    is_wide = any(isinstance(each, nn.RNNBase) or getattr(each, "out_channels", 0) >= 32 for each in layers)
-    enough = 16 if is_wide else 128  # small products spend their time on being converted
-    return "" if batch_size >= enough else f"faster from a batch of {enough} on"
-
-
-@functools.cache  # once for each process
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step has freed for the next one; to be called when the data is there.
-
-    It gives large tensors back to the system at once, which zeroes and maps them anew, page by page, in every step: a
-    third of the time of a small convolutional network. The peak stays what it is.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None  # of Linux's C library
-    if set_option is not None:
-        mmap_threshold, trim_threshold = -3, -1
-        set_option(mmap_threshold, 1 << 30) or set_option(mmap_threshold, 32 << 20)  # the most that older ones take
-        set_option(trim_threshold, 2**31 - 1)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,19 +1,17 @@
 """The parts of a run, and their image in a checkpoint: all that a run needs to go on to the bit."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dltrain import build, checkpoint, durable, folders, records, settings, stored
+from dltrain import build, records, settings, stored
 from dltrain.errors import ConfigError, InputError
 from dltrain.progress import Progress
 from dltrain.runtime import Runtime, generator_states, restore_generators
+from dltrain.start import Start
 from dltrain.step import State, Task
 
 log = logging.getLogger(__name__)
@@ -25,9 +23,6 @@ MOMENTS: dict[type, set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.RMSprop: {"step", "square_avg"},
 }
-OF_RUN = ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml")
-OF_PAGES = (".hydra/origins.json", "analysis.json", "report.html")
-OF_TRACKERS = ("metrics.csv", "mlflow_run_id")
 
 
 @dataclass
@@ -42,35 +37,6 @@ class Run:
     task: Task
     state: State
     progress: Progress
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a resumed run goes on: its folder, the checkpoint's file and content."""
-
-    folder: Path
-    path: Path
-    content: dict[str, Any]
-
-
-@contextlib.contextmanager
-def resumed(text: object) -> Iterator[Start]:
-    """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
-    if not isinstance(text, str):
-        raise ConfigError(f"resume={text}: must be the folder of a run")
-    path = checkpoint.find(Path(text), "last.pt").absolute()
-    here, folder = Path.cwd(), path.parent.parent
-    unfit = InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
-    if path.parent.name != "checkpoints":
-        raise unfit
-    folders.refuse_links(folder)
-    with folders.locked(folder / ".lock", wait=False):
-        for name in (*OF_RUN, *OF_PAGES, *OF_TRACKERS):
-            durable.remove_leftovers(folder / name)
-        path, content = checkpoint.load_newest(path)
-        if "optimizer" not in content:
-            raise unfit
-        yield Start(folder.relative_to(here) if folder.is_relative_to(here) else folder, path, content)
 
 
 def content(run: Run, position: int) -> dict[str, Any]:
@@ -163,7 +129,13 @@ def _check_figures(run: Run, content: dict[str, Any]) -> None:
 def environment(runtime: Runtime) -> dict[str, Any]:
     """What the bits of a result depend on besides config and data."""
     where = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else records.cpu_name()
-    return {**records.versions(), "device": where, "threads": runtime.threads, "precision": runtime.precision}
+    return {
+        **records.versions(),
+        "device": where,
+        "threads": runtime.threads,
+        "precision": runtime.precision,
+        "processes": runtime.processes.world,
+    }
 
 
 def tell_other_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:

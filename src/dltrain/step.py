@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dltrain.runtime import Runtime
 
@@ -37,13 +38,17 @@ class Task(Protocol):
 
 @dataclass
 class State:
-    """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update."""
+    """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update.
+
+    `parallel` computes the outputs where several processes train, see distributed.py.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
     sums: Tensor | None = None
     faults: Tensor | None = None
+    parallel: DistributedDataParallel | None = None
 
 
 class Diverged(Exception):
@@ -64,22 +69,36 @@ def train_step(
     accumulate: int,
     clip_norm: float | None,
     on_nonfinite: OnNonfinite,
+    weight: float = 1.0,
 ) -> Tensor:
-    """One update on a batch, in `accumulate` parts that need less memory; returns the task's sums on the device."""
+    """One update on a batch, in `accumulate` parts that need less memory; returns the task's sums on the device.
+
+    Of several processes each has a part of the batch, which counts `weight` in the mean over all of them.
+    """
     # Norms take in what a batch does to them in the forward pass, before anything can be known of its loss.
     buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
     total: Tensor | None = None
     watched: Tensor | None = None  # not finite if any loss, or the norm of the gradient, is not
+    parallel, done = state.parallel, 0
     for part_inputs, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
+        done += len(part_inputs)
+        if parallel is not None:
+            parallel.require_backward_grad_sync = done == len(inputs)  # gradients are exchanged once
         with runtime.autocast():
-            outputs = state.model(part_inputs)
+            outputs = (parallel or state.model)(part_inputs)
             loss = task.loss(outputs, part_inputs, part_targets)
         # The mean over the whole batch, also where the last part is smaller.
-        (loss * (len(part_inputs) / len(inputs)) if accumulate > 1 else loss).backward()
+        share = len(part_inputs) / len(inputs)
+        if parallel is not None:
+            parallel.module.known_to_all(loss, weight * share).backward()
+        else:
+            (loss * share if accumulate > 1 else loss).backward()
         sums = task.sums(loss, outputs, part_inputs, part_targets)
         total = sums if total is None else total + sums
         watched = loss.detach() if watched is None else watched + loss.detach()
     assert total is not None and watched is not None
+    if parallel is not None:
+        watched = parallel.module.mean_loss()
     if clip_norm is not None:
         watched = watched + torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
     fault = _count_fault(state, watched, sticky=on_nonfinite == "stop")

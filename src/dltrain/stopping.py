@@ -76,13 +76,18 @@ def raised_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Note signals in a list instead of ending, so that the run can save; a second one acts as it did before."""
+def noted_signals(*, patient: bool = False) -> Iterator[list[int]]:
+    """Note signals in a list instead of ending, so that the run can save; a second one acts as it did before.
+
+    Unless it is `patient`: torchrun passes on a signal that its processes may have got already, and ends them itself
+    when they take too long.
+    """
     noted: list[int] = []
 
     def note(number: int, _: object) -> None:
         noted.append(number)
-        restore()
+        if not patient:
+            restore()
         _outlive_terminal(number)
 
     with _handled_by(note) as restore:

@@ -50,6 +50,14 @@ def resumed(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
     return joined
 
 
+def started_again(config: dict[str, Any], typed: Collection[str], folder: str) -> tuple[dict[str, Any], list[str]]:
+    """The config and typed keys of a command line that is given once more, to go on with the run that it began."""
+    trust = [config["trust"]] if isinstance(config["trust"], str) else config["trust"]
+    own = [package for _, package in own_code(config)]
+    kept = [key for key in typed if key not in ("experiment", "init", "name")]
+    return config | {"resume": folder, "trust": [*trust, *own]}, kept
+
+
 def digests(values: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of the value of each key that matters, references filled in: no value itself is told."""
     return {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in _leaves(values).items()}

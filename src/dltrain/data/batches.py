@@ -5,6 +5,7 @@ nothing depends on workers. Crop, flip and normalisation work on whole batches.
 """
 
 from collections.abc import Iterator
+from itertools import islice, pairwise
 from typing import Annotated
 
 import numpy
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from dltrain.data.examples import Examples
 from dltrain.errors import ConfigError
+from dltrain.launch import ALONE, Processes
 
 Positive = Annotated[float, Interval(gt=0)]
 GATHERED = 512  # examples made ready at once where batches are smaller: fewer operations, still in the cache
@@ -27,6 +29,7 @@ class Batches:
     Args:
         crop: pixels of zero padding on each side, from which a window of the old size is cut at random; 0 for none
         flip: mirror every other picture left to right, at random
+        processes: of a batch of training each takes its own part
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Batches:
         crop: Annotated[int, Interval(ge=0, le=8192)] = 0,
         flip: bool = False,
         seed: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         self.images = examples.images.to(device)
         self.targets = examples.targets.to(device)
@@ -51,7 +55,7 @@ class Batches:
         scale = torch.tensor([1 / (largest * s) for s in std]).view(-1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1)
         self.scale, self.shift = (each.expand(shape).contiguous().to(device) for each in (scale, shift))
-        self.crop, self.flip, self.seed = crop, flip, seed
+        self.crop, self.flip, self.seed, self.processes = crop, flip, seed, processes
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
@@ -64,28 +68,49 @@ class Batches:
         order = torch.randperm(count, generator=generator).to(device)
         shifts = torch.randint(0, 2 * self.crop + 1, (count, 2), generator=generator).to(device) if self.crop else None
         flips = (torch.rand(count, generator=generator) < 0.5).to(device) if self.flip else None
-        at_once = max(1, GATHERED // self.batch_size) * self.batch_size
-        for start in range(first * self.batch_size, count, at_once):
-            part = slice(start, start + at_once)
-            chosen = order[part]
+        own = [self._own(start) for start in range(first * self.batch_size, count, self.batch_size)]
+        together = max(1, GATHERED // self.batch_size)
+        for at in range(0, len(own), together):
+            parts = own[at : at + together]
+            chosen = _joined(order, parts)
             images = self.images.index_select(0, chosen)  # of bytes twelve times as fast as images[chosen]
             if shifts is not None:
-                images = random_crop(images, shifts[part], self.crop)
+                images = random_crop(images, _joined(shifts, parts), self.crop)
             if flips is not None:
-                images = random_flip(images, flips[part])
+                images = random_flip(images, _joined(flips, parts))
+            sizes = [part.stop - part.start for part in parts]
             targets = self.targets.index_select(0, chosen)
-            yield from zip(self.normalize(images).split(self.batch_size), targets.split(self.batch_size), strict=True)
+            yield from zip(self.normalize(images).split(sizes), targets.split(sizes), strict=True)
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches as they lie, neither shuffled nor augmented."""
-        for images, targets in zip(
-            self.images.split(self.batch_size), self.targets.split(self.batch_size), strict=True
-        ):
+    def _own(self, start: int) -> slice:
+        """This process's part of the batch from `start` on; the batch's first example where it has none."""
+        rank, world = self.processes.rank, self.processes.world
+        size = min(self.batch_size, len(self.images) - start)
+        first, last = size * rank // world, size * (rank + 1) // world
+        return slice(start + first, start + last) if first < last else slice(start, start + 1)
+
+    def share(self, index: int) -> tuple[int, float]:
+        """Examples of batch `index` of an epoch, and what this process's part counts in the mean over all."""
+        rank, world = self.processes.rank, self.processes.world
+        size = min(self.batch_size, len(self.images) - index * self.batch_size)
+        own = size * (rank + 1) // world - size * rank // world
+        return size, own * world / size
+
+    def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches as they lie, neither shuffled nor augmented; each `every`-th from `first` on."""
+        parts = zip(self.images.split(self.batch_size), self.targets.split(self.batch_size), strict=True)
+        for images, targets in islice(parts, first, None, every):
             yield self.normalize(images), targets
 
     def normalize(self, images: Tensor) -> Tensor:
         """Bytes or floats (B, C, H, W) to float32 with the data set's mean 0 and standard deviation 1."""
         return torch.addcmul(self.shift, images.float(), self.scale)
+
+
+def _joined(drawn: Tensor, parts: list[slice]) -> Tensor:
+    """The parts of what was drawn for an epoch, one after another."""
+    follow_on = all(one.stop == other.start for one, other in pairwise(parts))  # where there is one process alone
+    return drawn[parts[0].start : parts[-1].stop] if follow_on else torch.cat([drawn[part] for part in parts])
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

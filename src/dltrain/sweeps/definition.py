@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dltrain import __version__, composition, durable, folders
+from dltrain import __version__, composition, durable, folders, launch
 from dltrain.errors import ConfigError, InputError
 from dltrain.schema import GROUPS
 
@@ -28,6 +28,7 @@ class Request:
 
 def requested(command: str, argv: list[str]) -> Request:
     """What a command line asks for. Raises InputError or ConfigError for a folder that cannot be gone on with."""
+    launch.require_alone("-m")
     flags, words = composition.split(argv)
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(argv):
         flags.append("-m")

@@ -1,0 +1,220 @@
+"""Several processes that train one network: their group, what they add up and hand to each other.
+
+With one process nothing here does anything. What is handed around is bytes of texts and checkpoints, no pickles:
+whoever reaches a port of the group must not run code.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import numpy
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
+
+from dltrain.errors import ConfigError, UserError
+from dltrain.launch import Processes
+from dltrain.runtime import Runtime, generator_states, restore_generators, seed_everything
+
+# One may read a data set or draw a page while the others wait; one that dies is noticed by its connections.
+TIMEOUT = timedelta(hours=1)
+TIME_TO_JOIN = timedelta(minutes=10)
+_begun = 0  # runs of this process
+
+
+@contextlib.contextmanager
+def joined(processes: Processes) -> Iterator[None]:
+    """Be in the group of all processes. Raises UserError where another one of them has gone."""
+    if processes.world == 1:
+        yield
+        return
+    try:
+        _join(processes)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"the {processes.world} processes did not meet at {where}: {_reason(error)}") from error
+    try:
+        yield
+        # What still holds the group keeps its threads, which fall over the interpreter while that comes to its end.
+        gc.collect()
+        distributed.destroy_process_group()
+    except RuntimeError as error:
+        if not (isinstance(error, distributed.DistError) or "gloo" in str(error).lower()):
+            raise
+        raise UserError(
+            f"another process of this run has ended or cannot be reached; what was saved is kept\n{_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error of the library's, without the place in its source."""
+    return " ".join(str(error).split("] ", 1)[-1].split()).partition(". ")[0][:160]
+
+
+def _join(processes: Processes) -> None:
+    # In C++ no signal is heard of: while it waits for others that may never come, one simply ends the process.
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store = _store(processes, is_master=processes.rank == 0)
+        # torchrun starts processes again with the store of the first time: addresses of dead ones are still in it.
+        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {processes.world}"
+        kept = PrefixStore(f"{_name()}/{attempt}", store)
+        distributed.init_process_group(
+            backend, store=kept, rank=processes.rank, world_size=processes.world, timeout=TIMEOUT
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _name() -> str:
+    """Of the run, in the store; a program of a person's own may do one after another."""
+    return f"dltrain/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{_begun}"
+
+
+def _has_agent() -> bool:
+    """Whether an agent of torchrun's has the store, and so outlives its processes."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store(processes: Processes, *, is_master: bool) -> TCPStore:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(
+        address,
+        port,
+        processes.world,
+        is_master=is_master and not _has_agent(),
+        timeout=TIME_TO_JOIN,
+        wait_for_workers=False,
+    )
+
+
+def remember(folder: str, processes: Processes) -> None:
+    """Let processes that torchrun starts in the place of these know the folder of the run."""
+    if _has_agent() and processes.rank == 0:
+        _store(processes, is_master=False).set(f"{_name()}/folder", folder)
+
+
+def begin(processes: Processes, *, recall: bool) -> str | None:
+    """Begin a run, before joining; returns its folder where torchrun has ended processes that had begun it."""
+    global _begun
+    _begun += 1
+    if not (recall and _has_agent()):
+        return None
+    store, key = _store(processes, is_master=False), f"{_name()}/folder"
+    return store.get(key).decode() if store.check([key]) else None
+
+
+def add_up(tensor: Tensor, processes: Processes) -> Tensor:
+    """The sum of a tensor over all processes, in its place."""
+    if processes.world > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def collect(tensor: Tensor | None, processes: Processes) -> None:
+    """Give the sum of a tensor over all processes to the first one, and zeros to the others."""
+    if tensor is not None and processes.world > 1:
+        distributed.all_reduce(tensor)
+        if processes.rank:
+            tensor.zero_()
+
+
+def handed(content: bytes, processes: Processes, source: int = 0) -> bytes:
+    """What one process has, for all."""
+    if processes.world == 1:
+        return content
+    is_source = processes.rank == source
+    size = torch.tensor([len(content) if is_source else 0])
+    distributed.all_reduce(size)
+    buffer = torch.zeros(int(size), dtype=torch.uint8)
+    if is_source and content:
+        buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    if len(buffer):
+        distributed.broadcast(buffer, source)
+    return buffer.numpy().tobytes()
+
+
+def gathered(text: str, processes: Processes) -> list[str]:
+    """What each process has, for all."""
+    return [handed(text.encode(), processes, source).decode() for source in range(processes.world)]
+
+
+def follow_first(model: nn.Module, processes: Processes) -> None:
+    """Give a network the buffers that it has in the first process, such as running statistics of norms."""
+    if processes.world > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def reseed(processes: Processes, seed: int, step: int) -> None:
+    """Let others than the first process draw as (seed, process, step) say: nothing of theirs has to be saved."""
+    if processes.rank:
+        word = numpy.random.SeedSequence([seed, processes.rank, step]).generate_state(1)[0]
+        seed_everything(int(word))
+
+
+class Replica(nn.Module):
+    """A network as each process has it; the gradient of `watched` is the mean of all their losses.
+
+    So a loss that is not finite in one of them is known to all, without a word more than the gradients.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.watched = nn.Parameter(torch.zeros((), device=device))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.model(inputs)
+        return output
+
+    def known_to_all(self, loss: Tensor, weight: float) -> Tensor:
+        """What to differentiate for a loss that counts `weight` in the mean over all processes."""
+        return loss * weight + self.watched * loss.detach()
+
+    def mean_loss(self) -> Tensor:
+        """Of all processes, once gradients are there; not finite where one is not."""
+        gradient, self.watched.grad = self.watched.grad, None
+        assert gradient is not None
+        return gradient
+
+
+def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> DistributedDataParallel | None:
+    """What computes a network's outputs so that the gradients are those of all processes; None with one process.
+
+    All get the weights of the first one. Raises ConfigError for a weight that no gradient reaches.
+    """
+    if runtime.processes.world == 1:
+        return None
+    device = runtime.device
+    devices = [device] if device.type == "cuda" else None
+    parallel = DistributedDataParallel(Replica(model, device), device_ids=devices)
+    # After its first pass it lays the gradients out anew, and with them the order in which three and more processes
+    # add. That is done now, so that a run that is resumed adds as one that was not.
+    generators = generator_states()
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    model.train()
+    with runtime.autocast():
+        outputs = parallel(torch.zeros(2, *shape, device=device))
+    parallel.module.known_to_all(outputs.float().mean(), 1.0).backward()
+    unreached = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    if unreached:
+        raise ConfigError(
+            f"the model has weights that no gradient reaches: {', '.join(unreached[:3])}\n"
+            "Several processes would wait for them. Leave them out, or set requires_grad=False for them"
+        )
+    parallel.module.mean_loss()
+    model.zero_grad()
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    restore_generators(generators)
+    return parallel

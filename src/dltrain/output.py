@@ -1,0 +1,74 @@
+"""What a run writes while it goes: its folder, records, trackers, checkpoints. Of several processes the first does."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dltrain import checkpoint, durable, folders, records, schema, snapshot
+from dltrain.engine import Record
+from dltrain.report import recorded
+from dltrain.snapshot import Run
+from dltrain.start import Start
+from dltrain.trackers.tracked import Trackers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Output:
+    """The folder of a run and its open files; `best` is what best.pt holds."""
+
+    folder: Path
+    metrics: records.Metrics
+    trackers: Trackers
+    best: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, record: Record) -> None:
+        self.trackers.write(self.metrics.write(record))
+
+    def save(self, run: Run) -> None:
+        """Write last.pt, and before it best.pt where the best is another one."""
+        self.metrics.flush()
+        # Without validation it is another with every step.
+        if run.progress.best and (run.progress.best != self.best or not run.progress.best_weights):
+            self.save_best(run)
+            self.best = run.progress.best
+        content = snapshot.content(run, self.metrics.position)
+        checkpoint.save(self.folder / "checkpoints" / "last.pt", content, keep=run.settings.keep)
+        self.trackers.saved()
+
+    def save_best(self, run: Run) -> None:
+        checkpoint.save(self.folder / "checkpoints" / "best.pt", snapshot.best(run))
+
+
+@contextlib.contextmanager
+def opened(
+    run: Run,
+    start: Start | None,
+    folder: Path | None,
+    log_to: Callable[[Path], None],
+    origin: schema.Origin,
+    typed: Collection[str],
+) -> Iterator[Output]:
+    """The folder of a run, made or gone on in, locked."""
+    with contextlib.ExitStack() as stack:
+        if start is not None:
+            folder = start.folder  # it is locked
+        else:
+            folder = folder or folders.dated(name=run.settings.name)
+            stack.enter_context(folders.locked(folder / ".lock", wait=False))
+        with durable.writing(folder):
+            log_to(folder / "train.log")
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            records.write_config(folder / ".hydra" / "config.yaml", run.config)
+            if start is not None:  # what it showed is of other weights
+                (folder / "analysis.json").unlink(missing_ok=True)
+            if run.settings.report:
+                recorded.write_origins(folder, run.values, origin, typed if start else None)
+            metrics = records.Metrics(folder / "metrics.jsonl", start.content["position"] if start else 0)
+        stack.enter_context(contextlib.closing(metrics))
+        trackers = Trackers(run.values.get("logger", {}), folder, run.config)
+        yield Output(folder, metrics, stack.enter_context(contextlib.closing(trackers)))
