@@ -201,10 +201,9 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
                 "model=cnn",
                 "batch_size=30",
                 "accumulate=3",
-                "optim=adamw",
-                "optim.lr=0.003",
+                "optim.lr=0.1",
                 "clip_norm=0.5",
-                "epochs=20",
+                "epochs=10",
             ),
         ),
     ],
@@ -414,7 +413,7 @@ def workers(agent: int) -> list[int]:
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
     lives: Nursery, tmp_path: Path, count: int
 ) -> None:
-    words = (*COMMON, "model=lenet", "epochs=20", "name=kept", "checkpoint_every=15")
+    words = (*COMMON, "model=lenet", "epochs=5", "name=kept", "checkpoint_every=15")
     run(lives, tmp_path / "whole", *words)
     expected, chance = outcome(tmp_path / "whole"), random.Random(6)
     seconds = []

@@ -104,7 +104,7 @@ TOLD = "import gc, os\nprint(gc.isenabled(), os.environ.get('OMP_WAIT_POLICY'), 
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({}, "False None 1000"),
+        ({}, "False None 4000"),
         ({"GOMP_SPINCOUNT": "7"}, "False None 7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "False ACTIVE None"),
     ],

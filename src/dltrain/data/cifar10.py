@@ -12,6 +12,7 @@ from dltrain.data.idx import data_root
 from dltrain.errors import InputError
 
 FOLDER = "cifar-10-batches-py"
+IN_A_FILE = 10_000
 
 
 def cifar10(split: str, *, root: str | None) -> Examples | None:
@@ -27,13 +28,20 @@ def cifar10(split: str, *, root: str | None) -> Examples | None:
     folder = data_root(root)
     if not (folder / FOLDER).exists():
         download.fetch("CIFAR10", folder, FOLDER, parts=[FOLDER], packed=[CIFAR10.filename])
+    files = CIFAR10.train_list if split == "train" else CIFAR10.test_list
+    images = torch.empty(len(files) * IN_A_FILE, 3, 32, 32, dtype=torch.uint8)
+    targets: list[int] = []
     try:
-        # The files are pickles: torchvision opens them only when their MD5 sums are those of the original.
-        found = CIFAR10(folder, train=split == "train")
+        for file in files:  # one after another: torchvision would hold all of them twice
+            # They are pickles: torchvision opens them only when their MD5 sums are those of the original.
+            checked = [] if targets else CIFAR10.train_list + CIFAR10.test_list  # besides the file: all of them, once
+            part = type("Part", (CIFAR10,), {"train_list": [file], "test_list": checked})(folder)
+            count = len(targets) + len(part.targets)
+            images[len(targets) : count] = torch.from_numpy(part.data).permute(0, 3, 1, 2)  # (N, H, W, C)
+            targets += part.targets
     except Exception as error:  # whatever a disk can do
         raise InputError(_diagnosis(folder, error, CIFAR10)) from error
-    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()  # (N, H, W, C) -> (N, C, H, W)
-    return Examples(images, torch.tensor(found.targets), tuple(found.classes))
+    return Examples(images[: len(targets)], torch.tensor(targets), tuple(part.classes))
 
 
 def _diagnosis(root: Path, error: Exception, dataset: Any) -> str:
