@@ -194,18 +194,9 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
     "world, words",
     [
         # Of the last batch one process has no example; a part of an update is as large as in one process or smaller.
+        # Not the CNN: where rounding makes another pixel the largest, its pooling goes another way (as with threads).
         (2, ("model=lenet", "batch_size=179", "epochs=10", "optim.lr=0.1")),
-        (
-            3,
-            (
-                "model=cnn",
-                "batch_size=30",
-                "accumulate=3",
-                "optim.lr=0.1",
-                "clip_norm=0.5",
-                "epochs=10",
-            ),
-        ),
+        (3, ("model=lenet", "batch_size=30", "accumulate=3", "clip_norm=0.5", "epochs=20", "optim.lr=0.1")),
     ],
 )
 def test_several_processes_come_to_what_one_comes_to(
@@ -219,8 +210,8 @@ def test_several_processes_come_to_what_one_comes_to(
     print(
         f"{world} processes and one: weights to {of_weights:.1e} (they moved by {moved:.2f}), records {of_records:.1e}"
     )
-    assert of_weights < 1e-4 * moved
-    assert of_records < 1e-4
+    assert of_weights < 1e-5 * moved
+    assert of_records < 1e-5
 
 
 def new(folder: Path) -> Path:
@@ -413,7 +404,7 @@ def workers(agent: int) -> list[int]:
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
     lives: Nursery, tmp_path: Path, count: int
 ) -> None:
-    words = (*COMMON, "model=lenet", "epochs=5", "name=kept", "checkpoint_every=15")
+    words = (*COMMON, "model=lenet", "epochs=12", "name=kept", "checkpoint_every=15")
     run(lives, tmp_path / "whole", *words)
     expected, chance = outcome(tmp_path / "whole"), random.Random(6)
     seconds = []
@@ -421,7 +412,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_be
         folder = tmp_path / f"killed-{number}"
         with torchrun(folder, *words) as agent:
             life = Life(agent.pid, folder, folder / "log")
-            wait_for(life, "epoch  1/20")
+            wait_for(life, "epoch  1/12")
             time.sleep(chance.uniform(0, 0.5))
             os.kill(workers(agent.pid)[number % 2], signal.SIGKILL)
             killed = time.perf_counter()

@@ -22,9 +22,10 @@ import torch
 
 from conftest import Command
 from contents import content, equal, files
-from dltrain import archive, checkpoint, cli, durable, folders, records
+from dltrain import archive, checkpoint, cli, durable, ending, folders, records
 from dltrain import run as training
 from dltrain.errors import InputError, OutputError
+from dltrain.output import Output
 from faults import FAILURES, KILLS, Child, Ended, Fault, at_call, file_limit, forked, limited, obey_permissions
 
 SMALL = ("train", "model=mlp", "model.hidden=[2]", "data.limit=100", "batch_size=32", "device=cpu", "device.threads=1")
@@ -695,18 +696,19 @@ def test_of_two_resumes_at_once_one_goes_on_and_one_is_refused(stopped: Path, un
 
 
 def test_a_new_run_holds_the_lock_of_its_folder_to_its_end(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, refused = training.ending.finish, []
+    real, refused = ending.finish, []
 
-    def finish(run: Any, folder: Path, *arguments: Any) -> dict[str, Any]:
+    def finish(run: Any, output: Output, *arguments: Any) -> dict[str, Any]:
+        folder = output.folder
         with (
             pytest.raises(OutputError, match="another process is writing here"),
             folders.locked(folder / ".lock", wait=False),
         ):
             pass
         refused.append(folder)
-        return real(run, folder, *arguments)
+        return real(run, output, *arguments)
 
-    monkeypatch.setattr(training.ending, "finish", finish)
+    monkeypatch.setattr(ending, "finish", finish)
     assert dltrain(*RUN).code == 0
     with folders.locked(refused[0] / ".lock", wait=False):
         pass

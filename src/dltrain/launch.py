@@ -53,7 +53,7 @@ def speaking(command: str) -> Iterator[bool]:
     if not rank:
         yield True
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         yield command == "train"
 
 
@@ -66,9 +66,11 @@ def may_tell(error: BaseException) -> bool:
         rank = processes().rank
     except ConfigError:
         return True
-    if rank and isinstance(error, Interrupted | KeyboardInterrupt):
+    if rank and isinstance(error, KeyboardInterrupt):
         return False
     if rank:
         time.sleep(SECONDS_FOR_THE_FIRST)
+        if isinstance(error, Interrupted):  # that is of all
+            return False
         print(f"process {rank}:", file=sys.stderr, end=" ", flush=True)
     return True

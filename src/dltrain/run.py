@@ -87,17 +87,18 @@ def train(
         # From here on there is something to save.
         noted = stack.enter_context(noted_signals(patient=processes.world > 1))
         agreement = Agreement(processes, noted)
-        output = None
-        if processes.rank == 0:
-            output = stack.enter_context(opened(run, start, folder, log_to, origin, typed))
-            _tell(run, output.folder, resumed=start is not None)
-        where = output.folder if output else "the run's folder"
-        with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
-            status = _loop(run, output, agreement, began, watch, fresh=start is None)
-            from dltrain import ending  # here, not above: what draws the page is not needed for the first step
+        with contextlib.ExitStack() as closing:
+            output = None
+            if processes.rank == 0:
+                output = closing.enter_context(opened(run, start, folder, log_to, origin, typed))
+                _tell(run, output.folder, resumed=start is not None)
+            where = output.folder if output else "the run's folder"
+            with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
+                status = _loop(run, output, agreement, began, watch, fresh=start is None)
+                from dltrain import ending  # here, not above: what draws the page is not needed for the first step
 
-            summary = ending.finish(run, output, status, began)
-        agreement(at_once=True)  # the first one may still write and draw
+                summary = ending.finish(run, output, status, began)
+        agreement(at_once=True)  # until now the first one has written and drawn
     if agreement.signals:
         number = Signals(agreement.signals[0])
         raise Interrupted(f"stopped by {number.name} after saving; continue with resume={where}", SIGNALS[number])

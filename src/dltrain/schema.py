@@ -37,7 +37,7 @@ class Group:
 GROUPS = {
     "data": Group(
         "data",
-        ("split", "source", "seed", "images", "examples", "device", "batch_size", "statistics"),
+        ("split", "source", "seed", "images", "examples", "device", "batch_size", "statistics", "processes"),
         (
             ("data/examples.py", "train_and_val"),
             ("data/batches.py", "normalization"),
