@@ -23,7 +23,6 @@ import torch
 from conftest import Command
 from contents import content, equal, files
 from dltrain import archive, checkpoint, cli, durable, ending, folders, records
-from dltrain import run as training
 from dltrain.errors import InputError, OutputError
 from dltrain.output import Output
 from faults import FAILURES, KILLS, Child, Ended, Fault, at_call, file_limit, forked, limited, obey_permissions

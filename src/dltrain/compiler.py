@@ -16,6 +16,7 @@ Method = Callable[..., Any]
 # What torch has today. Where a later one does it in another way nothing is found below, and it imports as ever.
 SHIELDED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # by torch/_compile.py,
 KEPT = "__dynamo_disable"  # which keeps on a method's function what is to be called in its place
+HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # a person's own
 STEP = "_use_grad"  # the function around each optimizer's step, in torch/optim/optimizer.py
 
 
@@ -49,11 +50,14 @@ def _unshielded(method: Method, function: Method) -> Method:
 
 
 def _plain_step(step: Any) -> Method:
+    hooked = getattr(Optimizer, "profile_hook_step", lambda method: method)(step)  # as torch itself calls it
+
     @functools.wraps(step)
     def call(self: Optimizer, *arguments: Any, **keywords: Any) -> Any:
-        if _is_there():
-            return step(self, *arguments, **keywords)
+        if _is_there() or any(getattr(self, name, True) for name in HOOKS):
+            return hooked(self, *arguments, **keywords)
         with torch.set_grad_enabled(self.defaults["differentiable"]):  # the same without a mark for the compiler
             return step.__wrapped__(self, *arguments, **keywords)
 
+    call.hooked = True  # type: ignore[attr-defined]  # no range for a profiler either: a thirtieth of a small step
     return call
