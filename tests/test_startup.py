@@ -104,7 +104,7 @@ TOLD = "import gc, os\nprint(gc.isenabled(), os.environ.get('OMP_WAIT_POLICY'), 
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({}, "False None 4000"),
+        ({}, "False None 30000"),
         ({"GOMP_SPINCOUNT": "7"}, "False None 7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "False ACTIVE None"),
     ],

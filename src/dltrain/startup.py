@@ -6,9 +6,9 @@ import sys
 
 # What libgomp, torch's OpenMP on Linux, reads when it is loaded: how often a thread that waits for others looks before
 # it sleeps. By itself it looks 300,000 times, for milliseconds, which takes the core from the very thread that it waits
-# for as soon as anybody else computes here. Less often is faster still then, but on a machine that does nothing else
-# threads would sleep, and have to be woken, between any two operations of a small network.
-SPINS = {"GOMP_SPINCOUNT": "4000"}
+# for as soon as anybody else computes here. This many last from one operation of a small network to the next; with less
+# the threads would sleep, and have to be woken, in between (docs/LOG.md).
+SPINS = {"GOMP_SPINCOUNT": "30000"}
 OF_A_PERSON = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
