@@ -125,11 +125,29 @@ def test_batches_gathered_at_once_are_those_gathered_one_by_one(
 ) -> None:
     train = Batches(pictures(), CPU.device, batch_size=SIZE, statistics=(MEAN, STD), seed=SEED, crop=2, flip=True)
     monkeypatch.setattr(batches_module, "GATHERED", 1)
+    monkeypatch.setattr(batches_module, "GATHERED_BYTES", 1 << 30)
     alone = list(train.epoch(1, first))
     monkeypatch.setattr(batches_module, "GATHERED", at_once)
     for (images, targets), (others, other_targets) in zip(train.epoch(1, first), alone, strict=True):
         assert torch.equal(images, others)
         assert torch.equal(targets, other_targets)
+
+
+@pytest.mark.parametrize("first", range(1, 6))
+def test_a_batch_begins_at_the_same_place_in_memory_from_wherever_an_epoch_goes_on(first: int) -> None:
+    """Products round by it: sizes that are no multiple of 16 bytes."""
+    examples = Examples(torch.zeros(60, 1, 15, 15, dtype=torch.uint8), torch.zeros(60).long(), ("a",))
+    train = Batches(examples, CPU.device, batch_size=9, statistics=((0.0,), (1.0,)), seed=SEED)
+    whole = [(images.storage_offset(), len(images)) for images, _ in train.epoch(0, 0)]
+    assert [(images.storage_offset(), len(images)) for images, _ in train.epoch(0, first)] == whole[first:]
+    assert len({offset for offset, _ in whole}) > 1
+
+
+def test_large_pictures_are_not_gathered_beyond_their_batch() -> None:
+    examples = Examples(torch.zeros(8, 3, 300, 300, dtype=torch.uint8), torch.zeros(8).long(), ("a",))
+    train = Batches(examples, CPU.device, batch_size=2, statistics=((0.0,) * 3, (1.0,) * 3), seed=SEED)
+    held = [images.untyped_storage().nbytes() for images, _ in train.epoch(0, 0)]
+    assert held == [2 * 3 * 300 * 300 * 4] * 4
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -164,6 +182,33 @@ def test_convolutions_lie_with_channels_last_unless_a_network_counts_on_another_
     viewed = placement.placed(Viewed(), CPU, (3, 14, 12))
     assert viewed.conv.weight.is_contiguous()
     assert viewed(torch.zeros(2, 3, 14, 12)).shape == (2, 10)
+
+
+class Auxiliary(Viewed):
+    """Fails with channels last in training alone; has a weight of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = nn.Parameter(torch.zeros(1, 1, 1, 1, 1))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.conv(images)
+        if self.training:
+            self.seen += 1
+            found.view(len(images), -1)
+        return self.linear(found.flatten(1)) + torch.rand(()) + self.volume.sum()
+
+
+def test_a_network_that_only_trains_with_its_own_layout_keeps_it_and_nothing_else_is_changed() -> None:
+    network = Auxiliary()
+    before = torch.get_rng_state()
+    placed = placement.placed(network, CPU, (3, 14, 12))
+    assert placed.conv.weight.is_contiguous()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (float(placed.seen), placed.training) == (0.0, True)
+    assert all(parameter.grad is None for parameter in placed.parameters())
+    placed(torch.zeros(2, 3, 14, 12)).sum().backward()
 
 
 def native(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

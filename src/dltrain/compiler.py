@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim import optimizer as of_all
 
 Method = Callable[..., Any]
 
@@ -17,6 +18,7 @@ Method = Callable[..., Any]
 SHIELDED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # by torch/_compile.py,
 KEPT = "__dynamo_disable"  # which keeps on a method's function what is to be called in its place
 HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # a person's own
+HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 STEP = "_use_grad"  # the function around each optimizer's step, in torch/optim/optimizer.py
 
 
@@ -54,7 +56,8 @@ def _plain_step(step: Any) -> Method:
 
     @functools.wraps(step)
     def call(self: Optimizer, *arguments: Any, **keywords: Any) -> Any:
-        if _is_there() or any(getattr(self, name, True) for name in HOOKS):
+        hooks = [getattr(self, name, True) for name in HOOKS] + [getattr(of_all, name, True) for name in HOOKS_OF_ALL]
+        if _is_there() or any(hooks):
             return hooked(self, *arguments, **keywords)
         with torch.set_grad_enabled(self.defaults["differentiable"]):  # the same without a mark for the compiler
             return step.__wrapped__(self, *arguments, **keywords)

@@ -6,21 +6,26 @@ whoever reaches a port of the group must not run code.
 
 import contextlib
 import gc
+import hashlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
-from torch.nn.parallel import DistributedDataParallel
 
 from dltrain.errors import ConfigError, UserError
 from dltrain.launch import Processes
 from dltrain.runtime import Runtime, generator_states, restore_generators, seed_everything
+
+if TYPE_CHECKING:  # some builds of torch are without it
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.nn.parallel import DistributedDataParallel
 
 # One may read a data set or draw a page while the others wait; one that dies is noticed by its connections.
 TIMEOUT = timedelta(hours=1)
@@ -61,6 +66,8 @@ def _join(processes: Processes) -> None:
     # In C++ no signal is heard of: while it waits for others that may never come, one simply ends the process.
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = _store(processes, is_master=processes.rank == 0)
@@ -76,8 +83,9 @@ def _join(processes: Processes) -> None:
 
 
 def _name() -> str:
-    """Of the run, in the store; a program of a person's own may do one after another."""
-    return f"dltrain/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{_begun}"
+    """Of the run, in the store; one script may do several commands, a program of a person's own several runs."""
+    words = hashlib.sha256("\0".join(sys.argv).encode(errors="surrogateescape")).hexdigest()
+    return f"dltrain/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{words}/{_begun}"
 
 
 def _has_agent() -> bool:
@@ -85,16 +93,23 @@ def _has_agent() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _store(processes: Processes, *, is_master: bool) -> TCPStore:
+def _store(processes: Processes, *, is_master: bool) -> "TCPStore":
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(
-        address,
-        port,
-        processes.world,
-        is_master=is_master and not _has_agent(),
-        timeout=TIME_TO_JOIN,
-        wait_for_workers=False,
-    )
+    try:
+        return TCPStore(
+            address,
+            port,
+            processes.world,
+            is_master=is_master and not _has_agent(),
+            timeout=TIME_TO_JOIN,
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"{address}:{port}, where processes find each other, did not answer: {_reason(error)}"
+        ) from error
 
 
 def remember(folder: str, processes: Processes) -> None:
@@ -188,7 +203,7 @@ class Replica(nn.Module):
         return gradient
 
 
-def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> DistributedDataParallel | None:
+def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "DistributedDataParallel | None":
     """What computes a network's outputs so that the gradients are those of all processes; None with one process.
 
     All get the weights of the first one. Raises ConfigError for a weight that no gradient reaches.
@@ -197,6 +212,8 @@ def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> Di
         return None
     device = runtime.device
     devices = [device] if device.type == "cuda" else None
+    from torch.nn.parallel import DistributedDataParallel
+
     parallel = DistributedDataParallel(Replica(model, device), device_ids=devices)
     # After its first pass it lays the gradients out anew, and with them the order in which three and more processes
     # add. That is done now, so that a run that is resumed adds as one that was not.

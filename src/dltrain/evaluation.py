@@ -68,6 +68,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     known = content["data"]
     claimed = build.check_weights(values["model"], known, content["model"], path)
     place = settled(place, claimed, values["batch_size"])
+    del claimed
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
     return Loaded(path, content, values, place, placed(model, place, known["input_shape"]))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from dltrain.runtime import Runtime
+from dltrain.runtime import Runtime, generator_states, restore_generators
 
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM
 FASTER_IN_BF16 = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d)
@@ -23,16 +23,36 @@ def placed(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.Mod
     keep_freed_memory()
     network = network.to(runtime.device)
     gains = runtime.device.type == "cpu" or runtime.precision == "bf16"  # of GPUs those that use their tensor cores
-    if gains and any(isinstance(each, nn.Conv2d) for each in network.modules()):
-        was_training = network.training
-        network.to(memory_format=torch.channels_last)
-        try:
-            with torch.no_grad():
-                network.eval()(torch.zeros(2, *shape, device=runtime.device))
-        except RuntimeError:
-            network.to(memory_format=torch.contiguous_format)
-        network.train(was_training)
+    convolutions = [each for each in network.modules() if isinstance(each, nn.Conv2d)]
+    if gains and convolutions and not _trains_with_channels_last(network, runtime, shape):
+        for each in convolutions:
+            each.to(memory_format=torch.contiguous_format)
     return network
+
+
+def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> bool:
+    """Lay a network's convolutions out anew, and see whether it evaluates and trains two examples; draws nothing."""
+    was_training, states = network.training, generator_states()
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    images = torch.zeros(2, *shape, device=runtime.device)
+    try:
+        for each in network.modules():
+            if isinstance(each, nn.Conv2d):
+                each.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            network.eval()(images)
+        network.train()(images).float().sum().backward()
+    except Exception:  # whatever a person's own network does; with another layout it will tell by itself
+        return False
+    finally:
+        network.train(was_training)
+        for parameter in network.parameters():
+            parameter.grad = None
+        with torch.no_grad():
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        restore_generators(states)
+    return True
 
 
 def settled(runtime: Runtime, network: nn.Module, batch_size: int) -> Runtime:
@@ -49,7 +69,8 @@ def _against_bf16(device: torch.device, network: nn.Module, batch_size: int) -> 
     """Why bf16 would not be faster; empty where it is. Measured in docs/LOG.md."""
     if device.type == "cuda":  # in hardware from compute capability 8 on
         return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "this GPU has no bf16"
-    if not any(torch.cpu.get_capabilities().get(name) for name in NATIVE_BF16):
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that will do
+    if not torch.backends.mkldnn.is_available() or not any(has.get(name) for name in NATIVE_BF16):
         return "this CPU has no bf16"
     layers = [each for each in network.modules() if any(True for _ in each.parameters(recurse=False))]
     if others := sorted({type(each).__name__ for each in layers if not isinstance(each, FASTER_IN_BF16)}):

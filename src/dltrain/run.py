@@ -84,7 +84,6 @@ def train(
             schema.require(schema.check(values, "train", origin))
         tracked.require(config)
         run = prepare(config, values, start, typed, load, processes)
-        # From here on there is something to save.
         noted = stack.enter_context(noted_signals(patient=processes.world > 1))
         agreement = Agreement(processes, noted)
         with contextlib.ExitStack() as closing:
@@ -133,6 +132,7 @@ def prepare(
     if start is not None:
         claimed = build.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
         runtime = settled(runtime, claimed, own.batch_size // processes.world)
+        del claimed
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.tell_other_environment(now, then, deterministic=values["device"]["deterministic"])
     elif own.init and processes.rank == 0:  # the others get them from the first

@@ -185,7 +185,9 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
     built.load_state_dict(saved)
     for parameter, kept in built.state.items():
         for key, each in kept.items():  # laid out in memory as the weights now are
-            if isinstance(each, Tensor) and each.shape == parameter.shape and each.stride() != parameter.stride():
+            # A person's own optimizer may keep what is of all weights under a name, and sparse tensors.
+            is_dense = isinstance(each, Tensor) and isinstance(parameter, Tensor) and each.layout == torch.strided
+            if is_dense and each.shape == parameter.shape and each.stride() != parameter.stride():
                 kept[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
     if type(built) in MOMENTS:
         needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())

@@ -19,7 +19,8 @@ from dltrain.errors import ConfigError
 from dltrain.launch import ALONE, Processes
 
 Positive = Annotated[float, Interval(gt=0)]
-GATHERED = 512  # examples made ready at once where batches are smaller: fewer operations, still in the cache
+# Made ready at once where batches are smaller: fewer operations, and what a batch needs is still in the cache.
+GATHERED, GATHERED_BYTES = 512, 2 << 20
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
@@ -68,9 +69,11 @@ class Batches:
         order = torch.randperm(count, generator=generator).to(device)
         shifts = torch.randint(0, 2 * self.crop + 1, (count, 2), generator=generator).to(device) if self.crop else None
         flips = (torch.rand(count, generator=generator) < 0.5).to(device) if self.flip else None
-        own = [self._own(start) for start in range(first * self.batch_size, count, self.batch_size)]
-        together = max(1, GATHERED // self.batch_size)
-        for at in range(0, len(own), together):
+        own = [self._own(start) for start in range(0, count, self.batch_size)]
+        of_batch = self.batch_size * self.images[0].numel() * 4  # bytes, as floats
+        together = max(1, min(GATHERED // self.batch_size, GATHERED_BYTES // of_batch))
+        # From where an unbroken run would: products round by where in memory a batch begins.
+        for at in range(first - first % together, len(own), together):
             parts = own[at : at + together]
             chosen = _joined(order, parts)
             images = self.images.index_select(0, chosen)  # of bytes twelve times as fast as images[chosen]
@@ -80,7 +83,8 @@ class Batches:
                 images = random_flip(images, _joined(flips, parts))
             sizes = [part.stop - part.start for part in parts]
             targets = self.targets.index_select(0, chosen)
-            yield from zip(self.normalize(images).split(sizes), targets.split(sizes), strict=True)
+            ready = zip(self.normalize(images).split(sizes), targets.split(sizes), strict=True)
+            yield from islice(ready, max(0, first - at), None)
 
     def _own(self, start: int) -> slice:
         """This process's part of the batch from `start` on; the batch's first example where it has none."""
