@@ -1,13 +1,13 @@
 """dltrain against hand-written PyTorch, Lightning, Ignite, Accelerate, Keras and skorch: one command, a table, a plot.
 
     pip install -e '.[dev,peers]'                     # the peers, in the versions that were measured
-    python benchmarks/training.py                     # about 35 minutes on two cores
+    python benchmarks/training.py                     # about 45 minutes on two cores
     python benchmarks/training.py grid                # all peers, networks, data sets, batch sizes: another 30
     python benchmarks/training.py commands --models mlp --peers dltrain,loop --rounds 1 --examples 2000 --to try
 
 DLTRAIN_DATA names the folder of MNIST and CIFAR-10. Parts:
 
-commands   whole commands, cold: 3 epochs of MNIST, mlp and lenet, batch 64, fp32; seeds 0 to 4: accuracy too
+commands   whole commands, cold: 3 epochs of MNIST, mlp and lenet, batch 64, fp32; seeds 0 to 6: accuracy too
 networks   cnn, lstm and attention on part of MNIST, batch 64, fp32
 large      batch 512, all networks, with device.precision=auto, against fp32
 growth     time and peak memory against epochs (1 to 8) and examples (1,000 to 60,000)
@@ -51,6 +51,7 @@ PEERS = {  # how a variant is named, and the package it needs
     "accelerate": "accelerate",
     "keras": "keras",
     "skorch": "skorch",
+    "skorch-tensors": "skorch",
 }
 MODELS = ("mlp", "lenet", "cnn", "lstm", "attention")
 DATA = {"mnist": 60_000, "cifar10": 50_000}  # with their numbers of training images
@@ -78,8 +79,8 @@ def plan(part: str) -> Iterator[Work]:
     """All work of a part; first what others are compared with."""
     if part == "commands":
         for model in ("mlp", "lenet"):
-            for peer in ("dltrain", "loop", "skorch", "lightning"):
-                yield Work(part, peer, model, "mnist", 64, 3, 60_000, 5)
+            for peer in ("dltrain", "loop", "skorch", "skorch-tensors", "lightning"):
+                yield Work(part, peer, model, "mnist", 64, 3, 60_000, 7)
             for peer in ("loader", "ignite", "accelerate", "keras"):  # as slow, and not asked for so exactly
                 yield Work(part, peer, model, "mnist", 64, 3, 60_000, 2)
     elif part == "networks":
@@ -102,10 +103,12 @@ def command(work: Work, seed: int, workers: int) -> list[str]:
     """The command line of one run."""
     lr = RATES.get(work.batch, RATES[64])
     if not work.peer.startswith("dltrain"):
-        script = "" if work.peer in ("loop", "loader") else "with_"
+        peer, _, variant = work.peer.partition("-")
+        script = "" if peer in ("loop", "loader") else "with_"
         words = {"model": work.model, "data": work.data, "batch": work.batch, "epochs": work.epochs}
         words |= {"examples": work.examples, "lr": lr, "seed": seed, "workers": workers}
-        path = ROOT / "benchmarks" / "peers" / f"{script}{work.peer}.py"
+        words |= {"variant": variant} if variant else {}
+        path = ROOT / "benchmarks" / "peers" / f"{script}{peer}.py"
         return [sys.executable, str(path), *(word for key in words for word in (f"--{key}", str(words[key])))]
     return [
         *(sys.executable, "-m", "dltrain", "train", f"model={work.model}", f"data={work.data}", "data.val=0"),

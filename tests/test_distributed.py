@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from conftest import Command
-from dltrain import checkpoint, launch
+from dltrain import checkpoint, distributed, launch
 from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, UserError
 from dltrain.launch import Processes
 from lives import Life, Nursery, finish, nursery, outcome, run_folder
 
@@ -178,6 +178,22 @@ def test_a_process_other_than_the_first_tells_of_its_own_faults_alone(dltrain: C
     result = dltrain("train", "epochs=0")
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("process 1: error: epochs=0")
+
+
+def test_a_process_that_waits_for_the_others_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never_meets(processes: Processes) -> None:
+        time.sleep(0.5)
+        raise RuntimeError("nobody came")
+
+    monkeypatch.setenv("MASTER_ADDR", "somewhere")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(distributed, "_join", never_meets)
+    monkeypatch.setattr(distributed, "SECONDS_IN_SILENCE", 0.05)
+    with pytest.raises(UserError, match="somewhere:1: nobody came"), distributed.joined(Processes(0, 2)):
+        pass
+    assert "process 0 of 2 waits at somewhere:1" in capsys.readouterr().err
 
 
 def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monkeypatch: pytest.MonkeyPatch) -> None:

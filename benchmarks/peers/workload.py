@@ -32,6 +32,7 @@ class Workload:
     momentum: float
     seed: int
     workers: int
+    variant: str
 
     @property
     def test_batch(self) -> int:
@@ -51,6 +52,7 @@ def asked(about: str | None) -> Workload:
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes of a DataLoader")
+    parser.add_argument("--variant", default="", help="what a peer does otherwise, where it has a choice")
     workload = Workload(**vars(parser.parse_args()))
     torch.manual_seed(workload.seed)
     return workload

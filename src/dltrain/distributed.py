@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # some builds of torch are without it
 # One may read a data set or draw a page while the others wait; one that dies is noticed by its connections.
 TIMEOUT = timedelta(hours=1)
 TIME_TO_JOIN = timedelta(minutes=10)
+SECONDS_IN_SILENCE = 10.0  # of joining
 _begun = 0  # runs of this process
 
 
@@ -39,11 +40,17 @@ def joined(processes: Processes) -> Iterator[None]:
     if processes.world == 1:
         yield
         return
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    words = f"process {processes.rank} of {processes.world} waits at {where} for the others, {TIME_TO_JOIN} at most"
+    patience = threading.Timer(SECONDS_IN_SILENCE, print, [words], {"file": sys.stderr, "flush": True})
+    patience.daemon = True
+    patience.start()
     try:
         _join(processes)
     except (RuntimeError, ValueError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the {processes.world} processes did not meet at {where}: {_reason(error)}") from error
+    finally:
+        patience.cancel()
     try:
         yield
         # What still holds the group keeps its threads, which fall over the interpreter while that comes to its end.
