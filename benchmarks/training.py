@@ -16,6 +16,8 @@ grid       everything once, on a small part of the data; not part of the default
 Each run is a process of its own. Rounds alternate: all variants once, then all again. Everybody trains the same network
 from the same kind of start on as many images in batches of the same size, shuffled, normalised, without augmentation,
 with SGD (momentum 0.9, constant rate) and torch's own number of threads, and tests once at the end on 10,000 images.
+skorch as it comes validates on a fifth of the examples after each epoch, within its time; skorch-plain does not, and
+has NumPy arrays, as in its documentation; skorch-tensors has tensors.
 Peers are benchmarks/peers/*.py. `--to STEM` names the files: STEM.jsonl (a line for each run, as it ends), STEM.md and
 STEM.svg.
 """
@@ -51,6 +53,7 @@ PEERS = {  # how a variant is named, and the package it needs
     "accelerate": "accelerate",
     "keras": "keras",
     "skorch": "skorch",
+    "skorch-plain": "skorch",
     "skorch-tensors": "skorch",
 }
 MODELS = ("mlp", "lenet", "cnn", "lstm", "attention")
@@ -79,9 +82,9 @@ def plan(part: str) -> Iterator[Work]:
     """All work of a part; first what others are compared with."""
     if part == "commands":
         for model in ("mlp", "lenet"):
-            for peer in ("dltrain", "loop", "skorch", "skorch-tensors", "lightning"):
+            for peer in ("dltrain", "loop", "skorch", "skorch-plain", "lightning"):
                 yield Work(part, peer, model, "mnist", 64, 3, 60_000, 7)
-            for peer in ("loader", "ignite", "accelerate", "keras"):  # as slow, and not asked for so exactly
+            for peer in ("skorch-tensors", "loader", "ignite", "accelerate", "keras"):  # not asked for so exactly
                 yield Work(part, peer, model, "mnist", 64, 3, 60_000, 2)
     elif part == "networks":
         for model, peer in itertools.product(MODELS[2:], ("dltrain", "loop", "skorch", "lightning")):
