@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 # Composed and checked instead of run: they need a GPU, other data, or more than half a minute.
-LONG = ("device=cuda", "data=mnist", "data=cifar10", "experiment=", "data.val=0")
+LONG = ("device=cuda", "data=mnist", "data=cifar10", "experiment=", "data.val=0", "model.pretrained=true")
 
 
 def lines(text: str) -> list[str]:

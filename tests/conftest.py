@@ -88,14 +88,14 @@ def archive(data_root: Path, cifar10_sums: dict[str, str], tmp_path: Path, monke
     from torchvision.datasets import CIFAR10
 
     path = tmp_path / "served" / CIFAR10.filename
-    monkeypatch.setattr(CIFAR10, "tgz_md5", generated.pack_cifar10(data_root, path))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", generated.pack_cifar(data_root, path))
     return path
 
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Downloads go to a port where nobody listens, and a further try comes at once."""
-    from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
+    from torchvision.datasets import CIFAR10, CIFAR100, KMNIST, MNIST, FashionMNIST
 
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -103,10 +103,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-        for dataset in (MNIST, FashionMNIST):
+        for dataset in (MNIST, FashionMNIST, KMNIST):
             monkeypatch.setattr(dataset, "mirrors", [address])
-        monkeypatch.setattr(CIFAR10, "url", address + CIFAR10.filename)
+        for dataset in (CIFAR10, CIFAR100):
+            monkeypatch.setattr(dataset, "url", address + dataset.filename)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded pictures are not kept for the next start, but where a test asks for it."""
+    monkeypatch.setenv("DLTRAIN_CACHE", "")
 
 
 @pytest.fixture(autouse=True)

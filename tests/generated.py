@@ -52,11 +52,11 @@ def pack_mnist(root: Path, folder: Path, name: str = "MNIST") -> list[tuple[str,
     return resources
 
 
-def pack_cifar10(root: Path, archive: Path) -> str:
-    """Pack CIFAR-10 below `root` as its authors did; returns the MD5 sum of the archive."""
+def pack_cifar(root: Path, archive: Path, folder: str = "cifar-10-batches-py") -> str:
+    """Pack CIFAR-10 or CIFAR-100 below `root` as its authors did; returns the MD5 sum of the archive."""
     archive.parent.mkdir(parents=True)
     with tarfile.open(archive, "w:gz") as packed:
-        packed.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+        packed.add(root / folder, folder)
     return hashlib.md5(archive.read_bytes()).hexdigest()
 
 
@@ -104,6 +104,23 @@ def write_cifar10(root: Path, train: int = 200, test: int = 50) -> dict[str, str
         images, labels = pictures(count, (3, 32, 32), seed)
         write(name, {"data": images.reshape(count, -1), "labels": [int(label) for label in labels]})
     write("batches.meta", {"label_names": [f"thing {i}" for i in range(10)]})
+    return sums
+
+
+def write_cifar100(root: Path, train: int = 60, test: int = 40) -> dict[str, str]:
+    """The files of CIFAR-100's Python version below `root`; returns the MD5 sum of each."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = {}
+    contents: dict[str, object] = {"meta": {"fine_label_names": [f"thing {i}" for i in range(100)]}}
+    for name, count, seed in (("train", train, 0), ("test", test, 1)):
+        images, labels = pictures(count, (3, 32, 32), seed)
+        fine = [10 * int(label) + 9 for label in labels]
+        contents[name] = {"data": images.reshape(count, -1), "fine_labels": fine}
+    for name, content in contents.items():
+        data = pickle.dumps(content, protocol=2)
+        (folder / name).write_bytes(data)
+        sums[name] = hashlib.md5(data).hexdigest()
     return sums
 
 

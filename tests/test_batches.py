@@ -2,12 +2,12 @@
 
 from itertools import product
 
-import numpy
 import pytest
 import torch
 from torch import Tensor
 
-from dltrain.data.batches import Batches, channel_statistics, normalization, random_crop, random_flip
+from dltrain.data.augmentation import Augmentation
+from dltrain.data.batches import Batches, channel_statistics, normalization
 from dltrain.data.examples import Examples
 from dltrain.errors import ConfigError
 
@@ -23,7 +23,8 @@ def random_bytes(*shape: int, seed: int = 0) -> Tensor:
 def batches(*, crop: int = 0, flip: bool = False, seed: int = 0) -> Batches:
     """Random pictures, higher than wide, with their number as target."""
     examples = Examples(random_bytes(COUNT, 3, 8, 6), torch.arange(COUNT), tuple(map(str, range(COUNT))))
-    return Batches(examples, CPU, batch_size=SIZE, statistics=AS_BYTES, crop=crop, flip=flip, seed=seed)
+    augmentation = Augmentation(crop=crop, flip=flip)
+    return Batches(examples, CPU, batch_size=SIZE, statistics=AS_BYTES, augmentation=augmentation, seed=seed)
 
 
 def targets(source: Batches, epoch: int) -> list[int]:
@@ -207,30 +208,11 @@ def test_a_channel_of_one_colour_has_no_std_of_0(level: int) -> None:
 # --- augmentation
 
 
-@pytest.mark.parametrize("padding", [1, 2, 4])
-def test_random_crop_equals_a_loop_over_the_images(padding: int) -> None:
-    corners = list(product(range(2 * padding + 1), repeat=2))
-    pictures = random_bytes(len(corners), 3, 5, 4)
-    found = random_crop(pictures, torch.tensor(corners), padding)
-    for picture, (top, left), cut in zip(pictures, corners, found, strict=True):
-        padded = numpy.zeros((3, 5 + 2 * padding, 4 + 2 * padding), dtype=numpy.uint8)
-        padded[:, padding : padding + 5, padding : padding + 4] = picture.numpy()
-        assert numpy.array_equal(cut, padded[:, top : top + 5, left : left + 4])
-
-
-def test_random_flip_equals_a_loop_over_the_images() -> None:
-    pictures = random_bytes(6, 3, 5, 4)
-    flips = torch.tensor([True, False, False, True, True, False])
-    found = random_flip(pictures, flips)
-    for picture, flip, turned in zip(pictures, flips.tolist(), found, strict=True):
-        expected = picture.numpy()[:, :, ::-1] if flip else picture.numpy()
-        assert numpy.array_equal(turned, expected)
-
-
 def one_picture(picture: Tensor, *, crop: int = 0, flip: bool = False, count: int = 400) -> Tensor:
     """The same picture (H, W) count times, augmented in batches of 20: (count, H, W)."""
     examples = Examples(picture.repeat(count, 1, 1, 1), torch.zeros(count, dtype=torch.int64), ("one",))
-    source = Batches(examples, CPU, batch_size=20, statistics=((0.0,), (1 / 255,)), crop=crop, flip=flip, seed=0)
+    augmentation = Augmentation(crop=crop, flip=flip)
+    source = Batches(examples, CPU, batch_size=20, statistics=((0.0,), (1 / 255,)), augmentation=augmentation, seed=0)
     return images(source, 0).squeeze(1).round().byte()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from contents import content, equal, files
-from dltrain import build, checkpoint
+from dltrain import checkpoint, weights
 from dltrain.errors import InputError, OutputError
 
 
@@ -157,9 +157,9 @@ def test_a_format_of_another_time_is_refused(tmp_path: Path, version: object) ->
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
 def test_weights_are_found_bare_and_under_the_usual_names(tmp_path: Path, key: str | None) -> None:
-    weights = content()["model"]
-    torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "weights.pt")
-    assert equal(checkpoint.load_weights(tmp_path / "weights.pt")[0], dict(weights))
+    stored = content()["model"]
+    torch.save(stored if key is None else {key: stored, "epoch": 3}, tmp_path / "weights.pt")
+    assert equal(checkpoint.load_weights(tmp_path / "weights.pt")[0], dict(stored))
 
 
 def test_what_is_no_tensor_is_left_out_of_the_weights(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_weights_are_copied_where_name_and_shape_match_and_the_rest_is_told(tmp_
     torch.save({"0.weight": torch.ones(3, 2), "1.weight": torch.ones(9, 3), "old": torch.ones(4)}, tmp_path / "w.pt")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1))
-    assert build.load_weights(network, torch.load(tmp_path / "w.pt"), tmp_path / "w.pt") == [
+    assert weights.copied(network, torch.load(tmp_path / "w.pt"), tmp_path / "w.pt") == [
         "1.bias (1,): not in the file, left as initialised",
         "1.weight: (9, 3) in the file, (1, 3) in the model",
         "old (4,): not in the model",
@@ -182,7 +182,7 @@ def test_weights_are_copied_where_name_and_shape_match_and_the_rest_is_told(tmp_
 def test_weights_of_another_model_are_an_input_error(tmp_path: Path) -> None:
     torch.save({"other": torch.ones(1)}, tmp_path / "w.pt")
     with pytest.raises(InputError, match="no weight in it matches the model"):
-        build.load_weights(nn.Linear(1, 1), torch.load(tmp_path / "w.pt"), tmp_path / "w.pt")
+        weights.copied(nn.Linear(1, 1), torch.load(tmp_path / "w.pt"), tmp_path / "w.pt")
 
 
 @pytest.fixture

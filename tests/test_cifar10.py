@@ -16,13 +16,14 @@ from torchvision.datasets import CIFAR10
 
 import generated
 from dltrain.data.batches import channel_statistics
-from dltrain.data.cifar10 import FOLDER, cifar10
+from dltrain.data.cifar10 import cifar10
 from dltrain.data.examples import Examples
 from dltrain.errors import InputError
 from loopback import serving
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
+FOLDER = "cifar-10-batches-py"
 Sums = dict[str, str]
 
 

@@ -23,7 +23,7 @@ from torchvision import datasets
 
 import generated
 from dltrain.data import download
-from dltrain.data.cifar10 import FOLDER, cifar10
+from dltrain.data.cifar10 import cifar10
 from dltrain.data.fashion_mnist import fashion_mnist
 from dltrain.data.mnist import mnist
 from dltrain.errors import InputError
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 torture = pytest.mark.torture
 SPLITS = ("train", "test")
+FOLDER = "cifar-10-batches-py"
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether a process has ended, without taking its exit code
 
 

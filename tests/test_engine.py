@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import generated
 from dltrain import build, schedules, snapshot
+from dltrain.data.augmentation import Augmentation
 from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
 from dltrain.engine import Record, evaluate, fit, predict, set_lr
@@ -35,7 +36,8 @@ def examples(count: int, seed: int = 0) -> Examples:
 
 def batches(count: int = 18, batch_size: int = 4, **augmentation: Any) -> Batches:
     """18 examples in batches of 4: five steps, the last of two examples."""
-    return Batches(examples(count), CPU.device, batch_size=batch_size, statistics=STATISTICS, seed=3, **augmentation)
+    settings = {"batch_size": batch_size, "statistics": STATISTICS, "seed": 3}
+    return Batches(examples(count), CPU.device, augmentation=Augmentation(**augmentation), **settings)
 
 
 def fresh(dropout: float = 0.0, optimizer: str = "sgd", lr: float = 0.05) -> State:

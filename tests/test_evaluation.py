@@ -35,7 +35,7 @@ def test_eval_finds_the_same_figures_as_the_training(dltrain: Command) -> None:
     assert {key: found[key] for key in ("loss", "accuracy")} == summary(folder)["test"]
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "cnn", "lstm", "attention"])
+@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "cnn", "resnet", "fastnet", "lstm", "attention"])
 def test_every_classifier_is_rebuilt_from_its_checkpoint_alone(dltrain: Command, model: str) -> None:
     folder = dltrain("train", f"model={model}", "epochs=1", "data.limit=100").folder
     trained = summary(folder)["test"]

@@ -34,6 +34,9 @@ MODELS = {
     "lenet": ["model=lenet"],
     "cnn": ["model=cnn"],
     "cnn with all": ["model=cnn", "model.batch_norm=true", "model.dropout=0.5"],
+    "resnet": ["model=resnet", "model.widths=[4,8]", "model.blocks=1"],
+    "fastnet": ["model=fastnet", "model.widths=[8,8]"],
+    "torchvision": ["model=torchvision", "model.arch=shufflenet_v2_x0_5", "model.freeze=stage2"],
     "lstm": ["model=lstm"],
     "gru, both ways": ["model=lstm", "model.cell=gru", "model.bidirectional=true", "model.hidden=16"],
     "rnn, two layers": ["model=lstm", "model.cell=rnn", "model.layers=2", "model.hidden=16"],
@@ -147,7 +150,9 @@ def test_every_recurrent_network_agrees(dltrain: Command, thousand: Path, option
     agree(dltrain, thousand, RECURRENT[options])
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "cnn", "lstm", "attention", "autoencoder"])
+@pytest.mark.parametrize(
+    "model", ["linear", "mlp", "lenet", "cnn", "resnet", "fastnet", "lstm", "attention", "autoencoder"]
+)
 def test_all_agree_on_real_mnist(dltrain: Command, real_data: Path, model: str) -> None:
     agree(dltrain, real_data, MODELS[model])
 

@@ -22,6 +22,7 @@ from conftest import REAL_SUMS
 from dltrain.data import idx
 from dltrain.data.examples import Examples
 from dltrain.data.fashion_mnist import fashion_mnist
+from dltrain.data.kmnist import kmnist
 from dltrain.data.mnist import mnist
 from dltrain.errors import InputError
 from loopback import serving
@@ -82,18 +83,24 @@ def test_pictures_are_the_reader_own_memory(data_root: Path) -> None:
     assert int(load(data_root).images.max()) > 0
 
 
-def test_fashion_mnist_is_read_from_its_own_folder_with_its_own_names(data_root: Path, tmp_path: Path) -> None:
-    generated.write_mnist(tmp_path, train=20, test=10, name="FashionMNIST")
-    found = fashion_mnist("train", root=str(tmp_path))
+@pytest.mark.parametrize(
+    ("load", "name", "last"), [(fashion_mnist, "FashionMNIST", "Ankle boot"), (kmnist, "KMNIST", "wo")]
+)
+def test_the_kin_of_mnist_are_read_from_their_own_folders_with_their_own_names(
+    load: Callable[..., Examples | None], name: str, last: str, tmp_path: Path
+) -> None:
+    generated.write_mnist(tmp_path, train=20, test=10, name=name)
+    found = load("train", root=str(tmp_path))
     assert found is not None
     assert len(found.images) == 20
     assert len(found.classes) == 10
-    assert found.classes[9] == "Ankle boot"
+    assert found.classes[9] == last
 
 
 def test_there_is_no_validation_split_even_without_files(tmp_path: Path) -> None:
     assert mnist("val", root=str(tmp_path)) is None
     assert fashion_mnist("val", root=str(tmp_path)) is None
+    assert kmnist("val", root=str(tmp_path)) is None
 
 
 def test_files_that_are_there_are_read_without_torchvision(data_root: Path) -> None:

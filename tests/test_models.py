@@ -29,6 +29,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"name": "attention", "width": 8, "depth": 1, "heads": 2},
     "attention on rows": {"name": "attention", "tokens": "rows", "width": 8, "depth": 2, "heads": 2, "dropout": 0.5},
     "autoencoder": {"name": "autoencoder", "hidden": [8, 4]},
+    "fastnet": {"name": "fastnet", "widths": [32, 6]},
+    "resnet": {"name": "resnet", "widths": [4], "blocks": 1},
+    "resnet with all": {"name": "resnet", "widths": [4, 4, 6], "blocks": 2},
 }
 
 
@@ -72,6 +75,15 @@ def test_the_yaml_file_builds_a_network_for_both_kinds_of_pictures(name: str) ->
         ("lstm", MNIST, {"hidden": 128}, 4 * 128 * (28 + 128 + 2) + 1_290),
         ("lstm", MNIST, {"cell": "gru", "hidden": 128}, 3 * 128 * (28 + 128 + 2) + 1_290),
         ("lstm", MNIST, {"cell": "rnn", "hidden": 128}, 128 * (28 + 128 + 2) + 1_290),
+        # Trained are a shift for each patch, the convolutions, a shift for each channel of a norm, and the last layer.
+        (
+            "fastnet",
+            CIFAR,
+            {"widths": [64, 256, 256]},
+            24 + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256) + 1152 + 2560,
+        ),
+        # ResNet-20 has 0.27 million; two shortcuts by 1x1 convolutions with their norms are 2,560 and 192 of them.
+        ("resnet", CIFAR, {"widths": [16, 32, 64], "blocks": 3}, 269_722 + 2_560 + 192),
         ("autoencoder", MNIST, {"hidden": [128, 64, 32]}, 100_480 + 8_256 + 2_080 + 2_112 + 8_320 + 101_136),
     ],
 )
@@ -85,8 +97,9 @@ def test_parameters_are_as_many_as_in_the_textbook(
 def test_gradients_reach_every_parameter(variant: str) -> None:
     model = network(variant, dropout=0.0) if "dropout" in DEFAULTS[VARIANTS[variant]["name"]] else network(variant)
     model(pictures(MNIST, count=8)).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    idle = {key for key, parameter in model.named_parameters() if not parameter.grad.any()}
+    learning = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None for parameter in learning.values())
+    idle = {key for key, parameter in learning.items() if not parameter.grad.any()}
     assert idle <= {"score.2.bias"}  # softmax takes away what is added to every score
 
 
@@ -112,6 +125,69 @@ def test_dropout_acts_in_training_and_rests_in_evaluation(variant: str, changes:
 @pytest.mark.parametrize("shape", [MNIST, CIFAR], ids=str)
 def test_both_kinds_of_pictures_reach_lenets_linear_layers_as_16x5x5(shape: tuple[int, ...]) -> None:
     assert network("lenet", shape).features(pictures(shape)).shape == (2, 16, 5, 5)
+
+
+def test_fastnet_begins_from_patches_of_unit_covariance_and_their_negatives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixture = torch.randn(12, 12, generator=generator)
+    patches = torch.randn(400, 12, generator=generator) @ mixture  # neighbours and colours that go together
+    images = patches.view(400, 3, 2, 2)
+    model = network("fastnet", (3, 2, 2), widths=[4])
+    model.initialize(images)
+    found = model.whiten(images).flatten(1)
+    assert torch.equal(found[:, :12], -found[:, 12:])
+    torch.testing.assert_close(found[:, :12].T @ found[:, :12] / 400, torch.eye(12), rtol=0, atol=0.02)
+
+
+def test_fastnet_s_convolutions_begin_as_identities() -> None:
+    model, images = network("fastnet", CIFAR), pictures((24, 9, 9))
+    wide, narrow = model.features[1], model.features[8]
+    assert torch.equal(wide(images)[:, :24], images)
+    assert not torch.equal(wide(images)[:, 24:32], images[:, :8])
+    assert narrow(wide(images)).shape[1] == 6
+
+
+def test_fastnet_trains_neither_its_patches_nor_the_scales_of_its_norms() -> None:
+    model = network("fastnet", CIFAR)
+    frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"whiten.weight", *(f"features.{index}.weight" for index in (3, 6, 10, 13))}
+    assert all(bool((model.state_dict()[key] == 1).all()) for key in frozen - {"whiten.weight"})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_resnet_computes_what_torchvisions_blocks_compute(training: bool) -> None:
+    from torchvision.models.resnet import BasicBlock
+
+    own = network("resnet with all", CIFAR).train(training)
+    shapes = [(4, 4, 1), (4, 4, 1), (4, 4, 2), (4, 4, 1), (4, 6, 2), (6, 6, 1)]
+    blocks = []
+    for (channels, width, stride), block in zip(shapes, own.features[3:], strict=True):
+        shortcut = None
+        if stride > 1:
+            shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        blocks.append(BasicBlock(channels, width, stride, shortcut))
+        assert len(block.state_dict()) == len(blocks[-1].state_dict())
+        names = {
+            "first": "conv1",
+            "first_norm": "bn1",
+            "second": "conv2",
+            "second_norm": "bn2",
+            "shortcut": "downsample",
+        }
+        renamed = {
+            ".".join([names[key.split(".")[0]], *key.split(".")[1:]]): value
+            for key, value in block.state_dict().items()
+        }
+        blocks[-1].load_state_dict(renamed)
+    images = pictures(CIFAR, count=4)
+    theirs = nn.Sequential(*own.features[:3], *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), own.classifier).train(
+        training
+    )
+    torch.testing.assert_close(own(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+def test_resnet_halves_the_picture_with_each_stage_after_the_first() -> None:
+    assert network("resnet with all", CIFAR).features(pictures(CIFAR)).shape == (2, 6, 8, 8)
 
 
 def test_mlp_is_its_formula() -> None:

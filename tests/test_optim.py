@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dltrain import build, optim, snapshot
+from dltrain import build, engine, optim, snapshot
 from dltrain.errors import ConfigError
 
 
@@ -68,6 +68,43 @@ def test_five_steps_change_every_parameter(name: str) -> None:
     model = tiny()
     train(model, build.optimizer(PAIRS[name][0] | {"decay_biases": False}, model), steps=5)
     assert all(not torch.equal(*pair) for pair in zip(model.parameters(), tiny().parameters(), strict=True))
+
+
+@pytest.mark.parametrize("decay_biases", [True, False])
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "plain sgd"])
+def test_factors_on_rates_equal_torch_with_a_group_for_each_rate(name: str, decay_biases: bool) -> None:
+    node, reference = PAIRS[name]
+    ours, theirs = tiny(), tiny()
+    factors = {"head_factor": 3.0, "bias_factor": 2.0, "norm_factor": 0.5}
+    train(ours, build.optimizer(node | factors | {"decay_biases": decay_biases}, ours), steps=5)
+    first, norm, _, head = theirs
+    rates = {first.weight: 1.0, first.bias: 2.0, norm.weight: 0.5, norm.bias: 2.0, head.weight: 3.0, head.bias: 6.0}
+    spared = {} if decay_biases else {"weight_decay": 0.0}
+    train(
+        theirs,
+        reference(
+            [
+                {"params": [each], "lr": node["lr"] * factor, **(spared if each.ndim <= 1 else {})}
+                for each, factor in rates.items()
+            ]
+        ),
+        steps=5,
+    )
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rate_that_is_told_is_the_plain_one_and_a_schedule_moves_all() -> None:
+    optimizer = build.optimizer(
+        PAIRS["sgd"][0] | {"decay_biases": False, "bias_factor": 0.5, "head_factor": 10.0}, tiny()
+    )
+    assert engine.set_lr(optimizer, 0.5) == pytest.approx(0.05)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.025, 0.05, 0.05, 0.25, 0.5])
+
+
+def test_without_factors_the_groups_are_the_optimizers_own() -> None:
+    optimizer = build.optimizer(PAIRS["adamw"][0] | {"decay_biases": False}, tiny())
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 4]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from dltrain import build, placement, schedules
 from dltrain.data import batches as batches_module
-from dltrain.data.batches import Batches, epoch_generator
+from dltrain.data.augmentation import Augmentation, generator_of
+from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
 from dltrain.engine import fit
 from dltrain.runtime import Runtime
@@ -45,7 +46,7 @@ def as_drawn(network: nn.Module) -> nn.Module:
 
 def plain_batches(examples: Examples, epoch: int, crop: int, flip: bool) -> list[tuple[Tensor, Tensor]]:
     """Shuffled batches, one picture at a time with numpy."""
-    generator = epoch_generator(SEED, epoch)
+    generator = generator_of(SEED, epoch)
     order = torch.randperm(COUNT, generator=generator)
     shifts = torch.randint(0, 2 * crop + 1, (COUNT, 2), generator=generator) if crop else torch.zeros(COUNT, 2).long()
     flips = torch.rand(COUNT, generator=generator) < 0.5 if flip else torch.zeros(COUNT).bool()
@@ -78,10 +79,15 @@ def by_hand(
     return network.state_dict()
 
 
+def batches(**augmentation: Any) -> Batches:
+    settings = {"batch_size": SIZE, "statistics": (MEAN, STD), "seed": SEED}
+    return Batches(pictures(), CPU.device, augmentation=Augmentation(**augmentation), **settings)
+
+
 def by_dltrain(network: nn.Module, *, crop: int, flip: bool, **loop: Any) -> dict[str, Tensor]:
     """Weights after dltrain's loop, the network placed as a run does it."""
     network = placement.placed(network, CPU, (3, 14, 12))
-    train = Batches(pictures(), CPU.device, batch_size=SIZE, statistics=(MEAN, STD), seed=SEED, crop=crop, flip=flip)
+    train = batches(crop=crop, flip=flip)
     state = State(network, build.optimizer(SGD, network))
     settings = {"epochs": EPOCHS, "log_every": 3, "on_nonfinite": "stop"} | loop
     list(fit(state, train, None, Classification(0.0), partial(schedules.constant, warmup=0.0), CPU, **settings))
@@ -123,7 +129,7 @@ def test_the_fast_step_is_the_step_that_people_write(model: dict[str, Any], chan
 def test_batches_gathered_at_once_are_those_gathered_one_by_one(
     first: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = Batches(pictures(), CPU.device, batch_size=SIZE, statistics=(MEAN, STD), seed=SEED, crop=2, flip=True)
+    train = batches(crop=2, flip=True)
     monkeypatch.setattr(batches_module, "GATHERED", 1)
     monkeypatch.setattr(batches_module, "GATHERED_BYTES", 1 << 30)
     alone = list(train.epoch(1, first))

@@ -10,7 +10,7 @@ from torch import nn
 
 from dltrain.engine import Record
 from dltrain.progress import Progress
-from dltrain.step import Task
+from dltrain.step import State, Task
 from dltrain.tasks import Classification, Regression
 
 TASK = Classification(label_smoothing=0.0)
@@ -24,11 +24,11 @@ def train(epoch: float, examples: int = 10, seconds: float = 1.0) -> Record:
     return Record("train", int(5 * epoch), epoch, {"loss": 1.0}, examples, seconds)
 
 
-def weighing(value: float) -> nn.Module:
-    """A model with one weight."""
+def weighing(value: float) -> State:
+    """Of a model with one weight."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, value)
-    return model
+    return State(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def noted(records: list[Record], task: Task = TASK) -> Progress:
@@ -76,10 +76,18 @@ def test_patience_counts_epochs_since_the_best() -> None:
 
 
 def test_the_best_weights_are_a_copy() -> None:
-    progress, model = Progress(), weighing(1)
-    progress.note(val(1, accuracy=0.5, loss=1.0), TASK, model)
-    nn.init.constant_(model.weight, 9)
+    progress, state = Progress(), weighing(1)
+    progress.note(val(1, accuracy=0.5, loss=1.0), TASK, state)
+    nn.init.constant_(state.model.weight, 9)
     assert float(progress.best_weights["weight"]) == 1
+
+
+def test_of_averaged_weights_the_average_is_kept() -> None:
+    progress, state = Progress(), weighing(1)
+    state.averages = {"weight": torch.full((1, 1), 0.25)}
+    progress.note(val(1, accuracy=0.5, loss=1.0), TASK, state)
+    state.averages["weight"].fill_(9)
+    assert float(progress.best_weights["weight"]) == 0.25
 
 
 def test_training_records_do_not_choose_where_there_is_validation() -> None:

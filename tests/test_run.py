@@ -173,6 +173,33 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(dltrain: Command, mode
     assert lines(whole) == lines(stopped)
 
 
+@pytest.mark.parametrize("stop", [1, 5, 8, 10])
+def test_a_resumed_run_sees_the_same_augmented_pictures(dltrain: Command, stop: int) -> None:
+    arguments = [
+        "train",
+        "model=resnet",
+        "model.widths=[4]",
+        "model.blocks=1",
+        "data.limit=100",
+        "epochs=3",
+        "log_every=2",
+    ]
+    arguments += ["batch_size=25", "data.crop=1", "data.flip=alternate", "data.rotate=15", "data.elastic=0.7"]
+    arguments += ["data.cutout=2", "data.mixup=0.4", "data.cutmix=1", "schedule=triangular"]
+    whole = dltrain(*arguments).folder
+    stopped = dltrain(*arguments, f"limit_steps={stop}").folder
+    assert dltrain("train", f"resume={stopped}", "limit_steps=null").code == 0
+    assert equal(weights(whole), weights(stopped))
+    assert lines(whole) == lines(stopped)
+
+
+def test_a_network_that_begins_from_pictures_sees_those_of_the_training_set(dltrain: Command) -> None:
+    words = ["train", "model=fastnet", "model.widths=[8]", "data.limit=100", "epochs=1", "limit_steps=1"]
+    first = weights(dltrain(*words).folder)["whiten.weight"]
+    assert torch.equal(first[:4], -first[4:])
+    assert not torch.equal(first, weights(dltrain(*words, "data.limit=50").folder)["whiten.weight"])
+
+
 def test_resume_goes_on_to_more_epochs_and_says_what_is_changed(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK).folder
     result = dltrain("train", f"resume={folder}", "epochs=5")
@@ -482,7 +509,7 @@ def test_threads_are_kept_by_resume(dltrain: Command) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_every_model_trains_evaluates_and_resumes_on_cuda(dltrain: Command) -> None:
-    for model in ("linear", "mlp", "lenet", "cnn", "lstm", "attention"):
+    for model in ("linear", "mlp", "lenet", "cnn", "resnet", "fastnet", "lstm", "attention"):
         folder = dltrain("train", f"model={model}", "device=cuda", "epochs=2", "limit_steps=30").folder
         assert dltrain("train", f"resume={folder}", "limit_steps=null").code == 0
         assert dltrain("eval", f"ckpt={folder}", "device=cuda").code == 0

@@ -17,6 +17,7 @@ ALL: dict[str, Factors] = {
     "constant": partial(schedules.constant, warmup=0.1),
     "step": partial(schedules.step, warmup=0.1, milestones=[0.5, 0.75], gamma=0.1),
     "linear": partial(schedules.linear, warmup=0.1, final=0.1),
+    "triangular": partial(schedules.triangular, warmup=0.1, start=0.2, final=0.1),
     "cosine": partial(schedules.cosine, warmup=0.1, final=0.1),
     "onecycle": partial(schedules.onecycle, warmup=0.1, start=0.04, final=0.01),
 }
@@ -46,7 +47,7 @@ def test_every_factor_is_within_0_and_1(name: str, total: int) -> None:
     assert all(0 <= factor <= 1 for factor in factors(ALL[name], total))
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "linear", "cosine", "onecycle"])
+@pytest.mark.parametrize("name", ["constant", "step", "linear", "triangular", "cosine", "onecycle"])
 def test_the_full_rate_is_reached_at_the_end_of_the_warm_up(name: str) -> None:
     assert ALL[name](4, TOTAL) == pytest.approx(1, abs=1e-12)
 
@@ -56,21 +57,27 @@ def test_the_warm_up_is_a_straight_line_from_zero(name: str) -> None:
     assert factors(ALL[name])[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
-@pytest.mark.parametrize("name", ["step", "linear", "cosine", "onecycle"])
+@pytest.mark.parametrize("name", ["step", "linear", "triangular", "cosine", "onecycle"])
 def test_after_the_warm_up_the_rate_never_rises(name: str) -> None:
     falling = factors(ALL[name])[4:]
     assert falling == sorted(falling, reverse=True)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "onecycle"])
+@pytest.mark.parametrize("name", ["linear", "triangular", "cosine", "onecycle"])
 def test_after_the_warm_up_the_rate_falls_at_each_step(name: str) -> None:
     falling = factors(ALL[name])[4:]
     assert all(later < earlier for earlier, later in itertools.pairwise(falling))
 
 
-@pytest.mark.parametrize(("name", "final"), [("linear", 0.1), ("cosine", 0.1), ("onecycle", 0.01)])
+@pytest.mark.parametrize(("name", "final"), [("linear", 0.1), ("triangular", 0.1), ("cosine", 0.1), ("onecycle", 0.01)])
 def test_the_run_ends_at_the_final_factor(name: str, final: float) -> None:
     assert ALL[name](TOTAL, TOTAL) == pytest.approx(final)
+
+
+def test_triangular_is_two_straight_lines() -> None:
+    found = factors(partial(schedules.triangular, warmup=0.25, start=0.2, final=0.4))
+    assert found[:11] == pytest.approx([0.2 + 0.08 * step for step in range(11)])
+    assert found[10:] == pytest.approx([1 - 0.02 * step for step in range(31)])
 
 
 def test_constant_without_warm_up_is_1_at_each_step() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from dltrain import schema
 from dltrain.composition import compose
+from dltrain.data.augmentation import Augmentation
 from dltrain.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -78,7 +80,13 @@ def test_every_key_of_an_option_stands_in_its_yaml_and_no_other(group: str, name
 def test_defaults_stand_in_yaml_alone(group: str, name: str) -> None:
     signature = schema.signature(group, name)
     assert signature is not None
-    elsewhere = {"crop", "flip"}  # off where a split is evaluated, whatever the config says
+    # Factors on rates came later: a person's own YAML may be without them. Augmentation is
+    elsewhere = {
+        "head_factor",
+        "bias_factor",
+        "norm_factor",
+        *(key.name for key in fields(Augmentation)),
+    }  # off where a split is evaluated, whatever the config says
     assert {key for key, rule in signature.keys.items() if not rule.required} <= elsewhere
 
 
@@ -175,7 +183,9 @@ def test_what_the_program_passes_in_is_no_key(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("group", schema.GROUPS)
 def test_helpers_beside_the_options_are_no_options(group: str) -> None:
-    assert not {"epoch_generator", "data_root", "block", "examples", "pictures", "batches"} & set(schema.names(group))
+    assert not {"generator_of", "augmentation", "data_root", "block", "examples", "pictures", "batches"} & set(
+        schema.names(group)
+    )
     assert all(schema.signature(group, name) for name in schema.names(group))
 
 

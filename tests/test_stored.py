@@ -13,6 +13,7 @@ from dltrain.errors import ConfigError
 STORED: dict[str, Any] = {
     "seed": 0,
     "report": False,
+    "ema": None,
     "epochs": 5,
     "batch_size": 64,
     "data": {"name": "mnist", "root": "here", "val": 0.1},

@@ -1,24 +1,24 @@
 """A checked config to the parts of a run: data, model, optimizer. Shared by train, eval and predict."""
 
-import contextlib
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dltrain import checkpoint, compiler, runtime, schema
+from dltrain import compiler, optim, runtime, schema, settings
+from dltrain.data.augmentation import Augmentation
 from dltrain.data.batches import Batches, Statistics, normalization
 from dltrain.data.examples import Examples, Source, read, train_and_val
-from dltrain.errors import ConfigError, InputError, printable
+from dltrain.errors import ConfigError, InputError
 from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4
+SEEN = 5000  # pictures that a network may begin from
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,22 @@ def check_classes(classes: Sequence[str], examples: Examples, split: str) -> Non
         )
 
 
+def training_batches(data: Data, place: runtime.Runtime, node: dict[str, Any], own: settings.Train) -> Batches:
+    """Batches of the training set, shuffled, augmented as the data's node says, and shared among all processes."""
+    asked = {
+        key.name: node[key.name] for key in fields(Augmentation) if key.name in node
+    }  # older checkpoints have less
+    return Batches(
+        data.train,
+        place.device,
+        batch_size=own.batch_size * own.accumulate,
+        statistics=data.statistics,
+        augmentation=Augmentation(**asked),
+        seed=own.seed,
+        processes=place.processes,
+    )
+
+
 def evaluation_batches(examples: Examples, place: runtime.Runtime, statistics: Statistics, batch_size: int) -> Batches:
     """Batches of a split to be evaluated: without augmentation, and larger than in training."""
     size = min(EVAL_BATCHES * batch_size, len(examples.images))
@@ -95,6 +111,13 @@ def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> n
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model={node['name']}: expected a torch.nn.Module, got {type(network).__name__}")
     return network
+
+
+def initialize(network: nn.Module, data: Data) -> None:
+    """Let a network that has a method `initialize(images)` see the first pictures of the training set, normalised."""
+    if callable(begin := getattr(network, "initialize", None)):
+        batches = Batches(data.train, torch.device("cpu"), batch_size=SEEN, statistics=data.statistics)
+        begin(next(batches.in_order())[0])
 
 
 def check_fit(
@@ -144,83 +167,18 @@ def has_batch_norm(network: nn.Module) -> bool:
 def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer, each group with its `initial_lr`. Raises ConfigError for keys that exclude each other."""
     compiler.leave_out()
+    factors = {key: node[key] for key in ("head_factor", "bias_factor", "norm_factor") if key in node}
+    own = {key: value for key, value in node.items() if key not in factors}
     try:
-        built: torch.optim.Optimizer = schema.bind("optim", node)(network.named_parameters())
+        built: torch.optim.Optimizer = schema.bind("optim", own)(network.named_parameters())
     except (ValueError, TypeError) as error:
         raise ConfigError(f"optim={node['name']}: {error}") from error
     if not isinstance(built, torch.optim.Optimizer):
         raise ConfigError(f"optim={node['name']}: expected a torch.optim.Optimizer, got {type(built).__name__}")
+    built = optim.scaled(built, network, **factors)
     for group in built.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return built
-
-
-def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
-    """Raise InputError where weights are not exactly the model's; returns it, without its weights."""
-    network = _claimed(node, known)
-    own = network.state_dict()
-    faults = [f"{key} is missing" for key in own if key not in weights]
-    faults += [f"{printable(key[:80])} is unknown to the model" for key in weights if key not in own]
-    for key in [key for key in own if key in weights]:
-        found, expected = ((tuple(tensor.shape), tensor.dtype) for tensor in (weights[key], own[key]))
-        if found != expected:
-            faults.append(f"{key} is {found[1]} {found[0]}, the model has {expected[1]} {expected[0]}")
-    held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in weights.values()}
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
-    if not faults and needed > sum(held.values()):  # many that lie in one place
-        faults = [f"the model has {needed:,} bytes of them, the file {sum(held.values()):,}"]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise InputError(f"{path}: its weights do not fit the model: {'; '.join(faults[:3])}{more}")
-    return network
-
-
-def starting_weights(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights of a file that a model is to start from.
-
-    Raises InputError, for a checkpoint before any data is read, where none of them is the model's.
-    """
-    weights, known = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
-    if known is not None:
-        _matching(_claimed(node, known), weights, path)
-    return weights
-
-
-def _claimed(node: dict[str, Any], known: dict[str, Any]) -> nn.Module:
-    """The model for the data that a checkpoint knows; a built-in one without memory: a stranger may claim any size."""
-    with contextlib.nullcontext() if ":" in node["name"] else torch.device("meta"):
-        return model(node, tuple(known["input_shape"]), known["outputs"])
-
-
-def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:
-    """Copy the weights whose name and shape match; returns a line for each that did not, in either direction.
-
-    Raises InputError where none does.
-    """
-    own = network.state_dict()
-    matching = _matching(network, weights, path)
-    network.load_state_dict(matching, strict=False)
-    lines = []
-    for key in sorted(weights.keys() | own.keys()):
-        if key not in own:
-            lines.append(f"{printable(key[:80])} {tuple(weights[key].shape)}: not in the model")
-        elif key not in weights:
-            lines.append(f"{key} {tuple(own[key].shape)}: not in the file, left as initialised")
-        elif key not in matching:
-            lines.append(f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model")
-    return lines
-
-
-def _matching(network: nn.Module, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    own = network.state_dict()
-    matching = {
-        key: value
-        for key, value in weights.items()
-        if key in own and own[key].shape == value.shape and own[key].is_complex() == value.is_complex()
-    }
-    if not matching:
-        raise InputError(f"{path}: no weight in it matches the model by name and shape; is it for another model?")
-    return matching
 
 
 def describe(model_name: str, data_name: str, network: nn.Module, found: Data) -> list[str]:

@@ -22,8 +22,8 @@ def finish(run: Run, output: Output | None, status: str, began: float) -> dict[s
     Of several processes only the first, who has an `output`, does more than test.
     """
     model, progress = run.state.model, run.progress
-    if progress.best_weights:
-        model.load_state_dict(progress.best_weights)
+    if weights := progress.best_weights or run.state.averages:
+        model.load_state_dict(weights)
     if run.data.test is not None and status != "interrupted":
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
         figures = evaluate(model, batches, run.task, run.runtime)

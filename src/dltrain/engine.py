@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain import distributed
+from dltrain.averages import average, averaged
 from dltrain.runtime import Runtime
 from dltrain.step import OnNonfinite, State, Task, interval_metrics, train_step
 
@@ -62,11 +63,13 @@ def fit(
     accumulate: int,
     clip_norm: float | None,
     on_nonfinite: OnNonfinite,
+    ema: float | None = None,
 ) -> Iterator[list[Record]]:
     """Train `state` in place up to `epochs`; yield the records of each chunk, mostly none.
 
     A step whose loss is NaN or infinite makes no update. With `stop` none after it does either, and Diverged is raised
-    at the end of the interval; with `skip` the record tells how many there were.
+    at the end of the interval; with `skip` the record tells how many there were. With `ema` the average of the weights
+    over steps, which keeps that share of itself at each, is what is validated.
     """
     steps = len(train)
     total = steps * epochs
@@ -85,6 +88,8 @@ def fit(
                 sums.zero_()
             state.sums = sums if state.sums is None else state.sums.add_(sums)
             state.step += 1
+            if ema is not None:
+                average(state, ema)
             examples += count
             records = []
             epoch_ends = state.step % steps == 0
@@ -97,7 +102,8 @@ def fit(
                 seconds, examples = 0.0, 0
                 started = perf_counter()
             if epoch_ends and val is not None:
-                metrics = evaluate(state.model, val, task, runtime)
+                with averaged(state):
+                    metrics = evaluate(state.model, val, task, runtime)
                 records.append(Record("val", state.step, state.step / steps, metrics))
                 started = perf_counter()
             seconds += perf_counter() - started

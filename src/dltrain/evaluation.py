@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dltrain import analysis, build, checkpoint, confusion, console, records, runtime, schema, stored, tta
+from dltrain import analysis, build, checkpoint, confusion, console, records, runtime, schema, stored, tta, weights
 from dltrain.data import download
 from dltrain.data.batches import Batches, Statistics
 from dltrain.data.examples import Examples, read, train_and_val
@@ -51,6 +51,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     """
     path = checkpoint.find(Path(config["ckpt"]), "best.pt")
     content = checkpoint.load(path)
+    content["model"] = content.get("averages") or content["model"]  # of last.pt too what was validated
     own = stored.ADDED | {key: value for key, value in content["config"].items() if key != "logger"}
     values = resolve(own)
     stored.refuse_untrusted(values, config["trust"])  # what its references lead to, not how they are written
@@ -66,7 +67,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     place = runtime.device(**(config["device"] | before))
     known = content["data"]
-    claimed = build.check_weights(values["model"], known, content["model"], path)
+    claimed = weights.checked(values["model"], known, content["model"], path)
     place = settled(place, claimed, values["batch_size"])
     del claimed
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])

@@ -79,9 +79,12 @@ def problem(content: dict[str, Any]) -> str:
             return f"{key} is missing"
         if not obeys(node[last], hint):
             return f"{key} must be {describe(hint)}"
-    weights = content["model"]
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
-        return "model must be weights by name"
+    if not obeys(content.get("averages"), dict[str, Any] | None):  # older ones have none
+        return "averages must be weights by name"
+    for name in ("model", "averages"):
+        weights = content.get(name) or {}
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
+            return f"{name} must be weights by name"
     if any(isinstance(value, Tensor) and value.requires_grad and type(value) is Tensor for value in _leaves(content)):
         return "its tensors must be values alone"
     for count, value in enumerate(_leaves(content["config"])):

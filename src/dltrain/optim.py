@@ -80,6 +80,41 @@ def rmsprop(
     return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum)
 
 
+def scaled(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    head_factor: Rate = 1.0,
+    bias_factor: Rate = 1.0,
+    norm_factor: Rate = 1.0,
+) -> torch.optim.Optimizer:
+    """The optimizer, with rates of their own for some parameters; factors that meet are multiplied.
+
+    Args:
+        head_factor: factor on the rate of the last layer that has parameters
+        bias_factor: factor on the rate of biases
+        norm_factor: factor on the rate of the weights of norms
+    """
+    if head_factor == bias_factor == norm_factor == 1:
+        return optimizer
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    head = list(names.values())[-1].rpartition(".")[0]
+
+    def factor(parameter: nn.Parameter) -> float:
+        layer, _, kind = names[parameter].rpartition(".")
+        own = bias_factor if "bias" in kind else norm_factor if parameter.ndim <= 1 else 1.0
+        return own * (head_factor if layer == head else 1.0)
+
+    groups = []
+    for group in optimizer.param_groups:
+        # First those at the plain rate: what is told is the first group's.
+        for each in sorted({factor(parameter) for parameter in group["params"]}, key=lambda found: (found != 1, found)):
+            chosen = [parameter for parameter in group["params"] if factor(parameter) == each]
+            groups.append(group | {"params": chosen, "lr": group["lr"] * each})
+    optimizer.param_groups[:] = groups
+    return optimizer
+
+
 def _groups(named_parameters: Parameters, weight_decay: float, decay_biases: bool) -> list[dict[str, Any]]:
     """Parameters with and without decay: biases and the weights of norms are the ones with at most one dimension."""
     parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]

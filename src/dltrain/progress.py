@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dltrain.engine import Record
-from dltrain.step import Task
+from dltrain.step import State, Task
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Progress:
     epoch_examples: int = 0
     epoch_seconds: float = 0.0
 
-    def note(self, record: Record, task: Task, model: nn.Module) -> None:
-        """Take in a record; a better validation figure keeps a copy of the weights."""
+    def note(self, record: Record, task: Task, state: State) -> None:
+        """Take in a record; a better validation figure keeps a copy of the weights that it is of."""
         self.latest[record.split] = record.values
         position = {"split": record.split, "step": record.step, "epoch": record.epoch}
         is_number = all(math.isfinite(value) for value in record.values.values())
@@ -41,7 +41,7 @@ class Progress:
         elif record.split == "val":
             if is_number and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
-                self.best_weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+                self.best_weights = {key: value.detach().cpu().clone() for key, value in state.evaluated().items()}
                 self.stale_epochs = 0
             else:
                 self.stale_epochs += 1

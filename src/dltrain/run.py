@@ -20,10 +20,10 @@ from dltrain import (
     settings,
     snapshot,
     stored,
+    weights,
 )
 from dltrain.agreement import Agreement
 from dltrain.data import download
-from dltrain.data.batches import Batches
 from dltrain.engine import Record, fit
 from dltrain.errors import ConfigError, Interrupted, UserError
 from dltrain.output import Output, opened
@@ -128,15 +128,15 @@ def prepare(
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     runtime = replace(device(**(values["device"] | before)), processes=processes)
     # What can be known to fail is told before the data is read, which may take minutes.
-    weights = None
+    initial = None
     if start is not None:
-        claimed = build.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
+        claimed = weights.checked(values["model"], start.content["data"], start.content["model"], start.path)
         runtime = settled(runtime, claimed, own.batch_size // processes.world)
         del claimed
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.tell_other_environment(now, then, deterministic=values["device"]["deterministic"])
     elif own.init and processes.rank == 0:  # the others get them from the first
-        weights = build.starting_weights(values["model"], Path(own.init))
+        initial = weights.starting(values["model"], Path(own.init))
     seed_everything(own.seed)  # a user's data set may draw from the generators
     forbidden = download.forbidden("" if start is None else stored.why_only_read(values, typed))
     with forbidden, enough_memory("Use less of it with data.limit, or smaller pictures"):
@@ -149,8 +149,11 @@ def prepare(
     build.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)
     build.check_last_batch(model, len(data.train.images), own.batch_size, own.accumulate, processes.world)
     refuse_different_data(data.digests if processes.world > 1 else {}, processes)
-    if weights is not None:
-        for line in build.load_weights(model, weights, Path(str(own.init))):
+    if start is None and initial is None and processes.rank == 0:
+        build.initialize(model, data)
+        initial = weights.pretrained(model, values["model"])
+    if initial is not None:
+        for line in weights.copied(model, initial, Path(own.init or "pretrained")):
             log.warning("init: %s", line)
     runtime = settled(runtime, model, own.batch_size // processes.world)
     model = placed(model, runtime, data.input_shape)
@@ -169,19 +172,12 @@ def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, w
     """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
     processes = run.runtime.processes
-    augmentation = {key: run.values["data"][key] for key in ("crop", "flip")}
-    train = Batches(
-        data.train,
-        run.runtime.device,
-        batch_size=settings.batch_size * settings.accumulate,
-        statistics=data.statistics,
-        seed=settings.seed,
-        processes=processes,
-        **augmentation,
-    )
+    train = build.training_batches(data, run.runtime, run.values["data"], settings)
     val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
     schedule = schema.bind("schedule", run.values["schedule"])
-    loop = {key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite")}
+    loop = {
+        key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema")
+    }
     save_is_due = every(settings.checkpoint_every)
     by_steps = isinstance(settings.checkpoint_every, int)
 
@@ -218,7 +214,7 @@ def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, w
                         nonfinite.refuse(record)
                     if output is not None:
                         output.write(record)
-                    progress.note(record, run.task, state.model)
+                    progress.note(record, run.task, state)
                     since = state.step, generator_states()
                     status = watch(record) or status
                 display.show(chunk, state.step, progress.best)

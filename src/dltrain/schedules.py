@@ -44,6 +44,20 @@ def linear(step: int, total_steps: int, *, warmup: Share, final: Factor) -> floa
     return _ramp(step, warmup * total_steps) * (1 - (1 - final) * _progress(step, total_steps, warmup))
 
 
+def triangular(step: int, total_steps: int, *, warmup: Share, start: Factor, final: Factor) -> float:
+    """A straight line up from `start` to the full rate, then one down to `final`.
+
+    Args:
+        warmup: share of the run in which the rate climbs
+        start: factor on the rate at the first step
+        final: factor on the rate at the end
+    """
+    peak = warmup * total_steps
+    if step < peak:
+        return start + (1 - start) * step / peak
+    return 1 - (1 - final) * _progress(step, total_steps, warmup)
+
+
 def cosine(step: int, total_steps: int, *, warmup: Share, final: Factor) -> float:
     """Linear warm-up, then half a cosine down (Loshchilov, Hutter: SGDR, 2017).
 

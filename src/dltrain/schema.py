@@ -37,15 +37,15 @@ class Group:
 GROUPS = {
     "data": Group(
         "data",
-        ("split", "source", "seed", "images", "examples", "device", "batch_size", "statistics", "processes"),
+        ("split", "source", "seed", "images"),
         (
             ("data/examples.py", "train_and_val"),
             ("data/batches.py", "normalization"),
-            ("data/batches.py", "batches"),
+            ("data/augmentation.py", "augmentation"),
         ),
     ),
     "model": Group("models", ("input_shape", "num_classes")),
-    "optim": Group("optim.py", ("named_parameters",)),
+    "optim": Group("optim.py", ("named_parameters", "optimizer", "model"), (("optim.py", "scaled"),)),
     "schedule": Group("schedules.py", ("total_steps", "step")),
     "task": Group("tasks.py"),
     "logger": Group("trackers", ("folder", "config"), several=True),

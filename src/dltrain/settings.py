@@ -21,6 +21,7 @@ class Train:
         batch_size: examples in each part of an update
         accumulate: parts of an update; an update sees batch_size * accumulate examples
         clip_norm: largest norm of the gradient; null for no limit
+        ema: share that an average of the weights keeps at a step, such as 0.99; it is validated, tested; null for none
         log_every: steps between two records of training
         checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints; the end makes one too
         keep: checkpoints to go on from that are kept, last.pt and those before it
@@ -40,6 +41,7 @@ class Train:
     batch_size: Positive
     accumulate: Positive
     clip_norm: Annotated[float, Interval(gt=0)] | None
+    ema: Annotated[float, Interval(gt=0, lt=1)] | None
     log_every: Positive
     checkpoint_every: Positive | Duration
     keep: Positive

@@ -44,6 +44,7 @@ def content(run: Run, position: int) -> dict[str, Any]:
     return {
         "model": run.state.model.state_dict(),
         "optimizer": run.state.optimizer.state_dict(),
+        "averages": run.state.averages,
         "step": run.state.step,
         "sums": run.state.sums,
         "faults": run.state.faults,
@@ -57,7 +58,7 @@ def content(run: Run, position: int) -> dict[str, Any]:
 
 def best(run: Run) -> dict[str, Any]:
     """What best.pt holds; without validation the last weights are the best."""
-    weights = run.progress.best_weights or run.state.model.state_dict()
+    weights = run.progress.best_weights or run.state.evaluated()
     return {"model": weights, "best": run.progress.best, **_common(run)}
 
 
@@ -91,6 +92,8 @@ def restore(run: Run, start: Start) -> None:
             setattr(state, name, None if kept is None else kept.to(run.runtime.device))
         if run.settings.on_nonfinite == "stop":  # steps that were skipped before are no reason to stop now
             state.faults = None
+        if run.settings.ema is not None and (averages := content.get("averages")) is not None:
+            state.averages = {key: value.to(run.runtime.device) for key, value in averages.items()}
         state.step = content["step"]
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
@@ -117,9 +120,12 @@ def _check_figures(run: Run, content: dict[str, Any]) -> None:
         raise ValueError("figures of a split that is none")
     if best and not all(type(best[key]) in (int, float) for key in ("step", "epoch")):
         raise ValueError("figures that are no numbers")
-    if weights := progress["best_weights"]:
+    if progress["best_weights"]:
         run.task.score(best)
-        own = run.state.model.state_dict()
+    own = run.state.model.state_dict()
+    for weights in (progress["best_weights"], content.get("averages")):
+        if not weights:
+            continue
         if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
             raise ValueError("best weights that are not the model's")
         if any(weights[key].dtype != own[key].dtype for key in own):

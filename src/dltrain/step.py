@@ -42,7 +42,8 @@ class Task(Protocol):
 class State:
     """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update.
 
-    `parallel` computes the outputs where several processes train, see distributed.py.
+    `parallel` computes the outputs where several processes train, see distributed.py; `averages` are those of the
+    weights, see averages.py.
     """
 
     model: nn.Module
@@ -51,6 +52,11 @@ class State:
     sums: Tensor | None = None
     faults: Tensor | None = None
     parallel: "DistributedDataParallel | None" = None
+    averages: dict[str, Tensor] | None = None
+
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights that are validated, tested and kept as the best."""
+        return self.averages or self.model.state_dict()
 
 
 class Diverged(Exception):

@@ -16,7 +16,10 @@ FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
 # What may change and leaves the weights as they would have been; of another device the run tells itself.
 HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
 STOPPING = ("limit_steps", "max_seconds", "patience")
-ADDED = {"report": True}  # keys that the checkpoints of older versions lack, with the value they are read with
+ADDED = {
+    "report": True,
+    "ema": None,
+}  # keys that the checkpoints of older versions lack, with the value they are read with
 OF_THE_START = ("resume", "trust", "name", "init")
 
 

@@ -20,6 +20,8 @@ Shape = tuple[int, ...]
 class Classification:
     """Cross entropy and accuracy over classes.
 
+    Targets are int64 (B,), or shares (B, K) of each class.
+
     Args:
         label_smoothing: share of the target spread over all classes (Szegedy et al., 2016)
     """
@@ -30,7 +32,8 @@ class Classification:
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        correct = (outputs.argmax(dim=1) == targets).sum(dtype=torch.float64)
+        classes = targets.argmax(dim=1) if targets.ndim == 2 else targets  # of mixed pictures the one with most of it
+        correct = (outputs.argmax(dim=1) == classes).sum(dtype=torch.float64)
         return _stack(len(targets), loss.detach() * len(targets), correct)
 
     def metrics(self, sums: list[float]) -> dict[str, float]:

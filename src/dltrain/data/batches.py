@@ -1,19 +1,19 @@
 """Batches from a data set that lies on the device as one tensor.
 
 Shuffling and augmentation are pure functions of (seed, epoch): a resumed run draws what an unbroken one draws, and
-nothing depends on workers. Crop, flip and normalisation work on whole batches.
+nothing depends on workers. Augmentation and normalisation work on whole batches.
 """
 
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from typing import Annotated
 
-import numpy
 import torch
 from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
+from dltrain.data.augmentation import Augmentation, Draws, draw, generator_of
 from dltrain.data.examples import Examples
 from dltrain.errors import ConfigError
 from dltrain.launch import ALONE, Processes
@@ -21,6 +21,7 @@ from dltrain.launch import ALONE, Processes
 Positive = Annotated[float, Interval(gt=0)]
 # Made ready at once where batches are smaller: fewer operations, and what a batch needs is still in the cache.
 GATHERED, GATHERED_BYTES = 512, 2 << 20
+UNCHANGED = Augmentation()
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
@@ -28,8 +29,6 @@ class Batches:
     """Batches of one split: `epoch` for training, `in_order` for evaluation.
 
     Args:
-        crop: pixels of zero padding on each side, from which a window of the old size is cut at random; 0 for none
-        flip: mirror every other picture left to right, at random
         processes: of a batch of training each takes its own part
     """
 
@@ -40,8 +39,7 @@ class Batches:
         *,
         batch_size: int,
         statistics: Statistics,
-        crop: Annotated[int, Interval(ge=0, le=8192)] = 0,
-        flip: bool = False,
+        augmentation: Augmentation = UNCHANGED,
         seed: int = 0,
         processes: Processes = ALONE,
     ) -> None:
@@ -56,35 +54,70 @@ class Batches:
         scale = torch.tensor([1 / (largest * s) for s in std]).view(-1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1)
         self.scale, self.shift = (each.expand(shape).contiguous().to(device) for each in (scale, shift))
-        self.crop, self.flip, self.seed, self.processes = crop, flip, seed, processes
+        self.classes = len(examples.classes)
+        self.augmentation, self.seed, self.processes = augmentation, seed, processes
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
     def epoch(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled, augmented batches (B, C, H, W) and targets of an epoch, from batch `first` on."""
+        """Shuffled, augmented batches (B, C, H, W) and targets of an epoch, from batch `first` on.
+
+        Targets of mixed pictures are shares (B, K) of each class.
+        """
         device, count = self.images.device, len(self.images)
         # Drawn on the CPU and for the whole epoch, so that every device and every resume sees the same.
-        generator = epoch_generator(self.seed, epoch)
-        order = torch.randperm(count, generator=generator).to(device)
-        shifts = torch.randint(0, 2 * self.crop + 1, (count, 2), generator=generator).to(device) if self.crop else None
-        flips = (torch.rand(count, generator=generator) < 0.5).to(device) if self.flip else None
+        generator = generator_of(self.seed, epoch)
+        order = torch.randperm(count, generator=generator)
+        draws = None
+        if self.augmentation != UNCHANGED:
+            draws = draw(
+                self.augmentation,
+                order,
+                self.images.shape[1:],
+                generator,
+                seed=self.seed,
+                epoch=epoch,
+                batch_size=self.batch_size,
+                device=device,
+            )
+        order = order.to(device)
         own = [self._own(start) for start in range(0, count, self.batch_size)]
         of_batch = self.batch_size * self.images[0].numel() * 4  # bytes, as floats
         together = max(1, min(GATHERED // self.batch_size, GATHERED_BYTES // of_batch))
         # From where an unbroken run would: products round by where in memory a batch begins.
         for at in range(first - first % together, len(own), together):
             parts = own[at : at + together]
-            chosen = _joined(order, parts)
-            images = self.images.index_select(0, chosen)  # of bytes twelve times as fast as images[chosen]
-            if shifts is not None:
-                images = random_crop(images, _joined(shifts, parts), self.crop)
-            if flips is not None:
-                images = random_flip(images, _joined(flips, parts))
+            images, targets = self._taken(order, parts) if draws is None else self._changed(order, parts, draws)
             sizes = [part.stop - part.start for part in parts]
-            targets = self.targets.index_select(0, chosen)
-            ready = zip(self.normalize(images).split(sizes), targets.split(sizes), strict=True)
+            ready = zip(images.split(sizes), targets.split(sizes), strict=True)
             yield from islice(ready, max(0, first - at), None)
+
+    def _taken(self, order: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
+        """Normalised pictures and targets of some batches."""
+        follow_on = all(one.stop == other.start for one, other in pairwise(parts))  # where one process is alone
+        chosen = order[parts[0].start : parts[-1].stop] if follow_on else torch.cat([order[part] for part in parts])
+        # Of bytes twelve times as fast as images[chosen].
+        return self.normalize(self.images.index_select(0, chosen)), self.targets.index_select(0, chosen)
+
+    def _changed(self, order: Tensor, parts: list[slice], draws: Draws) -> tuple[Tensor, Tensor]:
+        """The same, augmented."""
+        places = torch.cat([torch.arange(part.start, part.stop, device=order.device) for part in parts])
+        images, targets = self._pictures(order, places, draws), self.targets.index_select(0, order[places])
+        if not draws.mixes:
+            return images, targets
+        # Each with the next one of its batch, of which another process may have its part.
+        starts = places - places % self.batch_size
+        others = starts + (places - starts + 1) % (len(order) - starts).clamp(max=self.batch_size)
+        other_targets = self.targets.index_select(0, order[others])
+        if not targets.is_floating_point():
+            targets, other_targets = (F.one_hot(each, self.classes).float() for each in (targets, other_targets))
+        return draws.mixed(images, targets, self._pictures(order, others, draws), other_targets, places)
+
+    def _pictures(self, order: Tensor, places: Tensor, draws: Draws) -> Tensor:
+        """Normalised pictures, augmented one by one."""
+        images = draws.moved(self.images.index_select(0, order[places]), places)
+        return draws.wiped(self.normalize(images), places)
 
     def _own(self, start: int) -> slice:
         """This process's part of the batch from `start` on; the batch's first example where it has none."""
@@ -109,30 +142,6 @@ class Batches:
     def normalize(self, images: Tensor) -> Tensor:
         """Bytes or floats (B, C, H, W) to float32 with the data set's mean 0 and standard deviation 1."""
         return torch.addcmul(self.shift, images.float(), self.scale)
-
-
-def _joined(drawn: Tensor, parts: list[slice]) -> Tensor:
-    """The parts of what was drawn for an epoch, one after another."""
-    follow_on = all(one.stop == other.start for one, other in pairwise(parts))  # where there is one process alone
-    return drawn[parts[0].start : parts[-1].stop] if follow_on else torch.cat([drawn[part] for part in parts])
-
-
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator that depends on seed and epoch alone; SeedSequence mixes the two so that near ones differ."""
-    word = numpy.random.SeedSequence([seed, epoch]).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(word))
-
-
-def random_crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
-    """Windows of images (B, C, H, W) padded with zeros; shifts (B, 2) are their top and left, 0..2*padding."""
-    B, _, H, W = images.shape
-    windows = F.pad(images, [padding] * 4).unfold(2, H, 1).unfold(3, W, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
-    return windows[torch.arange(B, device=images.device), :, shifts[:, 0], shifts[:, 1]]
-
-
-def random_flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Images (B, C, H, W) mirrored left to right where flips (B,) is true."""
-    return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def normalization(images: Tensor, *, mean: list[float] | None, std: list[Positive] | None) -> Statistics:

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import PIL
 import torch
 from annotated_types import Interval, Len
 from rich.progress import track
 from torch import Tensor
 
-from dltrain.data import pictures
+from dltrain.data import decoded, pictures
+from dltrain.data.decoded import Decoded
 from dltrain.data.examples import Examples, stratified
 from dltrain.errors import InputError
 from dltrain.folders import expanded
@@ -33,6 +35,8 @@ def folder(
 ) -> Examples | None:
     """Your own pictures: a sub-folder for each class, of any format, size and mode.
 
+    What was decoded once is kept for the next start, see decoded.py.
+
     Args:
         root: folder with a sub-folder for each class, or with train/ and test/ (and val/) folders of such
         size: height and width that every picture is brought to
@@ -45,13 +49,26 @@ def folder(
     files, classes = find_files(base, split)
     if not files:
         return None
+    paths = [path for path, _ in files]
     decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
-    decoded = _decode_all([path for path, _ in files], decode, base, split)
-    images = [image for image in decoded if isinstance(image, Tensor)]
-    if not images:
+    how = (PIL.__version__, decode.keywords)
+    where = decoded.place(base.name, base.absolute(), split, how)
+    key = decoded.fingerprint(base, paths, how)
+    found = None if where is None else decoded.read(where, key)
+    is_new = found is None
+    found = found or _decode_all(paths, decode, split)
+    for index, why in found.left_out.items():
+        log.warning("left out %s: %s", paths[index].relative_to(base), why)  # root may be a value of the environment
+    log.info(
+        "%s: %s %d pictures, left out %d damaged",
+        *(split, "read" if is_new else "had decoded", len(found.images), len(found.left_out)),
+    )
+    if not len(found.images):
         raise InputError(f"{root}: none of the {len(files)} pictures of the {split} split can be read")
-    labels = [label for image, (_, label) in zip(decoded, files, strict=True) if isinstance(image, Tensor)]
-    return Examples(torch.stack(images), torch.tensor(labels), classes)
+    if is_new and where is not None:
+        decoded.keep(where, key, found)
+    labels = [label for index, (_, label) in enumerate(files) if index not in found.left_out]
+    return Examples(found.images, torch.tensor(labels), classes)
 
 
 def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
@@ -94,8 +111,8 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[st
 Decode = Callable[[Path], Tensor | ValueError]
 
 
-def _decode_all(paths: list[Path], decode: Decode, root: Path, split: str) -> list[Tensor | ValueError]:
-    """Each picture, or why it cannot be read; decoding releases the interpreter, so threads suffice."""
+def _decode_all(paths: list[Path], decode: Decode, split: str) -> Decoded:
+    """The pictures, and which cannot be read; decoding releases the interpreter, so threads suffice."""
     with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
             track(
@@ -106,11 +123,9 @@ def _decode_all(paths: list[Path], decode: Decode, root: Path, split: str) -> li
                 disable=not os.isatty(1),
             )
         )
-    damaged = [(path, why) for path, why in zip(paths, results, strict=True) if isinstance(why, ValueError)]
-    for path, why in damaged:
-        log.warning("left out %s: %s", path.relative_to(root), why)  # root may be a value of the environment
-    log.info("%s: read %d pictures, left out %d damaged", split, len(paths) - len(damaged), len(damaged))
-    return results
+    images = [image for image in results if isinstance(image, Tensor)]
+    left_out = {index: str(why) for index, why in enumerate(results) if isinstance(why, ValueError)}
+    return Decoded(torch.stack(images) if images else torch.empty(0), left_out)
 
 
 def _try_decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:

@@ -1,0 +1,60 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): photographs of things, read by torchvision after its checksums."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dltrain.data import download
+from dltrain.data.examples import Examples
+from dltrain.data.idx import data_root
+from dltrain.errors import InputError
+
+IMAGES = {"train": 50_000, "test": 10_000}  # of both
+
+
+def load(torchvision_name: str, split: str, root: str | None) -> Examples | None:
+    """A split of a data set in torchvision's layout, downloaded where it is missing.
+
+    Raises InputError with the file, what was expected and found, and what to do.
+    """
+    if split == "val":
+        return None
+    from torchvision import datasets  # more than a second of imports that other data sets do not need
+
+    dataset = getattr(datasets, torchvision_name)
+    folder, name = data_root(root), dataset.base_folder
+    if not (folder / name).exists():
+        download.fetch(torchvision_name, folder, name, parts=[name], packed=[dataset.filename])
+    files = dataset.train_list if split == "train" else dataset.test_list
+    images = torch.empty(IMAGES[split], 3, 32, 32, dtype=torch.uint8)
+    targets: list[int] = []
+    try:
+        for file in files:  # one after another: torchvision would hold all of them twice
+            # They are pickles: torchvision opens them only when their MD5 sums are those of the original.
+            checked = [] if targets else dataset.train_list + dataset.test_list  # besides the file: all of them, once
+            part = type("Part", (dataset,), {"train_list": [file], "test_list": checked})(folder)
+            count = len(targets) + len(part.targets)
+            images[len(targets) : count] = torch.from_numpy(part.data).permute(0, 3, 1, 2)  # (N, H, W, C)
+            targets += part.targets
+    except Exception as error:  # whatever a disk can do
+        raise InputError(_diagnosis(folder, error, dataset)) from error
+    return Examples(images[: len(targets)], torch.tensor(targets), tuple(part.classes))
+
+
+def _diagnosis(root: Path, error: Exception, dataset: Any) -> str:
+    """Name the first missing or altered file."""
+    folder = root / dataset.base_folder
+    remedy = f"Delete the folder {folder} and start again to fetch it anew"
+    for name, expected in dataset.train_list + dataset.test_list + [(dataset.meta["filename"], dataset.meta["md5"])]:
+        path = folder / name
+        if not path.exists():
+            return f"{path}: expected a file with MD5 {expected}, found none. {remedy}"
+        try:
+            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        except OSError as unreadable:
+            return f"{path}: cannot be read ({unreadable.strerror}). {remedy}"
+        if found != expected:
+            return f"{path}: expected MD5 {expected}, found {found} ({path.stat().st_size} bytes). {remedy}"
+    return f"{folder}: {error}"

@@ -1,0 +1,73 @@
+"""The network of the speed records on CIFAR-10 (Jordan: 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024)."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Interval, Len
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Width = Annotated[int, Interval(ge=1, le=1_000_000)]
+# Added to the variances of patches before they are divided by: what hardly varies is noise.
+FLOOR = 5e-4
+
+
+class FastNet(nn.Module):
+    """Whitened 2x2 patches, then groups of two 3x3 convolutions that begin as identities, of 64, 256 and 256 channels.
+
+    Args:
+        widths: channels of each group, first to last; each halves the picture
+        scale: factor on the outputs, which keeps the first steps small
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        widths: Annotated[list[Width], Len(1, 1000)],
+        scale: Annotated[float, Interval(gt=0)],
+    ) -> None:
+        super().__init__()
+        channels = input_shape[0]
+        self.whiten = nn.Conv2d(channels, 2 * 4 * channels, 2)
+        self.whiten.weight.requires_grad_(False)
+        nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
+        layers: list[nn.Module] = [nn.GELU()]
+        channels = self.whiten.out_channels
+        for width in widths:
+            layers += [_convolution(channels, width), nn.MaxPool2d(2), _norm(width), nn.GELU()]
+            layers += [_convolution(width, width), _norm(width), nn.GELU()]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, num_classes, bias=False)
+        self.scale = scale
+
+    def initialize(self, images: Tensor) -> None:
+        """Set the first layer by normalised pictures (N, C, H, W): its outputs on their patches have unit covariance.
+
+        Half of its filters are the negatives of the others.
+        """
+        patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()  # (N (H-1) (W-1), 4 C)
+        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (variances + FLOOR).sqrt()).T.view(-1, *self.whiten.weight.shape[1:])
+        with torch.no_grad():
+            self.whiten.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.features(self.whiten(images))  # (B, C, H, W) -> (B, widths[-1], h, w)
+        return self.classifier(found.amax(dim=(2, 3))) * self.scale  # -> (B, K)
+
+
+def _convolution(channels: int, width: int) -> nn.Conv2d:
+    """Whose first filters hand on a channel each; the others start as usual."""
+    layer = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight[: min(channels, width)].data)
+    return layer
+
+
+def _norm(width: int) -> nn.BatchNorm2d:
+    """Batch norm that shifts and does not scale, and soon forgets what it saw."""
+    norm = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+    norm.weight.requires_grad_(False)
+    return norm

@@ -1,0 +1,100 @@
+"""torchvision's classifiers, with a last layer for the data's classes; a new run may start from weights of ImageNet."""
+
+import contextlib
+import difflib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+
+SIDES = {"vit": "image_size", "maxvit": "input_size"}  # whose layers depend on the size of the pictures
+BRANCHES = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+def torchvision(
+    *, input_shape: tuple[int, int, int], num_classes: int, arch: str, pretrained: bool, freeze: str | None
+) -> nn.Module:
+    """torchvision's ResNets, EfficientNets, vision transformers and all its other classifiers.
+
+    Its parts have the names that they have there, so that `init=` takes torchvision's own files of weights. Grey
+    pictures are given to it as colour.
+
+    Args:
+        arch: which of them, such as resnet18, efficientnet_b0 or vit_b_16
+        pretrained: a new run starts from its best weights for ImageNet, downloaded once, but for the last layer
+        freeze: layers up to this one keep their weights, such as layer3 or features.5; null for none
+
+    Raises ValueError for an unknown `arch` or `freeze`, and for pictures that are neither grey nor colour.
+    """
+    channels, *sides = input_shape
+    known = models.list_models(module=models)
+    if arch not in known:
+        near = difflib.get_close_matches(arch, known, n=3, cutoff=0.5) or known[:3]
+        raise ValueError(f"model.arch={arch}: torchvision has no such classifier; did you mean {', '.join(near)}?")
+    if channels not in (1, 3):
+        raise ValueError(f"pictures must have 1 or 3 channels, these have {channels}")
+    options: dict[str, Any] = dict(BRANCHES.get(arch, {}))
+    if (key := SIDES.get(arch.partition("_")[0])) is not None:
+        options[key] = sides[0] if key == "image_size" else tuple(sides)
+    with _NumbersOnCpu() if arch.startswith("regnet") else contextlib.nullcontext():
+        network = models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    if channels == 1:
+        network.register_forward_pre_hook(_colour)
+    if freeze is not None:
+        _freeze(network, freeze)
+    if pretrained:
+        network.pretrained_weights = partial(_pretrained_weights, arch)
+    return network
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """RegNets read their widths from a tensor, which has none where a network is built on the device meta."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func in (torch.arange, torch.tensor) else {}))
+
+
+def _colour(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].expand(-1, 3, -1, -1),)  # (B, 1, H, W) -> (B, 3, H, W)
+
+
+def _freeze(network: nn.Module, name: str) -> None:
+    """Let parameters up to the last one of layer `name` be as they are, and so the batch norms among them."""
+    names = [key for key, _ in network.named_parameters()]
+    own = [index for index, key in enumerate(names) if key.startswith(f"{name}.")]
+    if not own:
+        layers = [key for key, child in network.named_children() if any(True for _ in child.parameters())]
+        raise ValueError(f"model.freeze={name}: no such layer with weights; there are {', '.join(layers)}")
+    frozen = set(names[: own[-1] + 1])
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad_(key not in frozen)
+    norms = [
+        module
+        for key, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{key}.weight" in frozen
+    ]
+    network.register_forward_pre_hook(partial(_rest, norms))
+
+
+def _rest(norms: Sequence[nn.Module], network: nn.Module, inputs: tuple[Tensor]) -> None:
+    for norm in norms:
+        norm.eval()
+
+
+def _pretrained_weights(arch: str) -> dict[str, Tensor]:
+    """Raises ValueError where they are not there and cannot be downloaded."""
+    weights = models.get_model_weights(arch).DEFAULT
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of {arch} could not be downloaded: {error}. Put {weights.url.rpartition('/')[2]} into "
+            f"{torch.hub.get_dir()}/checkpoints, or set model.pretrained=false and init= to a file of weights"
+        ) from error
