@@ -88,7 +88,7 @@ def test_hydra_is_imported_where_configs_are_composed_alone(module: Path) -> Non
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.parts[0] == "models"], ids=str)
 def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
-    standard = {"math", "itertools", "typing", "functools", "difflib", "collections", "contextlib"}
+    standard = {"math", "itertools", "typing", "functools", "difflib", "collections", "contextlib", "re"}
     wrapped = {"torchvision"} if module.name == "torchvision" else set()
     assert {name.split(".")[0] for name in imports(module)} <= {"torch", "annotated_types"} | wrapped | standard
 

@@ -344,6 +344,14 @@ def test_numbers_to_predict_are_mixed_too() -> None:
     assert not torch.equal(targets.round(), targets)
 
 
+def test_a_number_for_each_example_is_mixed_as_one() -> None:
+    draws = drawn_of(batches({"mixup": 1.0}), 0)
+    targets = torch.arange(COUNT).float()
+    places = torch.arange(6)
+    _, found = draws.mixed(torch.zeros(6, 3, 8, 6), targets[:6], torch.zeros(6, 3, 8, 6), targets[6:12], places)
+    torch.testing.assert_close(found, draws.shares[:6] * targets[:6] + (1 - draws.shares[:6]) * targets[6:12])
+
+
 def test_loss_and_accuracy_of_shares_of_classes_equal_their_definitions() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(6, CLASSES, generator=generator)

@@ -126,6 +126,17 @@ def test_averages_of_a_layout_of_its_own_are_the_same() -> None:
     torch.testing.assert_close(states[0], states[1])
 
 
+def test_a_mask_of_infinite_numbers_stays_what_it_is() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    state = State(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(3):
+        state.step += 1
+        average(state, 0.9)
+    assert state.averages is not None
+    assert torch.equal(state.averages["mask"], model.state_dict()["mask"])
+
+
 # --- runs
 
 
@@ -174,6 +185,13 @@ def test_a_resume_may_begin_and_end_to_average(dltrain: Command) -> None:
     assert weights(folder, "last.pt")["averages"]
     assert dltrain("train", f"resume={folder}", "limit_steps=null", "ema=null").code == 0
     assert weights(folder, "last.pt")["averages"] is None
+
+
+def test_a_run_that_starts_from_the_last_checkpoint_starts_from_its_averages(dltrain: Command) -> None:
+    folder = dltrain(*RUN, "limit_steps=12").folder
+    other = dltrain(*RUN, "limit_steps=1", "optim.lr=1e-12", f"init={folder}/checkpoints/last.pt").folder
+    found, wanted = weights(other, "last.pt")["model"], weights(folder, "last.pt")["averages"]
+    torch.testing.assert_close(found["features.0.weight"], wanted["features.0.weight"], rtol=0, atol=1e-6)
 
 
 def test_averages_that_are_not_the_model_s_are_refused(dltrain: Command) -> None:

@@ -1,8 +1,11 @@
 """Decoded pictures are kept: the next start has the same without decoding, what is stale, cut or altered is none."""
 
+import errno
 import logging
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,6 +165,29 @@ def test_where_nothing_can_be_written_pictures_are_decoded_each_time(
     monkeypatch.setenv("DLTRAIN_CACHE", str(tmp_path / "a file" / "kept"))
     assert same(read(root), read(root))
     assert len(decodings) == 2 * len({*decodings})
+
+
+def test_what_the_system_would_not_let_be_read_is_tried_again(
+    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Path.open
+
+    def refusing(path: Path, *how: Any, **more: Any) -> Any:
+        if path.suffix == ".bmp":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(path, *how, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refusing)
+        fewer = read(root)
+    assert not kept.exists()
+    assert len(read(root).images) > len(fewer.images)
+
+
+def test_on_a_disk_that_is_nearly_full_nothing_is_kept(root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    read(root)
+    assert list(kept.iterdir()) == []
 
 
 def test_an_empty_variable_keeps_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_fastnet_begins_from_patches_of_unit_covariance_and_their_negatives() ->
     patches = torch.randn(400, 12, generator=generator) @ mixture  # neighbours and colours that go together
     images = patches.view(400, 3, 2, 2)
     model = network("fastnet", (3, 2, 2), widths=[4])
-    model.initialize(images)
+    model.initialize_from_pictures(images)
     found = model.whiten(images).flatten(1)
     assert torch.equal(found[:, :12], -found[:, 12:])
     torch.testing.assert_close(found[:, :12].T @ found[:, :12] / 400, torch.eye(12), rtol=0, atol=0.02)

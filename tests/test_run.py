@@ -193,6 +193,25 @@ def test_a_resumed_run_sees_the_same_augmented_pictures(dltrain: Command, stop: 
     assert lines(whole) == lines(stopped)
 
 
+@pytest.mark.parametrize("count, code", [(129, 2), (130, 0), (128, 0)])
+def test_a_last_batch_of_one_is_refused_where_norms_have_a_single_pixel_left(
+    dltrain: Command, count: int, code: int
+) -> None:
+    words = ["train", f"data.limit={count}", "data.val=0", "epochs=1", "batch_size=64", "limit_steps=3"]
+    result = dltrain(*words, "model=resnet", "model.widths=[4,4,4,4,4,4]", "model.blocks=1")
+    assert result.code == code
+    assert ("of 129 examples one is left alone in the last batch" in result.err) == (code == 2)
+    assert dltrain(*words, "model=cnn", "model.widths=[4]", "model.batch_norm=true").code == 0
+
+
+@pytest.mark.parametrize("key", ["head_factor", "bias_factor", "norm_factor"])
+def test_factors_on_rates_stay_in_a_resumed_run(dltrain: Command, key: str) -> None:
+    folder = dltrain("train", *QUICK, "optim.bias_factor=2", "limit_steps=6").folder
+    result = dltrain("train", f"resume={folder}", "limit_steps=null", f"optim.{key}=3")
+    assert (result.code, f"optim.{key} cannot change" in result.err) == (2, True)
+    assert dltrain("train", f"resume={folder}", "limit_steps=null").code == 0
+
+
 def test_a_network_that_begins_from_pictures_sees_those_of_the_training_set(dltrain: Command) -> None:
     words = ["train", "model=fastnet", "model.widths=[8]", "data.limit=100", "epochs=1", "limit_steps=1"]
     first = weights(dltrain(*words).folder)["whiten.weight"]

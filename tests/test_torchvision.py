@@ -1,6 +1,7 @@
 """torchvision's classifiers: its networks and names of weights, our classes, frozen layers, weights to start from."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,31 @@ def test_without_file_and_network_one_error_says_what_to_do(dltrain: Command, hu
     hub.unlink()
     result = dltrain("train", *QUICK, "model.pretrained=true")
     assert result.code == 2
-    assert result.err.startswith(f"error: model=torchvision: the weights of {SMALL} could not be downloaded")
-    assert f"Put {hub.name} into {hub.parent}, or set model.pretrained=false and init=" in result.err
+    assert result.err.startswith(f"error: model=torchvision: the weights of {SMALL} could not be downloaded or read")
+    assert f"Put a whole {hub.name} into {hub.parent}, or set model.pretrained=false and init=" in result.err
     assert len(result.err.splitlines()) == 1
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04"])
+def test_a_damaged_file_of_weights_is_told(dltrain: Command, hub: Path, content: bytes) -> None:
+    hub.write_bytes(content)
+    result = dltrain("train", *QUICK, "model.pretrained=true")
+    assert result.code == 2
+    assert "could not be downloaded or read" in result.err
+    assert len(result.err.splitlines()) <= 3
+
+
+def test_names_of_densenets_published_weights_are_brought_to_those_of_today(hub: Path) -> None:
+    network = build.model(node("densenet121", pretrained=True), (3, 32, 32), 10)
+    own = models.get_model("densenet121", weights=None).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in own.items()}
+    assert sum(key not in own for key in old) > 500
+    torch.save(old, hub.with_name(models.get_model_weights("densenet121").DEFAULT.url.rpartition("/")[2]))
+    found = weights.pretrained(network, {"name": "torchvision"})
+    assert found is not None
+    assert found.keys() == own.keys()
+    assert len(weights.copied(network, found, hub)) == 2  # the last layer
 
 
 def test_a_run_that_started_from_them_is_resumed_and_evaluated_without_them(dltrain: Command, hub: Path) -> None:
@@ -175,6 +197,7 @@ def test_a_model_without_trained_weights_has_none() -> None:
             (3, 32, 32),
             "model.freeze=layer9: no such layer with weights; there are conv1, stage2,",
         ),
+        ({"freeze": "fc"}, (3, 32, 32), "model.freeze=fc: is the last layer, nothing would be left to train"),
         ({}, (2, 32, 32), "pictures must have 1 or 3 channels, these have 2"),
     ],
 )

@@ -25,6 +25,8 @@ def average(state: State, decay: float) -> None:
     update([state.averages[key] for key in of_numbers], [own[key] for key in of_numbers], 0)
     for key in own.keys() - set(of_numbers):  # such as how many batches a norm has seen
         state.averages[key].copy_(own[key])
+    for key in set(of_numbers) & {name for name, _ in state.model.named_buffers()}:  # masks may be infinite
+        state.averages[key].copy_(torch.where(own[key].isfinite(), state.averages[key], own[key]))
 
 
 @contextlib.contextmanager

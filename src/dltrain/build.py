@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,7 +19,7 @@ from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4
-SEEN = 5000  # pictures that a network may begin from
+SEEN, SEEN_NUMBERS = 5000, 1 << 26  # pictures that a network may begin from, and the numbers in them
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,10 @@ def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> n
 
 
 def initialize(network: nn.Module, data: Data) -> None:
-    """Let a network that has a method `initialize(images)` see the first pictures of the training set, normalised."""
-    if callable(begin := getattr(network, "initialize", None)):
-        batches = Batches(data.train, torch.device("cpu"), batch_size=SEEN, statistics=data.statistics)
+    """Let a network with a method `initialize_from_pictures(images)` see the training set's first ones, normalised."""
+    if callable(begin := getattr(network, "initialize_from_pictures", None)):
+        few = max(1, min(SEEN, SEEN_NUMBERS // math.prod(data.input_shape)))
+        batches = Batches(data.train, torch.device("cpu"), batch_size=few, statistics=data.statistics)
         begin(next(batches.in_order())[0])
 
 
@@ -139,8 +141,13 @@ def check_fit(
         raise ConfigError(problem)
 
 
-def check_last_batch(network: nn.Module, examples: int, batch_size: int, accumulate: int, processes: int = 1) -> None:
-    """Raise ConfigError where an epoch ends with one example alone, of which batch norm has no variance."""
+def check_last_batch(
+    network: nn.Module, shape: Sequence[int], examples: int, batch_size: int, accumulate: int, processes: int = 1
+) -> None:
+    """Raise ConfigError where an epoch ends with one example alone, of which batch norm has no variance.
+
+    It has one where a picture still has several pixels; so the network is asked, about an example of `shape`.
+    """
     whole = batch_size * accumulate
     last = examples % whole or min(whole, examples)
     # With several processes the parts of whole batches can be as small.
@@ -151,12 +158,27 @@ def check_last_batch(network: nn.Module, examples: int, batch_size: int, accumul
         for rank in range(processes)
     }
     alone = any((own % -(-own // accumulate) or -(-own // accumulate)) == 1 for own in owned)
-    if alone and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+    if alone and has_batch_norm(network) and not _takes_one(network, shape):
         where = "the last batch" if processes == 1 else f"a batch that {processes} processes share"
         raise ConfigError(
             f"batch_size={batch_size}: of {examples} examples one is left alone in {where}, "
             "which batch norm cannot use; choose another"
         )
+
+
+def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:
+    kept = [buffer.clone() for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            network.train()(torch.zeros(1, *shape))
+    except ValueError as error:
+        return "more than 1 value per channel" not in str(error)
+    except Exception:  # a fault of another kind: the first step will tell
+        return True
+    finally:
+        for buffer, before in zip(network.buffers(), kept, strict=True):
+            buffer.copy_(before)
+    return True
 
 
 def has_batch_norm(network: nn.Module) -> bool:

@@ -97,7 +97,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """
     weights = content = _read(path)
     if isinstance(content, dict):
-        for key in ("model", "state_dict", "model_state_dict"):
+        for key in ("averages", "model", "state_dict", "model_state_dict"):  # the first are what was validated
             if isinstance(content.get(key), dict):
                 weights = content[key]
                 break

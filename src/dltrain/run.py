@@ -147,7 +147,9 @@ def prepare(
         raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     model = build.model(values["model"], data.input_shape, data.outputs)
     build.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)
-    build.check_last_batch(model, len(data.train.images), own.batch_size, own.accumulate, processes.world)
+    build.check_last_batch(
+        model, data.input_shape, len(data.train.images), own.batch_size, own.accumulate, processes.world
+    )
     refuse_different_data(data.digests if processes.world > 1 else {}, processes)
     if start is None and initial is None and processes.rank == 0:
         build.initialize(model, data)

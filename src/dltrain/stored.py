@@ -12,7 +12,9 @@ from dltrain.schema import GROUPS
 log = logging.getLogger(__name__)
 
 # What may not change in a run that is resumed: with other data, another network or another task it is another run.
+# Of an optimizer the moments lie in groups of one rate each.
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
+FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor")
 # What may change and leaves the weights as they would have been; of another device the run tells itself.
 HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
 STOPPING = ("limit_steps", "max_seconds", "patience")
@@ -46,7 +48,7 @@ def resumed(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
     stored = ADDED | stored
     joined = overlay(stored, given, [key for key in typed if key not in ("resume", "trust")])
     changed = _differences(stored, joined)
-    if fixed := [key for key in changed if key.partition(".")[0] in FIXED]:
+    if fixed := [key for key in changed if key in FIXED_GROUPS or key.partition(".")[0] in FIXED]:
         raise ConfigError(f"resume: {', '.join(fixed)} cannot change in a resumed run. Start a new one with init=")
     if changed:
         log.warning("resume: %s changed: from here on the run is not what it would have been", ", ".join(changed))

@@ -93,11 +93,11 @@ class Draws:
     def mixed(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Pictures and targets (B, K) mixed with others'."""
+        """Pictures and targets (B, …) mixed with others'."""
         assert self.shares is not None
         assert self.boxes is not None
         images = mixed_pictures(images, other_images, self.shares[places], self.boxes[places])
-        shares = self.shares[places].view(-1, 1)
+        shares = self.shares[places].view(-1, *[1] * (targets.ndim - 1))
         return images, shares * targets + (1 - shares) * other_targets
 
     def _displacements(self, places: Tensor, images: Tensor) -> Tensor | None:
@@ -130,7 +130,7 @@ def draw(
     if augmentation.crop:
         shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
     if augmentation.flip == "alternate":
-        begins = torch.rand(count, generator=generator_of(seed, 0, 0)) < 0.5
+        begins = torch.rand(count, generator=generator_of(seed, 0, 1)) < 0.5
         flips = (begins ^ bool(epoch % 2))[order]
     elif augmentation.flip:
         flips = torch.rand(count, generator=generator) < 0.5
@@ -141,7 +141,7 @@ def draw(
     if augmentation.mixup or augmentation.cutmix:
         shares, boxes = _draw_mixture(augmentation, count, H, W, seed, epoch)
     on_device = [each if each is None else each.to(device) for each in (shifts, flips, angles, holes, shares, boxes)]
-    return Draws(augmentation, seed, epoch, batch_size, *on_device)
+    return Draws(augmentation, seed, epoch, min(batch_size, count), *on_device)
 
 
 def _draw_mixture(

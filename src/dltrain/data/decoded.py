@@ -4,10 +4,12 @@ The file lies in the person's own folder for such things and may be deleted at a
 from other pictures counts as none. It holds tensors and texts alone.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +17,13 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dltrain import durable
-from dltrain.errors import OutputError, UserError
+from dltrain import durable, launch
+from dltrain.errors import UserError
 from dltrain.folders import expanded, safe_name
 
 log = logging.getLogger(__name__)
+
+SPARE = 10  # times as much as they take must be free on the disk
 
 
 class Decoded(NamedTuple):
@@ -72,11 +76,19 @@ def keep(path: Path, key: str, decoded: Decoded) -> None:
     """Write them, whole or not at all; where that cannot be, the next start decodes again."""
     left_out = json.dumps(decoded.left_out)
     about = {"key": key, "left_out": left_out, "digest": _digest(decoded.images, left_out)}
+    temporary = durable.temporary_for(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.replace(path, safetensors.torch.save({"images": decoded.images}, about))
-    except (OSError, OutputError) as error:
+        if launch.processes().rank or shutil.disk_usage(path.parent).free < SPARE * decoded.images.nbytes:
+            return
+        # Not by durable.replace: bytes would be another copy in memory, and what a power cut spoils the sum tells.
+        safetensors.torch.save_file({"images": decoded.images}, temporary, about)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
         log.info("decoded pictures are not kept: %s", error)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _digest(images: Tensor, left_out: str) -> str:

@@ -56,7 +56,9 @@ def folder(
     key = decoded.fingerprint(base, paths, how)
     found = None if where is None else decoded.read(where, key)
     is_new = found is None
-    found = found or _decode_all(paths, decode, split)
+    may_keep = True
+    if found is None:
+        found, may_keep = _decode_all(paths, decode, split)
     for index, why in found.left_out.items():
         log.warning("left out %s: %s", paths[index].relative_to(base), why)  # root may be a value of the environment
     log.info(
@@ -65,7 +67,7 @@ def folder(
     )
     if not len(found.images):
         raise InputError(f"{root}: none of the {len(files)} pictures of the {split} split can be read")
-    if is_new and where is not None:
+    if is_new and may_keep and where is not None:
         decoded.keep(where, key, found)
     labels = [label for index, (_, label) in enumerate(files) if index not in found.left_out]
     return Examples(found.images, torch.tensor(labels), classes)
@@ -111,8 +113,8 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[st
 Decode = Callable[[Path], Tensor | ValueError]
 
 
-def _decode_all(paths: list[Path], decode: Decode, split: str) -> Decoded:
-    """The pictures, and which cannot be read; decoding releases the interpreter, so threads suffice."""
+def _decode_all(paths: list[Path], decode: Decode, split: str) -> tuple[Decoded, bool]:
+    """The pictures and which cannot be read, and whether that is so for good; decoding releases the interpreter."""
     with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
             track(
@@ -125,7 +127,8 @@ def _decode_all(paths: list[Path], decode: Decode, split: str) -> Decoded:
         )
     images = [image for image in results if isinstance(image, Tensor)]
     left_out = {index: str(why) for index, why in enumerate(results) if isinstance(why, ValueError)}
-    return Decoded(torch.stack(images) if images else torch.empty(0), left_out)
+    is_final = not any(isinstance(why, pictures.Unreachable) for why in results)
+    return Decoded(torch.stack(images) if images else torch.empty(0), left_out), is_final
 
 
 def _try_decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:

@@ -12,6 +12,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+
+class Unreachable(ValueError):
+    """The system would not let a file be read: another time it may."""
+
+
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
 
 
@@ -62,7 +67,8 @@ def read(path: Path, *, channels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError("no picture, or damaged at its beginning") from None
     except Exception as error:  # decoders raise nearly anything on damaged input
-        raise ValueError((" ".join(str(error).split()) or type(error).__name__)[:120]) from None
+        kind = Unreachable if isinstance(error, OSError) and error.errno is not None else ValueError
+        raise kind((" ".join(str(error).split()) or type(error).__name__)[:120]) from None
 
 
 def fitted(picture: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:

@@ -43,13 +43,17 @@ class FastNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes, bias=False)
         self.scale = scale
 
-    def initialize(self, images: Tensor) -> None:
+    def initialize_from_pictures(self, images: Tensor) -> None:
         """Set the first layer by normalised pictures (N, C, H, W): its outputs on their patches have unit covariance.
 
         Half of its filters are the negatives of the others.
         """
-        patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()  # (N (H-1) (W-1), 4 C)
-        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        size = self.whiten.weight[0].numel()
+        products, count = torch.zeros(size, size, dtype=torch.float64), 0
+        for some in images.split(100):  # patches of all at once would be eight times the pictures
+            patches = F.unfold(some, 2).transpose(1, 2).flatten(0, 1).double()  # (N (H-1) (W-1), 4 C)
+            products, count = products + patches.T @ patches, count + len(patches)
+        variances, directions = torch.linalg.eigh(products / count)
         filters = (directions / (variances + FLOOR).sqrt()).T.view(-1, *self.whiten.weight.shape[1:])
         with torch.no_grad():
             self.whiten.weight.copy_(torch.cat([filters, -filters]))

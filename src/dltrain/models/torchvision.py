@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -72,6 +73,8 @@ def _freeze(network: nn.Module, name: str) -> None:
     if not own:
         layers = [key for key, child in network.named_children() if any(True for _ in child.parameters())]
         raise ValueError(f"model.freeze={name}: no such layer with weights; there are {', '.join(layers)}")
+    if own[-1] + 1 == len(names):
+        raise ValueError(f"model.freeze={name}: is the last layer, nothing would be left to train")
     frozen = set(names[: own[-1] + 1])
     for key, parameter in network.named_parameters():
         parameter.requires_grad_(key not in frozen)
@@ -89,12 +92,15 @@ def _rest(norms: Sequence[nn.Module], network: nn.Module, inputs: tuple[Tensor])
 
 
 def _pretrained_weights(arch: str) -> dict[str, Tensor]:
-    """Raises ValueError where they are not there and cannot be downloaded."""
+    """Raises ValueError where they are not there, or damaged, and cannot be downloaded."""
     weights = models.get_model_weights(arch).DEFAULT
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError) as error:
+        found = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a network, a server or a damaged file can do
         raise ValueError(
-            f"the weights of {arch} could not be downloaded: {error}. Put {weights.url.rpartition('/')[2]} into "
-            f"{torch.hub.get_dir()}/checkpoints, or set model.pretrained=false and init= to a file of weights"
+            f"the weights of {arch} could not be downloaded or read: {str(error).partition(chr(10))[0][:160]}. "
+            f"Put a whole {weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or set "
+            "model.pretrained=false and init= to a file of weights"
         ) from error
+    # The files of DenseNets are older than the names of their layers.
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in found.items()}
