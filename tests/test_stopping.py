@@ -211,3 +211,18 @@ def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
     monkeypatch.setattr(*(jobs, place, work) if place == "execute" else (cli, place, refused))
     assert cli.main(["train"]) == SIGNALS[signal.Signals(number)]
     assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name}\n"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def importing(argv: list[str]) -> int:
+        try:
+            raise Stop(number)
+        except Stop as stop:
+            raise ImportError("half of a library") from stop
+
+    monkeypatch.setattr(cli, "_dispatch", importing)
+    assert cli.main(["list"]) == SIGNALS[number]
+    assert "half of a library" not in capsys.readouterr().err

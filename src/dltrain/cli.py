@@ -44,14 +44,14 @@ def main(argv: list[str]) -> int:
     try:
         with raised_signals(), launch.speaking((argv or ["--help"])[0]) as takes_part:
             return _dispatch(argv or ["--help"]) if takes_part else 0
-    except UserError as error:
-        return _tell(error)
-    except OSError as error:  # a path that the system takes for no name, a disk that fails
-        if error.filename is None:
-            raise
-        return _tell(refused_by_system(error))
     except KeyboardInterrupt as stop:
         return _tell_stopped(stop)
+    except Exception as error:
+        if isinstance(error, UserError) or stop_behind(error):  # the latter: what an import makes of a signal
+            return _tell(error)
+        if isinstance(error, OSError) and error.filename is not None:  # a path that is no name, a disk that fails
+            return _tell(refused_by_system(error))
+        raise
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -80,7 +80,7 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def _tell(error: UserError | KeyboardInterrupt) -> int:
+def _tell(error: Exception | KeyboardInterrupt) -> int:
     if stop := stop_behind(error) or (error if isinstance(error, KeyboardInterrupt) else None):
         return _tell_stopped(stop)
     assert isinstance(error, UserError)
