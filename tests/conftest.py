@@ -95,7 +95,7 @@ def archive(data_root: Path, cifar10_sums: dict[str, str], tmp_path: Path, monke
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Downloads go to a port where nobody listens, and a further try comes at once."""
-    from torchvision.datasets import CIFAR10, CIFAR100, KMNIST, MNIST, FashionMNIST
+    from torchvision.datasets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, FashionMNIST
 
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -107,6 +107,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.setattr(dataset, "mirrors", [address])
         for dataset in (CIFAR10, CIFAR100):
             monkeypatch.setattr(dataset, "url", address + dataset.filename)
+        lists = {split: [address + name, name, md5] for split, (_, name, md5) in SVHN.split_list.items()}
+        monkeypatch.setattr(SVHN, "split_list", lists)
         yield
 
 

@@ -33,7 +33,9 @@ def forbidden(why: str) -> Iterator[None]:
         _forbidden.reset(token)
 
 
-def fetch(name: str, root: Path, folder: str, *, parts: Sequence[str], packed: Sequence[str]) -> None:
+def fetch(
+    name: str, root: Path, folder: str, *, parts: Sequence[str], packed: Sequence[str], splits: Sequence[str] = ()
+) -> None:
     """Bring the data set that torchvision calls `name` to its place below `root`, unless another process just has.
 
     Raises InputError with what is missing, why it could not be fetched, and what to do.
@@ -42,6 +44,7 @@ def fetch(name: str, root: Path, folder: str, *, parts: Sequence[str], packed: S
         folder: where a person looks for the data, relative to root as all that follow
         parts: the unpacked files, or the one folder of them
         packed: what they are unpacked from: taken without a network where it lies there, and kept
+        splits: which to ask torchvision for, where it gives one at a time
     """
     if why := _forbidden.get():
         raise InputError(f"{name} is not in {root / folder}: {why}")
@@ -53,17 +56,17 @@ def fetch(name: str, root: Path, folder: str, *, parts: Sequence[str], packed: S
             if all((root / part).exists() for part in parts):
                 return  # another process has fetched them while this one waited
             _offer(packed, root, staging)
-            _fetch_and_unpack(name, staging, parts)
+            _fetch_and_unpack(name, staging, parts, splits)
             for path in (*packed, *parts):  # packed first: whoever is killed here unpacks them again
                 (staging / path).replace(root / path)
             shutil.rmtree(staging, ignore_errors=True)
     except Exception as error:  # whatever a network, a server or a disk can do
         reason = textwrap.shorten(str(error), 200, placeholder=" …")
         archives = ", ".join(Path(path).name for path in packed)
+        or_these = f", or {archives} into {(root / packed[0]).parent}" if packed else ""
         raise InputError(
             f"{name} is not in {root / folder} and could not be downloaded: {reason}\n"
-            f"Put its files there, or {archives} into {(root / packed[0]).parent}, "
-            "or set data.root (or DLTRAIN_DATA) to the folder that holds it"
+            f"Put its files there{or_these}, or set data.root (or DLTRAIN_DATA) to the folder that holds it"
         ) from error
 
 
@@ -75,7 +78,7 @@ def _offer(packed: Sequence[str], root: Path, staging: Path) -> None:
             shutil.copyfile(root / path, staging / path)
 
 
-def _fetch_and_unpack(name: str, staging: Path, parts: Sequence[str]) -> None:
+def _fetch_and_unpack(name: str, staging: Path, parts: Sequence[str], splits: Sequence[str]) -> None:
     """Let torchvision do it, up to three times where the next try may go better."""
     from torchvision import datasets  # more than a second of imports that a start with data at hand does not need
 
@@ -86,7 +89,8 @@ def _fetch_and_unpack(name: str, staging: Path, parts: Sequence[str]) -> None:
             for part in parts:  # torchvision believes half of an unpacked file too; it unpacks from checked ones
                 _remove(staging / part)
             try:
-                getattr(datasets, name)(staging, download=True)
+                for own in [{"split": split} for split in splits] or [{}]:
+                    getattr(datasets, name)(staging, download=True, **own)
                 return
             except Exception as error:
                 if pause is None or not _may_pass(error):

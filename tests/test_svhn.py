@@ -1,0 +1,69 @@
+"""SVHN: read back as written, noughts as 0, downloaded, and refused when a file is not the original."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+from torchvision.datasets import SVHN
+
+import generated
+from dltrain.data.examples import Examples
+from dltrain.data.svhn import svhn
+from dltrain.errors import InputError
+from loopback import serving
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+
+@pytest.fixture
+def root(tmp_path: Path, no_network: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a generated SVHN, which torchvision knows by its checksums as it knows the real one."""
+    sums = generated.write_svhn(tmp_path / "svhn")
+    lists = {split: [*SVHN.split_list[split][:2], md5] for split, md5 in sums.items()}
+    monkeypatch.setattr(SVHN, "split_list", {**SVHN.split_list, **lists})
+    return tmp_path / "svhn"
+
+
+def load(root: Path, split: str) -> Examples:
+    found = svhn(split, root=str(root))
+    assert found is not None
+    return found
+
+
+def test_both_splits_are_read_back_and_ten_is_a_nought(root: Path) -> None:
+    for split, count, seed in (("train", 60, 0), ("test", 40, 1)):
+        images, labels = generated.pictures(count, (3, 32, 32), seed)
+        found = load(root, split)
+        assert numpy.array_equal(found.images, images)
+        assert found.images.is_contiguous()
+        assert found.targets.tolist() == labels.tolist()
+        assert found.classes == tuple("0123456789")
+
+
+def test_there_is_no_validation_split_even_without_files(tmp_path: Path) -> None:
+    assert svhn("val", root=str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_altered_file_is_named_and_never_opened(root: Path, split: str) -> None:
+    path = root / f"{split}_32x32.mat"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(InputError, match=f"{path}: cannot be read, or is not the original") as caught:
+        load(root, split)
+    assert "Delete it" in str(caught.value)
+
+
+def test_missing_files_are_downloaded_checked_and_read(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(root) as address:
+        lists = {split: [address + name, name, md5] for split, (_, name, md5) in SVHN.split_list.items()}
+        monkeypatch.setattr(SVHN, "split_list", lists)
+        assert len(load(tmp_path / "new", "train").images) == 60
+    assert len(load(tmp_path / "new", "test").images) == 40
+
+
+def test_without_files_and_network_the_message_names_the_folder_and_the_key(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"SVHN is not in {tmp_path} and") as caught:
+        load(tmp_path, "train")
+    assert "data.root" in str(caught.value)
