@@ -46,7 +46,7 @@ LAYERS = [
     {"averages"},
     {"step"},
     {"distributed", "placement"},
-    {"runtime", "tasks", "compiler"},
+    {"runtime", "tasks", "compiler", "muon"},
     {"folders", "durable", "archive", "form", "schema", "settings", "startup"},
     {"signatures"},
     {"hints", "pickled", "usage", "terminal", "sparkline", "launch"},

@@ -10,6 +10,8 @@ import torch
 from annotated_types import Interval
 from torch import nn
 
+from dltrain.muon import Muon
+
 Rate = Annotated[float, Interval(gt=0)]
 Decay = Annotated[float, Interval(ge=0)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
@@ -80,6 +82,42 @@ def rmsprop(
     return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum)
 
 
+def muon(
+    named_parameters: Parameters,
+    *,
+    lr: Rate,
+    momentum: Share,
+    iterations: Annotated[int, Interval(ge=1, le=99)],
+    rescale: bool,
+    plain_momentum: Share,
+    weight_decay: Decay,
+    decay_biases: bool,
+) -> torch.optim.Optimizer:
+    """Muon for filters and matrices but the last layer's, Nesterov's momentum for the rest (Jordan et al., 2024).
+
+    Args:
+        lr: learning rate; that of the rest with head_factor, bias_factor and norm_factor, often a tenth
+        momentum: share of the last update of a matrix that is kept
+        iterations: of Newton and Schulz, which make an update of a matrix orthogonal
+        rescale: set matrices to the norm of an orthogonal one before each update
+        plain_momentum: share of the last update of the rest that is kept
+        weight_decay: pull of the weights towards zero, times the rate
+        decay_biases: decay biases and norm weights too
+    """
+    named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    head = _layer(named[-1][0])
+    matrices = {
+        parameter for name, parameter in named if "weight" in name and parameter.ndim > 1 and _layer(name) != head
+    }
+    groups = []
+    for group in _groups(named, weight_decay, decay_biases):
+        for steps, each in ((iterations, momentum), (0, plain_momentum)):
+            chosen = [parameter for parameter in group["params"] if (parameter in matrices) == bool(steps)]
+            own = {"lr": lr, "momentum": each, "iterations": steps, "rescale": rescale}
+            groups.append(group | own | {"params": chosen})
+    return Muon([group for group in groups if group["params"]])
+
+
 def scaled(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
@@ -98,7 +136,7 @@ def scaled(
     if head_factor == bias_factor == norm_factor == 1:
         return optimizer
     names = {parameter: name for name, parameter in model.named_parameters()}
-    head = list(names.values())[-1].rpartition(".")[0]
+    head = _layer(list(names.values())[-1])
 
     def factor(parameter: nn.Parameter) -> float:
         layer, _, kind = names[parameter].rpartition(".")
@@ -113,6 +151,11 @@ def scaled(
             groups.append(group | {"params": chosen, "lr": group["lr"] * each})
     optimizer.param_groups[:] = groups
     return optimizer
+
+
+def _layer(name: str) -> str:
+    """Of the parameter `features.3.weight` it is `features.3`."""
+    return name.rpartition(".")[0]
 
 
 def _groups(named_parameters: Parameters, weight_decay: float, decay_biases: bool) -> list[dict[str, Any]]:

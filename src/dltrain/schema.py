@@ -130,7 +130,8 @@ def _builtin_object(group: str, name: str) -> Any:
         raise ConfigError(f"{group}={name}: no such option; there are {', '.join(names(group))}")
     module = source.removesuffix(".py") if source.endswith(".py") else f"{source}.{name}"
     loaded = importlib.import_module(f"dltrain.{module}")
-    return next(found for key, found in vars(loaded).items() if key.lower() == name)
+    own = {key: found for key, found in vars(loaded).items() if getattr(found, "__module__", "") == loaded.__name__}
+    return next(found for key, found in own.items() if key.lower() == name)
 
 
 def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Fault]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dltrain import build, records, settings, stored
 from dltrain.errors import ConfigError, InputError
+from dltrain.muon import Muon
 from dltrain.progress import Progress
 from dltrain.runtime import Runtime, generator_states, restore_generators
 from dltrain.start import Start
@@ -16,12 +17,13 @@ from dltrain.step import State, Task
 
 log = logging.getLogger(__name__)
 
-# What torch's optimizers keep of each weight; a momentum where there is one.
+# What optimizers keep of each weight; a momentum where there is one.
 MOMENTS: dict[type, set[str]] = {
     torch.optim.SGD: set(),
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.RMSprop: {"step", "square_avg"},
+    Muon: set(),
 }
 
 
