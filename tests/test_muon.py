@@ -49,7 +49,7 @@ def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int 
 @torch.no_grad()
 def check_near(found: Tensor, expected: Tensor, start: Tensor) -> None:
     """Equal but for a small part of what training changed: torch scales before it rounds to bf16."""
-    assert float((found - expected).norm()) <= 0.05 * float((expected - start).norm())
+    assert float((found - expected).norm()) <= 0.1 * float((expected - start).norm())
 
 
 def test_matrices_go_as_torchs_muon_takes_them_and_the_rest_as_its_sgd() -> None:
