@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention on rows": {"name": "attention", "tokens": "rows", "width": 8, "depth": 2, "heads": 2, "dropout": 0.5},
     "autoencoder": {"name": "autoencoder", "hidden": [8, 4]},
     "fastnet": {"name": "fastnet", "widths": [32, 6]},
+    "fastnet with all": {"name": "fastnet", "widths": [32, 6], "depth": 3, "norm_momentum": 0.1, "scale": 0.5},
     "resnet": {"name": "resnet", "widths": [4], "blocks": 1},
     "resnet with all": {"name": "resnet", "widths": [4, 4, 6], "blocks": 2},
 }
@@ -141,7 +142,7 @@ def test_fastnet_begins_from_patches_of_unit_covariance_and_their_negatives() ->
 
 def test_fastnet_s_convolutions_begin_as_identities() -> None:
     model, images = network("fastnet", CIFAR), pictures((24, 9, 9))
-    wide, narrow = model.features[1], model.features[8]
+    wide, narrow = (model.features[place].first[0] for place in (1, 2))
     assert torch.equal(wide(images)[:, :24], images)
     assert not torch.equal(wide(images)[:, 24:32], images[:, :8])
     assert narrow(wide(images)).shape[1] == 6
@@ -150,8 +151,21 @@ def test_fastnet_s_convolutions_begin_as_identities() -> None:
 def test_fastnet_trains_neither_its_patches_nor_the_scales_of_its_norms() -> None:
     model = network("fastnet", CIFAR)
     frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"whiten.weight", *(f"features.{index}.weight" for index in (3, 6, 10, 13))}
+    assert frozen == {
+        "whiten.weight",
+        *(f"features.{group}.{norm}.weight" for group in (1, 2) for norm in ("first.2", "others.1")),
+    }
     assert all(bool((model.state_dict()[key] == 1).all()) for key in frozen - {"whiten.weight"})
+
+
+def test_a_group_of_three_adds_what_went_into_its_last_two() -> None:
+    model, images = network("fastnet with all", CIFAR).eval(), pictures((24, 8, 8))
+    group = model.features[1]
+    halved = group.first(images)
+    second, norm2, _, third, norm3 = group.others
+    expected = nn.functional.gelu(norm3(third(nn.functional.gelu(norm2(second(halved))))) + halved)
+    assert torch.equal(group(images), expected)
+    assert (norm2.momentum, model.scale) == (0.1, 0.5)
 
 
 @pytest.mark.parametrize("training", [True, False])
