@@ -225,7 +225,7 @@ def test_a_run_on_kept_pictures_is_the_run_on_decoded_ones(dltrain: Command, roo
 def test_fingerprints_do_not_run_names_together(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
-    one = decoded.fingerprint(tmp_path, [tmp_path / "a", tmp_path / "b"], 1)
-    assert one != decoded.fingerprint(tmp_path, [tmp_path / "b", tmp_path / "a"], 1)
-    assert one != decoded.fingerprint(tmp_path, [tmp_path / "a", tmp_path / "b"], 2)
-    assert one == decoded.fingerprint(tmp_path, [tmp_path / "a", tmp_path / "b"], 1)
+    one = decoded.fingerprint(tmp_path, [f"{tmp_path}/a", f"{tmp_path}/b"], 1)
+    assert one != decoded.fingerprint(tmp_path, [f"{tmp_path}/b", f"{tmp_path}/a"], 1)
+    assert one != decoded.fingerprint(tmp_path, [f"{tmp_path}/a", f"{tmp_path}/b"], 2)
+    assert one == decoded.fingerprint(tmp_path, [f"{tmp_path}/a", f"{tmp_path}/b"], 1)

@@ -57,7 +57,7 @@ def load(root: Path, split: str) -> Examples:
 def names(root: Path, split: str) -> list[str]:
     """Which files make a split."""
     files, _ = find_files(root, split)
-    return [path.relative_to(root).as_posix() for path, _ in files]
+    return [Path(path).relative_to(root).as_posix() for path, _ in files]
 
 
 def refusal(root: Path | str, split: str = "train") -> str:
@@ -149,7 +149,7 @@ def test_damaged_pictures_are_named_in_the_log_with_a_reason(odd: tuple[Path, li
 def test_how_many_were_read_and_left_out_is_logged(odd: tuple[Path, list[Path]], log: list[str]) -> None:
     root, damaged = odd
     files, _ = find_files(root, "train")
-    left_out = len({path for path, _ in files} & set(damaged))
+    left_out = len({Path(path) for path, _ in files} & set(damaged))
     load(root, "train")
     assert log[-1] == f"INFO train: read {len(files) - left_out} pictures, left out {left_out} damaged"
 

@@ -1,6 +1,8 @@
 """Pictures: every format and mode to the same bytes, upright, on white, brought to size; what is damaged is refused."""
 
+import errno
 import io
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from dltrain.data import pictures
+from dltrain.errors import InputError
 
 H, W = 12, 16
 
@@ -376,21 +379,35 @@ def test_pictures_are_found_by_their_ending_in_any_case_and_depth_in_order(tmp_p
     for name in [*names, "notes.txt", "png", "g.png.zip", "labels.csv"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert pictures.find(tmp_path) == sorted(tmp_path / name for name in names)
+    assert pictures.find(tmp_path) == list(map(str, sorted(tmp_path / name for name in names)))
 
 
 def test_hidden_files_and_folders_are_not_found(tmp_path: Path) -> None:
     for name in ["seen.png", ".hidden.png", ".thumbnails/small.png", "deep/.cache/x/small.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert pictures.find(tmp_path) == [tmp_path / "seen.png"]
+    assert pictures.find(tmp_path) == [str(tmp_path / "seen.png")]
 
 
 def test_pictures_are_found_below_a_folder_that_lies_in_a_hidden_one(tmp_path: Path) -> None:
     picture = tmp_path / ".home" / "birds" / "a.png"
     picture.parent.mkdir(parents=True)
     picture.touch()
-    assert pictures.find(picture.parent) == [picture]
+    assert pictures.find(picture.parent) == [str(picture)]
+
+
+def test_a_folder_that_is_closed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def guarded(folder: str | Path) -> Any:
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(InputError, match=f"{tmp_path / 'closed'}: cannot be read .Permission denied"):
+        pictures.find(tmp_path)
 
 
 def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> None:

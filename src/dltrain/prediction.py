@@ -81,7 +81,7 @@ def find(text: str) -> list[Path]:
     """The files that an input names; a single file is taken whatever its ending. Raises InputError for none."""
     path = expanded(text)
     if path.is_dir():
-        found = pictures.find(path)
+        found = [Path(each) for each in pictures.find(path)]
     elif path.is_file():
         found = [path]
     else:

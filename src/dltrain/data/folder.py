@@ -60,7 +60,9 @@ def folder(
     if found is None:
         found, may_keep = _decode_all(paths, decode, split)
     for index, why in found.left_out.items():
-        log.warning("left out %s: %s", paths[index].relative_to(base), why)  # root may be a value of the environment
+        log.warning(
+            "left out %s: %s", Path(paths[index]).relative_to(base), why
+        )  # root may be a value of the environment
     log.info(
         "%s: %s %d pictures, left out %d damaged",
         *(split, "read" if is_new else "had decoded", len(found.images), len(found.left_out)),
@@ -73,7 +75,7 @@ def folder(
     return Examples(found.images, torch.tensor(labels), classes)
 
 
-def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     """Picture files of a split with their labels, and the class names; no files where there is no such split.
 
     Without train/ and test/ folders a fixed 20 % of each class is the test set.
@@ -110,10 +112,10 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[Path, int]], tuple[st
     return [file for index, file in enumerate(files) if (index in test) == (split == "test")], classes
 
 
-Decode = Callable[[Path], Tensor | ValueError]
+Decode = Callable[[str], Tensor | ValueError]
 
 
-def _decode_all(paths: list[Path], decode: Decode, split: str) -> tuple[Decoded, bool]:
+def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[Decoded, bool]:
     """The pictures and which cannot be read, and whether that is so for good; decoding releases the interpreter."""
     with pictures.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
@@ -131,7 +133,7 @@ def _decode_all(paths: list[Path], decode: Decode, split: str) -> tuple[Decoded,
     return Decoded(torch.stack(images) if images else torch.empty(0), left_out), is_final
 
 
-def _try_decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:
+def _try_decode(path: str, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:
     try:
         return pictures.decode(path, channels=channels, size=size, fit=fit)
     except ValueError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dltrain.errors import InputError
+
 
 class Unreachable(ValueError):
     """The system would not let a file be read: another time it may."""
 
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
 
 
 @functools.cache
@@ -36,30 +39,39 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def find(folder: Path) -> list[Path]:
-    """Picture files below a folder, sorted; what begins with a dot is left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def find(folder: str | Path) -> list[str]:
+    """Picture files below a folder, sorted by the parts of their paths; what begins with a dot is left out.
+
+    Texts and not Paths, which take ten times as long for a folder of many. Raises InputError for one that is closed.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    found += find(entry.path)
+                elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                    found.append(entry.path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+    return sorted(found, key=lambda path: path.split(os.sep))  # noqa: PTH206
 
 
-def decode(path: Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor:
+def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor:
     """A picture file as uint8 (C, H, W): `read`, which raises ValueError, then `fitted`."""
     return fitted(read(path, channels=channels), size=size, fit=fit)
 
 
-def read(path: Path, *, channels: int) -> Image.Image:
+def read(path: str | Path, *, channels: int) -> Image.Image:
     """A picture in L or RGB: turned upright, its first frame, on white where it is transparent.
 
     Raises ValueError with a short reason for a file that is no picture or is damaged.
     """
     try:
         # By file: by path Pillow 13 maps some turned TIFFs into memory and mixes up their pixels.
-        with path.open("rb") as file, Image.open(file, formats=_formats()) as opened:
+        with Path(path).open("rb") as file, Image.open(file, formats=_formats()) as opened:
             if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{opened.width}x{opened.height} pixels, at most {Image.MAX_IMAGE_PIXELS} are read")
             upright = ImageOps.exif_transpose(opened)
