@@ -22,13 +22,22 @@ SEEDS = {
     "autoencoder_mnist": ("autoencoder", "mnist", "adam", 0.001, 64, 10),
     "adam_mnist": ("mlp", "mnist", "adam", 0.001, 64, 5),
 }
+RECIPES = [name for name in NAMES if name.startswith(("mnist_", "cifar10_"))]
 
 
-def test_all_seed_experiments_are_there_and_no_other() -> None:
-    assert set(NAMES) == set(SEEDS)
+def test_what_is_no_recipe_is_one_of_the_seed_experiments_and_they_are_all_there() -> None:
+    assert set(NAMES) - set(RECIPES) == set(SEEDS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_for_the_data_it_is_called_after_and_holds_nothing_back(name: str) -> None:
+    config = compose("train", [f"+experiment={name}"])
+    assert name.split("_")[0] == config["data"]["name"]
+    assert config["data"]["val"] == 0
+    assert check(config, "train") == []
+
+
+@pytest.mark.parametrize("name", SEEDS)
 def test_an_experiment_composes_to_its_seed_settings(name: str) -> None:
     config = compose("train", [f"+experiment={name}"])
     found = (config["model"]["name"], config["data"]["name"], config["optim"]["name"], config["optim"]["lr"])

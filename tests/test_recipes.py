@@ -1,0 +1,83 @@
+"""The table of recipes says what their runs say: mean, deviation, n, and the times of the command that was timed."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("recipes")
+
+
+def a_run(seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    return {
+        "command": "dltrain train experiment=mnist_mlp",
+        "seed": seed,
+        "accuracy": accuracy,
+        "loop_seconds": 12.34,
+        "command_seconds": 150.0 if seed == 0 else None,
+        "device": "cpu, 2 threads, bf16 (auto: faster)",
+        "hardware": {"cpu": "Some CPU", "cores": 2, "gpu": None},
+        "versions": {"torch": "2.15.0"},
+        "date": "2026-11-22",
+    } | more
+
+
+def test_a_row_has_mean_deviation_and_the_times_of_seed_0(recipes: ModuleType) -> None:
+    runs = [a_run(1, 0.98), a_run(0, 0.97), a_run(2, 0.99)]
+    *_, row = recipes.table(recipes.by_command(runs))
+    assert row == "| `experiment=mnist_mlp` | 98.00 ± 1.00 % | 3 | 12.3 s | 2 min | bf16 |"
+
+
+def test_one_seed_has_no_deviation(recipes: ModuleType) -> None:
+    assert recipes.accuracy([a_run(0, 0.97)]) == "97.00 %"
+
+
+def test_the_command_runs_alone_and_then_as_a_sweep_of_the_other_seeds(
+    recipes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLTRAIN_DATA", "")
+    command = "dltrain train data=digits data.val=0 limit_steps=2 epochs=1 device.threads=1 report=false logger=none"
+    found = list(recipes.measured(command, 3))
+    assert [each["seed"] for each in found] == [0, 1, 2]
+    assert found[0]["command_seconds"] > 0
+    assert [each["command_seconds"] for each in found[1:]] == [None, None]
+    assert all(0 <= each["accuracy"] <= 1 and each["command"] == command for each in found)
+
+
+def test_tables_and_headers_are_written_from_the_runs(
+    recipes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "configs" / "experiment", tmp_path / "experiment")
+    (tmp_path / "README.md").write_text(f"before\n{recipes.BEGIN}old\n{recipes.END}after\n")
+    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    monkeypatch.setattr(recipes, "EXPERIMENTS", tmp_path / "experiment")
+    monkeypatch.setattr(recipes, "RUNS", tmp_path / "runs.jsonl")
+    recipes.write_tables([a_run(0, 0.97), a_run(1, 0.98)])
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
+    assert "| `experiment=mnist_mlp` | 97.50 ± 0.71 % | 2 |" in readme
+    assert "97.00, 98.00" in (tmp_path / "runs.md").read_text()
+    header = (tmp_path / "experiment" / "mnist_mlp.yaml").read_text()
+    line = "# Expected: 97.50 ± 0.71 % of the test set right over 2 seeds, 2 min on 2 cores of an Some CPU\n"
+    assert line in header
+
+
+def test_what_is_shipped_is_what_was_measured(recipes: ModuleType) -> None:
+    found = recipes.by_command(map(json.loads, recipes.RUNS.read_text().splitlines()))
+    assert "\n".join(recipes.table(found)) in (ROOT / "README.md").read_text()
+    assert recipes.RUNS.with_suffix(".md").read_text() == "\n".join(recipes.page(found)) + "\n"
+    for command, runs in found.items():
+        name = command.split()[2].removeprefix("experiment=")
+        header = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
+        assert f"# Expected: {recipes.accuracy(runs)} of the test set right over {len(runs)} seeds" in header
+    assert {command.split()[2].removeprefix("experiment=") for command in found} == set(recipes.names())
