@@ -117,9 +117,9 @@ def page(found: dict[str, list[Run]]) -> Iterator[str]:
         "Written by `python benchmarks/recipes.py`.\n"
     )
     yield (
-        "Accuracy on the test set: mean and standard deviation over seeds. Times are those of seed 0, the command from\n"
-        "the shell, on all cores: in the loop, and as a whole with start, test and report. Other seeds were jobs of\n"
-        "a sweep, with one thread each.\n"
+        "Accuracy on the test set: mean and standard deviation over seeds. Times are those of seed 0, the command\n"
+        "from the shell, on all cores: in the loop, and as a whole with start, test and report. Other seeds were\n"
+        "jobs of a sweep, with one thread each.\n"
     )
     yield from table(found)
     yield "\n| `dltrain train …` | accuracy of seeds 0, 1, … in % |\n|---|---|"
