@@ -41,8 +41,9 @@ def names() -> list[str]:
 
 def run(command: str, folder: str) -> tuple[list[Path], float]:
     """The run folders that a command leaves in a new folder, and the seconds it takes."""
+    here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # this environment's dltrain
     began = perf_counter()
-    subprocess.run(shlex.split(command), cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(shlex.split(command), cwd=folder, env=os.environ | here, check=True, stdout=subprocess.DEVNULL)
     seconds = perf_counter() - began
     return sorted(path.parent for path in Path(folder).rglob("summary.json")), seconds
 
@@ -91,7 +92,7 @@ def accuracy(runs: list[Run]) -> str:
     return f"{statistics.fmean(values):.2f}{deviation} %"
 
 
-def time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
@@ -101,8 +102,8 @@ def table(found: dict[str, list[Run]]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for command, runs in found.items():
         words = command.removeprefix("dltrain train ")
-        precision = runs[0]["device"].split(", ")[2].split()[0]
-        taken = f"{time(runs[0]['loop_seconds'])} | {time(runs[0]['command_seconds'])}"
+        precision = next(word for word in runs[0]["device"].split() if word in ("fp32", "bf16", "tf32", "fp16"))
+        taken = f"{duration(runs[0]['loop_seconds'])} | {duration(runs[0]['command_seconds'])}"
         yield f"| `{words}` | {accuracy(runs)} | {len(runs)} | {taken} | {precision} |"
 
 
@@ -130,17 +131,18 @@ def page(found: dict[str, list[Run]]) -> Iterator[str]:
 
 def write_tables(runs: Iterable[Run]) -> None:
     found = by_command(runs)
+    if not found:
+        return
     RUNS.with_suffix(".md").write_text("\n".join(page(found)) + "\n")
-    readme = (ROOT / "README.md").read_text()
-    before, _, rest = readme.partition(BEGIN)
-    text = "\n".join(table(found)) + "\n"
-    (ROOT / "README.md").write_text(before + BEGIN + text + END + rest.partition(END)[2])
-    for command, own in found.items():
+    before, rest = (ROOT / "README.md").read_text().split(BEGIN)
+    _, after = rest.split(END)
+    (ROOT / "README.md").write_text(before + BEGIN + "\n".join(table(found)) + "\n" + END + after)
+    for command, own in reversed(found.items()):  # of several commands of a recipe the shortest has the last word
         path = EXPERIMENTS / f"{shlex.split(command)[2].removeprefix('experiment=')}.yaml"
         hardware, words = own[0]["hardware"], " ".join(shlex.split(command)[3:])
         line = (
             f"# Expected: {accuracy(own)} of the test set right over {len(own)} seeds, "
-            f"{time(own[0]['command_seconds'])} on {hardware['cores']} cores of an {hardware['cpu']}"
+            f"{duration(own[0]['command_seconds'])} on {hardware['cores']} cores of an {hardware['cpu']}"
             + (f" with {words}" if words else "")
         )
         path.write_text(EXPECTED.sub(line, path.read_text()))
@@ -155,14 +157,14 @@ def main() -> None:
     own = parser.parse_args()
     if unknown := set(own.recipes) - set(names()):
         parser.error(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(names())}")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.environ["DLTRAIN_DATA"] = str(Path(os.environ.get("DLTRAIN_DATA", "data")).resolve())
     runs = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
     for name in [] if own.tables else own.recipes or names():
         command = f"dltrain train experiment={name} {own.words}".strip()
         runs = [each for each in runs if each["command"] != command]
-        runs += measured(command, own.seeds)
-        RUNS.write_text("".join(json.dumps(each) + "\n" for each in runs))
+        for each in measured(command, own.seeds):
+            runs.append(each)
+            RUNS.write_text("".join(json.dumps(one) + "\n" for one in runs))
         print(command, accuracy(by_command(runs)[command]), flush=True)
     write_tables(runs)
 

@@ -229,3 +229,14 @@ def test_fingerprints_do_not_run_names_together(tmp_path: Path) -> None:
     assert one != decoded.fingerprint(tmp_path, [f"{tmp_path}/b", f"{tmp_path}/a"], 1)
     assert one != decoded.fingerprint(tmp_path, [f"{tmp_path}/a", f"{tmp_path}/b"], 2)
     assert one == decoded.fingerprint(tmp_path, [f"{tmp_path}/a", f"{tmp_path}/b"], 1)
+
+
+def test_the_names_of_classes_count_in_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1").touch()
+        os.utime(tmp_path / name / "1", (0, 0))
+    one, other = (decoded.fingerprint(Path(), [f"{name}/1"]) for name in ("a", "b"))
+    assert one != other
+    assert one == decoded.fingerprint(tmp_path, [f"{tmp_path}/a/1"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain import build, muon, snapshot
+from dltrain.errors import ConfigError
 
 NODE = {
     "name": "muon",
@@ -104,6 +105,32 @@ def test_filters_go_as_torchs_muon_takes_them_as_matrices(channels_last: bool) -
         optimizer.step()
         reference.step()
     check_near(model[0].weight.flatten(1), matrix, start)
+
+
+def test_steps_are_what_the_formula_says() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10, bias=False), nn.Linear(10, 4))
+    optimizer = build.optimizer(NODE, model)
+    weight, momentum, gradients = model[0].weight.detach().clone(), torch.zeros(10, 6), torch.randn(4, 10, 6)
+    for gradient in gradients:
+        model[0].weight.grad = gradient.clone()
+        optimizer.step()
+        momentum = 0.9 * momentum + gradient
+        update = muon.orthogonal(gradient + 0.9 * momentum, 5) * math.sqrt(10 / 6)
+        weight = weight * (1 - 0.02 * 0.1) - 0.02 * update
+    torch.testing.assert_close(model[0].weight, weight)
+
+
+def test_weights_of_zeros_are_left_finite_by_rescaling() -> None:
+    model = tiny()
+    nn.init.zeros_(model[3].weight)
+    train(model, [build.optimizer(NODE | {"rescale": True}, model)], steps=2)
+    assert all(bool(each.isfinite().all()) for each in model.parameters())
+
+
+def test_without_anything_to_train_it_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"^optim=muon: "):
+        build.optimizer(NODE, tiny().requires_grad_(False))
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (16, 16)])

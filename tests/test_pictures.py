@@ -396,6 +396,15 @@ def test_pictures_are_found_below_a_folder_that_lies_in_a_hidden_one(tmp_path: P
     assert pictures.find(picture.parent) == [str(picture)]
 
 
+def test_links_that_lead_nowhere_or_to_themselves_are_no_pictures(tmp_path: Path) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "seen.png")
+    (tmp_path / "other.png").symlink_to("seen.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "inside.png").symlink_to("seen.png/x")
+    (tmp_path / "gone.png").symlink_to("away.png")
+    assert pictures.find(tmp_path) == [str(tmp_path / name) for name in ("other.png", "seen.png")]
+
+
 def test_a_folder_that_is_closed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closed").mkdir()
     scan = os.scandir

@@ -1,5 +1,6 @@
 """SVHN: read back as written, noughts as 0, downloaded, and refused when a file is not the original."""
 
+import shutil
 from pathlib import Path
 
 import numpy
@@ -45,10 +46,11 @@ def test_there_is_no_validation_split_even_without_files(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_an_altered_file_is_named_and_never_opened(root: Path, split: str) -> None:
+def test_an_altered_file_is_named_and_never_opened(root: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = root / f"{split}_32x32.mat"
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(InputError, match=f"{path}: cannot be read, or is not the original") as caught:
+    generated.write_svhn(root, train=20, test=20)  # files that can be read, and are other ones
+    monkeypatch.setattr("scipy.io.loadmat", lambda *arguments: pytest.fail("was opened"))
+    with pytest.raises(InputError, match=f"{path}: expected a file with MD5") as caught:
         load(root, split)
     assert "Delete it" in str(caught.value)
 
@@ -61,6 +63,17 @@ def test_missing_files_are_downloaded_checked_and_read(
         monkeypatch.setattr(SVHN, "split_list", lists)
         assert len(load(tmp_path / "new", "train").images) == 60
     assert len(load(tmp_path / "new", "test").images) == 40
+
+
+def test_a_file_that_is_there_is_not_fetched_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").mkdir()
+    shutil.copy(root / "train_32x32.mat", tmp_path / "new")
+    (root / "train_32x32.mat").unlink()
+    with serving(root) as address:
+        lists = {split: [address + name, name, md5] for split, (_, name, md5) in SVHN.split_list.items()}
+        monkeypatch.setattr(SVHN, "split_list", lists)
+        assert len(load(tmp_path / "new", "test").images) == 40
+    assert len(load(tmp_path / "new", "train").images) == 60
 
 
 def test_without_files_and_network_the_message_names_the_folder_and_the_key(tmp_path: Path) -> None:

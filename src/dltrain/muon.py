@@ -14,6 +14,8 @@ from torch import Tensor
 # Of a x + b x^3 + c x^5, applied again and again: singular values up to 1 soon lie between 0.7 and 1.2.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
+TINY = 1e-7  # what a norm counts as at least
+
 
 class Muon(torch.optim.Optimizer):
     """Nesterov's momentum, orthogonalised in groups that ask for iterations of it.
@@ -46,7 +48,7 @@ class Muon(torch.optim.Optimizer):
             rows, columns = matrix.shape
             update = orthogonal(matrix, group["iterations"]).view(weight.shape)
             if group["rescale"]:
-                weight.mul_(math.sqrt(rows) / weight.norm())
+                weight.mul_(math.sqrt(rows) / weight.norm().clamp(min=TINY))
             update *= math.sqrt(max(1, rows / columns))  # tall ones have fewer directions
         weight.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate)
 
@@ -57,7 +59,7 @@ def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
     rows, columns = matrix.shape
     found = matrix.bfloat16()
     found = found.T if rows > columns else found  # the products are then smaller
-    found = found / found.norm().clamp(min=1e-7)  # singular values are at most 1
+    found = found / found.norm().clamp(min=TINY)  # singular values are at most 1
     for _ in range(iterations):
         square = found @ found.T
         factor = torch.addmm(square, square, square, beta=b, alpha=c)

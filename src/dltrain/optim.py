@@ -1,4 +1,4 @@
-"""Optimizers, torch's own: each public function is an option of the group `optim`.
+"""Optimizers, torch's own but for Muon: each public function is an option of the group `optim`.
 
 They get named parameters, so that biases and norms can be left out of the weight decay.
 """
@@ -96,7 +96,7 @@ def muon(
     """Muon for filters and matrices but the last layer's, Nesterov's momentum for the rest (Jordan et al., 2024).
 
     Args:
-        lr: learning rate; that of the rest with head_factor, bias_factor and norm_factor, often a tenth
+        lr: learning rate; the rest has it too, times head_factor, bias_factor and norm_factor
         momentum: share of the last update of a matrix that is kept
         iterations: of Newton and Schulz, which make an update of a matrix orthogonal
         rescale: set matrices to the norm of an orthogonal one before each update
@@ -104,10 +104,14 @@ def muon(
         weight_decay: pull of the weights towards zero, times the rate
         decay_biases: decay biases and norm weights too
     """
-    named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    head = _layer(named[-1][0])
+    named = list(named_parameters)
     matrices = {
-        parameter for name, parameter in named if "weight" in name and parameter.ndim > 1 and _layer(name) != head
+        parameter
+        for name, parameter in named
+        if "weight" in name
+        and parameter.ndim > 1
+        and not parameter.is_complex()
+        and _layer(name) != _layer(named[-1][0])
     }
     groups = []
     for group in _groups(named, weight_decay, decay_biases):

@@ -49,7 +49,7 @@ def place(name: str, *what: object) -> Path | None:
 def fingerprint(root: Path, paths: list[str], *what: object) -> str:
     """A digest that changes when a file is added, taken away, renamed or written, or `what` is another."""
     digest = hashlib.sha256(repr(what).encode())
-    before = len(str(root))
+    before = len(str(root / "x")) - 1  # of the current folder it is 0
     for path in paths:
         found = os.stat(path)  # noqa: PTH116  (ten thousand Paths take a tenth of a second)
         digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path[before:]), found.st_size, found.st_mtime_ns))

@@ -42,8 +42,8 @@ def fetch(
 
     Args:
         folder: where a person looks for the data, relative to root as all that follow
-        parts: the unpacked files, or the one folder of them
-        packed: what they are unpacked from: taken without a network where it lies there, and kept
+        parts: the unpacked files, or the one folder of them; none of what is not unpacked
+        packed: what torchvision fetches: taken without a network where it lies there, and kept
         splits: which to ask torchvision for, where it gives one at a time
     """
     if why := _forbidden.get():
@@ -53,7 +53,7 @@ def fetch(
         for path in (*packed, *parts):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
         with locked(root / f".{name}.lock", wait=True):
-            if all((root / part).exists() for part in parts):
+            if all((root / part).exists() for part in parts or packed):
                 return  # another process has fetched them while this one waited
             _offer(packed, root, staging)
             _fetch_and_unpack(name, staging, parts, splits)
@@ -63,10 +63,10 @@ def fetch(
     except Exception as error:  # whatever a network, a server or a disk can do
         reason = textwrap.shorten(str(error), 200, placeholder=" …")
         archives = ", ".join(Path(path).name for path in packed)
-        or_these = f", or {archives} into {(root / packed[0]).parent}" if packed else ""
         raise InputError(
             f"{name} is not in {root / folder} and could not be downloaded: {reason}\n"
-            f"Put its files there{or_these}, or set data.root (or DLTRAIN_DATA) to the folder that holds it"
+            f"Put its files there, or {archives} into {(root / packed[0]).parent}, "
+            "or set data.root (or DLTRAIN_DATA) to the folder that holds it"
         ) from error
 
 

@@ -60,9 +60,8 @@ def folder(
     if found is None:
         found, may_keep = _decode_all(paths, decode, split)
     for index, why in found.left_out.items():
-        log.warning(
-            "left out %s: %s", Path(paths[index]).relative_to(base), why
-        )  # root may be a value of the environment
+        # Without root, which may be a value of the environment.
+        log.warning("left out %s: %s", Path(paths[index]).relative_to(base), why)
     log.info(
         "%s: %s %d pictures, left out %d damaged",
         *(split, "read" if is_new else "had decoded", len(found.images), len(found.left_out)),

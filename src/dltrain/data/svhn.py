@@ -19,17 +19,18 @@ def svhn(split: str, *, root: str | None) -> Examples | None:
     from torchvision.datasets import SVHN  # more than a second of imports that other data sets do not need
 
     folder, files = data_root(root), {name: SVHN.split_list[name][1:] for name in ("train", "test")}
-    parts = [name for name, _ in files.values()]
-    if not all((folder / part).exists() for part in parts):
-        download.fetch("SVHN", folder, ".", parts=parts, packed=[], splits=list(files))
+    names = [name for name, _ in files.values()]
+    if not all((folder / name).exists() for name in names):
+        download.fetch("SVHN", folder, ".", parts=[], packed=names, splits=list(files))
     name, expected = files[split]
     try:
         found = SVHN(folder, split=split)  # opens the file only when its MD5 sum is that of the original
-        # As MATLAB keeps them the pictures' numbers are the last dimension: to be gathered they must be the first.
-        images = torch.from_numpy(found.data).contiguous()
-    except Exception as error:  # whatever a disk can do
+    except RuntimeError as error:
         raise InputError(
-            f"{folder / name}: cannot be read, or is not the original file (its MD5 is {expected}). "
+            f"{folder / name}: expected a file with MD5 {expected}, found another. "
             "Delete it and start again to fetch it anew"
         ) from error
-    return Examples(images, torch.from_numpy(found.labels), tuple("0123456789"))
+    except Exception as error:  # whatever a disk can do
+        raise InputError(f"{folder / name}: cannot be read ({error})") from error
+    # As MATLAB keeps them the pictures' numbers are the last dimension: to be gathered they must be the first.
+    return Examples(torch.from_numpy(found.data).contiguous(), torch.from_numpy(found.labels), tuple("0123456789"))
