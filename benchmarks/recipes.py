@@ -1,7 +1,7 @@
 """The recipes, experiments that are called after their data: how accurate they are over seeds, and how long they take.
 
     python benchmarks/recipes.py mnist_lenet mnist_mlp        # three seeds of each; all recipes where none is named
-    python benchmarks/recipes.py cifar10_96 --words epochs=2  # a shorter form
+    python benchmarks/recipes.py cifar10_cnn --words epochs=2 # a shorter form
     python benchmarks/recipes.py --tables                     # runs nothing, writes the tables anew
 
 Seed 0 is the command as it is typed, from the shell, timed as a whole, on all cores; the other seeds are a sweep. Runs
