@@ -79,4 +79,4 @@ def test_a_file_that_is_there_is_not_fetched_again(root: Path, tmp_path: Path, m
 def test_without_files_and_network_the_message_names_the_folder_and_the_key(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"SVHN is not in {tmp_path} and") as caught:
         load(tmp_path, "train")
-    assert "data.root" in str(caught.value)
+    assert "Put train_32x32.mat, test_32x32.mat there, or set data.root" in str(caught.value)

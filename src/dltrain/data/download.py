@@ -63,9 +63,10 @@ def fetch(
     except Exception as error:  # whatever a network, a server or a disk can do
         reason = textwrap.shorten(str(error), 200, placeholder=" …")
         archives = ", ".join(Path(path).name for path in packed)
+        unpacked = f"its files there, or {archives} into {(root / packed[0]).parent}"
         raise InputError(
             f"{name} is not in {root / folder} and could not be downloaded: {reason}\n"
-            f"Put its files there, or {archives} into {(root / packed[0]).parent}, "
+            f"Put {unpacked if parts else f'{archives} there'}, "
             "or set data.root (or DLTRAIN_DATA) to the folder that holds it"
         ) from error
 
