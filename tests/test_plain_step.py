@@ -252,7 +252,7 @@ def test_auto_takes_bf16_where_it_was_measured_to_pay(
 ) -> None:
     native(monkeypatch, "avx512_bf16")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = placement.settled(Runtime(CPU.device, "auto", 1), network, batch_size)
+    found = placement.settled(Runtime(CPU.device, "auto", 1), network, batch_size, "classification")
     assert found.precision == precision
     assert found.describe().startswith(f"cpu, 1 thread, {precision} (auto: ")
 
@@ -261,14 +261,26 @@ def test_auto_takes_bf16_where_it_was_measured_to_pay(
 def test_auto_is_fp32_on_a_cpu_without_bf16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native(monkeypatch, "avx512_f", "avx2")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = placement.settled(Runtime(CPU.device, "auto", 1), network, 512)
+    found = placement.settled(Runtime(CPU.device, "auto", 1), network, 512, "classification")
     assert (found.precision, found.reason) == ("fp32", "this CPU has no bf16")
 
 
 @pytest.mark.parametrize(("precision", "batch_size"), list(itertools.product(["fp32", "bf16"], [1, 512])))
 def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> None:
     named = Runtime(CPU.device, precision, 1)
-    assert placement.settled(named, build.model(CNN, (3, 14, 12), 10), batch_size) == named
+    for task in ("classification", "regression"):
+        assert placement.settled(named, build.model(CNN, (3, 14, 12), 10), batch_size, task) == named
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("task", ["regression", "reconstruction"])
+def test_auto_is_fp32_where_outputs_are_compared_with_numbers(
+    device: str, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native(monkeypatch, "avx512_bf16")
+    network = build.model(NETWORKS["mlp"], (3, 14, 12), 10)
+    found = placement.settled(Runtime(torch.device(device), "auto", 1), network, 512, task)
+    assert (found.precision, found.reason) == ("fp32", f"{task} needs more digits than bf16 has")
 
 
 def test_freed_memory_is_kept_so_that_a_step_maps_no_new_pages() -> None:

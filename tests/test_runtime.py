@@ -193,11 +193,13 @@ def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: str | None
         assert advice == "Lower it"
 
 
-def test_a_lack_of_memory_on_the_host_is_known_by_what_torch_says() -> None:
+def test_a_lack_of_memory_is_known_by_what_torch_says() -> None:
     with pytest.raises(UserError, match="tried to allocate 4000000000000000 bytes"), runtime.enough_memory("Lower it"):
         torch.empty(10**15)
     older = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
-    for text in (what_torch_says(), older):
+    of_the_driver = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+    of_a_library = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    for text in (what_torch_says(), older, of_the_driver, of_a_library):
         with pytest.raises(UserError, match="out of memory: "), runtime.enough_memory("Lower it"):
             raise RuntimeError(text)
 

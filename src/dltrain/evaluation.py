@@ -68,7 +68,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     place = runtime.device(**(config["device"] | before))
     known = content["data"]
     claimed = weights.checked(values["model"], known, content["model"], path)
-    place = settled(place, claimed, values["batch_size"])
+    place = settled(place, claimed, values["batch_size"], values["task"]["name"])
     del claimed
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])

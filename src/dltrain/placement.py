@@ -55,18 +55,20 @@ def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequ
     return True
 
 
-def settled(runtime: Runtime, network: nn.Module, batch_size: int) -> Runtime:
+def settled(runtime: Runtime, network: nn.Module, batch_size: int, task: str) -> Runtime:
     """The precision that `auto` stands for: a rule, so that the same command chooses the same on the same machine."""
     if runtime.precision != "auto":
         return runtime
-    reason = _against_bf16(runtime.device, network, batch_size)
+    reason = _against_bf16(runtime.device, network, batch_size, task)
     if reason:
         return replace(runtime, precision="fp32", reason=reason)
     return replace(runtime, precision="bf16", reason="faster for this network on this hardware")
 
 
-def _against_bf16(device: torch.device, network: nn.Module, batch_size: int) -> str:
-    """Why bf16 would not be faster; empty where it is. Measured in docs/LOG.md."""
+def _against_bf16(device: torch.device, network: nn.Module, batch_size: int, task: str) -> str:
+    """Why bf16 would do harm or not be faster; empty where it is. Measured in docs/LOG.md."""
+    if task != "classification":  # its outputs are compared with numbers, by errors smaller than bf16's rounding
+        return f"{task} needs more digits than bf16 has"
     if device.type == "cuda":  # in hardware from compute capability 8 on
         return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "this GPU has no bf16"
     has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that will do

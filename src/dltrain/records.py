@@ -161,7 +161,7 @@ def environment() -> dict[str, Any]:
         "hardware": {
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         },
         "git": _git_commit(),
     }

@@ -131,7 +131,7 @@ def prepare(
     initial = None
     if start is not None:
         claimed = weights.checked(values["model"], start.content["data"], start.content["model"], start.path)
-        runtime = settled(runtime, claimed, own.batch_size // processes.world)
+        runtime = settled(runtime, claimed, own.batch_size // processes.world, values["task"]["name"])
         del claimed
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.tell_other_environment(now, then, deterministic=values["device"]["deterministic"])
@@ -157,7 +157,7 @@ def prepare(
     if initial is not None:
         for line in weights.copied(model, initial, Path(own.init or "pretrained")):
             log.warning("init: %s", line)
-    runtime = settled(runtime, model, own.batch_size // processes.world)
+    runtime = settled(runtime, model, own.batch_size // processes.world, values["task"]["name"])
     model = placed(model, runtime, data.input_shape)
     state = State(model, build.optimizer(values["optim"], model))
     run = Run(config, values, own, runtime, data, task, state, Progress())

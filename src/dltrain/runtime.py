@@ -16,6 +16,9 @@ from dltrain.errors import DeviceError, UserError
 
 Generators = dict[str, Any]  # states of random generators, by name
 
+# In plain RuntimeErrors of torch's: of the host, of the driver, of CUDA's libraries.
+NO_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -53,8 +56,8 @@ def device(
 
     Args:
         name: `auto` takes CUDA where there is one, else the CPU
-        precision: `auto` is bf16 where the hardware has it, on a CPU only for networks that it makes faster; null is
-            fp32 on the CPU and `auto` on a GPU
+        precision: `auto` is bf16 for classification where the hardware has it, on a CPU only for networks that it makes
+            faster; null is fp32 on the CPU and `auto` on a GPU
         threads: CPU threads; null leaves torch's own choice
         deterministic: refuse operations that may differ from run to run on a GPU
 
@@ -68,7 +71,10 @@ def device(
     if use_cuda and launch.processes().world > 1:  # each on a GPU of its own
         place = torch.device("cuda", launch.processes().local)
         if place.index >= (count := torch.cuda.device_count()):
-            raise DeviceError(f"device=cuda: process {place.index + 1} of this machine finds {count} GPUs. Start fewer")
+            raise DeviceError(
+                f"device={name}: process {place.index + 1} of this machine finds {count} GPUs. "
+                "Start fewer, or set device=cpu"
+            )
         torch.cuda.set_device(place)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
@@ -122,7 +128,7 @@ def enough_memory(advice: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        on_host = "can't allocate memory" in reason  # a plain RuntimeError of torch's
-        if not (on_host or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
+        plain = any(words in str(error) for words in NO_MEMORY)
+        if not (plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
             raise
         raise UserError(f"out of memory: {reason[:160]}\n{advice}") from error
