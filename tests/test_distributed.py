@@ -440,3 +440,20 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_be
         assert len(list(folder.glob("outputs/*/*"))) == 1
         assert outcome(folder) == expected
     print(f"{count} of {count} kills: equal; from kill to end at most {max(seconds):.1f} s")
+
+
+def test_the_reason_of_nccl_is_the_one_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = """NCCL error in: c10d/NCCLUtils.cpp:94, invalid usage (run with NCCL_DEBUG=WARN), NCCL version 2.29
+ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
+Last error:
+Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50"""
+
+    def fail(processes: Processes) -> None:
+        raise torch.distributed.DistBackendError(told)
+
+    monkeypatch.setattr(distributed, "_join", fail)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError) as caught, distributed.joined(Processes(rank=0, world=2)):
+        pytest.fail("went on")
+    assert str(caught.value).endswith(": Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50")

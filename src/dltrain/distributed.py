@@ -65,8 +65,9 @@ def joined(processes: Processes) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error of the library's, without the place in its source."""
-    return " ".join(str(error).split("] ", 1)[-1].split()).partition(". ")[0][:160]
+    """The first sentence of an error of the library's, without the place in its source; NCCL's stands at the end."""
+    told = str(error).rpartition("Last error:")[2]
+    return " ".join(told.split("] ", 1)[-1].split()).partition(". ")[0][:160]
 
 
 def _join(processes: Processes) -> None:
