@@ -141,7 +141,7 @@ def write_tables(runs: Iterable[Run]) -> None:
         path = EXPERIMENTS / f"{shlex.split(command)[2].removeprefix('experiment=')}.yaml"
         hardware, words = own[0]["hardware"], " ".join(shlex.split(command)[3:])
         line = (
-            f"# Expected: {accuracy(own)} of the test set right over {len(own)} seeds, "
+            f"# Expected: {accuracy(own)} of the test set right over {len(own)} seed{'s' * (len(own) > 1)}, "
             f"{duration(own[0]['command_seconds'])} on {hardware['cores']} cores of an {hardware['cpu']}"
             + (f" with {words}" if words else "")
         )
