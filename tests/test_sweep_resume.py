@@ -279,7 +279,11 @@ def test_two_sweeps_never_share_a_folder(lives: Nursery, tmp_path: Path) -> None
     first = lives.start(tmp_path, *words)
     while not (tmp_path / "sweep" / "journal.jsonl").exists():
         time.sleep(0.01)
-    assert lives.run(tmp_path, *words) == 74
+    os.kill(first.pid, signal.SIGSTOP)  # else it may be done before the second one has started
+    try:
+        assert lives.run(tmp_path, *words) == 74
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
     assert lives.wait(first) == 0
 
 
