@@ -91,5 +91,6 @@ def test_what_is_shipped_is_what_was_measured(recipes: ModuleType) -> None:
         name = command.split()[2].removeprefix("experiment=")
         if command == f"dltrain train experiment={name}" or f"dltrain train experiment={name}" not in found:
             header = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
-            assert f"# Expected: {recipes.accuracy(runs)} of the test set right over {len(runs)} seed" in header
+            over = f"over {len(runs)} seed{'s' * (len(runs) > 1)}, "
+            assert f"# Expected: {recipes.accuracy(runs)} of the test set right {over}" in header
     assert {command.split()[2].removeprefix("experiment=") for command in found} == set(recipes.names())
