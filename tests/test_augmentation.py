@@ -359,6 +359,6 @@ def test_loss_and_accuracy_of_shares_of_classes_equal_their_definitions() -> Non
     task = Classification(label_smoothing=0.0)
     loss = task.loss(outputs, outputs, targets)
     torch.testing.assert_close(loss, -(targets * outputs.log_softmax(dim=1)).sum(dim=1).mean())
-    count, total, right = task.sums(loss, outputs, outputs, targets).tolist()
+    ((count, total, right),) = task.sums(loss[None], outputs[None], targets[None]).tolist()
     assert (count, total) == (6, pytest.approx(6 * float(loss)))
     assert right == sum(int(a.argmax() == b.argmax()) for a, b in zip(outputs, targets, strict=True))

@@ -385,6 +385,12 @@ def names_read_by_the_host(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.fixture(params=["at hand", "on a device"])
+def where_a_loss_is(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decide on an update as on the CPU, or by the mask that a GPU gets."""
+    monkeypatch.setattr(steps, "at_hand", lambda tensor: request.param == "at hand")
+
+
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -392,6 +398,7 @@ def test_no_step_is_waited_for_by_the_host(
     optimizer: str, clip_norm: float | None, on_nonfinite: steps.OnNonfinite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = fresh("norm", optimizer)
+    monkeypatch.setattr(steps, "at_hand", lambda tensor: False)  # as of a GPU's
     options: dict[str, Any] = {"accumulate": 2, "clip_norm": clip_norm, "on_nonfinite": on_nonfinite}
     batches = list(Stream((4,), mark=math.nan).epoch(0, 0))
     train_step(state, *batches[0], TASK, CPU, **options)  # the first of all may look once
@@ -425,6 +432,7 @@ def everything(state: State) -> dict[str, bytes]:
     return bits(image(state) | {f"buffer {name}": value.clone() for name, value in state.model.named_buffers()})
 
 
+@pytest.mark.usefixtures("where_a_loss_is")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kind", ["output", "loss", "gradient"])
 @pytest.mark.parametrize("step", [1, 2, 9])
@@ -443,6 +451,7 @@ def test_a_skipped_step_leaves_no_trace(kind: str, optimizer: str, step: int) ->
         assert fault.step == TOTAL
 
 
+@pytest.mark.usefixtures("where_a_loss_is")
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("bad", [(1,), (1, 2), (7, 8), (1, 2, 3, 10, 11, 12), (3, 9)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -465,6 +474,7 @@ def test_a_run_that_skips_equals_one_that_never_saw_the_bad_batches(
     assert [record.step for record in records if "skipped_steps" in record.values] == list(bad)
 
 
+@pytest.mark.usefixtures("where_a_loss_is")
 @pytest.mark.parametrize("log_every", [1, 2, 3, 100])
 def test_a_record_counts_skipped_steps_and_leaves_them_out_of_its_figures(log_every: int) -> None:
     bad = (2, 3, 4, 11)
@@ -508,6 +518,7 @@ def test_a_run_that_skips_continues_from_any_step_to_the_same_bits(stop: int) ->
     found = records(first, stop)
     second.model.load_state_dict(first.model.state_dict())
     snapshot.restore_optimizer(second.optimizer, copy.deepcopy(first.optimizer.state_dict()))
+    steps.tally(first, TASK)
     second.step, second.sums, second.faults = first.step, first.sums, first.faults
     assert found + records(second, TOTAL) == expected
     assert everything(second) == everything(whole)

@@ -1,5 +1,6 @@
 """Losses and figures of each task against plain formulas; sums over batches are those of one large batch."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from dltrain.step import Task
+from dltrain.step import Found, Task, added
 from dltrain.tasks import Classification, Reconstruction, Regression
 
 TASKS: dict[str, Task] = {
@@ -31,7 +32,10 @@ def batch(name: str, count: int = 12, seed: int = 0) -> Batch:
 
 
 def sums(task: Task, parts: Batch) -> Tensor:
-    return task.sums(task.loss(*parts), *parts)
+    outputs, _, targets = parts
+    total = added(None, [Found(task.loss(*parts), outputs, targets)], task)
+    assert total is not None
+    return total
 
 
 def figures(task: Task, parts: Batch) -> dict[str, float]:
@@ -109,7 +113,6 @@ def test_sums_over_two_batches_equal_those_over_the_joined_one(name: str, cut: i
 @pytest.mark.parametrize("name", TASKS)
 def test_sums_are_float64_begin_with_a_count_and_carry_no_gradient(name: str) -> None:
     outputs, inputs, targets = batch(name)
-    outputs.requires_grad_()
     found = sums(TASKS[name], (outputs, inputs, targets))
     numbers = targets.numel() if name == "regression" else len(targets)
     assert (found.dtype, found.requires_grad, float(found[0])) == (torch.float64, False, numbers)
@@ -161,5 +164,21 @@ def test_r2_of_targets_that_are_equal_but_for_rounding_is_zero() -> None:
     targets = torch.full((1000, 1), 0.1)
     outputs = torch.full((1000, 1), 0.6)
     task = Regression()
-    sums = task.sums(task.loss(outputs, targets, targets), outputs, targets, targets)
-    assert task.metrics(sums.tolist())["r2"] == 0.0
+    assert figures(task, (outputs, targets, targets))["r2"] == 0.0
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
+def test_sums_are_the_same_to_the_bit_however_many_batches_are_added_at_once(name: str, at_once: int) -> None:
+    task, sizes = TASKS[name], [12, 12, 12, 5, 12, 12, 3]
+    found = []
+    for seed, size in enumerate(sizes):
+        outputs, inputs, targets = batch(name, size, seed)
+        left_out = torch.tensor(True) if seed == 1 else seed == 4
+        found.append(Found(task.loss(outputs, inputs, targets), outputs, targets, left_out))
+    total = None
+    for start in range(0, len(found), at_once):
+        total = added(total, found[start : start + at_once], task)
+    assert total is not None
+    expected = [sums(task, batch(name, size, seed)) for seed, size in enumerate(sizes) if seed not in (1, 4)]
+    assert total.tolist() == functools.reduce(torch.add, expected).tolist()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dltrain import distributed
 from dltrain.averages import average, averaged
 from dltrain.runtime import Runtime
-from dltrain.step import OnNonfinite, State, Task, interval_metrics, train_step
+from dltrain.step import WAITING, Found, OnNonfinite, State, Task, added, interval_metrics, tally, train_step
 
 Schedule = Callable[[int, int], float]
 
@@ -82,11 +82,12 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
-            count, weight = (len(inputs), 1.0) if alone else train.share(state.step % steps)
-            sums = update(state, inputs, targets, task, runtime, weight=weight)
-            if not weight:  # others have all the examples of a small batch
-                sums.zero_()
-            state.sums = sums if state.sums is None else state.sums.add_(sums)
+            count, weight = (inputs.shape[0], 1.0) if alone else train.share(state.step % steps)
+            found = update(state, inputs, targets, task, runtime, weight=weight)
+            # Without weight others have all the examples of a small batch.
+            state.found += found if weight else [part._replace(left_out=True) for part in found]
+            if len(state.found) * found[-1].outputs.numel() > WAITING:
+                tally(state, task)
             state.step += 1
             if ema is not None:
                 average(state, ema)
@@ -94,6 +95,8 @@ def fit(
             records = []
             epoch_ends = state.step % steps == 0
             if epoch_ends or state.step % log_every == 0:
+                tally(state, task)
+                assert state.sums is not None
                 distributed.add_up(state.sums, runtime.processes)
                 metrics = interval_metrics(state, task, on_nonfinite)
                 seconds += perf_counter() - started
@@ -128,8 +131,7 @@ def evaluate(model: nn.Module, batches: Batches, task: Task, runtime: Runtime) -
         with runtime.autocast():
             outputs = model(inputs)
             loss = task.loss(outputs, inputs, targets)
-        sums = task.sums(loss, outputs, inputs, targets)
-        total = sums if total is None else total.add_(sums)
+        total = added(total, [Found(loss, outputs, targets)], task)
     model.train(was_training)
     assert total is not None
     if not has_own:

@@ -32,7 +32,7 @@ from dltrain.progress import Progress
 from dltrain.runtime import device, enough_memory, generator_states, seed_everything
 from dltrain.snapshot import Run
 from dltrain.start import Start, refuse_different_data, resumed
-from dltrain.step import Diverged, State, require_finite
+from dltrain.step import Diverged, State, require_finite, tally
 from dltrain.stopping import SIGNALS, every, noted_signals, reason_to_stop
 from dltrain.trackers import tracked
 
@@ -196,6 +196,7 @@ def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, w
 
     def save() -> None:
         require_finite(state, settings.on_nonfinite)
+        tally(state, run.task)
         distributed.collect(state.sums, processes)
         if output is not None:
             output.save(run)

@@ -3,9 +3,11 @@
 A step whose loss is NaN or infinite must change nothing. That is decided on the device: nobody waits for a GPU to tell.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +18,19 @@ if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
 
 OnNonfinite = Literal["stop", "skip"]
+# Numbers in outputs that wait for their figures. Of so few torch adds up each batch in the same order, however many.
+WAITING = 1 << 15
 Shape = tuple[int, ...]
 
 
 class Task(Protocol):
-    """Loss and figures of a task; `sums` are added over batches and divided once, in `metrics`."""
+    """Loss and figures of a task; rows of `sums` are added over batches and divided once, in `metrics`."""
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of a batch, to be minimised."""
 
-    def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Float64 sums (S,) over a batch on its device; the first is the number of examples."""
+    def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Float64 sums (N, S) over each of N batches (N, B, ...) on their device; the first is a batch's examples."""
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         """Figures from added-up sums; the first is `loss`."""
@@ -38,10 +42,20 @@ class Task(Protocol):
         """Why the data or the network's output (without the batch) do not fit this task; empty if they do."""
 
 
+class Found(NamedTuple):
+    """What a forward pass has found for a batch, or a part of one; a batch without an update is `left_out`."""
+
+    loss: Tensor
+    outputs: Tensor
+    targets: Tensor
+    left_out: Tensor | bool = False
+
+
 @dataclass
 class State:
     """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update.
 
+    In `found` are the latest steps, which `tally` adds to the sums, many at once for little more than one would cost.
     `parallel` computes the outputs where several processes train, see distributed.py; `averages` are those of the
     weights, see averages.py.
     """
@@ -53,6 +67,7 @@ class State:
     faults: Tensor | None = None
     parallel: "DistributedDataParallel | None" = None
     averages: dict[str, Tensor] | None = None
+    found: list[Found] = field(default_factory=list)
 
     def evaluated(self) -> dict[str, Tensor]:
         """The weights that are validated, tested and kept as the best."""
@@ -78,33 +93,32 @@ def train_step(
     clip_norm: float | None,
     on_nonfinite: OnNonfinite,
     weight: float = 1.0,
-) -> Tensor:
-    """One update on a batch, in `accumulate` parts that need less memory; returns the task's sums on the device.
+) -> list[Found]:
+    """One update on a batch, in `accumulate` parts that need less memory; returns what they have found.
 
     Of several processes each has a part of the batch, which counts `weight` in the mean over all of them.
     """
     # Norms take in what a batch does to them in the forward pass, before anything can be known of its loss.
     buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
-    total: Tensor | None = None
+    found: list[Found] = []
     watched: Tensor | None = None  # not finite if any loss, or the norm of the gradient, is not
     parallel, done = state.parallel, 0
     for part_inputs, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
-        done += len(part_inputs)
         if parallel is not None:
+            done += len(part_inputs)
             parallel.require_backward_grad_sync = done == len(inputs)  # gradients are exchanged once
         with runtime.autocast():
             outputs = (parallel or state.model)(part_inputs)
             loss = task.loss(outputs, part_inputs, part_targets)
         # The mean over the whole batch, also where the last part is smaller.
-        share = len(part_inputs) / len(inputs)
+        share = len(part_inputs) / len(inputs) if accumulate > 1 else 1.0
         if parallel is not None:
             parallel.module.known_to_all(loss, weight * share).backward()
         else:
             (loss * share if accumulate > 1 else loss).backward()
-        sums = task.sums(loss, outputs, part_inputs, part_targets)
-        total = sums if total is None else total + sums
-        watched = loss.detach() if watched is None else watched + loss.detach()
-    assert total is not None and watched is not None
+        found.append(Found(loss.detach(), outputs.detach(), part_targets))
+        watched = found[-1].loss if watched is None else watched + found[-1].loss
+    assert watched is not None
     if parallel is not None:
         watched = parallel.module.mean_loss()
     if clip_norm is not None:
@@ -113,11 +127,38 @@ def train_step(
     _update(state.optimizer, fault)
     _clear_gradients(state.optimizer)
     if on_nonfinite == "skip":
-        is_fault = fault.bool()
-        total.masked_fill_(is_fault, 0)
+        is_fault = torch.as_tensor(fault).bool()
+        found = [part._replace(left_out=is_fault) for part in found]
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(is_fault, before, buffer))
+    return found
+
+
+def at_hand(tensor: Tensor) -> bool:
+    """Whether the host need not wait to look at a tensor: it takes less than to compute with it then."""
+    return tensor.is_cpu
+
+
+def tally(state: State, task: Task) -> None:
+    """Add the latest steps to `state.sums`; to be done before anybody looks at these."""
+    state.sums = added(state.sums, state.found, task)
+    state.found.clear()
+
+
+def added(total: Tensor | None, found: Iterable[Found], task: Task) -> Tensor | None:
+    """A task's sums (S,) with those of some batches: in their order, so to the bit the same however many there are."""
+    for _, same in itertools.groupby(found, lambda it: (it.outputs.shape, it.targets.shape)):
+        losses, outputs, targets, left_out = zip(*same, strict=True)
+        rows = task.sums(_stack(losses), _stack(outputs), _stack(targets))
+        if any(it is not False for it in left_out):
+            rows.masked_fill_(_stack([torch.as_tensor(it, device=rows.device) for it in left_out]).unsqueeze(1), 0)
+        for row in rows:
+            total = row.clone() if total is None else total + row
     return total
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 def parts_of(batch: Tensor, accumulate: int) -> tuple[Tensor, ...]:
@@ -135,8 +176,13 @@ def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
-def _count_fault(state: State, watched: Tensor, *, sticky: bool) -> Tensor:
+def _count_fault(state: State, watched: Tensor, *, sticky: bool) -> Tensor | bool:
     """1 for a step that must change nothing, else 0; counted in `state.faults`. Sticky: after one fault all are."""
+    if at_hand(watched):
+        is_fault = not math.isfinite(watched.item()) or (sticky and bool(state.faults))
+        if is_fault:
+            state.faults = torch.ones(()) if state.faults is None else state.faults + 1
+        return is_fault
     if state.faults is None:
         state.faults = torch.zeros((), device=watched.device)
     # NaN where what is watched is not finite: three operations where isfinite takes four and its sum two more.
@@ -146,11 +192,14 @@ def _count_fault(state: State, watched: Tensor, *, sticky: bool) -> Tensor:
     return fault
 
 
-def _update(optimizer: torch.optim.Optimizer, fault: Tensor) -> None:
+def _update(optimizer: torch.optim.Optimizer, fault: Tensor | bool) -> None:
     """A step of the optimizer, unless `fault` is 1."""
+    if fault is False:
+        optimizer.step()
+        return
     # Of SGD's first step a masked kernel would leave unwritten memory as momentum.
     begins = not optimizer.state and any(group.get("momentum") for group in optimizer.param_groups)
-    if getattr(optimizer, "_step_supports_amp_scaling", False) and not begins:
+    if isinstance(fault, Tensor) and getattr(optimizer, "_step_supports_amp_scaling", False) and not begins:
         # Where torch.amp.GradScaler would put it: fused kernels read it on the device and leave everything as it is.
         optimizer.found_inf = fault  # type: ignore[attr-defined]
         optimizer.step()
@@ -161,8 +210,8 @@ def _update(optimizer: torch.optim.Optimizer, fault: Tensor) -> None:
 def interval_metrics(state: State, task: Task, on_nonfinite: OnNonfinite) -> dict[str, float]:
     """Figures since the last record, by the one host read of the interval. Raises Diverged."""
     assert state.sums is not None
-    assert state.faults is not None
-    *sums, faults = torch.cat([state.sums, state.faults.double().view(1)]).tolist()
+    counted = state.sums.new_zeros(1) if state.faults is None else state.faults.double().view(1)
+    *sums, faults = torch.cat([state.sums, counted]).tolist()
     if faults and on_nonfinite == "stop":
         raise Diverged(state.step - int(faults) + 1)
     state.sums, state.faults = None, None

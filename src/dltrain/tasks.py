@@ -4,7 +4,6 @@ Each public class is an option of the group `task`; what its methods mean is tol
 knows no loop, no files, no config.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -31,10 +30,11 @@ class Classification:
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
-    def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        classes = targets.argmax(dim=1) if targets.ndim == 2 else targets  # of mixed pictures the one with most of it
-        correct = (outputs.argmax(dim=1) == classes).sum(dtype=torch.float64)
-        return _stack(len(targets), loss.detach() * len(targets), correct)
+    def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        classes = targets.argmax(dim=2) if targets.ndim == 3 else targets  # of mixed pictures the one with most of it
+        count = targets.shape[1]
+        correct = (outputs.argmax(dim=2) == classes).sum(dim=1, dtype=torch.float64)
+        return _rows(count, losses.double() * count, correct)
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         count, loss, correct = sums
@@ -60,10 +60,11 @@ class Regression:
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, targets)
 
-    def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs, targets = outputs.detach().double(), targets.double()  # (B, K): each number counts
+    def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs, targets = outputs.double().flatten(1), targets.double().flatten(1)  # each number counts
         error = outputs - targets
-        return _stack(targets.numel(), (error**2).sum(), error.abs().sum(), targets.sum(), (targets**2).sum())
+        figures = error**2, error.abs(), targets, targets**2
+        return _rows(targets.shape[1], *(each.sum(dim=1) for each in figures))
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         count, squared, absolute, total, total_squared = sums
@@ -93,8 +94,9 @@ class Reconstruction:
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, inputs)
 
-    def sums(self, loss: Tensor, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return _stack(len(inputs), loss.detach() * len(inputs))
+    def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        count = outputs.shape[1]
+        return _rows(count, losses.double() * count)
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         count, loss = sums
@@ -112,12 +114,6 @@ class Reconstruction:
         return ""
 
 
-def _stack(count: int, *sums: Tensor) -> Tensor:
-    """Sums (S,) in float64: exact for counts, and no rounding adds up over a long interval."""
-    return torch.stack([_number(count, sums[0].device), *(value.double() for value in sums)])
-
-
-@functools.lru_cache(maxsize=16)
-def _number(value: int, device: torch.device) -> Tensor:
-    """A number as a tensor, made once: every step of a run counts the same batch."""
-    return torch.tensor(value, dtype=torch.float64, device=device)
+def _rows(count: int, *sums: Tensor) -> Tensor:
+    """Sums (N, S) in float64, the count first: exact for counts, and no rounding adds up over a long interval."""
+    return torch.stack([torch.full_like(sums[0], count), *sums], dim=1)
