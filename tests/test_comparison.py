@@ -35,6 +35,15 @@ def test_runs_and_sweeps_are_compared_by_what_differs(dltrain: Command, folders:
     assert values == sorted(values, reverse=True)
 
 
+def test_a_job_that_failed_before_it_wrote_its_config_differs_by_its_own_words_alone(dltrain: Command) -> None:
+    words = ("patience=2", "data.val=0.1,0", "seed=0,1", "device.threads=1")
+    folder = sweep_folder(dltrain("train", "-m", *QUICK, *words))
+    found = json.loads(dltrain("report", folder, "--json").out)
+    assert sorted(run["status"] for run in found["runs"]) == ["done", "done", "failed", "failed"]
+    assert sorted(found["differing"]) == ["data.val", "seed"]
+    assert [(group["config"], group["n"]) for group in found["seeds"]] == [("data.val=0.1", 2)]
+
+
 def test_the_text_form_has_a_row_for_each_run_and_one_for_each_group_of_seeds(
     dltrain: Command, folders: list[Path]
 ) -> None:

@@ -54,6 +54,15 @@ def test_an_engine_gives_the_same_table_and_a_killed_worker_is_a_row(
     assert processes_in(tmp_path) == []
 
 
+def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    words = [*MODEL, "+model.how=hang", "seed=1", "device=cpu", "device.threads=1", "sweep.job_timeout=8"]
+    process = run_alone("train", "-m", *words, *ENGINES["ray"], cwd=tmp_path)
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert process.returncode == 1, process.stderr
+    assert [row["status"] for row in rows(folder)] == ["failed (124): no end after 8 (sweep.job_timeout)"]
+
+
 def test_another_launcher_of_hydras_gives_the_same_table(tmp_path: Path, reference: list[dict[str, str]]) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=none-1,none-2", "device=cpu", "device.threads=1", *ENGINES["joblib"]]

@@ -15,7 +15,9 @@ import pytest
 from conftest import Command
 from dltrain.composition import compose
 from dltrain.settings import Sweep
-from dltrain.sweeps import executors
+from dltrain.sweeps import executors, journal
+from dltrain.sweeps.search import Search
+from dltrain.sweeps.table import of_seeds
 from dltrain.sweeps.workers import Workers
 from lives import Nursery, nursery
 from test_sweep_resume import events, generate_pictures, wait_for_no_orphan
@@ -205,3 +207,59 @@ def test_a_failed_trial_can_be_run_again_beside_a_pruner(dltrain: Command, tmp_p
     again = ("sweep.retry_failed=true", "sweep.pruner=median")
     assert dltrain("train", f"sweep.resume={folder}", *again).code == 0
     assert [row["status"] for row in rows(folder)] == ["done", "done"]
+
+
+def test_a_grid_is_not_gone_on_with_as_a_search_nor_the_reverse(dltrain: Command) -> None:
+    grid = sweep_folder(dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.2"))
+    search = sweep_folder(dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=2"))
+    before = [rows(grid), rows(search)]
+    found = dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=2", f"sweep.resume={grid}")
+    assert (found.code, "job 0 is one of a grid" in found.err) == (2, True)
+    found = dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.2", f"sweep.resume={search}")
+    assert (found.code, "job 0 is one of a search" in found.err) == (2, True)
+    assert [rows(grid), rows(search)] == before
+
+
+def test_a_search_whose_study_is_gone_overwrites_no_job(dltrain: Command) -> None:
+    folder = sweep_folder(dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=2"))
+    before = rows(folder)
+    (folder / "study.db").unlink()
+    found = dltrain("train", f"sweep.resume={folder}", "sweep.trials=4")
+    assert (found.code, "study.db: does not know all jobs of this sweep" in found.err) == (2, True)
+    assert rows(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optim.lr=interval(2.0,3.0)", "batch_size=choice(16,32)"], "a job of this sweep has optim.lr="),
+        (["optim.lr=interval(0.001,1.0)", "batch_size=choice(8,64)"], "a job of this sweep has batch_size=batch_size="),
+        (["optim.momentum=interval(0.0,0.9)"], "a job of this sweep has none"),
+    ],
+)
+def test_an_unfinished_job_that_was_drawn_from_other_words_is_told(
+    dltrain: Command, words: list[str], told: str
+) -> None:
+    own = ("optim.lr=interval(0.001,1.0)", "batch_size=choice(16,32)")
+    folder = sweep_folder(dltrain("train", "-m", *QUICK, *own, "sweep.search=random", "sweep.trials=2"))
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(line for line in lines if '"ended", "job": 1' not in line))
+    (folder / rows(folder)[1]["folder"] / "summary.json").unlink()
+    found = dltrain("train", "-m", *QUICK, *words, "sweep.search=random", f"sweep.resume={folder}")
+    assert (found.code, told in found.err) == (2, True), found.err
+
+
+def test_means_over_seeds_leave_out_pruned_runs_and_count_what_was_drawn_twice_once(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("sweep.search=random", "sweep.trials=6", "sweep.workers=1", "optim.lr=0.01,0.1", "seed=1,2")
+    monkeypatch.setattr(Search, "judge", lambda self, number, step, figures: "pruned" if number == 2 else "")
+    result = dltrain("train", "-m", *QUICK[:-1], "epochs=2", *words, "sweep.pruner=median")
+    found = rows(sweep_folder(result))
+    whole = {row["overrides"]: row for row in found if row["status"] == "done"}
+    assert sum(row["status"] == "pruned" for row in found) == 1
+    assert len(whole) < 5  # of six draws from four
+    entries = journal.read(sweep_folder(result))
+    assert sum(group.count for group in of_seeds(entries)) == len(whole)
+    as_json = json.loads(dltrain("report", sweep_folder(result), "--json").out)
+    assert sum(group["n"] for group in as_json["seeds"]) == len(whole)

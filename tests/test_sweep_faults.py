@@ -144,6 +144,17 @@ def test_a_job_is_not_tried_more_often_than_asked(dltrain: Command) -> None:
     assert result.out.count("tries again") == 2
 
 
+def test_earlier_starts_of_a_sweep_take_no_try_away(dltrain: Command, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    words = ["+model.how=raise", f"+model.mark={mark}", "seed=1", "device.threads=1"]
+    folder = sweep_folder(dltrain("train", "-m", *MODEL, *words))
+    mark.unlink()
+    again = ["sweep.retry_failed=true", "sweep.retries=1", "trust=[faulty_nets]"]
+    result = dltrain("train", f"sweep.resume={folder}", *again)
+    assert (result.code, [row["status"] for row in rows(folder)]) == (0, ["done"]), result.err
+    assert "tries again" in result.out
+
+
 def test_after_a_failure_no_further_job_starts_where_that_is_asked_for(dltrain: Command) -> None:
     words = ["+model.how=raise-0,none-1,none-2", "sweep.stop_on_failure=true", "sweep.workers=1", "device.threads=1"]
     result = dltrain("train", "-m", *MODEL, *words)

@@ -1,5 +1,6 @@
 """A sweep whose parent is killed at any moment goes on: nothing done runs again, nothing is lost or orphaned."""
 
+import contextlib
 import json
 import os
 import random
@@ -312,6 +313,36 @@ def check_torn_journal(folder: Path, cuts: int, seed: int) -> None:
         again = Journal(path)
         assert again.entries == journal.entries
         again.close()
+
+
+def test_a_figure_that_is_no_number_is_a_figure_that_is_no_number(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    path = folder / rows(folder)[1]["folder"] / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["test"]["loss"] = None  # as JSON has NaN
+    path.write_text(json.dumps(summary))
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(lines[:-1]))  # killed before the outcome was noted
+    for _ in range(2):
+        assert dltrain("train", f"sweep.resume={folder}").code == 0
+        assert rows(folder)[1]["test_loss"] == "nan"
+
+
+def test_a_job_that_ended_on_its_own_after_it_was_taken_for_failed_is_done(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    before = table(folder)
+    with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
+        journal.end(1, Outcome(74, "another process is writing here"))
+    assert dltrain("train", f"sweep.resume={folder}").code == 0
+    assert table(folder) == before
+
+
+def test_an_outcome_that_cannot_be_never_reaches_the_journal(tmp_path: Path) -> None:
+    with contextlib.closing(Journal(tmp_path / "journal.jsonl")) as journal:
+        journal.plan([Entry(0, [], "a", "0_")])
+        with pytest.raises(ValueError, match="cannot be"):
+            journal.end(0, Outcome(0, "done", {"test_loss": None}))  # type: ignore[dict-item]
+    assert len(events(tmp_path)) == 1
 
 
 def test_a_journal_that_was_cut_off_keeps_every_whole_line_once(tmp_path: Path) -> None:

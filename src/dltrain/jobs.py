@@ -1,6 +1,7 @@
 """One job of any subcommand: a config in, an outcome out, in whatever process."""
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Collection
@@ -136,7 +137,7 @@ def figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
         best = summary.get("best") or {}
         splits = {"test": summary.get("test") or {}, "val": best if best.get("split") == "val" else {}}
     return {
-        f"{split}_{key}": value
+        f"{split}_{key}": math.nan if value is None else value  # as JSON has it
         for split, values in splits.items()
         if isinstance(values, dict)
         for key, value in values.items()

@@ -18,7 +18,10 @@ MOST_COLOURS = 5  # of another key's values within such a figure
 
 @dataclass(frozen=True)
 class Member:
-    """A run of a set as its folder tells it: `config` by dotted keys, `label` its short name, why it failed."""
+    """A run of a set as its folder tells it: `config` by dotted keys, `label` its short name, why it failed.
+
+    With `is_part` the config is no more than what was typed: the run failed before it had written the whole.
+    """
 
     folder: Path
     label: str
@@ -27,6 +30,7 @@ class Member:
     figures: dict[str, float]
     seconds: float
     reason: str = ""
+    is_part: bool = False
 
 
 @dataclass(frozen=True)

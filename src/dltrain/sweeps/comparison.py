@@ -16,8 +16,9 @@ from dltrain.jobs import figures
 from dltrain.report import page, run_page
 from dltrain.report.recorded import leaves, text, write_analysis
 from dltrain.report.set_page import Member
+from dltrain.schema import GROUPS
 from dltrain.sweeps import journal, pages
-from dltrain.sweeps.table import Group, Metric, groups, metric, with_spread
+from dltrain.sweeps.table import Group, Metric, metric, with_spread
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run, a sweep, or has some below it"
 DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
@@ -34,7 +35,9 @@ def found(folder: Path, depth: int = 0) -> Iterator[Member]:
         own, label = folder / entry.folder, f"{folder.name} job {entry.number}"
         if entry.outcome is not None and entry.outcome.failed:
             reason = f"exit code {entry.outcome.code}: {entry.outcome.status}"
-            yield Member(own, label, _config(own), "failed", {}, entry.outcome.seconds, reason)
+            whole = _config(own)
+            config = whole or {f"{key}.name" if key in GROUPS else key: it for key, it in pages.words(entry).items()}
+            yield Member(own, label, config, "failed", {}, entry.outcome.seconds, reason, is_part=not whole)
         elif own.is_dir():
             yield _run(own, label)
     if not entries and depth < DEEPEST:
@@ -70,15 +73,14 @@ def _nested(folder: Path) -> dict[str, Any]:
 
 
 def differing(runs: Sequence[Member]) -> list[str]:
-    """Keys whose values are not the same in all runs; one that a run lacks differs."""
+    """Keys whose values are not the same in all runs and that may say something about a result."""
     return [key for key in pages.differing(runs) if key.partition(".")[0] not in USUAL]
 
 
 def by_seed(runs: Sequence[Member], keys: Sequence[str]) -> list[Group]:
     """Runs that are done, grouped where they differ by their seed alone."""
     others = [key for key in keys if key != "seed"]
-    done = [run for run in runs if pages.is_done(run)]
-    return groups((" ".join(f"{key}={_shown(run.config.get(key))}" for key in others), run.figures) for run in done)
+    return pages.by_seed(runs, lambda run: " ".join(f"{key}={_shown(run.config.get(key))}" for key in others))
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Runs the jobs of a sweep to their end: starts them, notes how they end, tries again, stops."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +71,7 @@ class Conductor:
     source: Source | None = None
     queue: deque[int] = field(default_factory=deque)
     running: dict[int, float] = field(default_factory=dict)  # to when they began
+    attempts: Counter[int] = field(default_factory=Counter)  # since this start
     timed_out: set[int] = field(default_factory=set)
     stopping: bool = False
 
@@ -112,6 +113,7 @@ class Conductor:
         elif is_own:
             folder.mkdir(exist_ok=True)
         self.journal.begin(number)
+        self.attempts[number] += 1
         self.running[number] = time.monotonic()
         self.view.begins(number)
         own = folder.absolute() if is_own else None
@@ -134,7 +136,7 @@ class Conductor:
         outcome = replace(outcome, folder=folder, seconds=outcome.seconds or took)
         was_killed = number in self.timed_out
         self.timed_out.discard(number)
-        if was_killed and outcome.failed:  # else it has just come to its end
+        if was_killed and outcome.code:  # else it has just come to its end
             longest = self.settings.job_timeout
             outcome = replace(outcome, code=124, status=f"no end after {longest} (sweep.job_timeout)")
         if self.stopping and outcome.failed and outcome.code > 128:  # killed while it was asked to save
@@ -143,7 +145,7 @@ class Conductor:
             outcome.failed
             and not self.stopping
             and outcome.code != WRONG_CONFIG
-            and entry.begun <= self.settings.retries
+            and self.attempts[number] <= self.settings.retries
         ):
             self.view.say(f"job {number} failed ({outcome.code}): {outcome.status}; tries again")
             self.queue.appendleft(number)
@@ -186,7 +188,9 @@ def unfinished(command: str, folder: Path, journal: Journal, *, retry_failed: bo
     """Jobs that are still to be run, in the order of their numbers; one that ended unnoticed gets its outcome."""
     found = []
     for number, entry in sorted(journal.entries.items()):
-        if entry.outcome is None and entry.begun and (outcome := unnoticed(command, folder / entry.folder)):
+        # On a cluster a job outlives the sweep, and one that was started beside it has failed.
+        is_done = entry.outcome is not None and not entry.outcome.code
+        if entry.begun and not is_done and (outcome := unnoticed(command, folder / entry.folder)):
             journal.end(number, outcome)
         outcome = entry.outcome
         if outcome is None or outcome.interrupted or (outcome.failed and retry_failed):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain import durable
-from dltrain.errors import InputError
+from dltrain.errors import ConfigError, InputError
 from dltrain.jobs import Outcome
 
 
@@ -36,11 +36,7 @@ def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> N
         entries[job].begun += 1
         entries[job].outcome = None
     else:
-        outcome = Outcome(**content)
-        figures = (outcome.seconds, *outcome.figures.values())
-        if type(outcome.code) is not int or not all(isinstance(it, int | float) for it in figures):
-            raise ValueError("an outcome that cannot be")
-        entries[job].outcome = replace(outcome, status=str(outcome.status), folder=str(outcome.folder))
+        entries[job].outcome = _possible(Outcome(**content))
 
 
 def _checked(entry: Entry) -> Entry:
@@ -50,6 +46,14 @@ def _checked(entry: Entry) -> Entry:
     if type(entry.number) is not int or not is_plain or not all(isinstance(text, str) for text in texts):
         raise ValueError("a job that cannot be")
     return entry
+
+
+def _possible(outcome: Outcome) -> Outcome:
+    """Raise ValueError for an outcome that no job has: its table could not be drawn."""
+    figures = (outcome.seconds, *outcome.figures.values())
+    if type(outcome.code) is not int or not all(isinstance(it, int | float) for it in figures):
+        raise ValueError("an outcome that cannot be")
+    return replace(outcome, status=str(outcome.status), folder=str(outcome.folder))
 
 
 def _parsed(path: Path, content: bytes) -> dict[int, Entry]:
@@ -111,7 +115,15 @@ class Journal:
 
     def end(self, number: int, outcome: Outcome) -> None:
         """A job is done, has failed, or is interrupted."""
-        self._write({"event": "ended", "job": number} | asdict(outcome))
+        self._write({"event": "ended", "job": number} | asdict(_possible(outcome)))
+
+    def require(self, *, drawn: bool) -> None:
+        """Raise ConfigError where the jobs are those of a grid and further ones are to be drawn, or the reverse."""
+        if others := [it.number for it in self.entries.values() if bool(it.params) != drawn]:
+            how = "a grid" if drawn else "a search (sweep.search)"
+            raise ConfigError(
+                f"{self.file.name}: job {others[0]} is one of {how}. Go on with that, or start a new sweep"
+            )
 
     def close(self) -> None:
         self.file.close()

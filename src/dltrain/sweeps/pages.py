@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from dltrain.report import page, set_page
 from dltrain.report.run_page import NAME
 from dltrain.report.set_page import Member, Seeds
 from dltrain.sweeps.journal import Entry
-from dltrain.sweeps.table import Metric, groups
+from dltrain.sweeps.table import Group, Metric, groups
 
 
 def write_after(folder: Path, entries: Iterable[Entry], by: Metric) -> None:
@@ -40,9 +40,13 @@ def write(path: Path, title: str, members: Sequence[Member], keys: Sequence[str]
 
 
 def differing(members: Sequence[Member]) -> list[str]:
-    """Keys whose values are not the same in all runs; one that a run lacks differs."""
+    """Keys whose values are not the same in all runs; one that a run lacks differs, if its whole config is known."""
     keys = dict.fromkeys(key for it in members for key in it.config)
-    return [key for key in keys if len({repr(it.config.get(key, "–")) for it in members}) > 1]
+
+    def values(key: str) -> set[str]:
+        return {repr(it.config.get(key, "–")) for it in members if key in it.config or not it.is_part}
+
+    return [key for key in keys if len(values(key)) > 1]
 
 
 def _is_implied(key: str, keys: Sequence[str], members: Sequence[Member]) -> bool:
@@ -54,7 +58,7 @@ def _is_implied(key: str, keys: Sequence[str], members: Sequence[Member]) -> boo
 
 def is_done(member: Member) -> bool:
     """Whether its figures are those of a whole run."""
-    return bool(member.figures) and member.status not in ("failed", "interrupted", "not done")
+    return bool(member.figures) and member.status not in ("failed", "interrupted", "pruned", "not done")
 
 
 def seeds(members: Sequence[Member], keys: Sequence[str]) -> list[Seeds]:
@@ -64,21 +68,26 @@ def seeds(members: Sequence[Member], keys: Sequence[str]) -> list[Seeds]:
         return [Seeds(it.config, 1, it.figures, {}) for it in done]
     others = [key for key in keys if key != "seed"]
     labels = {repr([it.config.get(key) for key in others]): it.config for it in done}
-    found = groups((repr([it.config.get(key) for key in others]), it.figures) for it in done)
+    found = by_seed(done, lambda it: repr([it.config.get(key) for key in others]))
     return [Seeds(labels[group.label], group.count, group.mean, group.spread) for group in found]
+
+
+def by_seed(members: Iterable[Member], label: Callable[[Member], str]) -> list[Group]:
+    """Runs that are done by their labels; what was run twice with the same seed counts once."""
+    once = {(label(it), repr(it.config.get("seed"))): it.figures for it in members if is_done(it)}
+    return groups((name, figures) for (name, _), figures in once.items())
 
 
 def _member(folder: Path, entry: Entry) -> Member:
     """A job by its own words, which say what differs: a thousand configs need not be read."""
     outcome = entry.outcome
     assert outcome is not None
-    config = dict(_key_and_value(word) for word in entry.overrides)
     status = "failed" if outcome.failed else outcome.status
     seconds = outcome.seconds if math.isfinite(outcome.seconds) else math.nan
     return Member(
         folder / entry.folder,
         f"job {entry.number}",
-        config,
+        words(entry),
         status,
         outcome.figures,
         seconds,
@@ -86,11 +95,16 @@ def _member(folder: Path, entry: Entry) -> Member:
     )
 
 
+def words(entry: Entry) -> dict[str, Any]:
+    """What was typed for a job, by key."""
+    return dict(_key_and_value(word) for word in entry.overrides)
+
+
 def _key_and_value(word: str) -> tuple[str, Any]:
     key, _, text = word.partition("=")
     with contextlib.suppress(yaml.YAMLError, ValueError):
         value = yaml.safe_load(text)
-        if isinstance(value, int | float | str):
+        if isinstance(value, int | float | str | list):
             try:
                 return key.lstrip("+"), float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a text
             except ValueError:

@@ -73,21 +73,22 @@ class Space:
             raise ConfigError(f"{override.input_line}: {error}") from error
 
     def words(self, params: dict[str, Any]) -> list[Word]:
-        """The words of a job, with what was drawn for it."""
+        """The words of a job, with what was drawn for it. Raises ConfigError where that was drawn from other words."""
         return [
-            self._drawn(override, params[override.get_key_element()])
-            if override.is_sweep_override()
-            else self.composer.word(override)
+            self._drawn(override, params) if override.is_sweep_override() else self.composer.word(override)
             for override in self.overrides
         ]
 
-    def _drawn(self, override: Override, value: Any) -> Word:
+    def _drawn(self, override: Override, params: dict[str, Any]) -> Word:
         key = override.get_key_element()
+        value, ends = params.get(key), _ends(self.distributions[key])
+        if value not in ends and (key in self.choices or value is None or not ends[0] < value < ends[1]):
+            said = f"a job of this sweep has {key}={value}" if key in params else "a job of this sweep has none"
+            raise ConfigError(f"{override.input_line}: {said}; go on with the words it was started with")
         if key in self.choices:
             return next(word for word in self.choices[key] if word.text == value)
         if isinstance(value, float):  # six digits are enough to say it again
-            low, high = _ends(self.distributions[key])
-            value = min(max(float(f"{value:.6g}"), low), high)
+            value = min(max(float(f"{value:.6g}"), ends[0]), ends[1])
         return self.composer.word(override, value)
 
     def corners(self) -> list[dict[str, Any]]:
@@ -144,6 +145,8 @@ class Search:
         number = begun[0].number if begun else len(self.trials())
         if number >= self.settings.trials:
             return None
+        if number in known:
+            raise ConfigError(f"{self.folder / 'study.db'}: does not know all jobs of this sweep. Start a new one")
         self.study.sampler = self._sampler(number)
         trial = self.optuna.Trial(self.study, begun[0]._trial_id) if begun else self.study.ask()
         try:  # what `ask` does with distributions; of a trial that was begun it completes what is drawn already

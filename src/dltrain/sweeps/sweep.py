@@ -41,6 +41,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
         if settings.dry:
             return _show(planned, twice, space)
         with _folder(request) as folder, folders.locked(folder / ".lock", wait=False), opened(folder) as journal:
+            journal.require(drawn=space is not None)
             definition.write(request, folder, sweeping.words)
             return _conduct(request, settings, folder, journal, composer, planned, twice, space, trust)
 

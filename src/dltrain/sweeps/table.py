@@ -128,12 +128,13 @@ def interval(values: Sequence[float]) -> float:
 
 
 def of_seeds(entries: Iterable[Entry]) -> list[Group]:
-    """Jobs that are done, grouped where they differ by `seed` alone."""
-    return groups(
-        (" ".join(word for word in it.overrides if not word.startswith("seed=")), it.outcome.figures)
+    """Jobs that are done, grouped where they differ by `seed` alone; what was drawn twice counts once."""
+    whole = {
+        it.digest: (" ".join(word for word in it.overrides if not word.startswith("seed=")), it.outcome.figures)
         for it in entries
-        if it.outcome is not None and not it.outcome.code
-    )
+        if it.outcome is not None and not it.outcome.code and it.outcome.status != "pruned"
+    }
+    return groups(whole.values())
 
 
 def table_of_groups(found: Sequence[Group], by: Metric) -> Table:
