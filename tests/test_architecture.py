@@ -34,7 +34,6 @@ LAYERS = [
         "checkpoint",
         "progress",
         "agreement",
-        "stopping",
         "nonfinite",
         "onnx_graph",
         "data",
@@ -48,7 +47,7 @@ LAYERS = [
     {"distributed", "placement"},
     {"runtime", "tasks", "compiler", "muon"},
     {"folders", "durable", "archive", "form", "schema", "settings", "startup"},
-    {"signatures"},
+    {"signatures", "stopping"},
     {"hints", "pickled", "usage", "terminal", "sparkline", "launch"},
     {"errors", "__init__"},
 ]

@@ -1,6 +1,7 @@
 """The command line: answers, exit codes, and every kind of mistake told at once with the nearest right name."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -314,3 +315,39 @@ def test_a_run_whose_reader_goes_away_comes_to_its_end(tmp_path: Path) -> None:
 def test_a_fault_that_is_typed_twice_is_told_once(dltrain: Command) -> None:
     result = dltrain("train", "schedule.strat=1", "schedule.strat=1", "mlp")
     assert (result.code, result.err.count("schedule.strat")) == (2, 1), result.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_without_the_letters_of_a_table_costs_nothing(tmp_path: Path, encoding: str) -> None:
+    words = ["train", "-m", "seed=1,2", "model=mlp", "epochs=1", "limit_steps=2", "device.threads=1"]
+    found = subprocess.run(
+        [sys.executable, "-m", "dltrain", *words],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert "| job |" in found.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize("words", [["list"], ["train", "epochs=1", "limit_steps=2", "device.threads=1"]])
+def test_a_closed_standard_output_is_no_reason_to_fail(tmp_path: Path, words: list[str]) -> None:
+    command = f"{shlex.join([sys.executable, '-m', 'dltrain', *words])} >&-"
+    found = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("word", ["--epochs", "--epochs=5", "-x"])
+def test_an_unknown_flag_is_told_in_a_line_with_how_keys_are_written(dltrain: Command, word: str) -> None:
+    result = dltrain("train", word, "5")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"error: {word}: no such flag; keys have no dashes: {word.strip('-').partition('=')[0]}=VALUE" in result.err
+
+
+def test_a_current_folder_that_is_gone_is_told(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")  # the fixture goes back
+    (tmp_path / "gone").rmdir()
+    result = dltrain("train", "epochs=1")
+    assert (result.code, result.err) == (66, "error: the current folder is no longer there; cd to one that is\n")

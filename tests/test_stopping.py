@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,3 +229,21 @@ def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
     monkeypatch.setattr(cli, "_dispatch", importing)
     assert cli.main(["list"]) == SIGNALS[number]
     assert "half of a library" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_imported_waits_for_the_import_and_is_not_lost(tmp_path: Path, number: int) -> None:
+    """Some import within torch's own catches all there is; here one does so for sure."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\n"
+        f"try:\n    os.kill(os.getpid(), {int(number)})\n    whole = True\nexcept BaseException:\n    whole = False\n"
+    )
+    code = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom dltrain import startup, stopping\n"
+        "with stopping.raised_signals():\n    try:\n        startup.import_torch()\n"
+        "    except stopping.Stop as stop:\n        print(sys.modules['torch'].whole, stop)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert found.stdout == f"True stopped by {signal.Signals(number).name}\n"

@@ -26,6 +26,7 @@ HELP = {"-h", "--help"}
 def console() -> None:
     """Entry point of the console script."""
     code = 0
+    terminal.make_streams_usable()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

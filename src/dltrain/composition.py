@@ -3,6 +3,7 @@
 Hydra and OmegaConf are imported here, in diagnosis.py and in sweeps/, nowhere else.
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser  # the one place where Hydra's own flags are listed
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -21,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, InputError
 from dltrain.folders import expanded
 from dltrain.guard import Refused, guarded, read_yaml, refuse_bomb
 from dltrain.origins import Origins
@@ -85,16 +87,33 @@ def run(
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
     if "--hydra-help" in argv:  # Hydra tells it of a config of its own, in which no word has a place
         argv = ["--hydra-help"]
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise InputError("the current folder is no longer there; cd to one that is") from error
     implied = choices_of_resumed(argv)
     task = Task(job, sweep, implied)
     try:
-        flagged = any(word.startswith("-") for word in argv)
+        if flagged := any(word.startswith("-") for word in argv):
+            read_flags(command, readable(argv))
         guard = guarded(sweeps=sweep is not None, flagged=flagged)
         with _arguments(_with_swept_groups(readable([*implied, *argv]))), guard:
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(task)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     return 0
+
+
+def read_flags(command: str, argv: list[str]) -> argparse.Namespace:
+    """Readable arguments as Hydra's own parser takes them. Raises ConfigError for an unknown flag."""
+    arguments, unknown = get_args_parser().parse_known_args(argv)
+    if unknown:
+        key = unknown[0].lstrip("-").partition("=")[0]
+        raise ConfigError(
+            f"{unknown[0]}: no such flag; keys have no dashes: {key}=VALUE. "
+            f"dltrain {command} --hydra-help lists Hydra's"
+        )
+    return arguments
 
 
 def readable(argv: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.logging import RichHandler
@@ -198,6 +199,8 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
 def show_table(table: Table) -> None:
     """Print a table, as wide as it needs where there is no terminal to fit into."""
     with contextlib.suppress(OSError):  # as with lines
+        if not terminal.draws_boxes(sys.stdout):
+            table.box = box.ASCII2
         if terminal.is_lively(sys.stdout):
             Console(markup=False).print(table)  # brackets in a path or a class's name are no colours
             return

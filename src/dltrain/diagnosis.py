@@ -102,7 +102,7 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):  # +optim.lr.x has no place either
-            hint = schema.suggest(key, known)
+            hint = f"; to add it write +{key}=" if _can_be_added(key, config) else schema.suggest(key, known)
             faults.append(schema.Fault(key, f": no such key{hint} (from the command line)"))
             continue
         if override.is_discrete_sweep():
@@ -115,6 +115,18 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
         node[key.rpartition(".")[2]] = plain["value"]
     typed = [override.key_or_group for override in overrides]
     return faults + schema.check(config, command, lambda key: "the command line" if key in typed else "")
+
+
+def _can_be_added(key: str, config: dict[str, Any]) -> bool:
+    """Whether it is a parameter of the code, a person's own, that its group names."""
+    group, _, parameter = key.partition(".")
+    name = config[group].get("name") if isinstance(config.get(group), dict) else None
+    if group not in schema.GROUPS or not isinstance(name, str) or ":" not in name:
+        return False
+    with contextlib.suppress(ConfigError):
+        found = schema.signature(group, name)
+        return found is not None and parameter in found.keys
+    return False
 
 
 def known_keys(config: dict[str, Any], command: str) -> list[str]:

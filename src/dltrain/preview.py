@@ -4,11 +4,19 @@ import contextlib
 from pathlib import Path
 
 import hydra
-from hydra._internal.utils import get_args_parser  # the one place where Hydra's own flags are listed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from dltrain.composition import VERSION_BASE, Composed, choices_of_resumed, composed, config_folder, quoted, readable
+from dltrain.composition import (
+    VERSION_BASE,
+    Composed,
+    choices_of_resumed,
+    composed,
+    config_folder,
+    quoted,
+    read_flags,
+    readable,
+)
 from dltrain.errors import ConfigError
 from dltrain.guard import guarded
 
@@ -19,9 +27,7 @@ def preview(command: str, argv: list[str]) -> Composed:
     Raises ConfigError for an unknown flag, else as `run`.
     """
     implied = choices_of_resumed(argv)
-    arguments, unknown = get_args_parser().parse_known_args(readable([*implied, *argv]))
-    if unknown:
-        raise ConfigError(f"{unknown[0]}: no such flag. dltrain {command} --hydra-help lists Hydra's")
+    arguments = read_flags(command, readable([*implied, *argv]))
     words = [_first(word) for word in arguments.overrides]
     if (folder := arguments.config_dir) is not None:
         if not Path(folder).is_dir():

@@ -4,6 +4,8 @@ import gc
 import os
 import sys
 
+from dltrain.stopping import Stop, noted_signals
+
 # What libgomp, torch's OpenMP on Linux, reads when it is loaded: how often a thread that waits for others looks before
 # it sleeps. By itself it looks 300,000 times, for milliseconds, which takes the core from the very thread that it waits
 # for as soon as anybody else computes here. This many last from one operation of a small network to the next; with less
@@ -15,6 +17,8 @@ OF_A_PERSON = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 def import_torch() -> None:
     """Import torch where it is not there yet, and leave what there is by then out of every collection of garbage.
 
+    A signal waits for its end: raised within, it would be lost, or end the process as no exception of C++'s may.
+
     Nothing of it is ever garbage: to look through its half a million objects again and again takes a sixth of the time
     of the import, and half a second at the end of the process. Forked processes share it, too, as long as nobody looks.
     """
@@ -25,8 +29,11 @@ def import_torch() -> None:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        import torch  # noqa: F401
+        with noted_signals() as signals:
+            import torch  # noqa: F401
     finally:
         if was_enabled:
             gc.enable()
     gc.freeze()
+    if signals:
+        raise Stop(signals[0])

@@ -1,13 +1,29 @@
 """What a terminal is: whether it may be drawn on, how wide it is, what fits. Knows streams and text."""
 
 import errno
+import io
 import os
 import shutil
+import sys
 import termios
 from collections.abc import Sequence
 from typing import TextIO
 
 DUMB = ("dumb", "unknown")
+
+
+def make_streams_usable() -> None:
+    """Let everything be printed: to nowhere where a stream was closed, with ? for letters that an encoding lacks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  (to the end)
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def draws_boxes(stream: TextIO) -> bool:
+    """Whether a stream's encoding has the lines that tables are drawn with."""
+    return (stream.encoding or "utf-8").lower().startswith("utf")
 
 
 def is_lively(stream: TextIO) -> bool:
