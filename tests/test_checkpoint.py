@@ -1,5 +1,6 @@
 """Checkpoints are written whole or not at all, and whatever lies in their place is refused in one line, code unrun."""
 
+import errno
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from contents import content, equal, files
-from dltrain import checkpoint, weights
+from dltrain import archive, checkpoint, weights
 from dltrain.errors import InputError, OutputError
 
 
@@ -214,3 +215,24 @@ def test_a_path_that_leads_nowhere_is_an_input_error(tmp_path: Path, name: str) 
     with pytest.raises(InputError, match="no such file or folder") as caught:
         checkpoint.find(tmp_path / name, "best.pt")
     assert caught.value.exit_code == 66
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"), MemoryError()]
+)
+def test_a_checkpoint_that_cannot_be_read_just_now_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        checkpoint.save(path, content() | {"step": step}, keep=2)
+
+    def fails(*_: object) -> None:
+        raise error
+
+    for place in ("verified", "read"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"could not be read|too little memory"):
+            patch.setattr(archive, place, fails)
+            checkpoint.load_newest(path)
+    assert checkpoint.load_newest(path)[0] == path
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["last-1.pt", "last.pt"]

@@ -12,8 +12,9 @@ from rich.console import Console
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from conftest import Command
-from dltrain import checkpoint, confusion
+from dltrain import checkpoint, confusion, records
 from dltrain.data.digits import digits
+from dltrain.errors import OutputError
 
 QUICK = ("model=mlp", "model.hidden=[32]", "epochs=5")
 
@@ -325,3 +326,18 @@ def test_names_of_classes_cannot_steer_the_terminal() -> None:
     console.print(confusion.table(["\x1b[31mred", "[bold]b[/]"], [[1, 2], [3, 4]]))
     assert "\x1b" not in console.file.getvalue()
     assert "[bold]b[/]" in console.file.getvalue()
+
+
+def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dltrain("train", "epochs=1", "limit_steps=3").folder
+
+    def refused(path: Path, *_: object) -> None:
+        raise OutputError(f"{path}: could not be written (Permission denied)")
+
+    monkeypatch.setattr(records, "write_json", refused)
+    result = dltrain("eval", f"ckpt={folder}", "--json")
+    assert result.code == 0
+    assert "could not be written (Permission denied)" in result.err
+    assert 0 <= json.loads(result.out)["accuracy"] <= 1

@@ -5,6 +5,7 @@ through here: entries stored as they are, plain values, plain tensors that lie w
 shows a checkpoint to a person without building anything. Knows files; imports no torch.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -58,9 +59,11 @@ def read(file: BinaryIO, size: int) -> Any:
             sizes = _entries(archive.infolist(), size)
             (pickled,) = (name for name in sizes if name.endswith("/data.pkl"))
             data = archive.read(pickled)
-    except Refused:
+    except (Refused, MemoryError):
         raise
-    except Exception as error:  # zipfile raises nearly anything on damaged or hostile files
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's fault, not the file's
+            raise
         raise Refused(f"no archive of torch ({str(error)[:80] or type(error).__name__})") from error
     prefix = pickled.removesuffix("data.pkl")
     storages = {name.removeprefix(f"{prefix}data/"): length for name, length in sizes.items()}

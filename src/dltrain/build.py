@@ -42,6 +42,12 @@ class Data:
         return len(self.train.classes) or self.train.targets.shape[-1]
 
     @functools.cached_property
+    def range(self) -> list[float] | None:
+        """Least and greatest number in the training set's images; None of bytes."""
+        images = self.train.images
+        return None if images.dtype == torch.uint8 else [float(end) for end in images.aminmax()]
+
+    @functools.cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the examples of each split."""
         digests = {}

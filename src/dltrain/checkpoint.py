@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dltrain import archive, durable, form
-from dltrain.errors import InputError
+from dltrain.errors import ConfigError, InputError
 from dltrain.folders import expanded
 from dltrain.pickled import Refused
 
@@ -29,13 +29,16 @@ class Damaged(InputError):
     """A file whose bytes are not those that were written."""
 
 
-def save(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
+def save(path: Path, content: dict[str, Any], *, keep: int = 1, check: bool = False) -> None:
     """Write a checkpoint; of those it replaces, `keep - 1` stay beside it: last-1.pt is the one before last.pt.
 
-    Nothing is deleted before the new file is whole and in its place. Raises OutputError where that fails.
+    Nothing is deleted before the new file is whole and in its place. Raises OutputError where that fails, and with
+    `check` ConfigError for content that could not be read again.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT} | content, buffer)
+    if check:
+        _require_readable(buffer, content)
     body = buffer.getbuffer()
     with durable.writing(path, len(body)):
         held = durable.hold(path) if keep > 1 else None
@@ -49,6 +52,19 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
         finally:
             if held is not None:
                 held.unlink(missing_ok=True)
+
+
+def _require_readable(buffer: io.BytesIO, content: dict[str, Any]) -> None:
+    try:
+        archive.read(buffer, len(buffer.getbuffer()))
+        problem = form.problem(content)
+    except Refused as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(
+            f"a checkpoint of this run could not be read again: {problem}\n"
+            "The model, the optimizer or the data has what no checkpoint may hold: tensors and plain values alone"
+        )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -153,9 +169,15 @@ def _read(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise InputError(f"{path}: could not be read ({error.strerror}). Change its rights") from error
+    except OSError as error:  # of a disk or a network, perhaps for a moment: no reason to take an older one
+        raise InputError(
+            f"{path}: could not be read ({error.strerror or error}). Try again, or take another"
+        ) from error
     except Refused as error:
         raise Damaged(f"{path}: no checkpoint, or a damaged one: {error}. Take another") from error
     except Exception as error:  # torch raises nearly anything
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise InputError(f"{path}: there is too little memory to read it") from error
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise Damaged(f"{path}: no checkpoint, or a damaged one: {reason}. Take another") from error
 

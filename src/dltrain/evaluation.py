@@ -16,7 +16,7 @@ from dltrain.data import download
 from dltrain.data.batches import Batches, Statistics
 from dltrain.data.examples import Examples, read, train_and_val
 from dltrain.engine import evaluate
-from dltrain.errors import ConfigError, InputError, UserError
+from dltrain.errors import ConfigError, InputError, OutputError, UserError
 from dltrain.placement import placed, settled
 from dltrain.step import Task
 
@@ -147,8 +147,11 @@ def _evaluate(
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
     result |= records.environment()
     path = loaded.path.parent / file_name(loaded.path, config["split"], config["tta"])
-    records.write_json(path, result)
-    log.info("figures %s", path)
+    try:
+        records.write_json(path, result)
+        log.info("figures %s", path)
+    except OutputError as error:  # of a run that others keep: what was found is shown
+        log.warning("%s", error)
     score = tuple(value if math.isfinite(value) else -math.inf for value in task.score(figures))
     return result, score
 

@@ -106,7 +106,12 @@ def _examples(loaded: Loaded) -> tuple[Examples, str]:
     except (UserError, OSError) as error:
         reason = str(error).partition("\n")[0][:200]
     log.warning("no test examples to verify it on: %s", reason)
-    pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    if (ends := loaded.content["data"].get("range")) is None:
+        pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
+    else:
+        low, high = ends if all(map(math.isfinite, ends)) else (0.0, 1.0)
+        pixels = torch.rand(count, *shape, generator=generator) * (high - low) + low
     return Examples(pixels, torch.zeros(count), ()), f"{count:,} pictures of random pixels"
 
 

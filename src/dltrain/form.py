@@ -10,9 +10,9 @@ from torch import Tensor
 from dltrain.hints import describe, obeys
 
 Count = Annotated[int, Interval(ge=0)]
-Side = Annotated[int, Interval(ge=1, le=1 << 13)]  # as of one's own pictures
 Threads = Annotated[int, Interval(ge=1, le=1024)]
 LARGEST_INPUT = 1 << 26  # numbers in one example
+Side = Annotated[int, Interval(ge=1, le=LARGEST_INPUT)]
 MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us for each
 LONGEST_TEXT = 1 << 12
 
@@ -81,6 +81,8 @@ def problem(content: dict[str, Any]) -> str:
             return f"{key} must be {describe(hint)}"
     if not obeys(content.get("averages"), dict[str, Any] | None):  # older ones have none
         return "averages must be weights by name"
+    if not obeys(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # likewise
+        return "data.range must be two numbers"
     for name in ("model", "averages"):
         weights = content.get(name) or {}
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):

@@ -25,6 +25,7 @@ class Output:
     metrics: records.Metrics
     trackers: Trackers
     best: dict[str, Any] = field(default_factory=dict)
+    unchecked: int = 2  # checkpoints that are to be checked
 
     def write(self, record: Record) -> None:
         self.trackers.write(self.metrics.write(record))
@@ -37,7 +38,9 @@ class Output:
             self.save_best(run)
             self.best = run.progress.best
         content = snapshot.content(run, self.metrics.position)
-        checkpoint.save(self.folder / "checkpoints" / "last.pt", content, keep=run.settings.keep)
+        # At the start, and once the optimizer has state: what cannot be read again is told before it costs any time.
+        check, self.unchecked = self.unchecked > 0, self.unchecked - 1
+        checkpoint.save(self.folder / "checkpoints" / "last.pt", content, keep=run.settings.keep, check=check)
         self.trackers.saved()
 
     def save_best(self, run: Run) -> None:

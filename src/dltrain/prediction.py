@@ -46,6 +46,12 @@ def predict(
     loaded = load(config, typed, resolve)
     if loaded.values["task"]["name"] != "classification":
         raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")
+    low, high = loaded.content["data"].get("range") or (0, 1)
+    if not 0 <= low <= high <= 1:
+        raise ConfigError(
+            f"{loaded.path}: trained on numbers from {low:.4g} to {high:.4g}, not on bytes or numbers from 0 to 1\n"
+            "What a picture file's bytes are among these is not known; use dltrain eval with such data"
+        )
     paths = find(config["input"])
     classes = loaded.content["data"]["classes"]
     task, shape = schema.bind("task", loaded.values["task"])(), loaded.content["data"]["input_shape"]

@@ -72,6 +72,7 @@ def _common(run: Run) -> dict[str, Any]:
             "input_shape": list(run.data.input_shape),
             "outputs": run.data.outputs,
             "statistics": [list(part) for part in run.data.statistics],
+            "range": run.data.range,
         },
         "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads},
         "environment": environment(run.runtime),

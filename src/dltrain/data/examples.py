@@ -33,11 +33,14 @@ def read(source: Source, split: str) -> Examples | None:
     found = source(split)
     if found is None:
         return None
-    found = found if isinstance(found, tuple) else _read_dataset(found)
+    is_whole = isinstance(found, list) and any(isinstance(part, Tensor) for part in found)
+    found = tuple(found) if is_whole or isinstance(found, tuple) else _read_dataset(found)
     if len(found) != 3 or not all(isinstance(part, Tensor) for part in found[:2]):
         kinds = ", ".join(type(part).__name__ for part in found)
         raise InputError(f"data: expected (images, labels, class names), the first two tensors; got ({kinds})")
     images, targets, classes = found
+    if not isinstance(classes, list | tuple | None) or not all(isinstance(name, str) for name in classes or ()):
+        raise InputError(f"data: class names must be a list of texts, got {str(classes)[:60]}")
     if not classes and not targets.is_floating_point() and len(targets):
         classes = [str(label) for label in range(int(targets.max()) + 1)]
     examples = Examples(images, targets, tuple(classes or ()))
@@ -48,9 +51,13 @@ def read(source: Source, split: str) -> Examples | None:
 
 def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
     """A map-style Dataset of (image, label) as tensors; images are tensors (C, H, W), or PIL pictures or arrays."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise InputError(f"data: expected (images, labels, class names) or a Dataset; got {type(dataset).__name__}")
     items = [dataset[index] for index in range(len(dataset))]
     if not items:
         raise InputError("data: the data set is empty")
+    if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
+        raise InputError("data: each item of the data set must be (image, label)")
     pictures = [image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items]
     if len(shapes := {tuple(image.shape) for image in pictures}) > 1:
         raise InputError(f"data: images must have one size, the data set has {', '.join(map(str, sorted(shapes)[:4]))}")
