@@ -331,7 +331,14 @@ def test_an_encoding_without_the_letters_of_a_table_costs_nothing(tmp_path: Path
     assert "| job |" in found.stdout.decode(encoding)
 
 
-@pytest.mark.parametrize("words", [["list"], ["train", "epochs=1", "limit_steps=2", "device.threads=1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list"],
+        ["train", "epochs=1", "limit_steps=2", "device.threads=1"],
+        ["train", "-m", "seed=1,2", "epochs=1", "limit_steps=2", "device.threads=1"],
+    ],
+)
 def test_a_closed_standard_output_is_no_reason_to_fail(tmp_path: Path, words: list[str]) -> None:
     command = f"{shlex.join([sys.executable, '-m', 'dltrain', *words])} >&-"
     found = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)

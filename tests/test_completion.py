@@ -165,3 +165,26 @@ def test_bash_keeps_the_order_of_what_it_is_offered(tmp_path: Path, monkeypatch:
     rule, words = done.stdout.splitlines()
     assert "-o nosort" in rule
     assert words.split() == [f"ckpt={run}" for run in reversed(runs)]
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("train -m 'seed=range(3)' mode", "model="),
+        ("train 'data.size=[32,32]' model=ml", "model=mlp"),
+        ("train 'seed=3 mode", ""),
+        ("train --summary mod", "model="),
+        ("train --explain optim.lr mod", "model="),
+        ("eval --json spl", "split="),
+        ("eval ckpt=~nobody-of-that-name/", ""),
+        ("report ~nobody-of-that-name/", ""),
+        ("train --explain --cfg job mod", "model="),
+    ],
+)
+def test_quotes_own_flags_and_homes_that_are_none_cost_no_completion(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch, line: str, word: str
+) -> None:
+    monkeypatch.setenv("COMP_LINE", f"dltrain {line}")
+    result = dltrain("-sc", "query=bash")
+    assert (result.code, result.err) == (0, "")
+    assert not word or word in result.out.split()

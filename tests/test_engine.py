@@ -361,3 +361,32 @@ def test_golden_losses() -> None:
     schedule = partial(schedules.onecycle, warmup=0.3, start=0.04, final=0.0)
     found = run(fresh(), batches(**AUGMENTED), epochs=4, log_every=1, schedule=schedule)
     assert [chunk[0].values["loss"] for chunk in found] == pytest.approx(GOLDEN, rel=0, abs=1e-5)
+
+
+class Shared(nn.Module):
+    """Returns views of its weights, as a baseline does that knows no input; or the weights themselves."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.mean, self.count = nn.Parameter(torch.zeros(count, 1)), count
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.mean if len(inputs) == self.count else self.mean[:1].expand(len(inputs), 1)
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_figures_are_of_the_weights_before_the_update_also_where_an_output_is_a_weight(count: int) -> None:
+    model, task = Shared(count), Regression()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = State(model, optimizer)
+    targets = torch.ones(4, 1)
+    options: dict[str, Any] = {"accumulate": 1, "clip_norm": None, "on_nonfinite": "stop"}
+    expected = []
+    for _ in range(3):
+        expected.append(float(task.loss(model(torch.zeros(4, 1)).detach(), targets, targets)))
+        state.found += train_step(state, torch.zeros(4, 1), targets, task, CPU, **options)
+    tally(state, task)
+    assert state.sums is not None
+    assert task.metrics(state.sums.tolist())["loss"] == pytest.approx(sum(expected) / 3)
+    assert expected[0] == 1
+    assert expected[2] < expected[1] < expected[0]

@@ -318,3 +318,37 @@ def test_a_torch_data_set_without_examples_is_refused() -> None:
     with pytest.raises(InputError, match="empty") as caught:
         read(source_of(train=Pictures()), "train")
     assert caught.value.exit_code == 66
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor", "tensor of one", "list"])
+def test_a_torch_data_set_of_numbers_to_predict_has_a_row_for_each_example(kind: str) -> None:
+    made = {
+        "number": float,
+        "tensor": torch.tensor,
+        "tensor of one": lambda x: torch.tensor([x]),
+        "list": lambda x: [x],
+    }
+    items = [(torch.zeros(1, 2, 2), made[kind](number / 2)) for number in range(3)]
+    found = read(source_of(train=items), "train")
+    assert found is not None
+    assert found.targets.tolist() == [[0.0], [0.5], [1.0]]
+    assert found.targets.dtype == torch.float32
+
+
+def test_several_numbers_for_each_example_of_a_torch_data_set_are_a_row() -> None:
+    items = [(torch.zeros(1, 2, 2), torch.tensor([number, 1.0])) for number in (2.0, 3.0)]
+    found = read(source_of(train=items), "train")
+    assert found is not None
+    assert found.targets.tolist() == [[2.0, 1.0], [3.0, 1.0]]
+
+
+def test_labels_of_several_shapes_are_refused() -> None:
+    items = [(torch.zeros(1, 2, 2), torch.zeros(number)) for number in (1, 2)]
+    with pytest.raises(InputError, match="labels must be numbers, or tensors of one shape"):
+        read(source_of(train=items), "train")
+
+
+def test_a_tuple_with_one_number_for_each_example_has_rows_of_one() -> None:
+    found = read(source_of(train=(torch.zeros(3, 1, 2, 2), torch.arange(3.0), None)), "train")
+    assert found is not None
+    assert found.targets.shape == (3, 1)

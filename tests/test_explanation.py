@@ -110,3 +110,15 @@ def test_a_mistake_is_answered_with_the_nearest_name(dltrain: Command, line: str
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"error: {MISTAKES[line]}")
     assert len(result.err.splitlines()) == 1
+
+
+def test_a_group_that_is_typed_anew_is_not_that_of_the_run(dltrain: Command) -> None:
+    run = dltrain("train", "model=mlp", "data.limit=100", "epochs=1", "optim=sgd").folder
+    out = dltrain("train", f"resume={run}", "optim=adam", "--explain", "optim.lr").out
+    assert "  resume " not in out
+    assert "  resume " in dltrain("train", f"resume={run}", "optim=adam", "--explain", "seed").out
+
+
+def test_the_experiment_is_explained_as_any_group(dltrain: Command) -> None:
+    result = dltrain("train", "experiment=mnist_lenet", "--explain", "experiment")
+    assert (result.code, result.out.splitlines()[0]) == (0, "experiment=mnist_lenet")

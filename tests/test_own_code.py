@@ -27,6 +27,17 @@ def listed(split):
     found = pictures(split)
     return found and list(found)
 
+def spoiled(split, bad):
+    images, labels, names = pictures("train")
+    images[0, 0, 0, 0] = float(bad) if split == "train" else 0
+    return None if split == "val" else (images, labels, names)
+
+def named(split, kind):
+    if (found := pictures(split)) is None:
+        return None
+    names = {"keys": {"dark": 0, "light": 1}.keys(), "map": map(str, range(2)), "twice": ["dark", "dark"]}[kind]
+    return *found[:2], names
+
 def counted(split):
     return (*pictures(split)[:2], 2)
 
@@ -158,3 +169,28 @@ def test_bytes_have_no_range_in_a_checkpoint_and_numbers_have_theirs(own: Comman
     assert 0 <= least < 0.1 < 0.9 < greatest <= 1
     folder = own("train", "data=digits", "limit_steps=1").folder
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["data"]["range"] is None
+
+
+def test_numbers_that_overshoot_as_those_of_resampled_pictures_do_are_from_0_to_1(own: Command) -> None:
+    folder = trained(own, "+data.greatest=1.03", "+data.least=-0.02")
+    write_pictures(Path("shots"))
+    assert own("predict", f"ckpt={folder}", "input=shots", "trust=[mine]").code == 0
+
+
+@pytest.mark.parametrize("bad", ["inf", "nan"])
+def test_pictures_with_a_number_that_is_none_can_be_skipped(own: Command, bad: str) -> None:
+    words = ("data.name=mine:spoiled", f"+data.bad={bad}", "on_nonfinite=skip", "data.val=0")
+    result = own("train", *QUICK, *words)
+    assert result.code == 0, result.err
+    kept = torch.load(result.folder / "checkpoints" / "last.pt", weights_only=True)["data"]["range"]
+    assert 0 <= kept[0] < kept[1] <= 1
+
+
+@pytest.mark.parametrize("kind", ["keys", "map"])
+def test_class_names_may_be_anything_that_is_gone_through(own: Command, kind: str) -> None:
+    assert own("train", *QUICK, "data.name=mine:named", f"+data.kind={kind}").code == 0
+
+
+def test_two_classes_of_one_name_are_refused(own: Command) -> None:
+    result = own("train", *QUICK, "data.name=mine:named", "+data.kind=twice")
+    assert (result.code, "has two classes of one name: dark" in result.err) == (66, True)

@@ -181,6 +181,21 @@ class Viewed(nn.Module):
         return self.linear(self.conv(images).view(len(images), -1))
 
 
+@pytest.mark.parametrize("columns", [8, 28])
+def test_rows_of_grey_pictures_are_embedded_in_bf16_from_their_numbers_alone(columns: int) -> None:
+    """A convolution of torch's read memory that nobody had written: here it holds NaN."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 16, (1, columns), stride=(1, columns)), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    network = placement.placed(network, Runtime(torch.device("cpu"), "bf16", 1), (1, columns, columns))
+    images = torch.randn(64, 1, columns, columns)
+    expected = network(images)
+    for _ in range(20):
+        noise = [torch.full((size,), torch.nan) for size in (1000, 10_000, 100_000, 1_000_000) for _ in range(4)]
+        del noise
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(network(images).float(), expected, rtol=0.05, atol=0.05)
+
+
 def test_convolutions_lie_with_channels_last_unless_a_network_counts_on_another_layout() -> None:
     placed = placement.placed(build.model(CNN, (3, 14, 12), 10), CPU, (3, 14, 12))
     assert placed.features[0].weight.is_contiguous(memory_format=torch.channels_last)

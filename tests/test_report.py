@@ -486,3 +486,11 @@ def test_runs_of_one_name_have_a_curve_each(tmp_path: Path) -> None:
         spec for spec in specs((tmp_path / "report.html").read_text()) if "a line for each" in spec["description"]
     ]
     assert len({it["s"] for it in curves["data"]["values"]}) == 3
+
+
+def test_the_page_of_an_earlier_end_does_not_outlive_a_resume(dltrain: Command) -> None:
+    folder = dltrain("train", "model=mlp", "data.limit=100", "limit_steps=1").folder
+    assert (folder / "report.html").is_file()
+    result = dltrain("train", f"resume={folder}", "limit_steps=2", "report=false")
+    assert result.code == 0
+    assert not (folder / "report.html").exists()

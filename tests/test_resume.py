@@ -457,3 +457,27 @@ def test_the_environment_of_a_checkpoint_is_what_the_summary_tells(dltrain: Comm
     versions = json.loads((folder / "summary.json").read_text())["versions"]
     assert {key: stored[key] for key in versions} == versions
     assert (stored["threads"], stored["precision"]) == (1, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "code", "told"),
+    [
+        (["optim=rmsprop"], ["optim.momentum=0.9"], 0, "optim.momentum changed"),
+        (["optim=sgd", "optim.momentum=0"], ["optim.momentum=0.9"], 0, "optim.momentum changed"),
+        (["optim=adamw"], ["optim.decay_biases=false"], 2, "optim.decay_biases cannot change in a resumed run"),
+        (
+            ["optim=sgd", "optim.decay_biases=false", "optim.weight_decay=0"],
+            ["optim.weight_decay=0.001"],
+            2,
+            "optim.weight_decay cannot become 0, or more than 0",
+        ),
+    ],
+)
+def test_what_of_an_optimizer_can_change_does_and_the_rest_is_told(
+    dltrain: Command, first: list[str], then: list[str], code: int, told: str
+) -> None:
+    folder = dltrain("train", "model=mlp", "data.limit=100", "limit_steps=3", *first).folder
+    before = (folder / "checkpoints" / "last.pt").read_bytes()
+    result = dltrain("train", f"resume={folder}", "limit_steps=6", *then)
+    assert (result.code, told in result.out + result.err) == (code, True), result.err
+    assert code == 0 or (folder / "checkpoints" / "last.pt").read_bytes() == before

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from conftest import Command
+from dltrain import checkpoint
 from dltrain.composition import compose
 from dltrain.errors import ConfigError
 from dltrain.run import train
@@ -364,9 +365,9 @@ def test_checkpoints_are_written_at_the_interval(dltrain: Command, monkeypatch: 
     saved = []
     real = checkpoint.save
 
-    def save(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
+    def save(path: Path, content: dict[str, Any], **options: Any) -> None:
         saved.append(path.name)
-        real(path, content, keep=keep)
+        real(path, content, **options)
 
     monkeypatch.setattr(checkpoint, "save", save)
     dltrain("train", *QUICK, "checkpoint_every=5")
@@ -532,3 +533,28 @@ def test_every_model_trains_evaluates_and_resumes_on_cuda(dltrain: Command) -> N
         folder = dltrain("train", f"model={model}", "device=cuda", "epochs=2", "limit_steps=30").folder
         assert dltrain("train", f"resume={folder}", "limit_steps=null").code == 0
         assert dltrain("eval", f"ckpt={folder}", "device=cuda").code == 0
+
+
+@pytest.mark.parametrize("words", [("data.val=0", "log_every=2"), ("data.val=0.1", "log_every=100")])
+def test_what_is_tested_between_two_records_is_told_by_its_own_step(dltrain: Command, words: tuple[str, ...]) -> None:
+    folder = dltrain("train", "model=mlp", "model.hidden=[8]", "limit_steps=3", *words).folder
+    for steps in (3, 5):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if line["split"] == "test"][-1] == steps
+        best, last = (torch.load(folder / "checkpoints" / name, weights_only=True) for name in ("best.pt", "last.pt"))
+        assert all(torch.equal(best["model"][key], value) for key, value in last["model"].items())
+        assert best["best"]["step"] == last["step"] == json.loads((folder / "summary.json").read_text())["best"]["step"]
+        assert dltrain("train", f"resume={folder}", "limit_steps=5").code == 0
+
+
+def test_a_signal_in_the_very_last_save_is_an_interruption(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(path: Path, content: dict[str, Any], **options: Any) -> None:
+        real(path, content, **options)
+        if content.get("step") == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", save)
+    result = dltrain("train", "model=mlp", "data.limit=20", "data.val=0", "batch_size=10", "epochs=1")
+    assert result.code == 143
+    assert json.loads((result.folder / "summary.json").read_text())["status"] == "interrupted"

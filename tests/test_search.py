@@ -234,13 +234,17 @@ def test_a_search_whose_study_is_gone_overwrites_no_job(dltrain: Command) -> Non
     [
         (["optim.lr=interval(2.0,3.0)", "batch_size=choice(16,32)"], "a job of this sweep has optim.lr="),
         (["optim.lr=interval(0.001,1.0)", "batch_size=choice(8,64)"], "a job of this sweep has batch_size=batch_size="),
-        (["optim.momentum=interval(0.0,0.9)"], "a job of this sweep has none"),
+        (
+            ["optim.momentum=interval(0.1,0.95)"],
+            "a job of this sweep has optim.momentum=optim.momentum=",
+        ),
+        (["optim.weight_decay=interval(0.0,0.9)"], "a job of this sweep has none"),
     ],
 )
 def test_an_unfinished_job_that_was_drawn_from_other_words_is_told(
     dltrain: Command, words: list[str], told: str
 ) -> None:
-    own = ("optim.lr=interval(0.001,1.0)", "batch_size=choice(16,32)")
+    own = ("optim.lr=interval(0.001,1.0)", "batch_size=choice(16,32)", "optim.momentum=choice(0.5,0.9)")
     folder = sweep_folder(dltrain("train", "-m", *QUICK, *own, "sweep.search=random", "sweep.trials=2"))
     lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     (folder / "journal.jsonl").write_text("".join(line for line in lines if '"ended", "job": 1' not in line))

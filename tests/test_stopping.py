@@ -231,8 +231,11 @@ def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
     assert "half of a library" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("is_noted", [False, True])  # by a sweep
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_torch_is_imported_waits_for_the_import_and_is_not_lost(tmp_path: Path, number: int) -> None:
+def test_a_signal_while_torch_is_imported_waits_for_the_import_and_is_not_lost(
+    tmp_path: Path, number: signal.Signals, is_noted: bool
+) -> None:
     """Some import within torch's own catches all there is; here one does so for sure."""
     (tmp_path / "torch.py").write_text(
         "import os, signal\n"
@@ -240,10 +243,12 @@ def test_a_signal_while_torch_is_imported_waits_for_the_import_and_is_not_lost(t
     )
     code = (
         "import sys\nsys.path.insert(0, sys.argv[1])\nfrom dltrain import startup, stopping\n"
-        "with stopping.raised_signals():\n    try:\n        startup.import_torch()\n"
+        "with stopping.raised_signals():\n    try:\n"
+        f"        {'with stopping.noted_signals() as noted: ' if is_noted else ''}startup.import_torch()\n"
+        f"        print(sys.modules['torch'].whole, 'noted', *noted)\n"
         "    except stopping.Stop as stop:\n        print(sys.modules['torch'].whole, stop)\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert found.stdout == f"True stopped by {signal.Signals(number).name}\n"
+    assert found.stdout == (f"True noted {int(number)}\n" if is_noted else f"True stopped by {number.name}\n")

@@ -508,3 +508,16 @@ def test_a_run_from_python_is_tracked_too(tmp_path: Path, monkeypatch: pytest.Mo
     folder = Path(summary["folder"])
     assert in_csv(folder) == in_jsonl(folder)
     assert in_tensorboard(folder) == float32(in_jsonl(folder))
+
+
+def test_mlflow_says_so_where_it_keeps_other_figures_than_those_of_a_run_that_went_back(dltrain: Command) -> None:
+    folder = dltrain(*OFTEN, "logger=mlflow", "keep=9").folder
+
+    def gone_back(*words: str) -> int:
+        steps = {checkpoint.load(path)["step"]: path for path in folder.glob("checkpoints/last*.pt")}
+        result = dltrain("train", f"resume={steps[9]}", *words)
+        assert result.code == 0
+        return (result.out + result.err).count("logger.mlflow: keeps other figures of step")
+
+    assert gone_back() == 0
+    assert gone_back("optim.lr=0.9") == 1

@@ -43,9 +43,14 @@ class Data:
 
     @functools.cached_property
     def range(self) -> list[float] | None:
-        """Least and greatest number in the training set's images; None of bytes."""
+        """Least and greatest number in the training set's images that is finite; None of bytes."""
         images = self.train.images
-        return None if images.dtype == torch.uint8 else [float(end) for end in images.aminmax()]
+        if images.dtype == torch.uint8:
+            return None
+        ends = [float(end) for end in images.aminmax()]
+        if not all(map(math.isfinite, ends)):
+            ends = [float(end) for end in images.nan_to_num(0, 0, 0).aminmax()]
+        return ends
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:

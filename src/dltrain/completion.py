@@ -5,12 +5,14 @@ import io
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dltrain import hints, schema, signatures, usage
 from dltrain.folders import newest_first
 
+NOT_HYDRAS = ("--explain", "--json", "--summary")
 MOST_FOLDERS = 20  # as many as a person looks through
 WEIGHTS = (".pt", ".pth")
 # Shells split words at blanks and colons, and read more into the other signs; Hydra takes a comma for a sweep.
@@ -19,7 +21,7 @@ PLAIN = r"[\w./~=+@%-]+"
 
 def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) -> list[str]:
     """Words that may follow a command line; `hydra` runs a subcommand with arguments and prints Hydra's own answer."""
-    _, *words = line.split() or [""]
+    _, *words = _split(line) or [""]
     current = words.pop() if words and not line.endswith(" ") else ""
     if not words:
         return sorted(command for command in usage.COMMANDS if command.startswith(current))
@@ -38,12 +40,23 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
         return [word for word in _keys(command) if word.startswith(current)]
     flags = [f"--config-dir={folder}" for folder in _config_folders(words)]
     output = io.StringIO()
-    os.environ["COMP_LINE"] = " ".join(["dltrain", *words[1:], current])
-    with contextlib.redirect_stdout(output):
+    # Flags that Hydra has not, and what it cannot part at blanks, say nothing about what may follow.
+    others = [word for flag, word in itertools.pairwise(words) if flag != "--explain" or word.startswith("-")]
+    before = [word for word in others if word not in NOT_HYDRAS and re.fullmatch(PLAIN, word)]
+    os.environ["COMP_LINE"] = " ".join(["dltrain", *before, current])
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
         hydra(command, ["-sc", f"query={shell}", *flags])
     own = schema.COMMANDS[command][2]
     offered = [word for word in output.getvalue().split() if _belongs(word.lstrip("+~"), own)]
     return sorted({*offered, *values(command, current)})
+
+
+def _split(line: str) -> list[str]:
+    """The words of a command line as a shell parts them."""
+    try:
+        return shlex.split(line)
+    except ValueError:  # within quotes
+        return line.split()
 
 
 def in_order(script: str) -> str:
@@ -91,8 +104,8 @@ FOLDERS: dict[str, Callable[[], Iterable[str]]] = {
 def _inside(partial: str) -> list[str]:
     """Folders and checkpoints whose path begins as it is typed."""
     typed, _, name = partial.rpartition("/")
-    folder = Path(partial[: len(partial) - len(name)] or ".").expanduser()
     with contextlib.suppress(OSError, RuntimeError):
+        folder = Path(partial[: len(partial) - len(name)] or ".").expanduser()
         own = sorted(path for path in folder.iterdir() if path.name.startswith(name) and (name or path.name[0] != "."))
         ends = [(path.name, "/" if path.is_dir() else "") for path in own if path.is_dir() or path.suffix in WEIGHTS]
         return [f"{typed}{'/' * ('/' in partial)}{each}{end}" for each, end in ends[:MOST_FOLDERS]]

@@ -15,7 +15,7 @@ def lines(command: str, composed: Composed, key: str) -> Iterator[str]:
     nodes = catalogue.nodes(command, composed.config)
     group = key.removesuffix(".name") if key.removesuffix(".name") in schema.GROUPS else key
     rules = catalogue.keys(command, composed.config)
-    if group in composed.origin.chosen and group in composed.config:
+    if group in composed.origin.chosen:
         yield from _group(group, composed)
         for each in (rule for rule in rules if rule.startswith(f"{group}.")):
             yield ""
@@ -52,5 +52,7 @@ def _key(key: str, composed: Composed, rules: dict[str, Key]) -> Iterator[str]:
         yield f"  from     {composed.origin(key)}"
     if default is not None and default[0] != catalogue.REQUIRED:
         yield f"  default  {catalogue.shown(default[0])} ({default[1]})"
-    if composed.config.get("resume") is not None and key not in composed.typed:
+    if composed.config.get("resume") is not None and not any(
+        f"{key}.".startswith(f"{each}.") for each in composed.typed
+    ):
         yield "  resume   keeps the value that the run has, whatever stands here"

@@ -67,8 +67,8 @@ def opened(
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             records.write_config(folder / ".hydra" / "config.yaml", run.config)
-            if start is not None:  # what it showed is of other weights
-                (folder / "analysis.json").unlink(missing_ok=True)
+            for name in ("analysis.json", "report.html") if start is not None else ():  # they show other weights
+                (folder / name).unlink(missing_ok=True)
             if run.settings.report:
                 recorded.write_origins(folder, run.values, origin, typed if start else None)
             metrics = records.Metrics(folder / "metrics.jsonl", start.content["position"] if start else 0)

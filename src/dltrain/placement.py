@@ -37,7 +37,8 @@ def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequ
     images = torch.zeros(2, *shape, device=runtime.device)
     try:
         for each in network.modules():
-            if isinstance(each, nn.Conv2d):
+            # On CPUs bf16's convolution of one channel with a kernel of one row reads memory that nobody wrote then.
+            if isinstance(each, nn.Conv2d) and (each.in_channels, each.kernel_size[0]) != (1, 1):
                 each.to(memory_format=torch.channels_last)
         with torch.no_grad():
             network.eval()(images)

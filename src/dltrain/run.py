@@ -230,8 +230,9 @@ def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, w
                 distributed.reseed(processes, settings.seed, state.step)
         agreement(at_once=True)
         state.parallel = None  # it holds the group
-        # Stopped before the first record: what is tested are the latest weights.
-        progress.best = progress.best or {"split": "train", "step": state.step, "epoch": state.step / len(train)}
+        if not progress.best_weights and progress.best.get("step") != state.step:
+            # Stopped between two records: what is tested are the latest weights.
+            progress.best = {"split": "train", "step": state.step, "epoch": state.step / len(train)}
         save()
     except (Diverged, nonfinite.NoNumber) as error:
         if progress.best_weights and output is not None:  # it may be newer than the last checkpoint
@@ -246,4 +247,4 @@ def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, w
         where = output.folder if output else "FOLDER"
         raise UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={where} optim.lr=…") from error
     complete = state.step == settings.epochs * len(train) and not agreement.signals
-    return "done" if complete else status
+    return "done" if complete else status or "interrupted"  # by a signal in the last save

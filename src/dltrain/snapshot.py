@@ -186,6 +186,11 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
 
 def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
+    if len(saved["param_groups"]) != len(built.param_groups):
+        raise ConfigError(
+            "resume: optim.weight_decay cannot become 0, or more than 0, where biases do not decay "
+            "(optim.decay_biases=false). Start a new run with init="
+        )
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
     parameters = [parameter for group in built.param_groups for parameter in group["params"]]
     moments = [each for kept in saved["state"].values() for each in kept.values() if isinstance(each, Tensor)]
@@ -198,6 +203,9 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
             is_dense = isinstance(each, Tensor) and isinstance(parameter, Tensor) and each.layout == torch.strided
             if is_dense and each.shape == parameter.shape and each.stride() != parameter.stride():
                 kept[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
+    if isinstance(built, torch.optim.RMSprop) and any(own.get("momentum") for own in options):
+        for parameter, kept in built.state.items():  # as SGD does by itself for a momentum that comes later
+            kept.setdefault("momentum_buffer", torch.zeros_like(parameter))
     if type(built) in MOMENTS:
         needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())
         for parameter, moments in built.state.items():

@@ -116,7 +116,9 @@ def train_step(
             parallel.module.known_to_all(loss, weight * share).backward()
         else:
             (loss * share if accumulate > 1 else loss).backward()
-        found.append(Found(loss.detach(), outputs.detach(), part_targets))
+        # A view, or a weight itself, may change with the update before anybody looks at it.
+        is_own = outputs._base is None and not outputs.is_leaf
+        found.append(Found(loss.detach(), outputs.detach() if is_own else outputs.detach().clone(), part_targets))
         watched = found[-1].loss if watched is None else watched + found[-1].loss
     assert watched is not None
     if parallel is not None:

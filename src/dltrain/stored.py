@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 # What may not change in a run that is resumed: with other data, another network or another task it is another run.
 # Of an optimizer the moments lie in groups of one rate each.
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
-FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor")
+FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
 # What may change and leaves the weights as they would have been; of another device the run tells itself.
 HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
 STOPPING = ("limit_steps", "max_seconds", "patience")

@@ -16,7 +16,9 @@ def make_streams_usable() -> None:
     """Let everything be printed: to nowhere where a stream was closed, with ? for letters that an encoding lacks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  (to the end)
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  (to the end)
+            setattr(sys, name, nowhere)
+            setattr(sys, f"__{name}__", nowhere)
         elif isinstance(stream := getattr(sys, name), io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
 

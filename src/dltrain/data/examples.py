@@ -1,6 +1,6 @@
 """Examples of one split as tensors, and how a validation set is taken from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NamedTuple
 
 import numpy
@@ -39,11 +39,14 @@ def read(source: Source, split: str) -> Examples | None:
         kinds = ", ".join(type(part).__name__ for part in found)
         raise InputError(f"data: expected (images, labels, class names), the first two tensors; got ({kinds})")
     images, targets, classes = found
-    if not isinstance(classes, list | tuple | None) or not all(isinstance(name, str) for name in classes or ()):
-        raise InputError(f"data: class names must be a list of texts, got {str(classes)[:60]}")
+    classes = tuple(classes or ()) if isinstance(classes, Iterable | None) else (classes,)
+    if not all(isinstance(name, str) for name in classes):
+        raise InputError(f"data: class names must be a list of texts, got {str(found[2])[:60]}")
+    if targets.is_floating_point() and targets.ndim == 1:
+        targets = targets.unsqueeze(1)  # one number for each example
     if not classes and not targets.is_floating_point() and len(targets):
-        classes = [str(label) for label in range(int(targets.max()) + 1)]
-    examples = Examples(images, targets, tuple(classes or ()))
+        classes = tuple(str(label) for label in range(int(targets.max()) + 1))
+    examples = Examples(images, targets, classes)
     if problem := _problem(examples):
         raise InputError(f"data: the {split} split {problem}")
     return examples
@@ -61,8 +64,11 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
     pictures = [image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items]
     if len(shapes := {tuple(image.shape) for image in pictures}) > 1:
         raise InputError(f"data: images must have one size, the data set has {', '.join(map(str, sorted(shapes)[:4]))}")
-    images = torch.stack(pictures)
-    return images, torch.as_tensor([label for _, label in items]), getattr(dataset, "classes", None)
+    try:
+        targets = torch.stack([torch.as_tensor(label) for _, label in items])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"data: labels must be numbers, or tensors of one shape ({error})") from error
+    return torch.stack(pictures), targets, getattr(dataset, "classes", None)
 
 
 def _channels_first(picture: Any) -> Tensor:
@@ -81,6 +87,8 @@ def _problem(examples: Examples) -> str:
         return f"has {len(images)} images but {len(targets)} labels"
     if targets.is_floating_point():
         return ""
+    if twice := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
+        return f"has two classes of one name: {', '.join(twice[:5])}"
     if targets.ndim != 1 or targets.dtype != torch.int64:
         return f"must have int64 labels (N,), got {targets.dtype} {tuple(targets.shape)}"
     if int(targets.min()) < 0 or int(targets.max()) >= len(classes):

@@ -82,7 +82,9 @@ class Space:
     def _drawn(self, override: Override, params: dict[str, Any]) -> Word:
         key = override.get_key_element()
         value, ends = params.get(key), _ends(self.distributions[key])
-        if value not in ends and (key in self.choices or value is None or not ends[0] < value < ends[1]):
+        if value not in ends and (
+            key in self.choices or not isinstance(value, int | float) or not ends[0] < value < ends[1]
+        ):
             said = f"a job of this sweep has {key}={value}" if key in params else "a job of this sweep has none"
             raise ConfigError(f"{override.input_line}: {said}; go on with the words it was started with")
         if key in self.choices:

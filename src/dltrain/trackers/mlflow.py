@@ -4,6 +4,8 @@ What is logged there cannot be taken back, so figures are sent when a checkpoint
 resumed computes the later ones again.
 """
 
+import logging
+import math
 import os
 import re
 import time
@@ -12,6 +14,8 @@ from typing import Any
 
 from dltrain import durable, records
 from dltrain.trackers.lines import PLACE, Line, figures, flat
+
+log = logging.getLogger(__name__)
 
 MOST_METRICS, MOST_OTHERS = 1000, 100  # in one call, of MLflow
 LONGEST_KEY, LONGEST_VALUE, LONGEST_TAG = 250, 500, 5000  # older servers take no longer ones
@@ -45,7 +49,7 @@ class MLflow:
         )  # MLflow keeps it for later runs
         self.client = MlflowClient(tracking_uri or usual)
         self.pending: list[Any] = []
-        self.ended = False
+        self.ended = self.told = False
         place = folder / "mlflow_run_id"
         run = self._kept(place)
         if run is None:
@@ -55,7 +59,7 @@ class MLflow:
             self.client.update_run(run.info.run_id, status="RUNNING")
         self.id = run.info.run_id
         history = (self.client.get_metric_history(self.id, key) for key in run.data.metrics)
-        self.known = {(metric.key, metric.step) for metrics in history for metric in metrics}
+        self.known = {(metric.key, metric.step): metric.value for metrics in history for metric in metrics}
         self._describe(flat(config), run.data.params)
 
     def _kept(self, place: Path) -> Any:
@@ -103,7 +107,12 @@ class MLflow:
 
     def _note(self, values: dict[str, float], step: int) -> None:
         now = round(1000 * time.time())
-        self.pending += [self.metric(k, v, now, step) for k, v in values.items() if (k, step) not in self.known]
+        before = {k: self.known[k, step] for k in values if (k, step) in self.known}
+        self.pending += [self.metric(k, v, now, step) for k, v in values.items() if k not in before]
+        others = [k for k, v in before.items() if not k.endswith("_per_second") and not _is_close(v, values[k])]
+        if others and not self.told:
+            log.warning("logger.mlflow: keeps other figures of step %d and later, of before the resume", step)
+            self.told = True
 
     def saved(self) -> None:
         """Send what was noted."""
@@ -124,6 +133,10 @@ class MLflow:
     def close(self) -> None:
         if not self.ended:
             self.client.set_terminated(self.id, "FAILED")
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6) or (math.isnan(one) and math.isnan(other))
 
 
 def _key(name: str) -> str:
