@@ -96,7 +96,10 @@ def test_a_mistake_beside_help_is_told(dltrain: Command) -> None:
     result = dltrain("train", "--nonsense", "--help")
     assert (result.code, result.err.splitlines()) == (
         2,
-        ["error: --nonsense: no such flag. dltrain train --hydra-help lists Hydra's"],
+        [
+            "error: --nonsense: no such flag; keys have no dashes: nonsense=VALUE. "
+            "dltrain train --hydra-help lists Hydra's"
+        ],
     )
 
 
