@@ -280,6 +280,22 @@ def test_auto_is_fp32_on_a_cpu_without_bf16(name: str, monkeypatch: pytest.Monke
     assert (found.precision, found.reason) == ("fp32", "this CPU has no bf16")
 
 
+@pytest.mark.parametrize(
+    ("cpu", "names", "precision"),
+    [
+        ("Intel Xeon", ["avx512_bf16"], "fp32"),
+        ("Intel Xeon", ["avx512_bf16", "amx_bf16"], "bf16"),
+        ("AMD EPYC", ["avx512_bf16"], "bf16"),
+    ],
+)
+def test_auto_is_fp32_on_intel_without_amx_where_bf16_was_measured_to_be_slower(
+    cpu: str, names: list[str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True) | {"cpu_name": cpu})
+    network = build.model(NETWORKS["mlp"], (3, 14, 12), 10)
+    assert placement.settled(Runtime(CPU.device, "auto", 1), network, 512, "classification").precision == precision
+
+
 @pytest.mark.parametrize(("precision", "batch_size"), list(itertools.product(["fp32", "bf16"], [1, 512])))
 def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> None:
     named = Runtime(CPU.device, precision, 1)

@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,9 +73,11 @@ def _against_bf16(device: torch.device, network: nn.Module, batch_size: int, tas
         return f"{task} needs more digits than bf16 has"
     if device.type == "cuda":  # in hardware from compute capability 8 on
         return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "this GPU has no bf16"
-    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that will do
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # younger than the oldest torch that will do
     if not torch.backends.mkldnn.is_available() or not any(has.get(name) for name in NATIVE_BF16):
         return "this CPU has no bf16"
+    if "Intel" in has.get("cpu_name", "") and not has.get("amx_bf16"):
+        return "slower than fp32 on Intel's CPUs without AMX"
     layers = [each for each in network.modules() if any(True for _ in each.parameters(recurse=False))]
     if others := sorted({type(each).__name__ for each in layers if not isinstance(each, FASTER_IN_BF16)}):
         return f"not faster with {', '.join(others[:3])}"
