@@ -24,7 +24,7 @@ from dltrain.runtime import enough_memory
 log = logging.getLogger(__name__)
 
 SHOWN_ROWS = 40
-LEAST = 0.1  # by which numbers from 0 to 1 may overshoot, as those of resampled pictures do
+OVERSHOOT = 0.1  # by which numbers from 0 to 1 may overshoot, as those of resampled pictures do
 Prepare = Callable[[Image.Image], tuple[Image.Image, dict[str, bool]]]
 
 
@@ -48,7 +48,7 @@ def predict(
     if loaded.values["task"]["name"] != "classification":
         raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")
     low, high = loaded.content["data"].get("range") or (0, 1)
-    if not -LEAST <= low <= high <= 1 + LEAST:
+    if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
         raise ConfigError(
             f"{loaded.path}: trained on numbers from {low:.4g} to {high:.4g}, not on bytes or numbers from 0 to 1\n"
             "What a picture file's bytes are among these is not known; use dltrain eval with such data"
