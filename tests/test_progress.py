@@ -162,6 +162,12 @@ def test_an_epoch_that_is_not_over_has_no_speed_yet() -> None:
     assert noted([train(0.5)]).examples_per_second == 0.0
 
 
+def test_a_run_is_as_fast_as_its_fastest_epoch_or_as_what_there_is_of_its_first() -> None:
+    assert noted([]).rate() is None
+    assert noted([train(0.5, seconds=2.5)]).rate() == 4.0
+    assert noted([train(1.0, seconds=2.0), train(1.5, seconds=1.0)]).rate() == 5.0
+
+
 def test_training_seconds_add_up_over_intervals() -> None:
     assert (
         noted([train(0.5, seconds=0.25), val(1, accuracy=0.5, loss=1.0), train(1.0, seconds=0.5)]).train_seconds == 0.75

@@ -141,6 +141,13 @@ def test_limit_steps_stops_there(dltrain: Command) -> None:
     assert (summary["status"], summary["steps"]) == ("limit_steps", 7)
 
 
+def test_a_run_without_a_record_tells_no_speed(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "limit_steps=1").folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["train_seconds"], summary["examples_per_second"]) == (None, None)
+    assert summary["total_seconds"] > 0
+
+
 def test_max_seconds_stops_at_the_next_step(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK, "max_seconds=0.000001").folder
     summary = json.loads((folder / "summary.json").read_text())

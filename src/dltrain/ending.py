@@ -30,15 +30,16 @@ def finish(run: Run, output: Output | None, status: str, began: float) -> dict[s
         progress.latest["test"] = figures
         if output is not None:
             output.write(Record("test", progress.best["step"], progress.best["epoch"], figures))
+    rate = progress.rate()
     summary = {
         "status": status,
         "test": progress.latest.get("test"),
         "val": progress.latest.get("val"),
         "best": progress.best,
         "steps": run.state.step,
-        "train_seconds": round(progress.train_seconds, 3),
+        "train_seconds": None if rate is None else round(progress.train_seconds, 3),
         "total_seconds": round(time.perf_counter() - began, 3),
-        "examples_per_second": round(progress.examples_per_second, 1),
+        "examples_per_second": None if rate is None else round(rate, 1),
         "parameters": build.count_parameters(model),
         "device": run.runtime.describe(),
         **records.environment(),

@@ -23,6 +23,10 @@ class Progress:
     epoch_examples: int = 0
     epoch_seconds: float = 0.0
 
+    def rate(self) -> float | None:
+        """Examples per second of the fastest epoch, where none is over of what there is; None before any record."""
+        return self.examples_per_second or (self.epoch_examples / self.epoch_seconds if self.epoch_seconds else None)
+
     def note(self, record: Record, task: Task, state: State) -> None:
         """Take in a record; a better validation figure keeps a copy of the weights that it is of."""
         self.latest[record.split] = record.values

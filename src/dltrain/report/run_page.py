@@ -67,7 +67,7 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, value in values.items():
             if key in ("accuracy", "loss", "mae", "r2"):
                 found.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.figure(value)))
-    if "train_seconds" in summary:
+    if figures.finite(summary.get("train_seconds")):
         found.append(("training", f"{summary['train_seconds']:,.1f} s"))
     for key, label in (("examples_per_second", "examples/s"), ("steps", "steps"), ("parameters", "parameters")):
         if figures.finite(summary.get(key)):
