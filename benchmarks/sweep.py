@@ -27,8 +27,9 @@ EPOCHS = 2
 def commands(model: str, seeds: str) -> dict[str, list[str]]:
     """The command lines of each variant."""
     own = f"model={model} data=mnist data.val=0 schedule=constant epochs={EPOCHS} device=cpu"
-    peer = f"{sys.executable} {PEERS} -m +model={model} +lr={RATES} +momentum={MOMENTA} +seed={seeds} +epochs={EPOCHS}"
-    ray = f"{sys.executable} {PEERS} ray model={model} lr={RATES} momentum={MOMENTA} seed={seeds} epochs={EPOCHS}"
+    script = shlex.join([sys.executable, str(PEERS)])
+    peer = f"{script} -m +model={model} +lr={RATES} +momentum={MOMENTA} +seed={seeds} +epochs={EPOCHS}"
+    ray = f"{script} ray model={model} lr={RATES} momentum={MOMENTA} seed={seeds} epochs={EPOCHS}"
     return {
         "a": [f"dltrain train -m {own} optim.lr={RATES} optim.momentum={MOMENTA} seed={seeds}"],
         "b": [f"{peer} +loop=loader"],

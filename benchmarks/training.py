@@ -27,12 +27,11 @@ import datetime
 import importlib.util
 import itertools
 import json
-import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,6 +61,8 @@ RATES = {64: 0.02, 512: 0.05}
 EXAMPLES = ((1, 1_000), (1, 5_000), (1, 20_000), (1, 60_000))  # epochs and images along which cost grows
 EPOCHS = ((2, 20_000), (4, 20_000), (8, 20_000))
 PARTS = ("commands", "networks", "large", "growth")
+CHOICES = {"models": MODELS, "peers": PEERS, "data": DATA, "batch": RATES}
+LOGGED = re.compile(r"(?P<time>\S+ \S+) INFO (folder |epoch +\d+/)")
 
 
 @dataclass(frozen=True)
@@ -122,19 +123,14 @@ def command(work: Work, seed: int, workers: int) -> list[str]:
     ]
 
 
-def epoch_rates(records: Iterable[dict[str, Any]], work: Work) -> list[float]:
-    """Images per second of each epoch, from dltrain's own records of the intervals in it."""
-    steps = math.ceil(work.examples / work.batch)
-    seconds: dict[int, float] = defaultdict(float)
-    before = 0
-    for record in records:
-        if record["split"] != "train":
-            continue
-        epoch, step = divmod(record["step"], steps)
-        images = epoch * work.examples + step * work.batch
-        seconds[math.ceil(record["step"] / steps)] += (images - before) / record["examples_per_second"]
-        before = images
-    return [work.examples / seconds[epoch] for epoch in sorted(seconds)]
+def epoch_rates(log: Iterable[str], examples: int) -> list[float]:
+    """Images per second of each epoch by the clock, all that dltrain does between two ends of epochs included.
+
+    That is from one line of its train.log to the next; the first epoch begins with the line that names the folder.
+    """
+    found = (LOGGED.match(line) for line in log)
+    times = [datetime.datetime.strptime(line["time"], "%Y-%m-%d %H:%M:%S,%f") for line in found if line]
+    return [examples / (end - begin).total_seconds() for begin, end in itertools.pairwise(times)]
 
 
 def found(work: Work, folder: Path) -> dict[str, Any]:
@@ -143,7 +139,8 @@ def found(work: Work, folder: Path) -> dict[str, Any]:
         return json.loads((folder / "out").read_text().splitlines()[-1])
     (run,) = folder.glob("outputs/*/*/metrics.jsonl")
     records = [json.loads(line) for line in run.read_text().splitlines()]
-    return {"images_per_second": epoch_rates(records, work), "accuracy": records[-1]["accuracy"]}
+    log = run.with_name("train.log").read_text().splitlines()
+    return {"images_per_second": epoch_rates(log, work.examples), "accuracy": records[-1]["accuracy"]}
 
 
 def run(work: Work, seed: int, workers: int) -> dict[str, Any]:
@@ -167,8 +164,10 @@ def run(work: Work, seed: int, workers: int) -> dict[str, Any]:
 def chosen(arguments: argparse.Namespace) -> list[Work]:
     """The work that the command line asks for."""
     works = [work for part in arguments.parts or PARTS for work in plan(part)]
-    for key in ("models", "peers", "data", "batch"):
+    for key, known in CHOICES.items():
         if wanted := getattr(arguments, key):
+            if strangers := set(wanted.split(",")) - {str(each) for each in known}:
+                sys.exit(f"--{key}: no {', '.join(sorted(strangers))}; there are {', '.join(map(str, known))}")
             field = key.removesuffix("s")
             works = [work for work in works if str(getattr(work, field)) in wanted.split(",")]
     if arguments.examples:
@@ -212,7 +211,11 @@ def main() -> None:
     name = "-".join([today, f"{os.cpu_count()}-core", "training", *arguments.parts])
     stem = (arguments.to or ROOT / "docs" / "benchmarks" / name).resolve()
     path = stem.with_name(f"{stem.name}.jsonl")
-    path.write_text(json.dumps(training_runs.header(sys.argv[1:])) + "\n")
+    try:
+        with path.open("x") as file:
+            file.write(json.dumps(training_runs.header(sys.argv[1:])) + "\n")
+    except FileExistsError:
+        sys.exit(f"{path}: holds runs already; take it away, or name others with --to")
     total, began = sum(work.rounds for work in works), perf_counter()
     most = max(work.rounds for work in works)
     in_turn = ((seed, work) for seed in range(most) for work in works if seed < work.rounds)

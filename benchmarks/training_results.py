@@ -21,6 +21,7 @@ ABOUT = {
     "growth": "How cost grows",
     "grid": "Everything once, on a small part of the data",
 }
+EARLIER = "without start-up, test and saving"  # what was timed by dltrain itself
 
 
 def cell(found: Spread, digits: int = 0) -> str:
@@ -40,21 +41,28 @@ def table(runs: Iterable[Run], part: str) -> Iterator[str]:
     yield "| epochs x images | variant | n | images/s | 1st ÷ it | command, s | it ÷ 1st | peak MiB | right, % |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for (_, data, model, batch, epochs, examples), variants in by_work(runs, part).items():
-        first = None
+        first = _ended(next(iter(variants.values())))
         for peer, all_runs in variants.items():
             work = f"{model}, {data}, batch {batch}, {epochs} x {examples:,}"
-            ended = [run for run in all_runs if "error" not in run]
+            ended = _ended(all_runs)
             if not ended:
                 yield f"| {work} | {peer} | 0 | failed | | | | | |"
                 continue
             own = figures(ended)
-            first = first or own
-            faster = first["rate"].median / own["rate"].median
-            shorter = own["seconds"].median / first["seconds"].median
+            faster = shorter = ""
+            if first:
+                faster = f"{figures(first)['rate'].median / own['rate'].median:.2f}"
+                shorter = f"{own['seconds'].median / figures(first)['seconds'].median:.2f}"
+            # Of how many, where it was stopped before its end.
+            n = f"{len(all_runs)} of {all_runs[0]['rounds']}" if len(all_runs) < all_runs[0]["rounds"] else len(ended)
             yield (
-                f"| {work} | {peer} | {len(ended)} | {cell(own['rate'])} | {faster:.2f} | {cell(own['seconds'], 1)} | "
-                f"{shorter:.2f} | {cell(own['memory'])} | {share(ended)} |"
+                f"| {work} | {peer} | {n} | {cell(own['rate'])} | {faster} | {cell(own['seconds'], 1)} | "
+                f"{shorter} | {cell(own['memory'])} | {share(ended)} |"
             )
+
+
+def _ended(runs: Iterable[Run]) -> list[Run]:
+    return [run for run in runs if "error" not in run]
 
 
 def growth(runs: Sequence[Run]) -> Iterator[str]:
@@ -83,7 +91,7 @@ def page(name: str, head: Spec, runs: Sequence[Run]) -> str:
         "",
         "    DLTRAIN_DATA=… " + head["command"],
         "",
-        "Images/s are those of a run's fastest training epoch, without start-up, test and saving. The seconds of a "
+        f"Images/s are those of a run's fastest training epoch, {head.get('window', EARLIER)}. The seconds of a "
         "command go from start to exit of its process: imports, reading of the data, training, records, checkpoints, "
         "test. Ratios compare medians: the first variant's images/s over the variant's, the variant's seconds over the "
         "first one's.",

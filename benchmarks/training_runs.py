@@ -16,6 +16,7 @@ Run = dict[str, Any]
 Spec = dict[str, Any]
 WORK = ("part", "data", "model", "batch", "epochs", "examples")
 PACKAGES = ("torch", "torchvision", "dltrain", "lightning", "pytorch-ignite", "accelerate", "keras", "skorch", "numpy")
+WINDOW = "by the clock, without start-up and test; dltrain's with its records and the checkpoints that fall into it"
 
 
 class Spread(NamedTuple):
@@ -80,6 +81,7 @@ def header(words: Sequence[str]) -> Spec:
         "processor": (names or [platform.processor() or platform.machine()])[0],
         "cores": os.cpu_count(),
         "python": platform.python_version(),
+        "window": WINDOW,
         "versions": {name: version for name in PACKAGES if (version := installed(name))},
     }
 
