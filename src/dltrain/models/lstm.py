@@ -7,7 +7,6 @@ translate. ICLR 2015.
 
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
@@ -48,31 +47,31 @@ class LSTM(nn.Module):
             bidirectional=bidirectional,
             dropout=dropout if layers > 1 else 0.0,
         )
-        features = hidden * (2 if bidirectional else 1)
-        self.hidden = hidden
+        self.directions = 2 if bidirectional else 1
+        features = hidden * self.directions
         self.score = (
             nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1)) if pool == "attention" else None
         )
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        states = self._states(images)
+        states, final = self._states(images)
         if self.score is not None:
             pooled = (_weights(self.score, states) * states).sum(dim=1)  # (B, features)
         else:
-            # A direction's last state is the one after its last row: the upward one ends at row 0.
-            downward, upward = states[:, -1, : self.hidden], states[:, 0, self.hidden :]
-            pooled = torch.cat([downward, upward], dim=1)  # (B, features); upward is empty in one direction
+            # Not states[:, -1]: its gradient is as large as all states, and the upward direction ends at row 0.
+            pooled = final[-self.directions :].transpose(0, 1).flatten(1)  # of the top layer
         return self.classifier(pooled)
 
     def attention_map(self, images: Tensor) -> Tensor | None:
         """Weights of the rows (B, H, 1) that add up to 1; None where the pooling is not attention."""
-        return None if self.score is None else _weights(self.score, self._states(images))
+        return None if self.score is None else _weights(self.score, self._states(images)[0])
 
-    def _states(self, images: Tensor) -> Tensor:
+    def _states(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """States after each row (B, H, features), and of each layer and direction after its last (L * D, B, hidden)."""
         rows = images.transpose(1, 2).flatten(2)  # (B, C, H, W) -> (B, H, C*W)
-        states, _ = self.recurrent(rows)
-        return states  # (B, H, features)
+        states, final = self.recurrent(rows)
+        return states, final[0] if isinstance(self.recurrent, nn.LSTM) else final  # the former's cells left out
 
 
 def _weights(score: nn.Module, states: Tensor) -> Tensor:
