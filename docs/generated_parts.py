@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from dltrain import errors, schema, signatures, stopping
-from dltrain.composition import config_folder
+from dltrain.folders import config_folder
 from dltrain.hints import describe
 from dltrain.signatures import Key
 from dltrain.usage import COMMANDS

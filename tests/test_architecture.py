@@ -20,7 +20,7 @@ LAYERS = [
     {"composition"},
     {"editor_schema"},
     {"origins", "catalogue"},
-    {"guard"},
+    {"guard", "words"},
     {"prediction", "export", "summary"},
     {"evaluation", "run"},
     {"ending"},
@@ -48,7 +48,7 @@ LAYERS = [
     {"runtime", "tasks", "compiler", "muon"},
     {"folders", "durable", "archive", "form", "schema", "settings", "startup"},
     {"signatures", "stopping"},
-    {"hints", "pickled", "usage", "terminal", "sparkline", "launch"},
+    {"hints", "fault", "pickled", "usage", "terminal", "sparkline", "launch"},
     {"errors", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -81,7 +81,7 @@ def test_imports_go_down_only(module: Path) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_hydra_is_imported_where_configs_are_composed_alone(module: Path) -> None:
     used = {name.split(".")[0] for name in imports(module)}
-    if module.parts[0] not in ("composition", "guard", "diagnosis", "preview", "sweeps"):
+    if module.parts[0] not in ("composition", "guard", "words", "diagnosis", "preview", "sweeps"):
         assert not used & {"hydra", "omegaconf"}
 
 
@@ -99,6 +99,8 @@ def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
         "composition",
         "diagnosis",
         "schema",
+        "fault",
+        "words",
         "signatures",
         "hints",
         "settings",

@@ -12,6 +12,8 @@ import torch
 import generated
 from conftest import Command
 from dltrain import __version__, cli
+from dltrain.composition import compose
+from dltrain.errors import ConfigError
 
 NO_TORCH = """
 import sys
@@ -118,6 +120,44 @@ def test_config_dir_adds_options(dltrain: Command, tmp_path: Path) -> None:
     assert (result.code, result.err) == (2, "error: model=smal: no such option; did you mean small?\n")
 
 
+def own_files(folder: Path, **contents: str) -> None:
+    for name, content in contents.items():
+        path = folder.joinpath("mine", *name.split("__")).with_suffix(".yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+def test_a_file_of_one_s_own_that_would_not_count_is_refused(dltrain: Command, tmp_path: Path) -> None:
+    own_files(tmp_path, model__mlp="name: mlp\nhidden: [3]\n")
+    result = dltrain("train", "--config-dir", "mine", "model=mlp")
+    assert (result.code, "mlp.yaml: dltrain has a file of this name" in result.err) == (2, True)
+
+
+def test_a_key_that_one_s_own_file_leaves_out_can_be_added(dltrain: Command, tmp_path: Path) -> None:
+    own_files(tmp_path, model__short="name: mlp\nhidden: [4]\nactivation: relu\nbatch_norm: false\n")
+    result = dltrain("train", "--config-dir", "mine", "model=short", "model.dropout=0.5")
+    assert (result.code, "model.dropout: no such key; to add it write +model.dropout=" in result.err) == (2, True)
+    assert dltrain("train", "--config-dir", "mine", "model=short", "+model.dropout=0.5", "--cfg", "job").code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("epochs: 1\n", 'experiment: its YAML must begin with "# @package _global_"'),
+        ("defaults:\n  - override /model: mlp\n", 'experiment: its YAML must begin with "# @package _global_"'),
+        (
+            "# @package _global_\ndefaults:\n  - override /model: mlpp\n",
+            "model=mlpp: no such option; did you mean mlp?",
+        ),
+        ("# @package _global_\ndefaults:\n  - override /modell: mlp\n", "modell: no such group; did you mean model?"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_told_as_one(dltrain: Command, tmp_path: Path, content: str, told: str) -> None:
+    own_files(tmp_path, experiment__mine=content)
+    result = dltrain("train", "--config-dir", "mine", "experiment=mine")
+    assert (result.code, told in result.err, len(result.err.splitlines())) == (2, True, 1), result.err
+
+
 MISTAKES = {
     "trian": "trian: no such command; did you mean train?",
     "train data.crop=1000000000000000000": "data.crop=1000000000000000000: must be a whole number >= 0, <= 8192",
@@ -170,6 +210,24 @@ MISTAKES = {
     "train optim.nesterov=true optim.momentum=0": "optim=sgd: Nesterov momentum requires a momentum and zero dampening",
     "train patience=3 data.val=0": "patience needs a validation set: set data.val, such as data.val=0.1",
     "train data.mean=[1,2,3]": "data.mean=[1, 2, 3]: must have 1 number",
+    "train data.root=pictures": "data.root: no such key; digits has none, cifar10, cifar100, fashion_mnist, folder",
+    "train model.hidden=[9]": "model.hidden: no such key; lenet has none, autoencoder, cnn, lstm, mlp have it (from",
+    "train optim.betas=1": "optim.betas: no such key (from the command line)",
+    "train model=linear model.foo=1": "model.foo: no such key (from the command line)",
+    "train optim.lr='0.1'": 'optim.lr="0.1": must be a number > 0; without quotes it is one (from the command line)',
+    "train name=5": "name=5: must be text or null; as text: 'name=\"5\"' (from the command line)",
+    "train experiment=nope": "experiment=nope: no such option; dltrain list shows all",
+    "train model=null": "model=null: no such option",
+    "train ~nothing": "~nothing: no such key",
+    "train ~patience": "~patience: is null already",
+    "train optim.lr=${oc.env:DLTRAIN_NOPE}": "optim.lr: the environment variable DLTRAIN_NOPE is not set",
+    "train -m model=mlp,lenettt optim.lr=0.1,abc": "optim.lr=abc: must be a number > 0 (from the command line)",
+    "train -m seed=range(3": "seed=range(3: a bracket is not closed",
+    "train --cfg job -p nope": "package 'nope' not found in config",
+    "train --cfg nope": "argument --cfg/-c: invalid choice: 'nope'",
+    "train --config-dir": "argument --config-dir/-cd: expected one argument",
+    "train --config-dir nowhere epochs=1": "error: --config-dir=nowhere: no such folder\n",
+    "train resume=": "resume=: must be the folder of a run",
     "train data.limit=100000": "data.limit=100000 is more than the 1438 training examples there are",
 }
 
@@ -182,6 +240,11 @@ def test_a_mistake_ends_with_code_2_and_a_short_answer(dltrain: Command, line: s
     assert "Traceback" not in result.err
     assert len(result.err.splitlines()) <= 3
     assert not Path("outputs").exists(), "a mistake must leave nothing behind"
+
+
+def test_a_mistake_in_python_is_an_error_of_dltrain_s_own() -> None:
+    with pytest.raises(ConfigError, match="modle"):
+        compose("train", ["modle=mlp"])
 
 
 def test_all_faults_are_told_at_once(dltrain: Command) -> None:

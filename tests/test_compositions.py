@@ -88,7 +88,7 @@ def main(line: list[str]) -> tuple[int, str, str, list[dict[str, Any]]]:
     found = []
 
     def execute(command: str, config: dict[str, Any], *, typed: list[str], origin: schema.Origin) -> dict[str, Any]:
-        schema.require(schema.check(composition.resolve(config), command, origin))
+        schema.require(composition.resolve(config), command, origin)
         found.append(config)
         return {}
 

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from conftest import Command
 from dltrain import catalogue, schema
-from dltrain.composition import compose, config_folder
+from dltrain.composition import compose
 from dltrain.editor_schema import schema_of_configs, value_schema
+from dltrain.folders import config_folder
 from dltrain.hints import obeys
 
 EXPERIMENTS = sorted(config_folder().glob("experiment/*.yaml"))

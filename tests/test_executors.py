@@ -63,6 +63,25 @@ def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> No
     assert [row["status"] for row in rows(folder)] == ["failed (124): no end after 8 (sweep.job_timeout)"]
 
 
+def test_a_job_s_time_in_the_queue_of_an_engine_is_not_its_own(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    words = [*MODEL, "+model.how=nap-1,nap-2,nap-3", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
+    engine = ["sweep.executor=ray", "sweep.workers=3", "sweep.options={num_cpus: 1}"]
+    process = run_alone("train", "-m", *words, *engine, cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_a_job_whose_time_on_slurm_is_over_saves_and_goes_on_with_a_resume(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    mark = tmp_path / "mark"
+    words = [*MODEL, "+model.how=usr2", f"+model.mark={mark}", "seed=1", "device=cpu", "device.threads=1"]
+    process = run_alone("train", "-m", *words, *ENGINES["slurm"], cwd=tmp_path)
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert [row["status"] for row in rows(folder)] == ["interrupted"], process.stdout + process.stderr
+    resumed = run_alone("train", "sweep.resume=last", "trust=[faulty_nets]", cwd=tmp_path)
+    assert [row["status"] for row in rows(folder)] == ["done"], resumed.stdout + resumed.stderr
+
+
 def test_another_launcher_of_hydras_gives_the_same_table(tmp_path: Path, reference: list[dict[str, str]]) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=none-1,none-2", "device=cpu", "device.threads=1", *ENGINES["joblib"]]
@@ -70,6 +89,15 @@ def test_another_launcher_of_hydras_gives_the_same_table(tmp_path: Path, referen
     assert process.returncode == 0, process.stdout + process.stderr
     figures = [row["test_loss"] for row in table(tmp_path, "joblib")]
     assert figures == [row["test_loss"] for row in reference if row["status"] == "done"]
+
+
+def test_after_a_job_of_another_launcher_was_told_to_save_none_begins(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    words = [*MODEL, "+model.how=usr2,none", "device=cpu", "device.threads=1", "hydra/launcher=joblib"]
+    process = run_alone("train", "-m", *words, "hydra.launcher.n_jobs=1", cwd=tmp_path)
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert [row["status"] for row in rows(folder)] == ["interrupted", "interrupted"], process.stderr
+    assert (process.returncode, "continue with" in process.stdout) == (143, True)
 
 
 def test_what_another_launcher_loses_is_a_row_that_can_be_retried(tmp_path: Path) -> None:
@@ -101,6 +129,8 @@ def test_a_launcher_is_chosen_by_who_types_and_by_no_file(dltrain: Command, tmp_
         (["sweep.executor=slurm", "sweep.options={cluster: local, nodez: 3}"], 2, "nodez"),
         (["sweep.executor=ray", "sweep.options={address: '127.0.0.1:1'}"], 69, "sweep.executor=ray"),
         (["sweep.executor=ray", "sweep.options={adress: auto}"], 69, "adress"),
+        (["sweep.executor=ray", "sweep.options={num_cpus: 1}", "device.threads=2"], 69, "wants 2 CPUs"),
+        (["sweep.executor=slurm", "sweep.options={cluster: local, timeout_min: 0.2}"], 2, "timeout_min"),
     ],
 )
 def test_an_engine_that_is_not_there_is_told(tmp_path: Path, words: list[str], code: int, told: str) -> None:

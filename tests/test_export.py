@@ -150,9 +150,13 @@ def test_every_recurrent_network_agrees(dltrain: Command, thousand: Path, option
     agree(dltrain, thousand, RECURRENT[options])
 
 
-@pytest.mark.parametrize(
-    "model", ["linear", "mlp", "lenet", "cnn", "resnet", "fastnet", "lstm", "attention", "autoencoder"]
-)
+@pytest.mark.parametrize("model", ["lenet", "lstm"])
+def test_two_agree_on_real_mnist(dltrain: Command, real_data: Path, model: str) -> None:
+    agree(dltrain, real_data, MODELS[model])
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("model", ["linear", "mlp", "cnn", "resnet", "fastnet", "attention", "autoencoder"])
 def test_all_agree_on_real_mnist(dltrain: Command, real_data: Path, model: str) -> None:
     agree(dltrain, real_data, MODELS[model])
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dltrain import folders
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,3 +44,13 @@ def test_an_unpacked_wheel_finds_its_configs_and_composes(wheel: zipfile.ZipFile
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "name: mlp" in done.stdout
+
+
+def test_an_installed_package_takes_its_own_configs_and_not_those_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "lib" / "dltrain"):
+        (folder / "configs").mkdir(parents=True)
+        (folder / "configs" / "train.yaml").touch()
+    monkeypatch.setattr(folders, "__file__", str(tmp_path / "lib" / "dltrain" / "folders.py"))
+    assert folders.config_folder() == (tmp_path / "lib" / "dltrain" / "configs").resolve()

@@ -109,7 +109,7 @@ def test_a_dry_sweep_prints_its_jobs_and_leaves_nothing(dltrain: Command) -> Non
         ("sweep.search=grids", "sweep.search=grids: must be one of grid, random, tpe"),
         ("sweep.worker=2", "did you mean sweep.workers?"),
         ("sweep.job_timeout=soon", "a time such as 30s, 5m or 1h"),
-        ("seed=range(2000000)", "are 2,000,000 jobs; at most 100,000 are run"),
+        ("seed=range(100001)", "are 100,001 jobs; at most 100,000 are run"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_told_before_it_begins(dltrain: Command, word: str, told: str) -> None:

@@ -342,7 +342,7 @@ def test_divergence_ends_the_run_with_the_figure_and_advice(dltrain: Command) ->
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 143)])
 def test_a_signal_saves_and_a_resume_goes_on_as_if_nothing_had_been(dltrain: Command, number: int, code: int) -> None:
     arguments = ["train", *QUICK, "epochs=4000", "data.crop=1", "log_every=100000", "schedule=constant"]
     process = subprocess.Popen(

@@ -13,6 +13,7 @@ from dltrain import schema
 from dltrain.composition import compose
 from dltrain.data.augmentation import Augmentation
 from dltrain.errors import ConfigError
+from dltrain.fault import Fault, refuse, suggest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OPTIONS = [
@@ -147,7 +148,12 @@ def test_an_unknown_key_is_told_with_the_nearest_name(
         ("epochs", None, "epochs=null: must be a whole number >= 1"),
         ("clip_norm", 0, "clip_norm=0: must be a number > 0 or null"),
         ("clip_norm", float("nan"), "clip_norm=nan: must be a number > 0 or null"),
-        ("checkpoint_every", "30", "checkpoint_every=30: must be a whole number >= 1 or a time such as 30s, 5m or 1h"),
+        (
+            "checkpoint_every",
+            "30",
+            'checkpoint_every="30": must be a whole number >= 1 or a time such as 30s, 5m or 1h; without quotes it is '
+            "one",
+        ),
         ("trust", [1], "trust=[1]: must be text or a list, each text"),
         ("epochs", "???", "epochs is required: passes over the training set"),
         ("optim", {}, "optim.name is required: set it to module:name, your own code"),
@@ -258,15 +264,15 @@ def test_own_code_that_is_not_there_is_a_fault_among_the_others(config: dict[str
     ],
 )
 def test_a_suggestion_is_the_nearest_name_or_all_of_a_few(word: str, known: list[str], hint: str) -> None:
-    assert schema.suggest(word, known) == hint
+    assert suggest(word, known) == hint
 
 
-def test_require_tells_every_fault_on_a_line_of_its_own() -> None:
-    found = [schema.Fault("a", "=1: must be 2"), schema.Fault("b", ": no such key")]
+def test_every_fault_is_told_on_a_line_of_its_own() -> None:
+    found = [Fault("a", "=1: must be 2"), Fault("b", ": no such key")]
     with pytest.raises(ConfigError) as caught:
-        schema.require(found)
+        refuse(found)
     assert (str(caught.value), caught.value.exit_code) == ("a=1: must be 2\nb: no such key", 2)
 
 
 def test_no_fault_is_fine() -> None:
-    assert schema.require([]) is None
+    assert refuse([]) is None

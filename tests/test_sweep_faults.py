@@ -46,6 +46,11 @@ class Faulty(nn.Module):
                 raise RuntimeError("it was asked for")
             elif self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how == "usr2":
+                os.kill(os.getpid(), signal.SIGUSR2)
+            elif self.how == "nap":
+                self.how = "none"
+                time.sleep(3)
             elif self.how == "abort":
                 os.abort()
             elif self.how == "segv":

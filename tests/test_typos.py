@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from conftest import Command
-from dltrain import cli, diagnosis, hints, schema, signatures
+from dltrain import cli, diagnosis, fault, hints, schema, signatures
 from dltrain.composition import compose
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -67,7 +67,7 @@ def places() -> list[Place]:
     """Everywhere names are typed, each key with the first option that has it."""
 
     def nearest(kind: str, arguments: list[str], form: str, names: tuple[str, ...], known: tuple[str, ...]) -> Place:
-        return Place(kind, tuple(arguments), form, names, known, lambda typo: schema.suggest(typo, known))
+        return Place(kind, tuple(arguments), form, names, known, lambda typo: fault.suggest(typo, known))
 
     found = [nearest("subcommand", [], "{}", cli.COMMANDS, cli.COMMANDS)]
     found += [nearest("option", ["train"], f"{group}={{}}", options(group), options(group)) for group in GROUPS]
@@ -163,6 +163,6 @@ def test_edits_are_those_of_one_stroke() -> None:
 
 def test_an_answer_without_the_right_name_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above could not fail."""
-    monkeypatch.setattr(schema, "suggest", lambda word, known: f"; did you mean {sorted(known)[0]}?")
+    monkeypatch.setattr(fault, "suggest", lambda word, known: f"; did you mean {sorted(known)[0]}?")
     with pytest.raises(AssertionError):
         test_at_least_95_percent_of_all_typos_are_answered_with_the_right_name(0.01)

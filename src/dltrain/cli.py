@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dltrain import __version__, launch, schema, terminal, usage
 from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable, refused_by_system
+from dltrain.fault import suggest
 from dltrain.stopping import Stop, raised_signals, stop_behind
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _dispatch(argv: list[str]) -> int:
     elif command == "--version":
         print(__version__)
     else:
-        raise ConfigError(f"{command}: no such command{schema.suggest(command, COMMANDS)}")
+        raise ConfigError(f"{command}: no such command{suggest(command, COMMANDS)}")
     return 0
 
 
@@ -130,7 +131,7 @@ def _preview(command: str, words: list[str]) -> "Composed":
 
 def _list(arguments: list[str]) -> int:
     from dltrain import listing
-    from dltrain.composition import config_folder
+    from dltrain.folders import config_folder
 
     print(listing.text(arguments, config_folder()))
     return 0
@@ -237,9 +238,7 @@ def _job(
         of = "train" if command == "summary" else command
         try:
             faults = schema.check(composition.resolve(composed.config), of, composed.origin)
-        except (
-            ConfigError
-        ) as error:  # a reference that leads nowhere; raised, it would pass through Hydra and its words
+        except ConfigError as error:  # a reference that leads nowhere; raised, it would pass through Hydra
             return _tell(error)
         lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
         return _tell(ConfigError("\n".join(lines)))

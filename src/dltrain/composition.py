@@ -1,12 +1,12 @@
 """Hydra composes a command line into one config; it makes no folder and no log.
 
-Hydra and OmegaConf are imported here, in diagnosis.py and in sweeps/, nowhere else.
+Hydra and OmegaConf are imported where configs are composed, and nowhere else: see tests/test_architecture.py.
 """
 
-import argparse
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser  # the one place where Hydra's own flags are listed
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -24,17 +23,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
 from dltrain.errors import ConfigError, InputError
-from dltrain.folders import expanded
+from dltrain.folders import config_folder, expanded
 from dltrain.guard import Refused, guarded, read_yaml, refuse_bomb
 from dltrain.origins import Origins
+from dltrain.words import read_flags, readable, with_swept_groups
 
 VERSION_BASE = "1.3"
 MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last
 MOST_REFERRED = 30_000  # values; OmegaConf takes 40 us for each
 REFUSED = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises for a command line it cannot use
-# Hydra's flags that are followed by a value (--info and --cfg can be, and are here if they are written so).
-VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-VALUE_FLAGS |= {"--info", "-i", "--experimental-rerun"}
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,6 @@ class Task:
         self.job(composed(config, HydraConfig.get(), self.implied))
 
 
-def config_folder() -> Path:
-    """configs/ of the checkout, else the copy inside the installed package."""
-    checkout = Path(__file__).resolve().parents[2] / "configs"
-    return checkout if (checkout / "train.yaml").is_file() else Path(__file__).resolve().parent / "configs"
-
-
 def run(
     command: str, argv: list[str], job: Callable[[Composed], None], sweep: Callable[[Sweeping], int] | None = None
 ) -> int:
@@ -97,74 +88,12 @@ def run(
         if flagged := any(word.startswith("-") for word in argv):
             read_flags(command, readable(argv))
         guard = guarded(sweeps=sweep is not None, flagged=flagged)
-        with _arguments(_with_swept_groups(readable([*implied, *argv]))), guard:
+        with _arguments(with_swept_groups(readable([*implied, *argv]))), guard:
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(task)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
-        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+        shows = any(flag in ("--cfg", "-c") for flag in flags)  # what is not there, as with --package
+        return 2 if shows and stop.code else stop.code if isinstance(stop.code, int) else 2 * (stop.code is not None)
     return 0
-
-
-def read_flags(command: str, argv: list[str]) -> argparse.Namespace:
-    """Readable arguments as Hydra's own parser takes them. Raises ConfigError for an unknown flag."""
-    arguments, unknown = get_args_parser().parse_known_args(argv)
-    if unknown:
-        key = unknown[0].lstrip("-").partition("=")[0]
-        raise ConfigError(
-            f"{unknown[0]}: no such flag; keys have no dashes: {key}=VALUE. "
-            f"dltrain {command} --hydra-help lists Hydra's"
-        )
-    return arguments
-
-
-def readable(argv: list[str]) -> list[str]:
-    """Arguments as Hydra can read them: flags with their values first, overrides in one piece, quoted where needed."""
-    flags, overrides = split(argv)
-    return flags + [quoted(f"+{word}" if word.startswith("experiment=") else word) for word in overrides]
-
-
-def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("-"):
-            flags += [word, next(words, "")] if word in VALUE_FLAGS else [word]
-        else:
-            overrides.append(word)
-    return [word for word in flags if word], overrides
-
-
-def quoted(word: str) -> str:
-    """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
-    key, equals, value = word.partition("=")
-    if not equals:
-        return word
-    escaped = value.replace("'", "\\'")
-    for form in (word, f"{key}='{escaped}'"):
-        with contextlib.suppress(HydraException, ValueError):  # the latter for a number of thousands of digits
-            OverridesParser.create().parse_overrides([form])
-            return form
-    return word  # as it was typed, to be told so
-
-
-def _with_swept_groups(argv: list[str]) -> list[str]:
-    """`data=mnist,cifar10 data.root=X` with X as a sweep of one value.
-
-    Before a sweep Hydra composes once with the default option of a swept group, to which the key may be unknown; it
-    leaves out what is swept itself.
-    """
-    parser = OverridesParser.create()
-    swept = set()
-    for word in argv:
-        with contextlib.suppress(HydraException, ValueError):  # a flag, or a mistake that is told later
-            swept |= {it.key_or_group for it in parser.parse_overrides([word]) if it.is_sweep_override()}
-    words = []
-    for word in argv:
-        key, _, value = word.partition("=")
-        of_swept = key.lstrip("+").partition(".")[0] in swept and "." in key
-        words.append(f"{key}=choice({value})" if of_swept and key.lstrip("+") not in swept else word)
-    return words
 
 
 @contextlib.contextmanager
@@ -188,10 +117,16 @@ def _arguments(argv: list[str]) -> Iterator[None]:
 
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
-    """The config of a subcommand with overrides, its references filled in: for `dltrain.run.train` from Python."""
+    """The config of a subcommand with overrides, its references filled in: for `dltrain.run.train` from Python.
+
+    Raises ConfigError at the first mistake; the command line tells all.
+    """
     words = readable(overrides)
-    with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-        plain = OmegaConf.to_container(hydra.compose(command, words), resolve=False)
+    try:
+        with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+            plain = OmegaConf.to_container(hydra.compose(command, words), resolve=False)
+    except REFUSED as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     assert isinstance(plain, dict)
     return resolve(named(plain))
 
@@ -204,7 +139,10 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
             raise Refused(f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed")
         filled = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except (OmegaConfBaseException, Refused, RecursionError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        told, key = str(error), getattr(error, "full_key", None)
+        if key and (missing := re.search(r"Environment variable '(.*)' not found", told)):
+            told = f"{key}: the environment variable {missing[1]} is not set"
+        raise ConfigError(" ".join(told.split())) from error
     assert isinstance(filled, dict)
     return named(filled)
 

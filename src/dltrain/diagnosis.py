@@ -1,7 +1,9 @@
 """Why a command line cannot be composed: Hydra tells the first fault, this tells all, with the nearest right names."""
 
 import contextlib
+import functools
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
-from dltrain.composition import REFUSED, VERSION_BASE, config_folder, named, readable
+from dltrain.composition import REFUSED, VERSION_BASE, named
 from dltrain.errors import ConfigError
+from dltrain.fault import TYPED, Fault, suggest
+from dltrain.folders import config_folder
 from dltrain.guard import Refused, guarded
 from dltrain.origins import has
+from dltrain.words import readable
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
@@ -27,7 +32,7 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         return ConfigError(str(error))
     arguments = get_args_parser().parse_args(readable(argv))
     nodes = schema.COMMANDS[command][2]
-    faults: list[schema.Fault] = []
+    faults: list[Fault] = []
     overrides: list[Override] = []
     unreadable: list[str] = []
     keys: list[Override] = []
@@ -54,10 +59,10 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         for override, names in zip(overrides, options, strict=True):
             group = override.key_or_group
             if names and group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
-                faults.append(schema.Fault(group, f": no such key{schema.suggest(group, nodes)}"))
+                faults.append(Fault(group, f": no such key{suggest(group, nodes)}"))
                 continue
             wrong = [value for value in _values(override) if value not in names] if names else []
-            faults += [schema.Fault(group, f"={it}: no such option{schema.suggest(str(it), names)}") for it in wrong]
+            faults += [Fault(group, _no_option(it, names)) for it in wrong]
             if names and not wrong and not override.is_delete():
                 several = isinstance(override.value(), list)
                 option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
@@ -67,11 +72,31 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     for word in unreadable:
         key, equals, _ = word.lstrip("+~").partition("=")
         # Hydra reads no part of a key that begins with a digit; a typo of ours may.
-        hint = schema.suggest(key, known) if equals and key not in known else ""
-        faults.append(schema.Fault(word, f": cannot be read as KEY=VALUE{hint}"))
+        hint = suggest(key, known) if equals and key not in known else ""
+        is_open = any(word.count(one) > word.count(other) for one, other in ("()", "[]", "{}"))
+        told = "a bracket is not closed" if is_open else f"cannot be read as KEY=VALUE{hint}"
+        faults.append(Fault(word, f": {told}"))
     if isinstance(composed, dict):
         faults += _key_faults(named(composed), command, keys)
+    faults += [] if faults else _in_experiment(str(error))
     return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
+
+
+def _in_experiment(told: str) -> list[Fault]:
+    """What Hydra says of the defaults of an experiment, whose words nobody typed."""
+    place = " (in the defaults of the experiment)"
+    if "@experiment." in told:  # where it puts them without the first line
+        return [Fault("experiment", f': its YAML must begin with "{schema.WHOLE}"')]
+    if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", told)) and found[1] in schema.GROUPS:
+        return [Fault(found[1], _no_option(found[2], schema.names(found[1])) + place)]
+    if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", told):
+        return [Fault(found[1], f": no such group{suggest(found[1], schema.COMMANDS['train'][2])}{place}")]
+    return []
+
+
+def _no_option(value: Any, names: list[str]) -> str:
+    shown = "null" if value is None else str(value)
+    return f"={shown}: no such option{suggest(shown, names) or '; dltrain list shows all'}"
 
 
 def _values(override: Override) -> list[Any]:
@@ -90,43 +115,73 @@ def _swept(override: Override) -> list[str]:
         return [override.input_line.partition("=")[2] if override.input_line else ""]
 
 
-def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[schema.Fault]:
+def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[Fault]:
     """Faults of the keys that are set, each tried on the composed config."""
     known = known_keys(config, command)
     faults = []
+    swept: list[tuple[dict[str, Any], str, Any]] = []  # where a further value of a key would stand, and the value
     for override in overrides:
         key = override.key_or_group
-        if key.startswith("hydra.") or override.is_delete():
+        if key.startswith("hydra."):
+            continue
+        if override.is_delete():
+            if not has(config, key):
+                faults.append(Fault(f"~{key}", f": no such key{_hint(key, config, known)}"))
+            elif functools.reduce(lambda node, part: node[part], key.split("."), config) is None:
+                faults.append(Fault(f"~{key}", ": is null already"))
             continue
         node: Any = config if override.is_add() or has(config, key) else None
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):  # +optim.lr.x has no place either
-            hint = f"; to add it write +{key}=" if _can_be_added(key, config) else schema.suggest(key, known)
-            faults.append(schema.Fault(key, f": no such key{hint} (from the command line)"))
+            faults.append(Fault(key, f": no such key{_hint(key, config, known)} (from the command line)"))
             continue
-        if override.is_discrete_sweep():
-            override = OverridesParser.create().parse_override(f"{key}={_swept(override)[0]}")
-        try:
-            plain: Any = OmegaConf.to_container(OmegaConf.create({"value": override.value()}))
-        except OmegaConfBaseException as error:  # ${ without an end
-            faults.append(schema.Fault(key, f"={override.value()}: {str(error).splitlines()[0]}"))
-            continue
-        node[key.rpartition(".")[2]] = plain["value"]
+        values: list[Any] = []
+        for one in _each(override):
+            try:
+                values.append(OmegaConf.to_container(OmegaConf.create({"value": one.value()})))
+            except OmegaConfBaseException as error:  # ${ without an end
+                faults.append(Fault(key, f"={one.value()}: {str(error).splitlines()[0]}"))
+        last = key.rpartition(".")[2]
+        swept += [(node, last, value["value"]) for value in values[1:]]
+        if values:
+            node[last] = values[0]["value"]
     typed = [override.key_or_group for override in overrides]
-    return faults + schema.check(config, command, lambda key: "the command line" if key in typed else "")
+
+    def check() -> list[Fault]:
+        return schema.check(config, command, lambda key: TYPED if key in typed else "")
+
+    faults += check()
+    for node, last, value in swept:
+        before, node[last] = node[last], value
+        faults += check()
+        node[last] = before
+    return faults
 
 
-def _can_be_added(key: str, config: dict[str, Any]) -> bool:
-    """Whether it is a parameter of the code, a person's own, that its group names."""
+def _each(override: Override) -> list[Override]:
+    """An override, or one for each value that it sweeps over."""
+    if not override.is_discrete_sweep():
+        return [override]
+    parser = OverridesParser.create()
+    return [parser.parse_override(f"{override.key_or_group}={value}") for value in _swept(override)]
+
+
+def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
+    """What to do about a key that is not there: it can be added, is misspelt, or is one of other options."""
     group, _, parameter = key.partition(".")
+    if group not in schema.GROUPS or not parameter:
+        return suggest(key, known)
     name = config[group].get("name") if isinstance(config.get(group), dict) else None
-    if group not in schema.GROUPS or not isinstance(name, str) or ":" not in name:
-        return False
     with contextlib.suppress(ConfigError):
-        found = schema.signature(group, name)
-        return found is not None and parameter in found.keys
-    return False
+        found = schema.signature(group, name) if isinstance(name, str) else None
+        if found is not None and parameter in found.keys:  # of a person's own code, or left out of their own YAML
+            return f"; to add it write +{key}="
+    if hint := suggest(key, known):
+        return hint
+    options = {other: schema.signature(group, other) for other in schema.names(group)}
+    others = [other for other, own in options.items() if own and parameter in own.keys]
+    return f"; {name} has none, {', '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ""
 
 
 def known_keys(config: dict[str, Any], command: str) -> list[str]:

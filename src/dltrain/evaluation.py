@@ -89,7 +89,7 @@ def evaluate_checkpoints(
     list if `ckpt` is one, in its order, with `checkpoint` and `error` for those without figures.
     Raises UserError, whose `exit_code` says of which kind: that of the first one that could not be evaluated.
     """
-    schema.require(schema.check(config, "eval"))
+    schema.require(config, "eval")
     if isinstance(config["ckpt"], str):
         result, _ = _evaluate(config, typed, resolve)
         _show(result)

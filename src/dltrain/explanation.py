@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dltrain import catalogue, schema
 from dltrain.composition import Composed
 from dltrain.errors import ConfigError
+from dltrain.fault import suggest
 from dltrain.hints import describe
 from dltrain.origins import at, has
 from dltrain.signatures import Key
@@ -27,7 +28,7 @@ def lines(command: str, composed: Composed, key: str) -> Iterator[str]:
             yield from _key(f"{key}.{each}", composed, rules)
     else:
         known = [*rules, *(node for node in nodes if node), *composed.origin.chosen]
-        raise ConfigError(f"{key}: no such key{schema.suggest(key, known)}")
+        raise ConfigError(f"{key}: no such key{suggest(key, known)}")
 
 
 def _group(group: str, composed: Composed) -> Iterator[str]:

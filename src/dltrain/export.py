@@ -33,7 +33,7 @@ def export(config: dict[str, Any], *, typed: Collection[str] = (), resolve: Reso
 
     Raises UserError, whose `exit_code` says of which kind.
     """
-    schema.require(schema.check(config, "export"))
+    schema.require(config, "export")
     kind = config["format"]
     if kind == "onnx":
         onnx_graph.require_packages()

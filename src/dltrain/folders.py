@@ -1,4 +1,4 @@
-"""Folders that runs and sweeps make for themselves, and locks on folders. Imports no torch."""
+"""Folders: of the configs, those that runs and sweeps make for themselves, and locks on them. Imports no torch."""
 
 import contextlib
 import errno
@@ -16,6 +16,13 @@ from dltrain.errors import InputError, OutputError
 log = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
+
+
+def config_folder() -> Path:
+    """configs/ inside the installed package, else that of the checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"  # looked for first: what lies two folders above an installed package is a person's
+    return installed if (installed / "train.yaml").is_file() else package.parents[1] / "configs"
 
 
 def new_folder(base: Path, name: str) -> Path:

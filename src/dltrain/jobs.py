@@ -41,6 +41,9 @@ class Outcome:
         return self.code in SIGNALS.values()
 
 
+INTERRUPTED = Outcome(143, "interrupted")
+
+
 def attempt(
     command: str, config: dict[str, Any], tell: Callable[[UserError | KeyboardInterrupt], int], **settings: Any
 ) -> Outcome:
@@ -102,7 +105,7 @@ def execute(
     values: dict[str, Any] = {}
     if command not in ("summary", "train"):  # they check by themselves
         values = resolve(config)
-        schema.require(schema.check(values, command, origin))
+        schema.require(values, command, origin)
     import_torch()
     if command == "summary":
         from dltrain.summary import summarize

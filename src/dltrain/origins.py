@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dltrain.fault import TYPED
 from dltrain.guard import Refused, read_yaml
 
-TYPED = "the command line"
 RESUMED = "the run to be resumed"
 
 

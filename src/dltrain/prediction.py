@@ -43,7 +43,7 @@ def predict(
     `deliver` gets the rows as a JSON document.
     Raises UserError, whose `exit_code` says of which kind.
     """
-    schema.require(schema.check(config, "predict"))
+    schema.require(config, "predict")
     loaded = load(config, typed, resolve)
     if loaded.values["task"]["name"] != "classification":
         raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")

@@ -7,18 +7,10 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from dltrain.composition import (
-    VERSION_BASE,
-    Composed,
-    choices_of_resumed,
-    composed,
-    config_folder,
-    quoted,
-    read_flags,
-    readable,
-)
-from dltrain.errors import ConfigError
+from dltrain.composition import VERSION_BASE, Composed, choices_of_resumed, composed
+from dltrain.folders import config_folder
 from dltrain.guard import guarded
+from dltrain.words import quoted, read_flags, readable
 
 
 def preview(command: str, argv: list[str]) -> Composed:
@@ -30,8 +22,6 @@ def preview(command: str, argv: list[str]) -> Composed:
     arguments = read_flags(command, readable([*implied, *argv]))
     words = [_first(word) for word in arguments.overrides]
     if (folder := arguments.config_dir) is not None:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"--config-dir={folder}: no such folder")
         words.append(quoted(f"hydra.searchpath=['file://{Path(folder).absolute()}']"))
     with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         config = hydra.compose(arguments.config_name or command, words, return_hydra_config=True)

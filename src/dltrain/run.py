@@ -70,7 +70,7 @@ def train(
         start = None
         if config.get("resume") is None:
             values = resolve(config)
-            schema.require(schema.check(values, "train", origin))
+            schema.require(values, "train", origin)
             stack.enter_context(distributed.joined(processes))
         else:
             stack.enter_context(distributed.joined(processes))
@@ -81,7 +81,7 @@ def train(
             stored.refuse_untrusted(values, trust)
             stored.refuse_address(values, typed)
             stored.tell_other_references(values, start.content["digests"].get("config", {}), typed)
-            schema.require(schema.check(values, "train", origin))
+            schema.require(values, "train", origin)
         tracked.require(config)
         run = prepare(config, values, start, typed, load, processes)
         noted = stack.enter_context(noted_signals(patient=processes.world > 1))

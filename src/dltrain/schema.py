@@ -5,7 +5,7 @@ is the public function or class NAME in G/NAME.py or in the group's one file. `n
 user's own code.
 """
 
-import difflib
+import contextlib
 import functools
 import importlib
 import inspect
@@ -15,10 +15,12 @@ from typing import Any
 
 from dltrain import signatures
 from dltrain.errors import ConfigError
+from dltrain.fault import Fault, refuse, suggest
 from dltrain.hints import describe, obeys
 from dltrain.signatures import PACKAGE, Key, Signature
 
 Origin = Callable[[str], str]
+WHOLE = "# @package _global_"  # the first line of an experiment, which sets keys of the whole config
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,6 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
     "predict": ("settings.py", "Predict", SHARED),
     "export": ("settings.py", "Export", SHARED),
 }
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing wrong with a config: the key, what is wrong and what to do."""
-
-    key: str
-    text: str
-
-    def __str__(self) -> str:
-        return " ".join(f"{self.key}{self.text}".splitlines())
 
 
 @functools.cache
@@ -134,6 +125,11 @@ def _builtin_object(group: str, name: str) -> Any:
     return next(found for key, found in own.items() if key.lower() == name)
 
 
+def require(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
+    """Raise a ConfigError that tells all faults of a config, one a line."""
+    refuse(check(config, command, origin))
+
+
 def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Fault]:
     """All faults of a composed config, its interpolations resolved; `origin` tells where a key's value is from."""
 
@@ -143,9 +139,11 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     source, name, nodes = COMMANDS[command]
     settings = signatures.builtin(source, name)
     assert settings is not None
-    top = {key: value for key, value in config.items() if key not in nodes}
+    top = {key: value for key, value in config.items() if key not in (*nodes, "experiment")}
     others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
     faults = _check_keys("", top, settings, where, others)
+    if "experiment" in config:  # what a file of that group says of itself, not of the whole config
+        faults.append(Fault("experiment", f': its YAML must begin with "{WHOLE}", and hold keys and their values'))
     for node, place in nodes.items():
         value = config.get(node)
         if node in OPTIONAL and node not in config:
@@ -213,7 +211,21 @@ def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
     if obeys(value, rule.hint):
         return []
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-    return [Fault(key, f"={shown}: must be {describe(rule.hint)}{where(key)}")]
+    advice = ""
+    if isinstance(value, int | float) and obeys(str(shown), rule.hint):
+        advice = f"; as text: '{key}=\"{shown}\"'"
+    elif isinstance(value, str) and (numbers := _numbers(value)):
+        shown = f'"{value}"'
+        advice = "; without quotes it is one" if any(obeys(number, rule.hint) for number in numbers) else ""
+    return [Fault(key, f"={shown}: must be {describe(rule.hint)}{advice}{where(key)}")]
+
+
+def _numbers(text: str) -> list[float]:
+    found: list[float] = []
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            found.append(kind(text))
+    return found
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:
@@ -228,23 +240,3 @@ def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> 
     name = own.get("name") if isinstance(own, dict) else None
     found = signature(node, name) if isinstance(name, str) and name in names(node) else None
     return ["name", *found.keys] if found else []
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` with the nearest known name, compared whole or by its last part; else all of a few."""
-    known = list(dict.fromkeys(known))
-    # Of three names all can be told: only a near miss is worth a guess (gpu is not meant as cpu).
-    cutoff = 0.8 if len(known) <= 3 else 0.6
-    nearest = difflib.get_close_matches(word, known, 1, cutoff)
-    if not nearest:
-        last = {key.rpartition(".")[2]: key for key in reversed(known)}
-        nearest = [last[key] for key in difflib.get_close_matches(word.rpartition(".")[2], last, 1, cutoff)]
-    if nearest:
-        return f"; did you mean {nearest[0]}?"
-    return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
-
-
-def require(faults: list[Fault]) -> None:
-    """Raise a ConfigError that tells all faults at once, one a line; none is fine."""
-    if faults:
-        raise ConfigError("\n".join(str(fault) for fault in faults))

@@ -51,7 +51,7 @@ def resumed(text: object, processes: Processes) -> Iterator[Start]:
 @contextlib.contextmanager
 def _opened(text: object) -> Iterator[Start]:
     """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text:
         raise ConfigError(f"resume={text}: must be the folder of a run")
     path = checkpoint.find(Path(text), "last.pt").absolute()
     here, folder = Path.cwd(), path.parent.parent

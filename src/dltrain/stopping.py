@@ -11,9 +11,9 @@ from dltrain import terminal
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-# Exit codes; SIGUSR1 is what a scheduler such as SLURM sends before it takes the machine away, as others send SIGTERM.
-# SIGHUP comes when the terminal of a run is closed.
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 129}
+# Exit codes; SIGUSR1 is what a scheduler such as SLURM sends before it takes the machine away, SIGUSR2 where submitit
+# asks it to, as others send SIGTERM. SIGHUP comes when the terminal of a run is closed.
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143, signal.SIGHUP: 129}
 
 
 class Stop(KeyboardInterrupt):

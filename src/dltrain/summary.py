@@ -54,7 +54,7 @@ def summarize(
     Raises UserError, whose `exit_code` says of which kind.
     """
     values = resolve({key: value for key, value in config.items() if key != "sweep"})
-    schema.require(schema.check(values, "train", origin))
+    schema.require(values, "train", origin)
     if values["resume"] is not None:
         raise ConfigError("--summary: shows what a new run would train. Leave out resume, or use dltrain inspect")
     planned = run.prepare(config, values, None, typed, _training_set)

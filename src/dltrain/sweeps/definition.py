@@ -5,9 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dltrain import __version__, composition, durable, folders, launch
+from dltrain import __version__, durable, folders, launch
 from dltrain.errors import ConfigError, InputError
 from dltrain.schema import GROUPS
+from dltrain.words import split
 
 FORMAT = 1
 # Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
@@ -29,7 +30,7 @@ class Request:
 def requested(command: str, argv: list[str]) -> Request:
     """What a command line asks for. Raises InputError or ConfigError for a folder that cannot be gone on with."""
     launch.require_alone("-m")
-    flags, words = composition.split(argv)
+    flags, words = split(argv)
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(argv):
         flags.append("-m")
     typed = {_key(word): word.partition("=")[2].strip("'\"") for word in words}

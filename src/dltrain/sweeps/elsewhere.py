@@ -14,7 +14,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, open_dict
 
 from dltrain.composition import Sweeping
-from dltrain.jobs import Outcome, first_line, unnoticed
+from dltrain.jobs import INTERRUPTED, Outcome, first_line, unnoticed
 from dltrain.sweeps.worker import Task, run
 
 OWN = "hydra_plugins.dltrain_plugins.DltrainLauncher"
@@ -26,10 +26,15 @@ def is_chosen(sweeping: Sweeping) -> bool:
     return bool(sweeping.master.hydra.launcher._target_ != OWN)
 
 
-def _job(tasks: Sequence[Task], config: DictConfig) -> Outcome:
-    """What the launcher calls in a process of its own."""
+def _job(tasks: Sequence[Task], stopped: Path, config: DictConfig) -> Outcome:
+    """What the launcher calls, often in a process of its own; after a job that was told to save none begins."""
+    if stopped.exists():
+        return INTERRUPTED
     task = tasks[HydraConfig.get().job.num]
-    return run(task, threads=task.threads)
+    outcome = run(task, threads=task.threads)
+    if outcome.interrupted:
+        stopped.touch()
+    return outcome
 
 
 @dataclass
@@ -56,8 +61,10 @@ class Foreign:
         master = copy.deepcopy(self.sweeping.master)
         with open_dict(master):
             master.hydra.sweep.dir = str(self.folder.absolute())
+        stopped = self.folder.absolute() / ".stopped"
+        stopped.unlink(missing_ok=True)
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.sweeping.context, task_function=partial(_job, tasks), config=master
+            hydra_context=self.sweeping.context, task_function=partial(_job, tasks, stopped), config=master
         )
         try:
             returned: Sequence[Any] = launcher.launch([list(task.words) for task in tasks], initial_job_idx=0)

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.errors import ConfigError, DeviceError
-from dltrain.jobs import Outcome, first_line
+from dltrain.jobs import INTERRUPTED, Outcome, first_line
 from dltrain.sweeps.worker import Figures, Task, run
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LOST = "lost: its worker died"
-INTERRUPTED = Outcome(143, "interrupted")
+PLACES = ("DLTRAIN_DATA", "DLTRAIN_CACHE")
 
 
 def require(executor: str, options: dict[str, Any]) -> None:
@@ -39,9 +41,23 @@ def require(executor: str, options: dict[str, Any]) -> None:
         raise DeviceError("sweep.executor=slurm: there is no sbatch here. Start it on a login node of the cluster")
 
 
-def _run_there(cwd: str, task: Task) -> Outcome:
+def _run_there(cwd: str, places: dict[str, str], task: Task) -> Outcome:
     os.chdir(cwd)
+    os.environ.update(places)
+    task.log.touch()  # tells that it has begun
     return run(task, threads=task.threads)
+
+
+def _touched(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _places() -> dict[str, str]:
+    """Where data and caches lie: a cluster that runs already was started without knowing."""
+    return {name: str(Path(text).absolute()) for name in PLACES if (text := os.environ.get(name))}
 
 
 @dataclass
@@ -54,6 +70,7 @@ class Ray:
     options: dict[str, Any]
     jobs: dict[int, Any] = field(default_factory=dict)
     began: dict[int, float] = field(default_factory=dict)
+    queued: dict[int, tuple[Path, float]] = field(default_factory=dict)  # logs of jobs, and when they were touched last
 
     def __post_init__(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -69,6 +86,13 @@ class Ray:
             raise DeviceError(f"sweep.executor=ray: {first_line(error)}") from error
         resources = ray.cluster_resources()
         self.gpus = self.gpus if resources.get("GPU") else 0
+        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if most < self.threads:  # Ray would wait for such a machine, and say nothing
+            told = f"a job wants {self.threads} CPUs (device.threads), the largest machine has {most:g}"
+            if "address" not in self.options and "RAY_ADDRESS" not in os.environ:
+                ray.shutdown()
+                raise DeviceError(f"sweep.executor=ray: {told}")
+            log.warning("sweep.executor=ray: %s; Ray waits for one", told)  # a cluster may grow
         slots = resources["GPU"] if self.gpus else resources.get("CPU", 1) / self.threads
         self.count = self.count or max(1, int(slots))
         self.remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(_run_there)
@@ -79,11 +103,15 @@ class Ray:
         return self.count - len(self.jobs)
 
     def start(self, task: Task) -> None:
-        self.jobs[task.number] = self.remote.remote(str(Path.cwd()), task)
-        self.began[task.number] = time.monotonic()
+        self.jobs[task.number] = self.remote.remote(str(Path.cwd()), _places(), task)
+        self.began.pop(task.number, None)
+        self.queued[task.number] = task.log, _touched(task.log)
 
     def wait(self, seconds: float = POLL_SECONDS) -> Iterator[tuple[int, Figures | Outcome]]:
         ready, _ = self.ray.wait(list(self.jobs.values()), num_returns=1, timeout=seconds)
+        for number, (path, before) in self.queued.items():
+            if number not in self.began and _touched(path) != before:
+                self.began[number] = time.monotonic()
         for number in [number for number, job in self.jobs.items() if job in ready]:
             job = self.jobs.pop(number)
             yield number, self._outcome(job)
@@ -101,7 +129,7 @@ class Ray:
             return Outcome(1, first_line(error))
 
     def age(self, number: int) -> float:
-        return time.monotonic() - self.began.get(number, math.inf)
+        return time.monotonic() - self.began.get(number, math.inf)  # none while it waits in Ray's queue
 
     def answer(self, number: int, verdict: str) -> None:
         pass
@@ -142,7 +170,7 @@ class Slurm:
         try:
             self.executor = submitit.AutoExecutor(folder=self.folder / "slurm", cluster=cluster)
             self.executor.update_parameters(**wanted)
-        except (NameError, ValueError, TypeError, RuntimeError) as error:
+        except (NameError, ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise ConfigError(f"sweep.options: {first_line(error)}") from error
         self.count = self.count or 256  # the cluster has its own queue
 
@@ -152,7 +180,7 @@ class Slurm:
         return self.count - len(self.jobs)
 
     def start(self, task: Task) -> None:
-        self.jobs[task.number] = self.executor.submit(_run_there, str(Path.cwd()), task)
+        self.jobs[task.number] = self.executor.submit(_run_there, str(Path.cwd()), _places(), task)
 
     def wait(self, seconds: float = POLL_SECONDS) -> Iterator[tuple[int, Figures | Outcome]]:
         time.sleep(seconds)

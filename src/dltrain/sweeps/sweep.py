@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from dltrain import folders
-from dltrain.composition import Composed, Sweeping, config_folder
+from dltrain.composition import Composed, Sweeping
 from dltrain.errors import ConfigError, UserError
 from dltrain.guard import read_yaml
 from dltrain.jobs import Outcome
@@ -77,7 +77,7 @@ def _typed_trust(composer: Composer, raw: Any) -> list[str]:
     Raises ConfigError where such a config says how the sweep runs.
     """
     typed = {override.key_or_group: override.value() for override in composer.parsed()}
-    usual = read_yaml(config_folder() / "sweep" / "default.yaml")
+    usual = read_yaml(folders.config_folder() / "sweep" / "default.yaml")
     for key, value in raw.items() if isinstance(raw, dict) else ():
         if f"sweep.{key}" not in (*typed, *definition.OWN) and value != usual.get(key):
             raise ConfigError(f"sweep.{key}={value}: is set by a file that this sweep names. Type it yourself")
@@ -174,9 +174,9 @@ def _conduct(
     known = sorted({name for figures in table.figures_of(entries) for name in figures})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has such a figure; there are {', '.join(known)}")
-    if signals:
+    if signals or any(entry.outcome is not None and entry.outcome.interrupted for entry in entries):
         print(f"stopped; continue with dltrain {command} sweep.resume={folder}")
-        return SIGNALS[Signals(signals[0])]
+        return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
     return int(any(entry.outcome is None or entry.outcome.code for entry in entries))
 
 
