@@ -65,7 +65,7 @@ def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> No
 
 def test_a_job_s_time_in_the_queue_of_an_engine_is_not_its_own(tmp_path: Path) -> None:
     write_faulty(tmp_path)
-    words = [*MODEL, "+model.how=nap-1,nap-2,nap-3", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
+    words = [*MODEL, "+model.how=nap-1,nap-2,nap-3,nap-4", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
     engine = ["sweep.executor=ray", "sweep.workers=3", "sweep.options={num_cpus: 1}"]
     process = run_alone("train", "-m", *words, *engine, cwd=tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr

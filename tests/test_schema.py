@@ -151,8 +151,7 @@ def test_an_unknown_key_is_told_with_the_nearest_name(
         (
             "checkpoint_every",
             "30",
-            'checkpoint_every="30": must be a whole number >= 1 or a time such as 30s, 5m or 1h; without quotes it is '
-            "one",
+            'checkpoint_every="30": must be a whole number >= 1 or a time such as 30s, 5m or 1h, not text',
         ),
         ("trust", [1], "trust=[1]: must be text or a list, each text"),
         ("epochs", "???", "epochs is required: passes over the training set"),

@@ -167,6 +167,13 @@ def test_after_a_failure_no_further_job_starts_where_that_is_asked_for(dltrain: 
     assert [row["status"] for row in rows(sweep_folder(result))] == [REASONS["raise"]]
 
 
+def test_a_failure_that_stops_the_others_ends_the_sweep_with_code_1(dltrain: Command) -> None:
+    words = ["+model.how=none,raise", "sweep.stop_on_failure=true", "sweep.workers=2", "device.threads=1"]
+    result = dltrain("train", "-m", *MODEL, *words, "epochs=3000", "schedule=constant")
+    assert (result.code, "continue with" in result.out) == (1, False)
+    assert [row["status"] for row in rows(sweep_folder(result))] == ["interrupted", REASONS["raise"]]
+
+
 def test_what_a_job_prints_and_the_place_where_it_crashed_are_in_its_log(dltrain: Command) -> None:
     result = dltrain("train", "-m", *MODEL, "+model.how=segv,raise", "device.threads=1")
     folder = sweep_folder(result)

@@ -23,7 +23,7 @@ from dltrain.fault import TYPED, Fault, suggest
 from dltrain.folders import config_folder
 from dltrain.guard import Refused, guarded
 from dltrain.origins import has
-from dltrain.words import readable
+from dltrain.words import quoted, readable
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
@@ -78,17 +78,21 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         faults.append(Fault(word, f": {told}"))
     if isinstance(composed, dict):
         faults += _key_faults(named(composed), command, keys)
-    faults += [] if faults else _in_experiment(str(error))
+    faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
     return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
 
 
-def _in_experiment(told: str) -> list[Fault]:
-    """What Hydra says of the defaults of an experiment, whose words nobody typed."""
+def _in_experiment(command: str, own: str | None, told: str) -> list[Fault]:
+    """What Hydra says of the defaults of an experiment, whose words nobody typed; `own` has more configs."""
     place = " (in the defaults of the experiment)"
+    if command != "train":
+        return []
     if "@experiment." in told:  # where it puts them without the first line
         return [Fault("experiment", f': its YAML must begin with "{schema.WHOLE}"')]
     if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", told)) and found[1] in schema.GROUPS:
-        return [Fault(found[1], _no_option(found[2], schema.names(found[1])) + place)]
+        folders = [config_folder(), *([Path(own)] if own else [])]
+        names = sorted({path.stem for folder in folders for path in (folder / found[1]).glob("*.yaml")})
+        return [Fault(found[1], _no_option(found[2], names) + place)]
     if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", told):
         return [Fault(found[1], f": no such group{suggest(found[1], schema.COMMANDS['train'][2])}{place}")]
     return []
@@ -163,8 +167,11 @@ def _each(override: Override) -> list[Override]:
     """An override, or one for each value that it sweeps over."""
     if not override.is_discrete_sweep():
         return [override]
-    parser = OverridesParser.create()
-    return [parser.parse_override(f"{override.key_or_group}={value}") for value in _swept(override)]
+    found = []
+    for value in _swept(override):
+        with contextlib.suppress(HydraException, ValueError):  # for quotes within quotes, say
+            found.append(OverridesParser.create().parse_override(quoted(f"{override.key_or_group}={value}")))
+    return found
 
 
 def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
@@ -173,8 +180,10 @@ def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
     if group not in schema.GROUPS or not parameter:
         return suggest(key, known)
     name = config[group].get("name") if isinstance(config.get(group), dict) else None
+    if not isinstance(name, str):  # a command without options of this group
+        return suggest(key, known)
     with contextlib.suppress(ConfigError):
-        found = schema.signature(group, name) if isinstance(name, str) else None
+        found = schema.signature(group, name)
         if found is not None and parameter in found.keys:  # of a person's own code, or left out of their own YAML
             return f"; to add it write +{key}="
     if hint := suggest(key, known):

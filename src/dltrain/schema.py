@@ -15,7 +15,7 @@ from typing import Any
 
 from dltrain import signatures
 from dltrain.errors import ConfigError
-from dltrain.fault import Fault, refuse, suggest
+from dltrain.fault import TYPED, Fault, refuse, suggest
 from dltrain.hints import describe, obeys
 from dltrain.signatures import PACKAGE, Key, Signature
 
@@ -139,11 +139,18 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     source, name, nodes = COMMANDS[command]
     settings = signatures.builtin(source, name)
     assert settings is not None
-    top = {key: value for key, value in config.items() if key not in (*nodes, "experiment")}
-    others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
-    faults = _check_keys("", top, settings, where, others)
-    if "experiment" in config:  # what a file of that group says of itself, not of the whole config
+    faults = []
+    top = {key: value for key, value in config.items() if key not in nodes}
+    own = top.get("experiment")  # keys of a file that speaks of itself, not of the whole config
+    if (
+        command == "train"
+        and isinstance(own, dict | list)
+        and not any(TYPED in where(f"experiment.{key}") for key in own)
+    ):
+        del top["experiment"]
         faults.append(Fault("experiment", f': its YAML must begin with "{WHOLE}", and hold keys and their values'))
+    others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
+    faults += _check_keys("", top, settings, where, others)
     for node, place in nodes.items():
         value = config.get(node)
         if node in OPTIONAL and node not in config:
@@ -214,18 +221,16 @@ def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
     advice = ""
     if isinstance(value, int | float) and obeys(str(shown), rule.hint):
         advice = f"; as text: '{key}=\"{shown}\"'"
-    elif isinstance(value, str) and (numbers := _numbers(value)):
-        shown = f'"{value}"'
-        advice = "; without quotes it is one" if any(obeys(number, rule.hint) for number in numbers) else ""
+    elif isinstance(value, str) and _is_number(value):
+        shown, advice = f'"{value}"', ", not text"
     return [Fault(key, f"={shown}: must be {describe(rule.hint)}{advice}{where(key)}")]
 
 
-def _numbers(text: str) -> list[float]:
-    found: list[float] = []
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            found.append(kind(text))
-    return found
+def _is_number(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        float(text)
+        return True
+    return False
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:

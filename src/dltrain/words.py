@@ -40,9 +40,9 @@ def read_flags(command: str, argv: list[str]) -> argparse.Namespace:
 
 def _refuse_hidden(own: Path) -> None:
     """Hydra takes dltrain's file of two that have one name, and says nothing."""
-    for path in sorted(own.rglob("*.yaml")):
-        builtin = config_folder() / path.relative_to(own)
-        if builtin.is_file() and builtin.read_bytes() != path.read_bytes():
+    for builtin in sorted(config_folder().rglob("*.yaml")):
+        path = own / builtin.relative_to(config_folder())
+        if path.is_file() and path.read_bytes() != builtin.read_bytes():
             raise ConfigError(f"{path}: dltrain has a file of this name, which is the one that counts. Rename yours")
 
 
@@ -68,7 +68,8 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 def quoted(word: str) -> str:
     """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
     key, equals, value = word.partition("=")
-    if not equals or value.startswith(FUNCTIONS):  # the latter is a mistake, and told as one
+    is_function = value.startswith(FUNCTIONS) and (value.endswith(")") or value.count("(") > value.count(")"))
+    if not equals or is_function:  # a mistake in one is told as such
         return word
     escaped = value.replace("'", "\\'")
     for form in (word, f"{key}='{escaped}'"):

@@ -74,9 +74,10 @@ class Conductor:
     attempts: Counter[int] = field(default_factory=Counter)  # since this start
     timed_out: set[int] = field(default_factory=set)
     stopping: bool = False
+    cut_off: bool = False  # whether a job was told to save by a scheduler, say, and not by this sweep
 
-    def run(self, signals: Collection[int]) -> None:
-        """Run all jobs, until they have ended or `signals` is no longer empty."""
+    def run(self, signals: Collection[int]) -> bool:
+        """Run all jobs, until they have ended or `signals` is no longer empty; whether somebody else cut one off."""
         while True:
             if signals and not self.stopping:
                 self.view.say("stopping: waits for jobs to save; once more to end at once")
@@ -84,7 +85,7 @@ class Conductor:
             while not self.stopping and self.executor.free and (number := self._next()) is not None:
                 self._start(number)
             if not self.running:
-                return
+                return self.cut_off
             for number, message in self.executor.wait():
                 if isinstance(message, Figures):
                     self._hear(number, message)
@@ -150,6 +151,7 @@ class Conductor:
             self.view.say(f"job {number} failed ({outcome.code}): {outcome.status}; tries again")
             self.queue.appendleft(number)
             return
+        self.cut_off |= outcome.interrupted and not self.stopping
         self.journal.end(number, outcome)
         table.write_results(self.folder / "results.csv", self.journal.entries.values())
         self.view.ends(number, outcome)

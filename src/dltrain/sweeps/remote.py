@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.errors import ConfigError, DeviceError
+from dltrain.folders import expanded
 from dltrain.jobs import INTERRUPTED, Outcome, first_line
 from dltrain.sweeps.worker import Figures, Task, run
 
@@ -57,7 +58,8 @@ def _touched(path: Path) -> float:
 
 def _places() -> dict[str, str]:
     """Where data and caches lie: a cluster that runs already was started without knowing."""
-    return {name: str(Path(text).absolute()) for name in PLACES if (text := os.environ.get(name))}
+    told = {name: os.environ[name] for name in PLACES if name in os.environ}
+    return {name: str(expanded(text).absolute()) if text else "" for name, text in told.items()}
 
 
 @dataclass
@@ -89,10 +91,10 @@ class Ray:
         most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if most < self.threads:  # Ray would wait for such a machine, and say nothing
             told = f"a job wants {self.threads} CPUs (device.threads), the largest machine has {most:g}"
-            if "address" not in self.options and "RAY_ADDRESS" not in os.environ:
+            if "num_cpus" in self.options:  # an instance of our own: what was there already may grow
                 ray.shutdown()
                 raise DeviceError(f"sweep.executor=ray: {told}")
-            log.warning("sweep.executor=ray: %s; Ray waits for one", told)  # a cluster may grow
+            log.warning("sweep.executor=ray: %s; Ray waits for a larger one", told)
         slots = resources["GPU"] if self.gpus else resources.get("CPU", 1) / self.threads
         self.count = self.count or max(1, int(slots))
         self.remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(_run_there)

@@ -152,6 +152,7 @@ def _conduct(
         print(f"{twice} jobs are the same as others and are left out")
     jobs = len(queue) + (total - len(journal.entries))
     configs = [it.config for it in composed.values()] or [it.composed.config for it in planned]
+    cut_off = False
     with noted_signals() as signals:
         if queue or drawn is not None:
             executors.prepare(configs, command)
@@ -164,7 +165,7 @@ def _conduct(
             with contextlib.closing(executor), contextlib.closing(view):
                 conductor = conduct.Conductor(command, folder, journal, composed, executor, settings, view, drawn)
                 conductor.queue.extend(queue)
-                conductor.run(signals)
+                cut_off = conductor.run(signals)
     entries = list(journal.entries.values())
     table.write_results(folder / "results.csv", entries)
     by = table.metric(table.figures_of(entries), settings.metric, settings.direction)
@@ -174,7 +175,7 @@ def _conduct(
     known = sorted({name for figures in table.figures_of(entries) for name in figures})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has such a figure; there are {', '.join(known)}")
-    if signals or any(entry.outcome is not None and entry.outcome.interrupted for entry in entries):
+    if signals or cut_off:
         print(f"stopped; continue with dltrain {command} sweep.resume={folder}")
         return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
     return int(any(entry.outcome is None or entry.outcome.code for entry in entries))
