@@ -258,7 +258,7 @@ def test_weights_of_attention_are_those_of_the_pooling(name: str, keys: dict[str
     """With the weights of the map, the pooled features give the network's own output: it is what forward uses."""
     model = network(name, **keys)
     images = torch.randn(3, 1, 8, 12, generator=torch.Generator().manual_seed(1))
-    features = model._tokens(images) if name == "attention" else model._states(images)
+    features = model._tokens(images) if name == "attention" else model._states(images)[0]
     pooled = (model.attention_map(images).flatten(1).unsqueeze(2) * features).sum(dim=1)
     assert torch.equal(model.classifier(pooled), model(images))
 
