@@ -115,7 +115,7 @@ def page(found: dict[str, list[Run]]) -> Iterator[str]:
     computed = [each["hardware"] for runs in found.values() for each in runs]
     machines = sorted({f"{hardware['cores']} cores of an {hardware['cpu']}" for hardware in computed})
     yield "# Recipes\n"
-    yield (f"{' or '.join(machines)}; {versions}; {' to '.join(days)}. Written by `python benchmarks/recipes.py`.\n")
+    yield f"{' or '.join(machines)}; {versions}; {' to '.join(days)}. Written by `python benchmarks/recipes.py`.\n"
     yield (
         "Accuracy on the test set: mean and standard deviation over seeds. Times are those of seed 0, the command\n"
         "from the shell, on all cores: in the loop, and as a whole with start, test and report. Other seeds were\n"
