@@ -142,6 +142,17 @@ def test_floats_become_less_mean_over_std() -> None:
     assert (found - expected).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_normalising_leaves_the_data_set_as_it_is(dtype: torch.dtype) -> None:
+    pictures = random_bytes(4, 3, 6, 6).to(dtype)
+    source = Batches(Examples(pictures, torch.arange(4), tuple("abcd")), CPU, batch_size=4, statistics=(MEAN, STD))
+    before = pictures.clone()
+    once, _ = next(source.in_order())
+    again, _ = next(source.in_order())
+    assert torch.equal(pictures, before)
+    assert torch.equal(once, again)
+
+
 def test_the_data_set_own_statistics_bring_it_to_mean_0_and_std_1() -> None:
     pictures = random_bytes(50, 3, 6, 6)
     source = Batches(

@@ -141,7 +141,10 @@ class Batches:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Bytes or floats (B, C, H, W) to float32 with the data set's mean 0 and standard deviation 1."""
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        floats = images.float()
+        # Into the new floats themselves: a second tensor of their size would take the place of what is in the cache.
+        into = floats if floats is not images else None  # of a data set of floats they are its own
+        return torch.addcmul(self.shift, floats, self.scale, out=into)
 
 
 def normalization(images: Tensor, *, mean: list[float] | None, std: list[Positive] | None) -> Statistics:
