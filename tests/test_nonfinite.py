@@ -735,6 +735,12 @@ def test_the_summary_is_strict_json_where_a_figure_is_nan(own: Command, where: s
     assert strict_whole(result.folder / "summary.json")[where]["loss"] is None
 
 
+def test_nan_in_the_test_is_told(own: Command) -> None:
+    result = own(*VAL, "++data.where=test")
+    assert (result.code, "test loss: no finite number" in result.err + result.out) == (0, True)
+    assert "test loss: no finite number" in (result.folder / "train.log").read_text()
+
+
 @pytest.mark.parametrize("more", [(), ("on_nonfinite=skip",), ("log_every=1",)])
 def test_a_spoiled_weight_never_takes_the_place_of_the_last_checkpoint(
     own: Command, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]

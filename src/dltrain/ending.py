@@ -1,6 +1,7 @@
 """The end of a run: the test, once, on the best weights; the summary, the page, and what the trackers want to know."""
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -28,6 +29,8 @@ def finish(run: Run, output: Output | None, status: str, began: float) -> dict[s
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
         figures = evaluate(model, batches, run.task, run.runtime)
         progress.latest["test"] = figures
+        if odd := [key for key, value in figures.items() if not math.isfinite(value)]:
+            log.warning("test %s: no finite number, so it is null in what is written", ", ".join(odd))
         if output is not None:
             output.write(Record("test", progress.best["step"], progress.best["epoch"], figures))
     rate = progress.rate()
