@@ -28,6 +28,11 @@ HOSTILE = {
     "launcher": {"launcher": {"_target_": "marker.call"}},
     "launcher's argument": {"launcher": {"x": {"_target_": "marker.call"}}},
     "sweeper": {"sweeper": {"_target_": "marker.call"}},
+    "sweeper's words": {"sweeper": {"params": {"_target_": "marker.call"}}},
+    "node in a sweeper's words": {"sweeper": {"params": {"x": {"_target_": "marker.call"}}}},
+    "list in a sweeper's words": {"sweeper": {"params": {"x": [{"_target_": "marker.call"}]}}},
+    "sweeper's words of no kind": {"sweeper": {"params": "marker.call"}},
+    "sweeper that is made of nodes": {"sweeper": {"_recursive_": True}},
     "sweeper's batch": {"sweeper": {"max_batch_size": 0}},
     "log factory": {"job_logging": {"root": {"handlers": ["x"]}, "handlers": {"x": {"()": "marker.call"}}}},
     "log class": {"job_logging": {"root": {"handlers": ["x"]}, "handlers": {"x": {"class": "marker.call"}}}},
@@ -184,6 +189,13 @@ def test_the_parameters_of_a_sweep_may_stand_in_an_experiment(dltrain: Command, 
     write_experiment(tmp_path, "# @package _global_\n" + yaml.safe_dump(node))
     result = dltrain("train", "-m", "--config-dir", "mine", "experiment=gift", *QUICK)
     assert (result.code, "2 jobs, 0 failed" in result.out) == (0, True)
+
+
+def test_a_parameter_that_refers_to_a_node_makes_nothing(dltrain: Command, tmp_path: Path) -> None:
+    node = {"gift": {"_target_": "marker.call"}, "hydra": {"sweeper": {"params": {"optim.lr": "${gift}"}}}}
+    write_experiment(tmp_path, "# @package _global_\n" + yaml.safe_dump(node))
+    assert dltrain("train", "-m", "--config-dir", "mine", "experiment=gift", *QUICK).code == 2
+    assert not (tmp_path / "IMPORTED").exists()
 
 
 def test_hostile_parameters_of_a_sweep_are_refused(dltrain: Command, tmp_path: Path) -> None:

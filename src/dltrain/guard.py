@@ -25,13 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
 PLUGINS = "hydra_plugins.dltrain_plugins"
-# Hydra's own node as configs/common.yaml leaves it; ANY is free, and without effect on files and code.
-ANY = object()
+# Hydra's own node as configs/common.yaml leaves it; ANY is free, and without effect on files and code. PLAIN is null or
+# values by name, none of them a node: Hydra makes what a node's _target_ says of the sweeper and all within it.
+ANY, PLAIN = object(), object()
 OWN = {
     "run": {"dir": "."},
     "sweep": {"dir": ANY, "subdir": "."},  # dltrain makes the folder of a sweep itself
     "launcher": {"_target_": f"{PLUGINS}.DltrainLauncher"},
-    "sweeper": {"_target_": f"{PLUGINS}.DltrainSweeper", "params": ANY},
+    "sweeper": {"_target_": f"{PLUGINS}.DltrainSweeper", "_recursive_": False, "params": PLAIN},
     "hydra_logging": NO_LOG,
     "job_logging": NO_LOG,
     "env": {},
@@ -169,7 +170,11 @@ def _launcher(node: Any) -> Any:
 def _differences(prefix: str, node: Any, own: Any) -> Iterator[str]:
     if own is ANY:
         return
-    if isinstance(node, dict) and isinstance(own, dict):
+    if own is PLAIN:
+        items = node.items() if isinstance(node, dict) else [] if node is None else [("", [])]
+        if any(str(key).startswith("_") or isinstance(value, dict | list) for key, value in items):
+            yield f"{prefix}: must be words of a sweep by key, such as optim.lr: 0.1,0.01"
+    elif isinstance(node, dict) and isinstance(own, dict):
         for key in [*node, *(key for key in own if key not in node and own[key] is not ANY)]:
             if key not in own:
                 yield f"{prefix}.{key}: is not for you to set; Hydra only composes here"
