@@ -445,3 +445,14 @@ def test_a_safetensors_file_is_no_checkpoint_to_evaluate(dltrain: Command, run_f
     dltrain("export", f"ckpt={run_folder}", "format=safetensors")
     result = dltrain("eval", "ckpt=model.safetensors")
     assert (result.code, "Bare weights can be used with init=model.safetensors" in result.err) == (66, True)
+
+
+def test_a_sweeps_file_chooses_no_file_that_is_written(dltrain: Command, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "sent").mkdir()
+    words = [f"ckpt={run_folder}", "format=state_dict", f"output={tmp_path / 'precious'}"]
+    content = {"format": 1, "command": "export", "overrides": words}
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps(content))
+    result = dltrain("export", "sweep.resume=sent")
+    assert (result.code, "output is not taken from" in result.out) == (0, True), result.err
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -351,6 +351,24 @@ def test_a_store_that_stands_in_a_checkpoint_is_used_only_when_it_is_typed(dltra
     assert dltrain("train", f"resume={folder}", "limit_steps=9", "logger=none").code == 0
 
 
+@pytest.mark.parametrize(
+    "word", ["++logger.mlflow={tracking_uri: X, experiment: y}", "+logger={mlflow: {tracking_uri: X}}"]
+)
+def test_a_sweeps_file_that_names_a_store_by_another_word_is_refused(
+    dltrain: Command, tmp_path: Path, word: str
+) -> None:
+    (tmp_path / "sent").mkdir()
+    words = [*QUICK[1:], "seed=1,2", "logger=mlflow", word.replace("X", str(tmp_path / "store"))]
+    content = {"format": 1, "command": "train", "overrides": words}
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps(content))
+    result = dltrain("train", "sweep.resume=sent")
+    assert (result.code, "this sweep says to which logger.mlflow.tracking_uri its figures go" in result.err) == (
+        2,
+        True,
+    )
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_sweep_from_a_file_goes_to_no_store_of_its_choice(dltrain: Command, tmp_path: Path) -> None:
     store = f"logger.mlflow.tracking_uri={tmp_path / 'store'}"
     assert dltrain(*QUICK, "-m", "seed=1,2", "epochs=1", "logger=mlflow", store).code == 0

@@ -18,13 +18,13 @@ OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction"
 
 @dataclass(frozen=True)
 class Request:
-    """A sweep as it was typed; `from_file` where its words are those of the folder it goes on in."""
+    """A sweep as it was typed; where its words are those of the folder it goes on in, `beside` are the keys typed."""
 
     command: str
     flags: list[str]
     words: list[str]
     folder: Path | None = None
-    from_file: bool = False
+    beside: frozenset[str] | None = None
 
 
 def requested(command: str, argv: list[str]) -> Request:
@@ -47,7 +47,9 @@ def requested(command: str, argv: list[str]) -> Request:
     before += [word for word in stored if _is_kept_output(word, typed)]
     if not {ADDRESS, "logger"} & set(typed) and ADDRESS in map(_key, stored):
         print(f"{ADDRESS} is not taken from {path}: type it again, or MLflow's own default is used")
-    return Request(command, flags, before + words, folder, from_file=True)
+    if "output" not in typed and "output" in map(_key, stored):
+        print(f"output is not taken from {path}: type it again, or the default file is written")
+    return Request(command, flags, before + words, folder, frozenset(typed))
 
 
 def _key(word: str) -> str:
@@ -57,7 +59,9 @@ def _key(word: str) -> str:
 def _is_of_start(word: str) -> bool:
     """Whether a word says how a sweep runs or what its jobs write, or is none: typed beside a file's words."""
     key = _key(word)
-    return word.startswith("-") or key.startswith(("sweep", "hydra")) or key == "trust" or _is_of_output(key)
+    return (
+        word.startswith("-") or key.startswith(("sweep", "hydra")) or key in ("trust", "output") or _is_of_output(key)
+    )
 
 
 def _is_kept_output(word: str, typed: Collection[str]) -> bool:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,17 +155,25 @@ def grid(composer: Composer) -> Iterator[list[Word]]:
     return map(list, itertools.product(*lists))
 
 
-def checked(jobs: Iterable[Composed], command: str, trust: Sequence[str] | None = None) -> tuple[list[Planned], int]:
+@dataclass(frozen=True)
+class Typed:
+    """What is typed of a sweep whose words come from a file: the packages that are trusted, and all keys."""
+
+    trust: Sequence[str]
+    keys: Collection[str]
+
+
+def checked(jobs: Iterable[Composed], command: str, typed: Typed | None = None) -> tuple[list[Planned], int]:
     """Jobs without those that are there twice, and the number of these. Raises ConfigError with all faults of all.
 
-    With `trust` they come from a file, and run a person's own code only from the packages that it names.
+    With `typed` they come from a file, which chooses no code of a person's own and no place that figures go to.
     """
     found: dict[str, Planned] = {}
     faults: dict[str, list[int]] = {}
     total = 0
     for number, composed in enumerate(jobs):
         total += 1
-        planned, own = check(composed, command, trust)
+        planned, own = check(composed, command, typed)
         for fault in own:
             faults.setdefault(fault, []).append(number)
         found.setdefault(planned.digest, planned)
@@ -175,12 +183,13 @@ def checked(jobs: Iterable[Composed], command: str, trust: Sequence[str] | None 
     return list(found.values()), total - len(found)
 
 
-def check(composed: Composed, command: str, trust: Sequence[str] | None = None) -> tuple[Planned, list[str]]:
+def check(composed: Composed, command: str, typed: Typed | None = None) -> tuple[Planned, list[str]]:
     """A job with its digest, and what is wrong with it."""
     try:
         values = resolve(composed.config)
-        if trust is not None:
-            stored.refuse_untrusted(values, trust, "this sweep")
+        if typed is not None:
+            stored.refuse_untrusted(values, typed.trust, "this sweep")
+            stored.refuse_address(values, typed.keys, "this sweep")
         tracked.require(composed.config)
         if stored.own_code(values):
             executors.all_threads()  # before it is imported

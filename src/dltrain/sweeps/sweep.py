@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -33,9 +33,9 @@ def run(request: Request, sweeping: Sweeping) -> int:
     raw: Any = OmegaConf.to_container(sweeping.master.sweep, resolve=True)
     space = _space(composer, raw)
     words = list(plan.grid(composer)) if space is None else [space.words(params) for params in space.corners()]
-    trust = _typed_trust(composer, raw) if request.from_file else None
+    typed = None if request.beside is None else _typed(composer, raw, request.beside)
     with executors.threads_restored():
-        planned, twice = plan.checked(map(composer.compose, words), request.command, trust)
+        planned, twice = plan.checked(map(composer.compose, words), request.command, typed)
         settings = Sweep(**raw)
         _check_settings(request, settings, planned)
         if settings.dry:
@@ -43,7 +43,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
         with _folder(request) as folder, folders.locked(folder / ".lock", wait=False), opened(folder) as journal:
             journal.require(drawn=space is not None)
             definition.write(request, folder, sweeping.words)
-            return _conduct(request, settings, folder, journal, composer, planned, twice, space, trust)
+            return _conduct(request, settings, folder, journal, composer, planned, twice, space, typed)
 
 
 @contextlib.contextmanager
@@ -71,8 +71,8 @@ def _space(composer: Composer, raw: Any) -> "Space | None":
     return search.Space(composer)
 
 
-def _typed_trust(composer: Composer, raw: Any) -> list[str]:
-    """What is trusted of a sweep whose words come from a file: what is typed now, not what a config of its choice says.
+def _typed(composer: Composer, raw: Any, beside: Collection[str]) -> plan.Typed:
+    """What counts of a sweep whose words come from a file: what is typed now, not what a config of its choice says.
 
     Raises ConfigError where such a config says how the sweep runs.
     """
@@ -82,7 +82,7 @@ def _typed_trust(composer: Composer, raw: Any) -> list[str]:
         if f"sweep.{key}" not in (*typed, *definition.OWN) and value != usual.get(key):
             raise ConfigError(f"sweep.{key}={value}: is set by a file that this sweep names. Type it yourself")
     trust: Any = typed.get("trust") or []
-    return [trust] if isinstance(trust, str) else list(map(str, trust))
+    return plan.Typed([trust] if isinstance(trust, str) else list(map(str, trust)), beside)
 
 
 def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned]) -> None:
@@ -125,7 +125,7 @@ def _conduct(
     planned: Sequence[Planned],
     twice: int,
     space: "Space | None",
-    trust: list[str] | None,
+    typed: plan.Typed | None,
 ) -> int:
     # From here on torch is needed: what is wrong with a sweep has been told.
     from dltrain.sweeps import conduct, pages, search, table
@@ -138,7 +138,7 @@ def _conduct(
     drawn = None
     if space is not None:
         study = search.Search(folder, settings, space, _metric(settings, planned[0].composed.config))
-        drawn = Drawn(command, study, composer, journal, trust)
+        drawn = Drawn(command, study, composer, journal, typed)
         composed = {number: drawn.planned(journal.entries[number].params).composed for number in queue}
         drawn.tell_all()
     left = [number for number in queue if number not in composed]
@@ -217,13 +217,13 @@ class Drawn:
     search: "Search"
     composer: Composer
     journal: Journal
-    trust: list[str] | None
+    typed: plan.Typed | None
 
     def planned(self, params: dict[str, Any]) -> Planned:
         """The job with these parameters; what is wrong with it the job itself tells, unless it is not to be trusted."""
         composed = self.composer.compose(self.search.space.words(params))
-        planned, faults = plan.check(composed, self.command, self.trust)
-        if self.trust is not None and faults:
+        planned, faults = plan.check(composed, self.command, self.typed)
+        if self.typed is not None and faults:
             raise ConfigError("\n".join(faults))
         return planned
 
