@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,16 @@ def test_real_digits_dark_on_light_are_predicted_as_those_light_on_dark(
         found.append(right(labels))
     assert found[0] >= 185
     assert abs(found[0] - found[1]) <= 6
+
+
+@pytest.mark.parametrize(
+    "words", [("predict", "input=a.png"), ("export", "format=state_dict"), ("export", "format=safetensors")]
+)
+def test_jobs_that_would_write_one_file_are_refused(dltrain: Command, run_folder: Path, words: tuple[str, ...]) -> None:
+    Image.new("L", (8, 8)).save("a.png")
+    other = shutil.copytree(run_folder, Path("other"))
+    checkpoints = f"ckpt={run_folder},{other}"
+    result = dltrain(words[0], "-m", checkpoints, *words[1:])
+    assert (result.code, "2 jobs would write this file" in result.err) == (2, True)
+    assert dltrain(words[0], "-m", checkpoints, *words[1:], "output=${ckpt}/found").code == 0
+    assert (run_folder / "found").is_file() and (other / "found").is_file()

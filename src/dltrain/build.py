@@ -55,14 +55,16 @@ class Data:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the examples of each split."""
-        digests = {}
-        for split, examples in (("train", self.train), ("val", self.val), ("test", self.test)):
-            if examples is not None:
-                digest = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
-                for tensor in (examples.images, examples.targets):
-                    digest.update(tensor.contiguous().numpy().data)
-                digests[split] = digest.hexdigest()
-        return digests
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: digest(examples) for split, examples in splits.items() if examples is not None}
+
+
+def digest(examples: Examples) -> str:
+    """SHA-256 of examples: their shape, class names, bytes and targets."""
+    found = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
+    for tensor in (examples.images, examples.targets):
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:

@@ -192,7 +192,10 @@ def file_name(checkpoint: Path, split: str, views: str) -> str:
 
 
 def examples_of(loaded: Loaded, split: str) -> Examples:
-    """The examples of a split, as the training had them. Raises UserError where there are none to be read."""
+    """The examples of a split, as the training had them, else a warning. Raises UserError where there are none.
+
+    Of a folder of pictures to which some were added, others may be held back now: figures would be of seen ones.
+    """
     node = loaded.values["data"]
     runtime.seed_everything(loaded.values["seed"])  # a user's data set may draw from the generators
     source = schema.bind("data", node)
@@ -203,6 +206,10 @@ def examples_of(loaded: Loaded, split: str) -> Examples:
         examples = parts[0] if split == "train" else parts[1]
     if examples is None:
         raise ConfigError(f"split={split}: data={node['name']} has none as it was trained. Set split to another")
+    digests = loaded.content.get("digests")
+    known = digests.get("data") if isinstance(digests, dict) else None  # older checkpoints have none
+    if isinstance(known, dict) and split in known and known[split] != build.digest(examples):
+        log.warning("the %s split is not that of the training: examples it was trained on may be among these", split)
     return examples
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dltrain import checkpoint, durable, folders, records, schema, snapshot
+from dltrain import build, checkpoint, durable, folders, records, schema, snapshot
 from dltrain.engine import Record
 from dltrain.report import recorded
 from dltrain.snapshot import Run
@@ -26,6 +26,15 @@ class Output:
     trackers: Trackers
     best: dict[str, Any] = field(default_factory=dict)
     unchecked: int = 2  # checkpoints that are to be checked
+
+    def tell(self, run: Run, *, resumed: bool) -> None:
+        """What is trained on what, where, and in which folder: the first lines of the log."""
+        names = run.values["model"]["name"], run.values["data"]["name"]
+        for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
+            log.info(line)
+        if run.runtime.processes.world > 1 and build.has_batch_norm(run.state.model):
+            log.info("batch norm goes by a process's own part of a batch: not the result of one process")
+        log.info("folder  %s%s", self.folder, f", resumed at step {run.state.step}" if resumed else "")
 
     def write(self, record: Record) -> None:
         self.trackers.write(self.metrics.write(record))
@@ -67,11 +76,14 @@ def opened(
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             records.write_config(folder / ".hydra" / "config.yaml", run.config)
-            for name in ("analysis.json", "report.html") if start is not None else ():  # they show other weights
+            # They show other weights.
+            for name in ("analysis.json", "report.html", "summary.json") if start is not None else ():
                 (folder / name).unlink(missing_ok=True)
             if run.settings.report:
                 recorded.write_origins(folder, run.values, origin, typed if start else None)
             metrics = records.Metrics(folder / "metrics.jsonl", start.content["position"] if start else 0)
+            if start is not None and metrics.position < start.content["position"]:
+                log.warning("metrics.jsonl has lost records from before step %d; what is left is kept", run.state.step)
         stack.enter_context(contextlib.closing(metrics))
         trackers = Trackers(run.values.get("logger", {}), folder, run.config)
         yield Output(folder, metrics, stack.enter_context(contextlib.closing(trackers)))

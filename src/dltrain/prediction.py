@@ -74,7 +74,7 @@ def predict(
         for start in range(0, len(paths), config["batch_size"]):
             with enough_memory("Lower batch_size"):
                 rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], prepared, top_k)
-    _write(Path(config["output"]), rows, top_k)
+    _write(expanded(config["output"]), rows, top_k)
     _show(rows, top_k)
     deliver(records.as_json(rows))
     damaged = sum(bool(row["error"]) for row in rows)

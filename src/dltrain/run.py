@@ -90,10 +90,10 @@ def train(
             output = None
             if processes.rank == 0:
                 output = closing.enter_context(opened(run, start, folder, log_to, origin, typed))
-                _tell(run, output.folder, resumed=start is not None)
+                output.tell(run, resumed=start is not None)
             where = output.folder if output else "the run's folder"
             with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
-                status = _loop(run, output, agreement, began, watch, fresh=start is None)
+                status = _loop(run, output, agreement, began, watch, start)
                 from dltrain import ending  # here, not above: what draws the page is not needed for the first step
 
                 summary = ending.finish(run, output, status, began)
@@ -102,15 +102,6 @@ def train(
         number = Signals(agreement.signals[0])
         raise Interrupted(f"stopped by {number.name} after saving; continue with resume={where}", SIGNALS[number])
     return summary | {"folder": str(where)}
-
-
-def _tell(run: Run, folder: Path, *, resumed: bool) -> None:
-    names = run.values["model"]["name"], run.values["data"]["name"]
-    for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
-        log.info(line)
-    if run.runtime.processes.world > 1 and build.has_batch_norm(run.state.model):
-        log.info("batch norm goes by a process's own part of a batch: not the result of one process")
-    log.info("folder  %s%s", folder, f", resumed at step {run.state.step}" if resumed else "")
 
 
 def prepare(
@@ -128,6 +119,8 @@ def prepare(
     before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
     runtime = replace(device(**(values["device"] | before)), processes=processes)
     # What can be known to fail is told before the data is read, which may take minutes.
+    if own.patience is not None and not values["data"]["val"]:
+        raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     initial = None
     if start is not None:
         claimed = weights.checked(values["model"], start.content["data"], start.content["model"], start.path)
@@ -143,8 +136,6 @@ def prepare(
         data = load(values["data"], own.seed)
     task = schema.bind("task", values["task"])()
     seed_everything(own.seed)
-    if own.patience is not None and data.val is None:
-        raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     model = build.model(values["model"], data.input_shape, data.outputs)
     build.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)
     build.check_last_batch(
@@ -170,7 +161,9 @@ def prepare(
     return run
 
 
-def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, watch: Watch, *, fresh: bool) -> str:
+def _loop(
+    run: Run, output: Output | None, agreement: Agreement, began: float, watch: Watch, start: Start | None
+) -> str:
     """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
     processes = run.runtime.processes
@@ -201,8 +194,8 @@ def _loop(run: Run, output: Output | None, agreement: Agreement, began: float, w
         if output is not None:
             output.save(run)
 
-    if fresh:
-        save()  # whatever happens from now on, the run can be resumed
+    if start is None or start.content["config"] != run.config:
+        save()  # whatever happens from now on, the run can be resumed, as it was asked for last
     if output is not None:
         distributed.remember(str(output.folder), processes)
     agreement(at_once=True)

@@ -61,7 +61,7 @@ def content(run: Run, position: int) -> dict[str, Any]:
 def best(run: Run) -> dict[str, Any]:
     """What best.pt holds; without validation the last weights are the best."""
     weights = run.progress.best_weights or run.state.evaluated()
-    return {"model": weights, "best": run.progress.best, **_common(run)}
+    return {"model": weights, "best": run.progress.best, "digests": {"data": run.data.digests}, **_common(run)}
 
 
 def _common(run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -180,7 +181,18 @@ def checked(jobs: Iterable[Composed], command: str, typed: Typed | None = None) 
     if faults:
         lines = [text if len(of) == total else f"{text} ({len(of)} of {total} jobs)" for text, of in faults.items()]
         raise ConfigError("\n".join(lines))
+    if command in ("predict", "export"):
+        _require_own_outputs([resolve(it.composed.config) for it in found.values()])
     return list(found.values()), total - len(found)
+
+
+def _require_own_outputs(jobs: Iterable[dict[str, Any]]) -> None:
+    """Raise ConfigError where several jobs would write one file, each over the one before."""
+    jobs_of = Counter(str(values["output"] or values["format"]) for values in jobs)  # each format has its own file
+    for output, count in jobs_of.items():
+        if count > 1:
+            told = f"output={output}: {count} jobs would write this file"
+            raise ConfigError(f"{told}. Give each its own, such as 'output=${{ckpt}}/NAME'")
 
 
 def check(composed: Composed, command: str, typed: Typed | None = None) -> tuple[Planned, list[str]]:
