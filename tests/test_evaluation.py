@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -341,3 +342,18 @@ def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
     assert result.code == 0
     assert "could not be written (Permission denied)" in result.err
     assert 0 <= json.loads(result.out)["accuracy"] <= 1
+
+
+def test_eval_tells_where_a_split_is_not_that_of_the_training(dltrain: Command, tmp_path: Path) -> None:
+    for label, level in (("dark", 20), ("light", 200)):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for number in range(30):
+            Image.new("L", (8, 8), level + number).save(tmp_path / "pictures" / label / f"{number}.png")
+    words = ("data=folder", f"data.root={tmp_path / 'pictures'}", "data.size=[8,8]", "model=linear", "epochs=1")
+    folder = dltrain("train", *words).folder
+    told = "the test split is not that of the training"
+    same = dltrain("eval", f"ckpt={folder}")
+    assert (same.code, told in same.out + same.err) == (0, False)
+    Image.new("L", (8, 8), 99).save(tmp_path / "pictures" / "dark" / "another.png")
+    other = dltrain("eval", f"ckpt={folder}")
+    assert (other.code, told in other.out + other.err) == (0, True)

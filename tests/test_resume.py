@@ -301,6 +301,31 @@ def test_the_weights_of_another_model_are_refused_before_data_is_read(
     assert set(Path("outputs").rglob("*")) == started
 
 
+def test_what_is_typed_beside_resume_outlives_a_kill_before_the_first_step(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dltrain("train", *QUICK).folder
+
+    def killed(*arguments: Any, **named: Any) -> Iterator[None]:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dltrain.run.fit", killed)
+        assert dltrain("train", f"resume={folder}", "epochs=4", "optim.lr=0.01").code == 1
+    assert not (folder / "summary.json").exists(), "it would tell of a run that is done"
+    assert dltrain("train", f"resume={folder}").code == 0
+    kept = checkpoint.load(last(folder))
+    assert (kept["step"], kept["config"]["epochs"], kept["config"]["optim"]["lr"]) == (16, 4, 0.01)
+
+
+def test_records_that_are_lost_are_told(dltrain: Command) -> None:
+    folder = dltrain("train", *HALF).folder
+    assert "lost records" not in dltrain("train", f"resume={folder}", "limit_steps=6").err
+    (folder / "metrics.jsonl").unlink()
+    result = dltrain("train", f"resume={folder}", ON)
+    assert (result.code, "lost records from before step 6" in (folder / "train.log").read_text()) == (0, True)
+
+
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (lambda model: model.pop("layers.3.bias"), "layers.3.bias is missing"),
     "extra": (lambda model: model.update(mine=torch.zeros(2)), "mine is unknown to the model"),

@@ -426,6 +426,20 @@ def test_data_and_optimizer_of_ones_own_train_without_a_fork(dltrain: Command) -
     sys.modules.pop("my_parts")
 
 
+def test_a_data_function_of_ones_own_may_name_its_keys_as_it_likes(dltrain: Command) -> None:
+    Path("my_birds.py").write_text(
+        "import torch\n"
+        "def birds(which, *, seed, source='x', **options):\n"
+        "    assert (seed, source, options) == (5, 'lake', {'more': 1}), (seed, source, options)\n"
+        "    return torch.zeros(9, 1, 6, 6, dtype=torch.uint8), torch.arange(9) % 3, ['a', 'b', 'c']\n"
+    )
+    words = ["data=custom", "data.name=my_birds:birds", "model=linear", "epochs=1"]
+    missing = dltrain("train", *words)
+    assert (missing.code, "data.seed is required" in missing.err, "split" in missing.err) == (2, True, False)
+    assert dltrain("train", *words, "+data.seed=5", "+data.source=lake", "+data.more=1").code == 0
+    sys.modules.pop("my_birds")
+
+
 DATA = """
 import torch
 

@@ -245,10 +245,11 @@ def test_a_persons_own_function_with_any_keywords_says_so(write: Write) -> None:
     assert (list(found.keys), found.takes_any) == (["named_parameters"], True)
 
 
-def test_hints_that_cannot_be_resolved_allow_any_key(write: Write) -> None:
+def test_hints_that_cannot_be_resolved_allow_any_value_but_no_other_key(write: Write) -> None:
     write("own_nets", OWN)
     found = signatures.user_signature(signatures.user_object("own_nets:forward_reference"))
-    assert found == signatures.Signature("Its hint names what is not imported.", {}, takes_any=True)
+    key = signatures.Key(Any, True, "")
+    assert found == signatures.Signature("Its hint names what is not imported.", {"x": key}, takes_any=False)
 
 
 def test_the_current_folder_is_searched_for_a_persons_own_code(write: Write, tmp_path: Path) -> None:

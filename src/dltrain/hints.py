@@ -55,6 +55,15 @@ def _is_finite(value: float) -> bool:
         return False
 
 
+def is_number(text: str) -> bool:
+    """Whether a text would be a number, were it not quoted."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _within(value: Any, rule: Any) -> bool:
     if isinstance(rule, Interval):
         return value is None or (

@@ -5,7 +5,6 @@ is the public function or class NAME in G/NAME.py or in the group's one file. `n
 user's own code.
 """
 
-import contextlib
 import functools
 import importlib
 import inspect
@@ -16,7 +15,7 @@ from typing import Any
 from dltrain import signatures
 from dltrain.errors import ConfigError
 from dltrain.fault import TYPED, Fault, refuse, suggest
-from dltrain.hints import describe, obeys
+from dltrain.hints import describe, is_number, obeys
 from dltrain.signatures import PACKAGE, Key, Signature
 
 Origin = Callable[[str], str]
@@ -87,7 +86,7 @@ def signature(group: str, name: str) -> Signature | None:
     place = GROUPS[group]
     if ":" in name:
         found = signatures.user_signature(signatures.user_object(name))
-        if group == "optim":  # it gets the parameters first, whatever it calls them
+        if group in ("optim", "data"):  # it gets the parameters, or the split, first, whatever it calls them
             found = replace(found, keys=dict(list(found.keys.items())[1:]))
     else:
         if name not in names(group):
@@ -97,12 +96,20 @@ def signature(group: str, name: str) -> Signature | None:
         if builtin is None:
             return None
         found = builtin
-    keys = {key: rule for key, rule in found.keys.items() if key not in place.injected}
-    for shared_source, shared_name in place.shared:
-        shared = signatures.builtin(shared_source, shared_name)
-        assert shared is not None
-        keys |= {key: rule for key, rule in shared.keys.items() if key not in place.injected}
-    return replace(found, keys=keys)
+    injected = () if ":" in name and group == "data" else place.injected
+    keys = {key: rule for key, rule in found.keys.items() if key not in injected}
+    return replace(found, keys=keys | _shared(group))
+
+
+@functools.cache
+def _shared(group: str) -> dict[str, Key]:
+    """Keys that every option of a group has."""
+    keys: dict[str, Key] = {}
+    for source, name in GROUPS[group].shared:
+        found = signatures.builtin(source, name)
+        assert found is not None
+        keys |= {key: rule for key, rule in found.keys.items() if key not in GROUPS[group].injected}
+    return keys
 
 
 def bind(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:
@@ -111,7 +118,9 @@ def bind(group: str, node: dict[str, Any], **injected: Any) -> functools.partial
     function = signatures.user_object(name) if ":" in name else _builtin_object(group, name)
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    own = {key: value for key, value in node.items() if key != "name" and (takes_any or key in parameters)}
+    # With **options it gets what was meant for it, not what dltrain itself does with every option of the group.
+    taken = parameters.keys() | (node.keys() - _shared(group).keys() if takes_any else set())
+    own = {key: value for key, value in node.items() if key != "name" and key in taken}
     return functools.partial(function, **own, **{key: value for key, value in injected.items() if key in parameters})
 
 
@@ -221,16 +230,9 @@ def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
     advice = ""
     if isinstance(value, int | float) and obeys(str(shown), rule.hint):
         advice = f"; as text: '{key}=\"{shown}\"'"
-    elif isinstance(value, str) and _is_number(value):
+    elif isinstance(value, str) and is_number(value):
         shown, advice = f'"{value}"', ", not text"
     return [Fault(key, f"={shown}: must be {describe(rule.hint)}{advice}{where(key)}")]
-
-
-def _is_number(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        float(text)
-        return True
-    return False
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:

@@ -5,6 +5,7 @@ code, named by its import path, is imported.
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import inspect
@@ -177,9 +178,11 @@ def user_signature(found: Any) -> Signature:
     function = found.__init__ if inspect.isclass(found) else found
     try:
         parameters = dict(inspect.signature(found).parameters)
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (TypeError, ValueError, NameError):  # built in C, or hints that name what is not imported
+    except (TypeError, ValueError):  # built in C
         return Signature(inspect.getdoc(found) or "", {}, takes_any=True)
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # hints that name what is not imported: then they allow every value
+        hints = typing.get_type_hints(function, include_extras=True)
     document = inspect.getdoc(found) or ""
     meanings = argument_meanings(document)
     keys = {
