@@ -426,6 +426,21 @@ def test_data_and_optimizer_of_ones_own_train_without_a_fork(dltrain: Command) -
     sys.modules.pop("my_parts")
 
 
+def test_a_file_that_own_code_misses_is_a_missing_input(dltrain: Command) -> None:
+    Path("my_files.py").write_text("def pictures(split):\n    return open('nowhere.bin')\n")
+    result = dltrain("train", "data=custom", "data.name=my_files:pictures")
+    assert (result.code, "nowhere.bin: No such file" in result.err) == (66, True)
+    sys.modules.pop("my_files")
+
+
+def test_from_python_a_resume_names_what_is_taken_anew(dltrain: Command) -> None:
+    folder = str(dltrain("train", *QUICK).folder)
+    with pytest.raises(ConfigError, match="name them"):
+        train(compose("train", [f"resume={folder}", "epochs=4"]))
+    steps = train({"resume": folder}, typed=[])["steps"]
+    assert train({"resume": folder, "epochs": 4}, typed=["epochs"])["steps"] == steps // 3 * 4
+
+
 def test_a_data_function_of_ones_own_may_name_its_keys_as_it_likes(dltrain: Command) -> None:
     Path("my_birds.py").write_text(
         "import torch\n"

@@ -32,6 +32,11 @@ ROUTES: dict[str, tuple[int, tuple[str, ...]]] = {
     "inspect": (0, ("inspect", "{run}/checkpoints/last.pt")),
     "sweep": (0, ("train", "-m", *MNIST[1:], "seed=1,2")),
     "sweep with a failed job": (1, ("train", "-m", *MNIST[1:], "optim.lr=0.1,1e30", "limit_steps=20")),
+    "sweep of data that is not there": (
+        1,
+        ("train", "-m", *MNIST[1:-1], "data.root=${oc.env:SECRET_ROOT}/nowhere", "seed=1,2"),
+    ),
+    "sweep of data that is damaged": (1, ("train", "-m", *MNIST[1:-1], "data.root=${oc.env:SECRET_DAMAGED}", "seed=3")),
     "sweep of references": (
         0,
         ("train", "-m", *MNIST[1:-1], "data.root=${oc.env:SECRET_ROOT},${oc.env:SECRET_ROOT}/."),

@@ -39,9 +39,10 @@ class Interrupted(UserError):
         self.exit_code = exit_code
 
 
-def refused_by_system(error: OSError) -> OutputError:
-    """What nobody foresaw, with the path: a name too long, a disk that fails."""
-    return OutputError(f"{str(error.filename)[:200]}: {error.strerror}")
+def refused_by_system(error: OSError) -> UserError:
+    """What nobody foresaw, with the path: a file that own code misses, a name too long, a failing disk."""
+    is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
 
 
 def clean(record: logging.LogRecord) -> bool:

@@ -1,10 +1,11 @@
 """One job of any subcommand: a config in, an outcome out, in whatever process."""
 
+import contextlib
 import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,8 @@ def attempt(
     """Run a job; `tell` gets what a user can mend, or a signal, and returns the exit code."""
     began = time.perf_counter()
 
-    def ended(code: int, status: str) -> Outcome:
-        return Outcome(code, status, seconds=time.perf_counter() - began)
+    def ended(code: int, status: str) -> Outcome:  # which gets into files
+        return Outcome(code, _as_written(status, config), seconds=time.perf_counter() - began)
 
     try:
         summary = execute(command, config, **settings)
@@ -77,6 +78,29 @@ def attempt(
 def first_line(error: object) -> str:
     """What a row of a table has room for."""
     return (cleaned(str(error)).splitlines() or [""])[0][:300]
+
+
+def _as_written(text: str, config: dict[str, Any]) -> str:
+    """A text in which references of the config, such as ${oc.env:HOME}, stand for what they led to."""
+    if "${" not in repr(config):
+        return text
+    with contextlib.suppress(UserError):  # one that leads nowhere, of which the text tells
+        for written, value in _leaves(config, resolve(config)):
+            if isinstance(written, str) and "${" in written and len(str(value)) > 3:  # less is no secret
+                text = text.replace(str(value), written)
+    return text
+
+
+def _leaves(node: Any, other: Any) -> Iterator[tuple[Any, Any]]:
+    """Values of two trees that stand in the same place, the other's where one has a tree and it has none."""
+    if isinstance(node, dict) and isinstance(other, dict):
+        for key in node.keys() & other.keys():
+            yield from _leaves(node[key], other[key])
+    elif isinstance(node, list) and isinstance(other, list):
+        for part, counterpart in zip(node, other, strict=False):
+            yield from _leaves(part, counterpart)
+    else:
+        yield node, other
 
 
 def told_quietly(error: UserError | KeyboardInterrupt) -> int:

@@ -46,7 +46,7 @@ def train(
     config: dict[str, Any],
     *,
     folder: Path | None = None,
-    typed: Collection[str] = (),
+    typed: Collection[str] | None = None,
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
     origin: schema.Origin = lambda key: "",
     watch: Watch = lambda record: "",
@@ -54,12 +54,16 @@ def train(
 ) -> dict[str, Any]:
     """Train as a complete config says; returns what is in summary.json, and the run's `folder`.
 
-    With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`. The config is
+    With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`; so they must
+    be named, if only as an empty list. The config is
     stored as it is given; `resolve` fills in what it refers to, such as environment variables. `folder` must exist.
     `watch` gets every record, and ends the run by returning a status for it; `load` reads the data.
     Raises UserError, whose `exit_code` says of which kind.
     """
     began = time.perf_counter()
+    if typed is None and config.get("resume") is not None:
+        raise ConfigError("resume: only named keys are taken from the config; name them, as in typed=['epochs']")
+    typed = typed or ()
     config = {key: value for key, value in config.items() if key != "sweep"}
     processes = launch.processes()
     with records.run_log() as log_to, contextlib.ExitStack() as stack:
@@ -75,7 +79,7 @@ def train(
         else:
             stack.enter_context(distributed.joined(processes))
             start = stack.enter_context(resumed(config["resume"], processes))
-            trust = config["trust"]
+            trust = config.get("trust") or []
             config = stored.resumed(start.content["config"], config, typed)
             values = resolve(config)
             stored.refuse_untrusted(values, trust)
