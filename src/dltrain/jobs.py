@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dltrain import launch, schema
+from dltrain import launch, schema, stored
 from dltrain.composition import resolve
 from dltrain.errors import Interrupted, UserError, cleaned, refused_by_system
 from dltrain.startup import import_torch
@@ -127,9 +128,10 @@ def execute(
     """
     typed = [key for key in typed if key.partition(".")[0] != "sweep"]
     values: dict[str, Any] = {}
-    if command not in ("summary", "train"):  # they check by themselves
+    is_training = command in ("summary", "train")  # they check by themselves; but a mistake need not wait for torch
+    if not is_training or ("torch" not in sys.modules and config["resume"] is None and not stored.own_code(config)):
         values = resolve(config)
-        schema.require(values, command, origin)
+        schema.require(values, "train" if is_training else command, origin)
     import_torch()
     if command == "summary":
         from dltrain.summary import summarize
