@@ -210,6 +210,12 @@ def test_a_folder_without_checkpoints_is_told_what_it_lacks(tmp_path: Path) -> N
         checkpoint.find(tmp_path, "best.pt")
 
 
+@pytest.mark.parametrize("given", [".", "checkpoints"])
+def test_where_a_run_was_killed_before_its_first_best_the_last_is_taken(run_folder: Path, given: str) -> None:
+    (run_folder / "checkpoints" / "best.pt").unlink()
+    assert checkpoint.find(run_folder / given, "best.pt") == run_folder / "checkpoints" / "last.pt"
+
+
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/best.pt", "nul\0byte"])
 def test_a_path_that_leads_nowhere_is_an_input_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="no such file or folder") as caught:

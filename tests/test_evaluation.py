@@ -344,6 +344,14 @@ def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
     assert 0 <= json.loads(result.out)["accuracy"] <= 1
 
 
+def test_eval_tells_where_it_computes_in_another_precision(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "device.precision=bf16").folder
+    told = "computed in fp32, trained in bf16"
+    same, other = dltrain("eval", f"ckpt={folder}"), dltrain("eval", f"ckpt={folder}", "device=cpu")
+    assert (same.code, told in same.out + same.err) == (0, False)
+    assert (other.code, told in other.out + other.err) == (0, True)
+
+
 def test_eval_tells_where_a_split_is_not_that_of_the_training(dltrain: Command, tmp_path: Path) -> None:
     for label, level in (("dark", 20), ("light", 200)):
         (tmp_path / "pictures" / label).mkdir(parents=True)

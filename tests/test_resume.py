@@ -318,6 +318,33 @@ def test_what_is_typed_beside_resume_outlives_a_kill_before_the_first_step(
     assert (kept["step"], kept["config"]["epochs"], kept["config"]["optim"]["lr"]) == (16, 4, 0.01)
 
 
+FINE = """
+import torch
+
+class Fine(torch.optim.Optimizer):
+    def __init__(self, named_parameters, lr: float):
+        super().__init__([p for _, p in named_parameters], {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p]
+                kept.setdefault("mean", torch.zeros_like(p, dtype=torch.float64)).mul_(0.9).add_(p.grad.double())
+                p.sub_((group["lr"] * kept["mean"]).float())
+"""
+
+
+def test_an_optimizer_of_ones_own_with_finer_state_goes_on_to_the_bit(dltrain: Command) -> None:
+    Path("fine.py").write_text(FINE)
+    own = ("optim=custom", "optim.name=fine:Fine", "+optim.lr=0.02", "trust=[fine]")
+    whole = dltrain("train", *QUICK, *own).folder
+    part = dltrain("train", *HALF, *own).folder
+    assert dltrain("train", f"resume={part}", ON, "trust=[fine]").code == 0
+    assert weights(part) == weights(whole)
+    sys.modules.pop("fine")
+
+
 def test_records_that_are_lost_are_told(dltrain: Command) -> None:
     folder = dltrain("train", *HALF).folder
     assert "lost records" not in dltrain("train", f"resume={folder}", "limit_steps=6").err

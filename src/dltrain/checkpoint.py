@@ -23,6 +23,7 @@ from dltrain.pickled import Refused
 log = logging.getLogger(__name__)
 
 FORMAT = 2
+LAST = Path("checkpoints", "last.pt")
 
 
 class Damaged(InputError):
@@ -131,6 +132,9 @@ def find(path: Path, name: str) -> Path:
     for candidate in (path / name, path / "checkpoints" / name):
         if _with_previous(candidate):
             return candidate
+    if name == "best.pt" and (last := next(filter(_with_previous, (path / "last.pt", path / LAST)), None)):
+        log.warning("%s: has no best.pt yet, as of a run that was killed early; taking last.pt", path)
+        return last
     if path.exists():
         raise InputError(f"{path}: expected checkpoints/{name} in it, found none. Is it the folder of a run?")
     raise InputError(f"{path}: no such file or folder")

@@ -70,6 +70,8 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     claimed = weights.checked(values["model"], known, content["model"], path)
     place = settled(place, claimed, values["batch_size"], values["task"]["name"])
     del claimed
+    if place.precision != (trained := content["runtime"]["precision"]):
+        log.warning("computed in %s, trained in %s: figures differ in their last digits", place.precision, trained)
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
     return Loaded(path, content, values, place, placed(model, place, known["input_shape"]))

@@ -197,6 +197,12 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
     if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
         raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
     built.load_state_dict(saved)
+    if type(built) not in MOMENTS:  # to which torch gives the weights' type, also where it was a finer one
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for key, each in saved["state"].get(number, {}).items():
+                if isinstance(each, Tensor) and each.dtype != built.state[parameter][key].dtype:
+                    built.state[parameter][key] = each.to(parameter.device)
     for parameter, kept in built.state.items():
         for key, each in kept.items():  # laid out in memory as the weights now are
             # A person's own optimizer may keep what is of all weights under a name, and sparse tensors.
