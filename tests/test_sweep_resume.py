@@ -129,6 +129,15 @@ def test_the_words_of_a_sweep_need_not_be_typed_again(dltrain: Command) -> None:
     assert table(folder) == before
 
 
+def test_what_a_kill_left_half_written_is_removed(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    leftovers = [folder / f".{name}.0123456789abcdef" for name in ("results.csv", "sweep.json", "report.html")]
+    for leftover in leftovers:
+        leftover.touch()
+    assert dltrain("train", f"sweep.resume={folder}").code == 0
+    assert not [leftover for leftover in leftovers if leftover.exists()]
+
+
 def test_an_empty_folder_is_fine(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert dltrain("train", "-m", *QUICK, "device.threads=1", "seed=1,2", "sweep.resume=empty").code == 0

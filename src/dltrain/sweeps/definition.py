@@ -106,7 +106,9 @@ def _read(path: Path, command: str) -> list[str]:
 
 
 def write(request: Request, folder: Path, words: Sequence[str]) -> None:
-    """Write sweep.json: `words` as they were typed, without those that are about this start alone."""
+    """Write sweep.json: `words` as they were typed, without those that are about this start alone. Needs the lock."""
+    for name in ("sweep.json", "results.csv", "report.html"):
+        durable.remove_leftovers(folder / name)
     kept = [word for word in words if _key(word) in OWN or not _key(word).startswith("sweep.")]
     content = {"format": FORMAT, "command": request.command, "overrides": kept}
     content |= {"cwd": str(Path.cwd()), "dltrain": __version__}
