@@ -359,7 +359,7 @@ def test_eval_tells_where_a_split_is_not_that_of_the_training(dltrain: Command, 
             Image.new("L", (8, 8), level + number).save(tmp_path / "pictures" / label / f"{number}.png")
     words = ("data=folder", f"data.root={tmp_path / 'pictures'}", "data.size=[8,8]", "model=linear", "epochs=1")
     folder = dltrain("train", *words).folder
-    told = "the test split is not that of the training"
+    told = "test: not the examples of the training's"
     same = dltrain("eval", f"ckpt={folder}")
     assert (same.code, told in same.out + same.err) == (0, False)
     Image.new("L", (8, 8), 99).save(tmp_path / "pictures" / "dark" / "another.png")

@@ -32,6 +32,10 @@ HOSTILE = {
     "node in a sweeper's words": {"sweeper": {"params": {"x": {"_target_": "marker.call"}}}},
     "list in a sweeper's words": {"sweeper": {"params": {"x": [{"_target_": "marker.call"}]}}},
     "sweeper's words of no kind": {"sweeper": {"params": "marker.call"}},
+    "trust in a sweeper's words": {"sweeper": {"params": {"trust": "marker"}}},
+    "sweep's key in a sweeper's words": {"sweeper": {"params": {"++sweep.executor": "slurm"}}},
+    "words that nobody typed": {"overrides": {"hydra": ["hydra/launcher=basic"]}},
+    "task's words that nobody typed": {"overrides": {"task": ["logger=mlflow"]}},
     "sweeper that is made of nodes": {"sweeper": {"_recursive_": True}},
     "sweeper's batch": {"sweeper": {"max_batch_size": 0}},
     "log factory": {"job_logging": {"root": {"handlers": ["x"]}, "handlers": {"x": {"()": "marker.call"}}}},
@@ -196,6 +200,15 @@ def test_a_parameter_that_refers_to_a_node_makes_nothing(dltrain: Command, tmp_p
     write_experiment(tmp_path, "# @package _global_\n" + yaml.safe_dump(node))
     assert dltrain("train", "-m", "--config-dir", "mine", "experiment=gift", *QUICK).code == 2
     assert not (tmp_path / "IMPORTED").exists()
+
+
+def test_a_launcher_that_a_file_says_was_typed_is_refused(dltrain: Command, tmp_path: Path) -> None:
+    called = {"_target_": "marker.call"}
+    words = ["+hydra/launcher@hydra.runtime.choices.x=basic", "++hydra.launcher.x={_target_: marker.call}"]
+    launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher", "x": called}
+    node = {"hydra": {"overrides": {"hydra": words}, "launcher": launcher}}
+    write_experiment(tmp_path, "# @package _global_\n" + yaml.safe_dump(node))
+    assert_refused(dltrain, tmp_path, "-m", "--config-dir", "mine", "experiment=gift", *QUICK, "seed=1,2")
 
 
 def test_hostile_parameters_of_a_sweep_are_refused(dltrain: Command, tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def test_an_optimizer_of_ones_own_with_finer_state_goes_on_to_the_bit(dltrain: C
 
 def test_records_that_are_lost_are_told(dltrain: Command) -> None:
     folder = dltrain("train", *HALF).folder
-    assert "lost records" not in dltrain("train", f"resume={folder}", "limit_steps=6").err
+    assert "lost records" not in dltrain("train", f"resume={folder}", "limit_steps=6").out
     (folder / "metrics.jsonl").unlink()
     result = dltrain("train", f"resume={folder}", ON)
     assert (result.code, "lost records from before step 6" in (folder / "train.log").read_text()) == (0, True)

@@ -129,6 +129,22 @@ def test_the_words_of_a_sweep_need_not_be_typed_again(dltrain: Command) -> None:
     assert table(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("resume=other", "has resume=other, which must be typed"),
+        ("+experiment@_global_=../../sent/evil", "puts an option elsewhere"),
+    ],
+)
+def test_a_sweeps_file_chooses_no_run_to_alter_and_no_config_of_its_own(
+    dltrain: Command, tmp_path: Path, word: str, told: str
+) -> None:
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": [*QUICK, word]}))
+    result = dltrain("train", "sweep.resume=sent")
+    assert (result.code in (2, 66), told in result.err) == (True, True), result.err
+
+
 def test_what_a_kill_left_half_written_is_removed(dltrain: Command) -> None:
     folder = sweep_of_two(dltrain)
     leftovers = [folder / f".{name}.0123456789abcdef" for name in ("results.csv", "sweep.json", "report.html")]

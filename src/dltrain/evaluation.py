@@ -172,6 +172,13 @@ def _ready(loaded: Loaded, config: dict[str, Any], typed: Collection[str]) -> tu
     task: Task = schema.bind("task", loaded.values["task"])()
     with download.forbidden(stored.why_only_read(loaded.values, typed)):
         examples = examples_of(loaded, config["split"])
+    # Own code may draw other examples each time; other data that are typed are meant to differ.
+    may_differ = ":" in loaded.values["data"]["name"] or "data.root" in typed
+    digest = loaded.content.get("digests", {}).get("data", {}).get(config["split"])  # older checkpoints have none
+    if not may_differ and digest not in (None, build.digest(examples)):
+        # Of a folder of pictures to which some were added, others may be held back.
+        told = "%s: not the examples of the training's; some that it was trained on may be among these"
+        log.warning(told, config["split"])
     if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
         found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
         raise InputError(f"data: has images of {found}, the model was trained on {expected}")
@@ -194,10 +201,7 @@ def file_name(checkpoint: Path, split: str, views: str) -> str:
 
 
 def examples_of(loaded: Loaded, split: str) -> Examples:
-    """The examples of a split, as the training had them, else a warning. Raises UserError where there are none.
-
-    Of a folder of pictures to which some were added, others may be held back now: figures would be of seen ones.
-    """
+    """The examples of a split, as the training had them. Raises UserError where there are none to be read."""
     node = loaded.values["data"]
     runtime.seed_everything(loaded.values["seed"])  # a user's data set may draw from the generators
     source = schema.bind("data", node)
@@ -208,10 +212,6 @@ def examples_of(loaded: Loaded, split: str) -> Examples:
         examples = parts[0] if split == "train" else parts[1]
     if examples is None:
         raise ConfigError(f"split={split}: data={node['name']} has none as it was trained. Set split to another")
-    digests = loaded.content.get("digests")
-    known = digests.get("data") if isinstance(digests, dict) else None  # older checkpoints have none
-    if isinstance(known, dict) and split in known and known[split] != build.digest(examples):
-        log.warning("the %s split is not that of the training: examples it was trained on may be among these", split)
     return examples
 
 

@@ -96,7 +96,8 @@ def problem(content: dict[str, Any]) -> str:
             return f"config must have texts of at most {LONGEST_TEXT:,} characters"
     if content["runtime"].keys() != {"precision", "threads"}:
         return "runtime must be precision and threads"
-    if not all(map(_is_plain, (content["environment"], *content.get("digests", {}).values()))):
+    digests = content.get("digests", {})  # older checkpoints of the best have none
+    if not isinstance(digests, dict) or not all(map(_is_plain, (content["environment"], *digests.values()))):
         return "environment and digests must be plain values by name"
     shape, (mean, std) = content["data"]["input_shape"], content["data"]["statistics"]
     if math.prod(shape) > LARGEST_INPUT:

@@ -6,7 +6,7 @@ the folders its own node names, also where an experiment's file says so. All tha
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,7 +90,8 @@ def guarded(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
             raise Refused(f"Hydra cannot use this: {type(error).__name__}: {str(error)[:200]}") from error
         if named.get("config_name") is None and not named.get("overrides"):
             return config  # Hydra's own, for --hydra-help: nothing was asked of it
-        if foreign := list(_foreign(OmegaConf.to_container(config.hydra, resolve=False), sweeps)):
+        node = OmegaConf.to_container(config.hydra, resolve=False)
+        if foreign := list(_foreign(node, sweeps, named.get("overrides") or [])):
             refuse(*foreign)
         return config
 
@@ -146,7 +147,11 @@ def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[No
         setattr(owner, name, original)
 
 
-def _foreign(node: Any, sweeps: bool) -> Iterator[str]:
+def _foreign(node: Any, sweeps: bool, typed: Sequence[str]) -> Iterator[str]:
+    words = node["overrides"]  # to what a file has there Hydra adds what was typed
+    if sorted(map(str, (*words["hydra"], *words["task"]))) != sorted(typed):
+        yield "hydra.overrides: cannot be set; it is what was typed"
+        return
     yield from _differences("hydra", node, OWN | {"launcher": _launcher(node)})
     mode = node.get("mode")
     if mode is not None and (getattr(mode, "name", mode) == "MULTIRUN") != sweeps:
@@ -172,7 +177,10 @@ def _differences(prefix: str, node: Any, own: Any) -> Iterator[str]:
         return
     if own is PLAIN:
         items = node.items() if isinstance(node, dict) else [] if node is None else [("", [])]
-        if any(str(key).startswith("_") or isinstance(value, dict | list) for key, value in items):
+        names = [str(key).lstrip("+~").replace("/", ".") for key, _ in items]
+        if any(name.startswith(("_", "hydra", "sweep", "trust")) for name in names) or any(
+            isinstance(value, dict | list) for _, value in items
+        ):
             yield f"{prefix}: must be words of a sweep by key, such as optim.lr: 0.1,0.01"
     elif isinstance(node, dict) and isinstance(own, dict):
         for key in [*node, *(key for key in own if key not in node and own[key] is not ANY)]:

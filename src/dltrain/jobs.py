@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 import traceback
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain import launch, schema, stored
 from dltrain.composition import resolve
 from dltrain.errors import Interrupted, UserError, cleaned, refused_by_system
+from dltrain.folders import expanded
 from dltrain.startup import import_torch
 from dltrain.stopping import SIGNALS, Stop, stop_behind
 
@@ -87,8 +89,9 @@ def _as_written(text: str, config: dict[str, Any]) -> str:
         return text
     with contextlib.suppress(UserError):  # one that leads nowhere, of which the text tells
         for written, value in _leaves(config, resolve(config)):
-            if isinstance(written, str) and "${" in written and len(str(value)) > 3:  # less is no secret
-                text = text.replace(str(value), written)
+            if isinstance(written, str) and "${" in written and isinstance(value, str) and len(value) > 3:
+                for told in (str(expanded(value)), value, os.path.normpath(value)):  # as a message may have it
+                    text = text.replace(told, written)
     return text
 
 

@@ -39,7 +39,7 @@ class Output:
     def write(self, record: Record) -> None:
         self.trackers.write(self.metrics.write(record))
 
-    def save(self, run: Run) -> None:
+    def save(self, run: Run, keep: int) -> None:
         """Write last.pt, and before it best.pt where the best is another one."""
         self.metrics.flush()
         # Without validation it is another with every step.
@@ -49,7 +49,7 @@ class Output:
         content = snapshot.content(run, self.metrics.position)
         # At the start, and once the optimizer has state: what cannot be read again is told before it costs any time.
         check, self.unchecked = self.unchecked > 0, self.unchecked - 1
-        checkpoint.save(self.folder / "checkpoints" / "last.pt", content, keep=run.settings.keep, check=check)
+        checkpoint.save(self.folder / "checkpoints" / "last.pt", content, keep=keep, check=check)
         self.trackers.saved()
 
     def save_best(self, run: Run) -> None:

@@ -191,15 +191,17 @@ def _loop(
             patience=settings.patience,
         )
 
-    def save() -> None:
+    def save(keep: int = settings.keep) -> None:
         require_finite(state, settings.on_nonfinite)
         tally(state, run.task)
         distributed.collect(state.sums, processes)
         if output is not None:
-            output.save(run)
+            output.save(run, keep)
 
     if start is None or start.content["config"] != run.config:
-        save()  # whatever happens from now on, the run can be resumed, as it was asked for last
+        save(
+            keep=1
+        )  # whatever happens from now on, the run can be resumed, as it was asked for last; those before stay
     if output is not None:
         distributed.remember(str(output.folder), processes)
     agreement(at_once=True)

@@ -27,7 +27,7 @@ class DltrainSweeper(Sweeper):
         from dltrain.composition import Sweeping, Task
 
         assert isinstance(self.task, Task) and self.task.sweep is not None
-        words = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        words = [f"{key}={'null' if value is None else value}" for key, value in self.params.items()] + arguments
         raise SystemExit(self.task.sweep(Sweeping(self.context, self.master, words, self.task.implied)))
 
 

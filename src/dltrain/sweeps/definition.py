@@ -13,6 +13,7 @@ from dltrain.words import split
 FORMAT = 1
 # Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
 ADDRESS = "logger.mlflow.tracking_uri"  # to which figures go: never for a file to say
+WRITTEN = ("output", "resume")
 OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction", "pruner", "seed"))
 
 
@@ -47,8 +48,9 @@ def requested(command: str, argv: list[str]) -> Request:
     before += [word for word in stored if _is_kept_output(word, typed)]
     if not {ADDRESS, "logger"} & set(typed) and ADDRESS in map(_key, stored):
         print(f"{ADDRESS} is not taken from {path}: type it again, or MLflow's own default is used")
-    if "output" not in typed and "output" in map(_key, stored):
-        print(f"output is not taken from {path}: type it again, or the default file is written")
+    for word in stored:  # what is written to is never for a file to say
+        if _key(word) in WRITTEN and _key(word) not in typed:
+            raise ConfigError(f"{path}: has {word}, which must be typed. Type it again, if it is right: '{word}'")
     return Request(command, flags, before + words, folder, frozenset(typed))
 
 
@@ -60,7 +62,7 @@ def _is_of_start(word: str) -> bool:
     """Whether a word says how a sweep runs or what its jobs write, or is none: typed beside a file's words."""
     key = _key(word)
     return (
-        word.startswith("-") or key.startswith(("sweep", "hydra")) or key in ("trust", "output") or _is_of_output(key)
+        word.startswith("-") or key.startswith(("sweep", "hydra")) or key in ("trust", *WRITTEN) or _is_of_output(key)
     )
 
 
@@ -97,6 +99,8 @@ def _read(path: Path, command: str) -> list[str]:
     if content.get("command") != command:
         raise ConfigError(f"sweep.resume={path.parent}: is no sweep of dltrain {command}")
     for word in words:
+        if "@" in word.partition("=")[0]:
+            raise InputError(f"{path}: {word} puts an option elsewhere. Type the words of the sweep again")
         option = word.partition("=")[2].strip("'\"")
         if _key(word) in (*GROUPS, "device", "sweep", "experiment") and (option[:1] in "/~" or ".." in option):
             raise InputError(f"{path}: {word} leads out of the folders with configs. Type the words of the sweep again")
