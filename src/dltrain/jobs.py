@@ -89,9 +89,9 @@ def _as_written(text: str, config: dict[str, Any]) -> str:
         return text
     with contextlib.suppress(UserError):  # one that leads nowhere, of which the text tells
         for written, value in _leaves(config, resolve(config)):
-            if isinstance(written, str) and "${" in written and isinstance(value, str) and len(value) > 3:
+            if isinstance(written, str) and "${" in written and isinstance(value, str):
                 for told in (str(expanded(value)), value, os.path.normpath(value)):  # as a message may have it
-                    text = text.replace(told, written)
+                    text = text.replace(told, written) if len(told) > 3 else text  # less is no secret
     return text
 
 

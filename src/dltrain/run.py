@@ -199,9 +199,8 @@ def _loop(
             output.save(run, keep)
 
     if start is None or start.content["config"] != run.config:
-        save(
-            keep=1
-        )  # whatever happens from now on, the run can be resumed, as it was asked for last; those before stay
+        # Whatever happens from now on, the run can be resumed, as it was asked for last; checkpoints before it stay.
+        save(keep=1)
     if output is not None:
         distributed.remember(str(output.folder), processes)
     agreement(at_once=True)
