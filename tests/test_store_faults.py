@@ -647,13 +647,18 @@ def holding(folder: Path) -> Child:
     return process
 
 
-def test_a_second_writer_of_a_run_is_refused_while_the_first_writes_and_free_to_go_on_once_it_is_killed(
-    dltrain: Command, stopped: Path, undisturbed: Path
+def test_a_second_writer_of_a_run_is_refused_without_waiting_and_free_to_go_on_once_the_first_is_killed(
+    dltrain: Command, stopped: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def waits(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s for the lock")
+
     first = holding(stopped)
     try:
         before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-        second = dltrain("train", f"resume={stopped}", "limit_steps=null")  # it comes back while the first has the lock
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", waits)  # between looks at a lock
+            second = dltrain("train", f"resume={stopped}", "limit_steps=null")
         after = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     finally:
         first.kill()
