@@ -49,7 +49,7 @@ LAYERS = [
     {"folders", "durable", "archive", "form", "schema", "settings", "startup"},
     {"signatures", "stopping"},
     {"hints", "fault", "pickled", "usage", "terminal", "sparkline", "launch"},
-    {"errors", "__init__"},
+    {"errors", "dotted", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -164,6 +164,7 @@ def test_list_as_json_has_the_options_with_their_keys(dltrain: Command) -> None:
         "meaning": "learning rate",
         "default": 0.05,
     }
+    assert content["logger"]["mlflow"]["keys"]["experiment"]["default"] == "dltrain"
     for group, options in content.items():
         assert sorted(options) == sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
         assert all(option["summary"] for option in options.values())

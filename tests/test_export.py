@@ -328,8 +328,8 @@ def test_a_package_that_is_not_installed_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     result = dltrain("export", f"ckpt={run_folder}")
-    told = f"error: format=onnx: needs {package}; pip install 'dltrain[export]', or set format=safetensors\n"
-    assert (result.code, result.err) == (2, told)
+    told = f"needs {package}; in dltrain's checkout: pip install '.[export]'. Or set format=safetensors"
+    assert (result.code, result.err) == (2, f"error: format=onnx: {told}\n")
     assert dltrain("export", f"ckpt={run_folder}", "format=safetensors").code == 0
 
 

@@ -60,6 +60,10 @@ class Spread(Net):
         super().__init__(input_shape, num_classes)
         self.register_buffer("mask", torch.ones(1, 1, 1).expand(1, 4, 4))
 
+class Silent(Net):
+    def forward(self, images):
+        assert not len(images)
+
 class Remembering(torch.optim.SGD):
     def __init__(self, named_parameters, lr=0.1):
         super().__init__([parameter for _, parameter in named_parameters], lr=lr)
@@ -154,6 +158,12 @@ def test_a_data_function_that_returns_something_else_is_told_in_a_line(own: Comm
 
 def test_a_list_of_images_labels_and_names_is_as_good_as_a_tuple(own: Command) -> None:
     assert own("train", *QUICK, "data.name=mine:listed").code == 0
+
+
+def test_a_model_that_fails_without_a_word_is_told_by_its_error_s_kind(own: Command) -> None:
+    result = own("train", *QUICK[4:], "data.name=mine:pictures", "model=custom", "model.name=mine:Silent")
+    told = "error: model=mine:Silent does not fit data of (1, 4, 4): AssertionError\n"
+    assert (result.code, result.err) == (2, told)
 
 
 def test_a_parameter_of_ones_own_model_is_told_to_be_added(own: Command) -> None:

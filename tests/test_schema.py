@@ -59,7 +59,7 @@ def test_data_folder_passes_the_check_once_it_has_a_root() -> None:
 @pytest.mark.parametrize("group", ["data", "model", "optim"])
 def test_a_custom_option_lacks_nothing_but_its_name(group: str) -> None:
     assert faults(compose("train", [f"{group}=custom"])) == [
-        f"{group}.name is required: set it to module:name, your own code"
+        f"{group}.name is required: set it to module:name, your own code, or to an option's name"
     ]
 
 
@@ -155,7 +155,7 @@ def test_an_unknown_key_is_told_with_the_nearest_name(
         ),
         ("trust", [1], "trust=[1]: must be text or a list, each text"),
         ("epochs", "???", "epochs is required: passes over the training set"),
-        ("optim", {}, "optim.name is required: set it to module:name, your own code"),
+        ("optim", {}, "optim.name is required: set it to module:name, your own code, or to an option's name"),
         ("task", {"name": "clasification"}, "task.name=clasification: no such task; did you mean classification?"),
         ("task", {"name": "zzz"}, "task.name=zzz: no such task; there are classification, reconstruction, regression"),
     ],

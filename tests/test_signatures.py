@@ -185,7 +185,13 @@ def test_a_class_without_a_constructor_is_read_from_its_fields(package: Path) ->
 
 @pytest.mark.parametrize(("source", "name"), [("source.py", "nothing"), ("nowhere.py", "option")])
 def test_what_is_not_there_has_no_signature(package: Path, source: str, name: str) -> None:
-    assert signatures.builtin(source, name) is None
+    with pytest.raises((LookupError, OSError)):
+        signatures.builtin(source, name)
+
+
+def test_a_class_of_several_words_goes_by_both_names(tmp_path: Path, package: Path) -> None:
+    (package / "my_net.py").write_text('class MyNet:\n    """A net."""\n')
+    assert signatures.builtin("my_net.py", "my_net") == signatures.builtin("my_net.py", "mynet")
 
 
 def test_public_names_are_functions_and_classes_without_an_underscore(package: Path) -> None:
@@ -195,6 +201,11 @@ def test_public_names_are_functions_and_classes_without_an_underscore(package: P
 def test_meanings_are_the_lines_of_the_args_section_alone() -> None:
     document = "Summary: not a key.\n\nArgs:\n    lr: rate: of learning\n    two words: no key\n\nRaises: nothing\n"
     assert signatures.argument_meanings(document) == {"lr": "rate: of learning"}
+
+
+def test_a_meaning_of_several_lines_is_whole() -> None:
+    document = "Summary.\n\nArgs:\n    lr: rate\n        of learning,\n        above 0\n    decay: of weights\n"
+    assert signatures.argument_meanings(document) == {"lr": "rate of learning, above 0", "decay": "of weights"}
 
 
 OWN = '''

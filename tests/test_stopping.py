@@ -14,7 +14,7 @@ import pytest
 
 from dltrain import cli, jobs
 from dltrain.errors import ConfigError
-from dltrain.stopping import SIGNALS, Stop, every, noted_signals, raised_signals, reason_to_stop
+from dltrain.stopping import SIGNALS, Stop, every, exit_code, noted_signals, raised_signals, reason_to_stop
 
 NOTHING: dict[str, Any] = {
     "signals": [],
@@ -229,6 +229,18 @@ def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
     monkeypatch.setattr(cli, "_dispatch", importing)
     assert cli.main(["list"]) == SIGNALS[number]
     assert "half of a library" not in capsys.readouterr().err
+
+
+def test_a_job_whose_mistake_is_a_signals_doing_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def execute(command: str, config: dict[str, Any]) -> dict[str, Any]:
+        try:
+            raise Stop(signal.SIGTERM)
+        except Stop as stop:
+            raise ConfigError("model.name: cannot import half of a library") from stop
+
+    monkeypatch.setattr(jobs, "execute", execute)
+    outcome = jobs.attempt("train", {}, exit_code)
+    assert (outcome.code, outcome.status, outcome.interrupted) == (143, "interrupted", True)
 
 
 @pytest.mark.parametrize("is_noted", [False, True])  # by a sweep

@@ -149,6 +149,10 @@ def test_a_job_is_not_tried_more_often_than_asked(dltrain: Command) -> None:
     assert result.out.count("tries again") == 2
 
 
+def test_a_number_of_threads_may_be_a_reference(dltrain: Command) -> None:
+    assert dltrain("train", "-m", *QUICK, "seed=1,2", "device.threads=${seed}").code == 0
+
+
 def test_earlier_starts_of_a_sweep_take_no_try_away(dltrain: Command, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     words = ["+model.how=raise", f"+model.mark={mark}", "seed=1", "device.threads=1"]

@@ -14,6 +14,7 @@ import pytest
 
 from conftest import Command
 from dltrain.jobs import Outcome
+from dltrain.sweeps import definition
 from dltrain.sweeps.journal import Entry, Journal
 from lives import Nursery, nursery
 from test_sweep_faults import processes_in
@@ -127,6 +128,11 @@ def test_the_words_of_a_sweep_need_not_be_typed_again(dltrain: Command) -> None:
     before = table(folder)
     assert dltrain("train", f"sweep.resume={folder}", "sweep.workers=1").code == 0
     assert table(folder) == before
+
+
+def test_what_a_stopped_sweep_says_has_the_words_that_are_not_taken_from_its_folder() -> None:
+    words = ["ckpt=a,b", "output=${ckpt}/x", "sweep.workers=2"]
+    assert definition.typed_again(Path("a b"), words) == "'sweep.resume=a b' 'output=${ckpt}/x'"
 
 
 @pytest.mark.parametrize(

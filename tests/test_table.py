@@ -27,10 +27,10 @@ def test_jobs_are_ranked_by_the_validation_and_those_without_a_figure_come_last(
         entry(2, "c", val_accuracy=0.8, test_accuracy=0.1),
         entry(3, "d", val_accuracy=math.nan),
     ]
-    by = table.metric(table.figures_of(entries))
+    by = table.metric([entry.figures for entry in entries])
     assert (by.name, by.smaller_is_better) == ("val_accuracy", False)
     assert [it.number for it in table.ranked(entries, by)] == [2, 0, 1, 3]
-    by = table.metric(table.figures_of(entries), "test_accuracy", "minimize")
+    by = table.metric([entry.figures for entry in entries], "test_accuracy", "minimize")
     assert [it.number for it in table.ranked(entries, by)][:2] == [2, 0]
 
 
@@ -62,8 +62,8 @@ def test_jobs_that_differ_by_their_seed_alone_are_one_group() -> None:
     )]  # fmt: skip
     entries.append(entry(9, "optim.lr=0.2 seed=3", 1, "failed"))
     one, other = table.of_seeds(entries)
-    assert (one.label, one.count, one.mean) == ("optim.lr=0.1", 2, {"val_loss": pytest.approx(1.6)})
-    assert (other.label, other.count) == ("optim.lr=0.2", 2)
+    assert (one.words, one.count, one.mean) == (("optim.lr=0.1",), 2, {"val_loss": pytest.approx(1.6)})
+    assert (other.words, other.count) == (("optim.lr=0.2",), 2)
     assert other.spread["val_loss"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
 
 
@@ -79,7 +79,7 @@ def test_results_are_written_whole_with_brackets_commas_and_quotes(tmp_path: Pat
 
 def test_a_large_table_is_cut_and_says_so() -> None:
     entries = [entry(number, f"seed={number}", val_loss=number) for number in range(100)]
-    shown = table.table(entries, table.metric(table.figures_of(entries)))
+    shown = table.table(entries, table.metric([entry.figures for entry in entries]))
     assert shown.row_count == table.MOST_ROWS
     assert shown.caption == "70 more in results.csv"
 

@@ -267,7 +267,10 @@ def test_an_address_without_a_password_is_taken(address: str | None) -> None:
 def test_a_missing_extra_is_told_before_training(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracked, "find_spec", lambda name: None)
     result = dltrain(*QUICK, "logger=[csv,mlflow]")
-    assert (result.code, result.err) == (2, "error: logger=mlflow: needs MLflow; pip install 'dltrain[mlflow]'\n")
+    assert (result.code, result.err) == (
+        2,
+        "error: logger=mlflow: needs MLflow; in dltrain's checkout: pip install '.[mlflow]'\n",
+    )
     assert not Path("outputs").exists()
 
 

@@ -14,7 +14,7 @@ from dltrain import compiler, optim, runtime, schema, settings
 from dltrain.data.augmentation import Augmentation
 from dltrain.data.batches import Batches, Statistics, normalization
 from dltrain.data.examples import Examples, Source, read, train_and_val
-from dltrain.errors import ConfigError, InputError
+from dltrain.errors import ConfigError, InputError, reason
 from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
@@ -93,9 +93,8 @@ def check_classes(classes: Sequence[str], examples: Examples, split: str) -> Non
 
 def training_batches(data: Data, place: runtime.Runtime, node: dict[str, Any], own: settings.Train) -> Batches:
     """Batches of the training set, shuffled, augmented as the data's node says, and shared among all processes."""
-    asked = {
-        key.name: node[key.name] for key in fields(Augmentation) if key.name in node
-    }  # older checkpoints have less
+    # Older checkpoints have less.
+    asked = {key.name: node[key.name] for key in fields(Augmentation) if key.name in node}
     return Batches(
         data.train,
         place.device,
@@ -139,17 +138,13 @@ def check_fit(
     network: nn.Module, node: dict[str, Any], task: Task, targets: Tensor, shape: Sequence[int], outputs: int
 ) -> None:
     """Raise ConfigError where model, task and data (`shape` of an input) do not fit; costs a pass of two examples."""
-    network.eval()
     device = next(network.parameters(), targets).device
     try:
-        with torch.no_grad():
-            output = network(torch.zeros(2, *shape, device=device))
+        with runtime.tried_out(network), torch.no_grad():
+            output = network.eval()(torch.zeros(2, *shape, device=device))
         output_shape = tuple(output.shape[1:])
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model={node['name']} does not fit data of {tuple(shape)}: {reason}") from error
-    finally:
-        network.train()
+        raise ConfigError(f"model={node['name']} does not fit data of {tuple(shape)}: {reason(error)}") from error
     if problem := task.mismatch(targets, tuple(shape), output_shape, outputs):
         raise ConfigError(problem)
 
@@ -180,17 +175,13 @@ def check_last_batch(
 
 
 def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:
-    kept = [buffer.clone() for buffer in network.buffers()]
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with runtime.tried_out(network), torch.no_grad():
             network.train()(torch.zeros(1, *shape))
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
     except Exception:  # a fault of another kind: the first step will tell
         return True
-    finally:
-        for buffer, before in zip(network.buffers(), kept, strict=True):
-            buffer.copy_(before)
     return True
 
 

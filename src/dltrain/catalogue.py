@@ -21,12 +21,10 @@ def summary(group: str, name: str, path: Path) -> str:
     """First line of the docstring behind an option, else the comment its file begins with."""
     if group in schema.GROUPS and (option := schema.signature(group, name)):
         return option.summary
-    first = path.read_text(encoding="utf-8").splitlines()
     for_machines = ("@package", "yaml-language-server:")
-    comments = [
-        line.lstrip("# ") for line in first if line.startswith("# ") and not any(it in line for it in for_machines)
-    ]
-    return comments[0] if comments else ""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = (line for line in lines if line.startswith("# ") and not any(it in line for it in for_machines))
+    return next(comments, "").lstrip("# ")
 
 
 def of_option(group: str, name: str) -> Signature | None:
@@ -42,7 +40,7 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
     Raises ConfigError for a user's own code that cannot be imported.
     """
     source, name, places = schema.COMMANDS[command]
-    found = {"": signatures.builtin(source, name)}
+    found: dict[str, Signature | None] = {"": signatures.builtin(source, name)}
     for node, place in places.items():
         own: Any = config.get(node)
         own = own if isinstance(own, dict) else {}
@@ -58,11 +56,15 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
 
 def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Key]:
     """Every key of a config, written with dots, and its rule."""
-    return {
-        f"{node}.{key}" if node else key: rule
-        for node, signature in nodes(command, config).items()
-        for key, rule in signature.keys.items()
-    }
+    found: dict[str, signatures.Key] = {}
+    for node, signature in nodes(command, config).items():
+        found |= dotted(node, signature)
+    return found
+
+
+def dotted(node: str, signature: Signature) -> dict[str, signatures.Key]:
+    """The keys of a node as they are typed, "" being that of the command itself."""
+    return {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}
 
 
 def shown(value: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dltrain import archive, durable, form
-from dltrain.errors import ConfigError, InputError
+from dltrain.errors import ConfigError, InputError, reason
 from dltrain.folders import expanded
 from dltrain.pickled import Refused
 
@@ -182,8 +182,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # torch raises nearly anything
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise InputError(f"{path}: there is too little memory to read it") from error
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise Damaged(f"{path}: no checkpoint, or a damaged one: {reason}. Take another") from error
+        raise Damaged(f"{path}: no checkpoint, or a damaged one: {reason(error)}. Take another") from error
 
 
 def _from_1(content: dict[str, Any]) -> dict[str, Any]:

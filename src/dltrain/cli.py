@@ -11,12 +11,12 @@ import traceback
 from typing import TYPE_CHECKING
 
 from dltrain import __version__, launch, schema, terminal, usage
-from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable, refused_by_system
+from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable
 from dltrain.fault import suggest
-from dltrain.stopping import Stop, raised_signals, stop_behind
+from dltrain.stopping import Stop, exit_code, foreseen, raised_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dltrain.composition import Composed, Sweeping
 
@@ -46,14 +46,10 @@ def main(argv: list[str]) -> int:
     try:
         with raised_signals(), launch.speaking((argv or ["--help"])[0]) as takes_part:
             return _dispatch(argv or ["--help"]) if takes_part else 0
-    except KeyboardInterrupt as stop:
-        return _tell_stopped(stop)
-    except Exception as error:
-        if isinstance(error, UserError) or stop_behind(error):  # the latter: what an import makes of a signal
-            return _tell(error)
-        if isinstance(error, OSError) and error.filename is not None:  # a path that is no name, a disk that fails
-            return _tell(refused_by_system(error))
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if (told := foreseen(error)) is None:
+            raise
+        return _tell(told)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -82,23 +78,16 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def _tell(error: Exception | KeyboardInterrupt) -> int:
-    if stop := stop_behind(error) or (error if isinstance(error, KeyboardInterrupt) else None):
-        return _tell_stopped(stop)
-    assert isinstance(error, UserError)
-    if not launch.may_tell(error):
-        return error.exit_code
-    if os.environ.get("DLTRAIN_TRACEBACK"):
-        traceback.print_exception(error)
-    else:
-        print(f"error: {cleaned(str(error))}", file=sys.stderr)
-    return error.exit_code
-
-
-def _tell_stopped(stop: KeyboardInterrupt) -> int:
-    if launch.may_tell(stop):
-        print(stop if isinstance(stop, Stop) else "stopped", file=sys.stderr)
-    return stop.exit_code if isinstance(stop, Stop) else 130
+def _tell(error: UserError | KeyboardInterrupt) -> int:
+    """Print an error, or by what we were stopped; returns the exit code."""
+    if launch.may_tell(error):
+        if isinstance(error, KeyboardInterrupt):
+            print(error if isinstance(error, Stop) else "stopped", file=sys.stderr)
+        elif os.environ.get("DLTRAIN_TRACEBACK"):
+            traceback.print_exception(error)
+        else:
+            print(f"error: {cleaned(str(error))}", file=sys.stderr)
+    return exit_code(error)
 
 
 def _help(command: str, words: list[str]) -> int:
@@ -119,10 +108,19 @@ def _explain(command: str, words: list[str], keys: list[str]) -> int:
 
 def _preview(command: str, words: list[str]) -> "Composed":
     """What a command line composes. Raises ConfigError with all its faults."""
-    from dltrain import composition, preview
+    from dltrain import preview
+
+    with _diagnosed(command, words):
+        return preview.preview(command, words)
+
+
+@contextlib.contextmanager
+def _diagnosed(command: str, words: list[str]) -> "Iterator[None]":
+    """Turn what Hydra raises for a command line into a ConfigError with all its faults."""
+    from dltrain import composition
 
     try:
-        return preview.preview(command, words)
+        yield
     except composition.REFUSED as error:
         from dltrain import diagnosis
 
@@ -213,12 +211,8 @@ def _compose(
     """Let Hydra compose a command line and run what it asks for. Raises ConfigError with all its faults."""
     from dltrain import composition
 
-    try:
+    with _diagnosed(command, argv):
         return composition.run(command, argv, job, sweep)
-    except composition.REFUSED as error:
-        from dltrain import diagnosis
-
-        raise diagnosis.explain(command, argv, error) from error
 
 
 def _sweep(command: str, argv: list[str]) -> int:

@@ -138,28 +138,30 @@ def values(command: str, word: str) -> list[str]:
         return []
     source, name, nodes = schema.COMMANDS[command]
     node, dot, last = key.partition(".")
-    places: list[signatures.Signature | None] = []
+    places: list[signatures.Signature] = []
     if not dot:
         places, last = [signatures.builtin(source, name)], key
     elif node in nodes:
-        place = nodes[node]
-        places = [signatures.builtin(*place)] if place else [schema.signature(node, it) for it in schema.names(node)]
-    rules = [place.keys[last] for place in places if place and last in place.keys]
+        places = _options(node, nodes[node])
+    rules = [place.keys[last] for place in places if last in place.keys]
     return [f"{key}={choice}" for rule in rules for choice in hints.choices(rule.hint) if choice.startswith(partial)]
+
+
+def _options(node: str, place: tuple[str, str] | None) -> list[signatures.Signature]:
+    """What a node can hold: the options of its group, or the one that is at `place`."""
+    if place is not None:
+        return [signatures.builtin(*place)]
+    return [option for name in schema.names(node) if (option := schema.signature(node, name)) is not None]
 
 
 def _own_keys(command: str) -> dict[str, signatures.Key]:
     """Keys of a subcommand outside the groups."""
-    found = signatures.builtin(*schema.COMMANDS[command][:2])
-    return found.keys if found else {}
+    return signatures.builtin(*schema.COMMANDS[command][:2]).keys
 
 
 def _keys(command: str) -> list[str]:
     """What --explain can be asked for: keys of a subcommand and of all options, and groups."""
     found = {*_own_keys(command), *schema.COMMANDS[command][2]}
     for node, place in schema.COMMANDS[command][2].items():
-        options = (
-            [signatures.builtin(*place)] if place else [schema.signature(node, name) for name in schema.names(node)]
-        )
-        found |= {f"{node}.{key}" for option in options if option for key in option.keys}
+        found |= {f"{node}.{key}" for option in _options(node, place) for key in option.keys}
     return sorted(found)

@@ -1,14 +1,12 @@
 """Why a command line cannot be composed: Hydra tells the first fault, this tells all, with the nearest right names."""
 
 import contextlib
-import functools
 import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser  # the one place where Hydra's own flags are listed
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,19 +16,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dltrain import schema
 from dltrain.composition import REFUSED, VERSION_BASE, named
+from dltrain.dotted import at, has, leaves
 from dltrain.errors import ConfigError
 from dltrain.fault import TYPED, Fault, suggest
 from dltrain.folders import config_folder
 from dltrain.guard import Refused, guarded
-from dltrain.origins import has
-from dltrain.words import quoted, readable
+from dltrain.words import quoted, read_flags, readable, searched
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
     if isinstance(error, Refused) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
         return ConfigError(str(error))
-    arguments = get_args_parser().parse_args(readable(argv))
+    arguments = read_flags(command, readable(argv))
+    extra = searched(arguments)
     nodes = schema.COMMANDS[command][2]
     faults: list[Fault] = []
     overrides: list[Override] = []
@@ -46,7 +45,6 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
             overrides.append(override)
         else:
             unreadable.append(word)
-    extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]"] if arguments.config_dir else []
     with (
         contextlib.suppress(*REFUSED),  # what Hydra cannot even list it tells itself
         guarded(),
@@ -131,7 +129,7 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
         if override.is_delete():
             if not has(config, key):
                 faults.append(Fault(f"~{key}", f": no such key{_hint(key, config, known)}"))
-            elif functools.reduce(lambda node, part: node[part], key.split("."), config) is None:
+            elif at(config, key) is None:
                 faults.append(Fault(f"~{key}", ": is null already"))
             continue
         node: Any = config if override.is_add() or has(config, key) else None
@@ -195,13 +193,5 @@ def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
 
 def known_keys(config: dict[str, Any], command: str) -> list[str]:
     """What can stand before the = of a command line: keys, written with dots, and groups."""
-    keys = [key for key in _dotted(config) if not key.startswith("hydra")]
+    keys = [key for key in leaves(config) if not key.startswith("hydra")]
     return [*keys, *schema.COMMANDS[command][2], *["experiment"] * (command == "train")]
-
-
-def _dotted(config: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys of a nested config, written with dots."""
-    found = []
-    for key, value in config.items():
-        found += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return found

@@ -21,7 +21,7 @@ from torch import Tensor, distributed, nn
 
 from dltrain.errors import ConfigError, UserError
 from dltrain.launch import Processes
-from dltrain.runtime import Runtime, generator_states, restore_generators, seed_everything
+from dltrain.runtime import Runtime, seed_everything, tried_out
 
 if TYPE_CHECKING:  # some builds of torch are without it
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -225,21 +225,16 @@ def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "D
     parallel = DistributedDataParallel(Replica(model, device), device_ids=devices)
     # After its first pass it lays the gradients out anew, and with them the order in which three and more processes
     # add. That is done now, so that a run that is resumed adds as one that was not.
-    generators = generator_states()
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    model.train()
-    with runtime.autocast():
-        outputs = parallel(torch.zeros(2, *shape, device=device))
-    parallel.module.known_to_all(outputs.float().mean(), 1.0).backward()
-    unreached = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    with tried_out(model):
+        model.train()
+        with runtime.autocast():
+            outputs = parallel(torch.zeros(2, *shape, device=device))
+        parallel.module.known_to_all(outputs.float().mean(), 1.0).backward()
+        unreached = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+        parallel.module.mean_loss()
     if unreached:
         raise ConfigError(
             f"the model has weights that no gradient reaches: {', '.join(unreached[:3])}\n"
             "Several processes would wait for them. Leave them out, or set requires_grad=False for them"
         )
-    parallel.module.mean_loss()
-    model.zero_grad()
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    restore_generators(generators)
     return parallel

@@ -37,33 +37,30 @@ def schema_of_configs(configs: Path) -> dict[str, Any]:
     """The schema of everything that `dltrain train` can be configured with."""
     source, name, nodes = checks.COMMANDS["train"]
     own = builtin(source, name)
-    assert own is not None
     definitions: dict[str, Any] = {"reference": REFERENCE}
     properties: dict[str, Any] = {}
     conditions: list[dict[str, Any]] = []
     for group, place in nodes.items():
         options = catalogue.options(group, [configs])
-        defaults = [_defaults(path) for path in options.values()]
+        defaults = [defaults_of(path) for path in options.values()]
         if place is not None:
-            fixed = builtin(*place)
-            assert fixed is not None
-            properties[group] = _object(fixed.keys, defaults[0]) | {"additionalProperties": False}
+            properties[group] = _object(builtin(*place).keys, defaults[0]) | {"additionalProperties": False}
             continue
         if checks.GROUPS[group].several:
             properties[group] = _several(group, dict(zip(options, defaults, strict=True)))
             continue
-        definitions[group] = _any_option(group, definitions)
+        definitions[group] = _any_option(group)
         properties[group] = {"$ref": f"#/$defs/{group}"}
         for option, path in options.items():
             if (signature := catalogue.of_option(group, option)) is not None:
-                keys = _object(signature.keys, _defaults(path))
+                keys = _object(signature.keys, defaults_of(path))
                 keys["properties"] = {"name": {"type": "string"}} | keys["properties"]
                 definitions[f"{group}.{option}"] = keys | {
                     "description": signature.summary,
                     "additionalProperties": False,
                 }
                 conditions.append(_if_chosen(group, option))
-    properties |= _object(own.keys, _defaults(configs / "train.yaml"))["properties"]
+    properties |= _object(own.keys, defaults_of(configs / "train.yaml"))["properties"]
     return {
         "$schema": DRAFT,
         "title": f"Configs and experiments of dltrain {__version__}",
@@ -117,7 +114,7 @@ def _object(keys: Mapping[str, Key], defaults: Mapping[str, Any]) -> dict[str, A
     return {"type": "object", "properties": properties}
 
 
-def _any_option(group: str, definitions: dict[str, Any]) -> dict[str, Any]:
+def _any_option(group: str) -> dict[str, Any]:
     """A node whose option is not known here: the keys of all of them, and of a user's own code any."""
     names = checks.names(group)
     rules: dict[str, list[Any]] = {}
@@ -190,6 +187,8 @@ def _defaults_list(configs: Path, groups: list[str]) -> dict[str, Any]:
     }
 
 
-def _defaults(path: Path) -> dict[str, Any]:
+def defaults_of(path: Path, node: str = "") -> dict[str, Any]:
+    """What the YAML file of an option sets, or the part of it under `node`."""
     found = read_yaml(path)
+    found = found.get(node) if node and isinstance(found, dict) else found
     return found if isinstance(found, dict) else {}

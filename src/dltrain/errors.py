@@ -45,6 +45,11 @@ def refused_by_system(error: OSError) -> UserError:
     return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, else of which kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def clean(record: logging.LogRecord) -> bool:
     """A filter that lets every record through, without what would steer a terminal: names in it may be a stranger's."""
     record.msg, record.args = cleaned(record.getMessage()), ()

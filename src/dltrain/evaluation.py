@@ -63,9 +63,7 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
         if "root" not in values["data"]:
             raise ConfigError(f"data.root={root}: data={values['data']['name']} has no root")
         values["data"] = values["data"] | {"root": root}
-    before = {} if "device" in typed else content["runtime"]
-    before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
-    place = runtime.device(**(config["device"] | before))
+    place = runtime.device_as_before(config["device"], content["runtime"], typed)
     known = content["data"]
     claimed = weights.checked(values["model"], known, content["model"], path)
     place = settled(place, claimed, values["batch_size"], values["task"]["name"])

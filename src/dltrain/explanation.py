@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from dltrain import catalogue, schema
 from dltrain.composition import Composed
+from dltrain.dotted import at, has
 from dltrain.errors import ConfigError
 from dltrain.fault import suggest
 from dltrain.hints import describe
-from dltrain.origins import at, has
 from dltrain.signatures import Key
 
 

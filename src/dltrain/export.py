@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dltrain import __version__, durable, onnx_graph, schema
 from dltrain.data import download
 from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
-from dltrain.errors import ConfigError, OutputError, UserError
+from dltrain.errors import ConfigError, OutputError, UserError, reason
 from dltrain.evaluation import Loaded, Resolve, examples_of, load
 from dltrain.folders import expanded
 from dltrain.runtime import enough_memory
@@ -102,10 +101,10 @@ def _examples(loaded: Loaded) -> tuple[Examples, str]:
         if found.images.shape[1:] == shape:
             images = found.images[:count]
             return Examples(images, torch.zeros(len(images)), ()), f"{len(images):,} examples of the test split"
-        reason = f"they are {tuple(found.images.shape[1:])}"
+        why = f"they are {tuple(found.images.shape[1:])}"
     except (UserError, OSError) as error:
-        reason = str(error).partition("\n")[0][:200]
-    log.warning("no test examples to verify it on: %s", reason)
+        why = reason(error)
+    log.warning("no test examples to verify it on: %s", why)
     generator = torch.Generator().manual_seed(0)
     if (ends := loaded.content["data"].get("range")) is None:
         pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
@@ -120,7 +119,9 @@ def _safetensors(loaded: Loaded) -> bytes:
     from safetensors.torch import save
 
     # Copies: it refuses weights that share memory, and views.
-    weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in _weights(loaded).items()}
+    weights = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in loaded.model.state_dict().items()
+    }
     facts = {"format": "pt", "input": _layout(loaded), "config": json.dumps(loaded.content["config"])}
     try:
         return save(weights, _facts(loaded) | facts)
@@ -130,12 +131,8 @@ def _safetensors(loaded: Loaded) -> bytes:
 
 def _state_dict(loaded: Loaded) -> bytes:
     buffer = io.BytesIO()
-    torch.save(_weights(loaded), buffer)
+    torch.save(loaded.model.state_dict(), buffer)
     return buffer.getvalue()
-
-
-def _weights(loaded: Loaded) -> dict[str, Tensor]:
-    return loaded.model.state_dict()
 
 
 def _facts(loaded: Loaded) -> dict[str, str]:

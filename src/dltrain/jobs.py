@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from dltrain import launch, schema, stored
 from dltrain.composition import resolve
-from dltrain.errors import Interrupted, UserError, cleaned, refused_by_system
+from dltrain.errors import Interrupted, UserError, cleaned
 from dltrain.folders import expanded
 from dltrain.startup import import_torch
-from dltrain.stopping import SIGNALS, Stop, stop_behind
+from dltrain.stopping import SIGNALS, foreseen
 
 if TYPE_CHECKING:
     from dltrain.build import Data
@@ -44,6 +44,16 @@ class Outcome:
         """Whether a signal ended it, after saving."""
         return self.code in SIGNALS.values()
 
+    @property
+    def told(self) -> str:
+        """The status, of a failed job with its code."""
+        return f"failed ({self.code}): {self.status}" if self.failed else self.status
+
+    @property
+    def reason(self) -> str:
+        """Why it failed; empty where it has not."""
+        return f"exit code {self.code}: {self.status}" if self.failed else ""
+
 
 INTERRUPTED = Outcome(143, "interrupted")
 
@@ -63,17 +73,11 @@ def attempt(
         return Outcome(
             0, status, figures(command, summary), time.perf_counter() - began, str(summary.get("folder", ""))
         )
-    except UserError as error:
-        return ended(tell(error), "interrupted" if isinstance(error, Interrupted) else first_line(error))
-    except KeyboardInterrupt as stop:
-        return ended(tell(stop), "interrupted")
-    except Exception as error:  # a fault of ours, or of a user's own code: say all there is to know
-        if isinstance(error, OSError) and error.filename is not None:
-            known = refused_by_system(error)
-            return ended(tell(known), first_line(known))
-        if behind := stop_behind(error):
-            return ended(tell(behind), "interrupted")
-        if launch.may_tell(error):
+    except (Exception, KeyboardInterrupt) as error:
+        if (told := foreseen(error)) is not None:
+            is_stop = isinstance(told, Interrupted | KeyboardInterrupt)
+            return ended(tell(told), "interrupted" if is_stop else first_line(told))
+        if launch.may_tell(error):  # a fault of ours, or of a user's own code: say all there is to know
             traceback.print_exc()
         return ended(1, first_line(f"{type(error).__name__}: {error}"))
 
@@ -107,13 +111,6 @@ def _leaves(node: Any, other: Any) -> Iterator[tuple[Any, Any]]:
         yield node, other
 
 
-def told_quietly(error: UserError | KeyboardInterrupt) -> int:
-    """The exit code alone: a run's own log has the words."""
-    if isinstance(error, KeyboardInterrupt):
-        return error.exit_code if isinstance(error, Stop) else 130
-    return error.exit_code
-
-
 def execute(
     command: str,
     config: dict[str, Any],
@@ -132,7 +129,7 @@ def execute(
     typed = [key for key in typed if key.partition(".")[0] != "sweep"]
     values: dict[str, Any] = {}
     is_training = command in ("summary", "train")  # they check by themselves; but a mistake need not wait for torch
-    if not is_training or ("torch" not in sys.modules and config["resume"] is None and not stored.own_code(config)):
+    if not is_training or ("torch" not in sys.modules and config.get("resume") is None and not stored.own_code(config)):
         values = resolve(config)
         schema.require(values, "train" if is_training else command, origin)
     import_torch()

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dltrain import catalogue, editor_schema
+from dltrain import catalogue, editor_schema, schema
 from dltrain.errors import ConfigError
-from dltrain.guard import read_yaml
 from dltrain.hints import describe
 
 
@@ -44,7 +43,8 @@ def as_json(configs: Path) -> dict[str, Any]:
 
 def _keys(group: str, name: str, path: Path) -> dict[str, Any]:
     signature = catalogue.of_option(group, name)
-    defaults = read_yaml(path)
+    is_under_name = group in schema.GROUPS and schema.GROUPS[group].several
+    defaults = editor_schema.defaults_of(path, name if is_under_name else "")
     return {
         key: {"type": describe(rule.hint), "meaning": rule.meaning}
         | ({"default": defaults[key]} if key in defaults and defaults[key] != catalogue.REQUIRED else {})

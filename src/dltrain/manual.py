@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 
 from dltrain import __version__, catalogue, terminal
 from dltrain.composition import Composed
+from dltrain.dotted import at, has
 from dltrain.errors import printable
 from dltrain.hints import describe
-from dltrain.origins import at, has
 from dltrain.signatures import Key
 from dltrain.usage import COMMANDS
 
@@ -57,7 +57,7 @@ def _groups(composed: Composed) -> Iterator[Section]:
 
 def _keys(command: str, composed: Composed) -> Iterator[Section]:
     for node, signature in catalogue.nodes(command, composed.config).items():
-        keys = {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}
+        keys = catalogue.dotted(node, signature)
         heading = f"Keys of {node}" if node else "Keys of the command"
         if keys:
             yield heading, [(_set(key, composed), _meaning(key, rule, composed)) for key, rule in keys.items()]

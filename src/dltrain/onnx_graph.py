@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, reason
 
 # float32 keeps 24 bits: kernels that add in another order differ by some 1e-7 of the largest output (1e-7 to 7e-7 over
 # the built-in models). A thousand times that is no rounding any more; a wrong layout or a lost layer is of order one.
@@ -52,7 +52,8 @@ def require_packages() -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"format=onnx: needs {error.name}; pip install 'dltrain[export]', or set format=safetensors"
+            f"format=onnx: needs {error.name}; in dltrain's checkout: pip install '.[export]'. "
+            "Or set format=safetensors"
         ) from error
     return onnxruntime
 
@@ -85,8 +86,7 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
                 program.model.metadata_props[key] = value
             return program.model_proto.SerializeToString()
     except Exception as error:  # torch raises nearly anything for a network of somebody's own
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise Unusable(reason[:200]) from error
+        raise Unusable(reason(error.__cause__ or error)) from error
 
 
 def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
@@ -102,7 +102,7 @@ def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         parts = [session.run(None, {"images": part.numpy()})[0] for part in _batches(inputs)]
     except Exception as error:  # its own exceptions share no base class
-        raise Unusable(f"onnxruntime does not run it: {str(error).strip().partition(chr(10))[0][:200]}") from error
+        raise Unusable(f"onnxruntime does not run it: {reason(error)}") from error
     found = torch.cat([torch.from_numpy(part) for part in parts])
     if found.shape != expected.shape:
         raise Unusable(f"its outputs are {tuple(found.shape)}, the network's {tuple(expected.shape)}")

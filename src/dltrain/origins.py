@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dltrain.dotted import at, has
 from dltrain.fault import TYPED
 from dltrain.guard import Refused, read_yaml
 
@@ -77,19 +78,3 @@ class Origins:
                     self._files[file] = read_yaml(file) if file.is_file() else None
             if self._files[file] is not None:
                 yield file, self._files[file]
-
-
-def has(node: Any, path: str) -> bool:
-    """Whether a nested config has a dotted key."""
-    for key in path.split("."):
-        if not isinstance(node, dict) or key not in node:
-            return False
-        node = node[key]
-    return True
-
-
-def at(node: Any, path: str) -> Any:
-    """The value of a dotted key that is there."""
-    for key in path.split("."):
-        node = node[key]
-    return node

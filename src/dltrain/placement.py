@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dltrain.runtime import Runtime, generator_states, restore_generators
+from dltrain.runtime import Runtime, tried_out
 
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM
 FASTER_IN_BF16 = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d)
@@ -33,27 +33,18 @@ def placed(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.Mod
 
 def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> bool:
     """Lay a network's convolutions out anew, and see whether it evaluates and trains two examples; draws nothing."""
-    was_training, states = network.training, generator_states()
-    buffers = [buffer.clone() for buffer in network.buffers()]
     images = torch.zeros(2, *shape, device=runtime.device)
     try:
-        for each in network.modules():
-            # On CPUs bf16's convolution of one channel with a kernel of one row reads memory that nobody wrote then.
-            if isinstance(each, nn.Conv2d) and (each.in_channels, each.kernel_size[0]) != (1, 1):
-                each.to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            network.eval()(images)
-        network.train()(images).float().sum().backward()
+        with tried_out(network):
+            for each in network.modules():
+                # On CPUs bf16's convolution of one channel, kernel of one row, reads memory then that nobody wrote.
+                if isinstance(each, nn.Conv2d) and (each.in_channels, each.kernel_size[0]) != (1, 1):
+                    each.to(memory_format=torch.channels_last)
+            with torch.no_grad():
+                network.eval()(images)
+            network.train()(images).float().sum().backward()
     except Exception:  # whatever a person's own network does; with another layout it will tell by itself
         return False
-    finally:
-        network.train(was_training)
-        for parameter in network.parameters():
-            parameter.grad = None
-        with torch.no_grad():
-            for buffer, before in zip(network.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-        restore_generators(states)
     return True
 
 

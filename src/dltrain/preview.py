@@ -1,7 +1,6 @@
 """What a command line composes, without running it: for its help, and to explain keys."""
 
 import contextlib
-from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,7 +9,7 @@ from hydra.errors import HydraException
 from dltrain.composition import VERSION_BASE, Composed, choices_of_resumed, composed
 from dltrain.folders import config_folder
 from dltrain.guard import guarded
-from dltrain.words import quoted, read_flags, readable
+from dltrain.words import read_flags, readable, searched
 
 
 def preview(command: str, argv: list[str]) -> Composed:
@@ -20,9 +19,7 @@ def preview(command: str, argv: list[str]) -> Composed:
     """
     implied = choices_of_resumed(argv)
     arguments = read_flags(command, readable([*implied, *argv]))
-    words = [_first(word) for word in arguments.overrides]
-    if (folder := arguments.config_dir) is not None:
-        words.append(quoted(f"hydra.searchpath=['file://{Path(folder).absolute()}']"))
+    words = [*map(_first, arguments.overrides), *searched(arguments)]
     with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         config = hydra.compose(arguments.config_name or command, words, return_hydra_config=True)
         return composed(config, config.hydra, implied)

@@ -21,6 +21,7 @@ import yaml
 from dltrain import __version__, durable
 from dltrain.engine import Record
 from dltrain.errors import OutputError, UserError, clean
+from dltrain.hints import is_number
 
 
 @contextlib.contextmanager
@@ -127,11 +128,7 @@ class _Dumper(yaml.SafeDumper):
     """YAML in which a text like 1e3 is quoted: Hydra reads it as a number, PyYAML itself does not."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        try:
-            float(text)
-        except ValueError:
-            return self.represent_str(text)
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if is_number(text) else None)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

@@ -29,7 +29,7 @@ from dltrain.errors import ConfigError, Interrupted, UserError
 from dltrain.output import Output, opened
 from dltrain.placement import placed, settled
 from dltrain.progress import Progress
-from dltrain.runtime import device, enough_memory, generator_states, seed_everything
+from dltrain.runtime import device_as_before, enough_memory, generator_states, seed_everything
 from dltrain.snapshot import Run
 from dltrain.start import Start, refuse_different_data, resumed
 from dltrain.step import Diverged, State, require_finite, tally
@@ -55,9 +55,9 @@ def train(
     """Train as a complete config says; returns what is in summary.json, and the run's `folder`.
 
     With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`; so they must
-    be named, if only as an empty list. The config is
-    stored as it is given; `resolve` fills in what it refers to, such as environment variables. `folder` must exist.
-    `watch` gets every record, and ends the run by returning a status for it; `load` reads the data.
+    be named, if only as an empty list. The config is stored as it is given; `resolve` fills in what it refers to, such
+    as environment variables. `folder` must exist. `watch` gets every record, and ends the run by returning a status for
+    it; `load` reads the data.
     Raises UserError, whose `exit_code` says of which kind.
     """
     began = time.perf_counter()
@@ -118,10 +118,8 @@ def prepare(
 ) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
-    # Another number of threads or another precision would round differently: a resumed run keeps its own.
-    before = {} if start is None or "device" in typed else start.content["runtime"]
-    before = {key: value for key, value in before.items() if f"device.{key}" not in typed}
-    runtime = replace(device(**(values["device"] | before)), processes=processes)
+    before = {} if start is None else start.content["runtime"]
+    runtime = replace(device_as_before(values["device"], before, typed), processes=processes)
     # What can be known to fail is told before the data is read, which may take minutes.
     if own.patience is not None and not values["data"]["val"]:
         raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")

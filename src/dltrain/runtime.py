@@ -3,16 +3,17 @@
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy
 import torch
 from annotated_types import Interval
+from torch import nn
 
 from dltrain import launch
-from dltrain.errors import DeviceError, UserError
+from dltrain.errors import DeviceError, UserError, reason
 
 Generators = dict[str, Any]  # states of random generators, by name
 
@@ -85,6 +86,12 @@ def device(
     return Runtime(place, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
 
 
+def device_as_before(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
+    """`device`, with the threads and the precision of before where none are typed: others would round differently."""
+    kept = {key: value for key, value in before.items() if not {"device", f"device.{key}"} & set(typed)}
+    return device(**(node | kept))
+
+
 def seed_everything(seed: int) -> None:
     """Seed every generator that a model's or a user's code may draw from."""
     torch.manual_seed(seed)  # every CUDA device too
@@ -122,13 +129,29 @@ def restore_generators(states: Generators) -> None:
 
 
 @contextlib.contextmanager
+def tried_out(network: nn.Module) -> Iterator[None]:
+    """Leave a network and the generators as they were: its mode and buffers, no gradients."""
+    was_training, states = network.training, generator_states()
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        network.train(was_training)
+        network.zero_grad()
+        with torch.no_grad():
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                if not buffer.equal(before):  # one that is expanded cannot be written to, and so has not been
+                    buffer.copy_(before)
+        restore_generators(states)
+
+
+@contextlib.contextmanager
 def enough_memory(advice: str) -> Iterator[None]:
     """Turn running out of memory, on the GPU or the host, into a UserError in two lines."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         plain = any(words in str(error) for words in NO_MEMORY)
         if not (plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
             raise
-        raise UserError(f"out of memory: {reason[:160]}\n{advice}") from error
+        raise UserError(f"out of memory: {reason(error)}\n{advice}") from error

@@ -5,6 +5,7 @@ is the public function or class NAME in G/NAME.py or in the group's one file. `n
 user's own code.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -67,11 +68,15 @@ def names(group: str) -> list[str]:
     """Built-in options of a group, sorted."""
     place = GROUPS[group]
     if place.source.endswith(".py"):
-        found = {name: signatures.builtin(place.source, name) for name in signatures.public_names(place.source)}
+        sources = dict.fromkeys(signatures.public_names(place.source), place.source)
     else:
-        files = sorted((PACKAGE / place.source).glob("*.py"))
-        found = {file.stem: signatures.builtin(f"{place.source}/{file.name}", file.stem) for file in files}
-    return sorted(name for name, option in found.items() if option and set(place.injected[:1]) <= set(option.keys))
+        files = (PACKAGE / place.source).glob("*.py")
+        sources = {file.stem: f"{place.source}/{file.name}" for file in files}
+    found: dict[str, Signature] = {}
+    for name, source in sources.items():
+        with contextlib.suppress(LookupError):  # a file of helpers
+            found[name] = signatures.builtin(source, name)
+    return sorted(name for name, option in found.items() if set(place.injected[:1]) <= set(option.keys))
 
 
 def chosen(group: str, node: dict[str, Any]) -> str:
@@ -92,10 +97,7 @@ def signature(group: str, name: str) -> Signature | None:
         if name not in names(group):
             return None
         source = place.source if place.source.endswith(".py") else f"{place.source}/{name}.py"
-        builtin = signatures.builtin(source, name)
-        if builtin is None:
-            return None
-        found = builtin
+        found = signatures.builtin(source, name)
     injected = () if ":" in name and group == "data" else place.injected
     keys = {key: rule for key, rule in found.keys.items() if key not in injected}
     return replace(found, keys=keys | _shared(group))
@@ -107,7 +109,6 @@ def _shared(group: str) -> dict[str, Key]:
     keys: dict[str, Key] = {}
     for source, name in GROUPS[group].shared:
         found = signatures.builtin(source, name)
-        assert found is not None
         keys |= {key: rule for key, rule in found.keys.items() if key not in GROUPS[group].injected}
     return keys
 
@@ -131,7 +132,7 @@ def _builtin_object(group: str, name: str) -> Any:
     module = source.removesuffix(".py") if source.endswith(".py") else f"{source}.{name}"
     loaded = importlib.import_module(f"dltrain.{module}")
     own = {key: found for key, found in vars(loaded).items() if getattr(found, "__module__", "") == loaded.__name__}
-    return next(found for key, found in own.items() if key.lower() == name)
+    return next(found for key, found in own.items() if signatures.is_called(key, name))
 
 
 def require(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
@@ -147,7 +148,6 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
 
     source, name, nodes = COMMANDS[command]
     settings = signatures.builtin(source, name)
-    assert settings is not None
     faults = []
     top = {key: value for key, value in config.items() if key not in nodes}
     own = top.get("experiment")  # keys of a file that speaks of itself, not of the whole config
@@ -168,9 +168,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
             faults.append(Fault(node, f"={'null' if value is None else value}: must be a group of keys{where(node)}"))
             continue
         if place is not None:
-            fixed = signatures.builtin(*place)
-            assert fixed is not None
-            faults += _check_keys(f"{node}.", value, fixed, where, settings.keys)
+            faults += _check_keys(f"{node}.", value, signatures.builtin(*place), where, settings.keys)
         elif GROUPS[node].several:
             faults += _check_several(node, value, where, settings.keys)
         else:
@@ -179,15 +177,15 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
 
 
 def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
-    name = node.get("name")
+    name, key = node.get("name"), f"{group}.name"
     if not isinstance(name, str) or name == "???":
-        return [Fault(f"{group}.name", " is required: set it to module:name, your own code" + where(f"{group}.name"))]
+        told = " is required: set it to module:name, your own code, or to an option's name"
+        return [Fault(key, told + where(key))]
     try:
         found = signature(group, name)
     except ConfigError as error:
-        return [Fault(f"{group}.name", f"={error}")]
+        return [Fault(key, f"={error}")]
     if found is None:
-        key = f"{group}.name"
         return [Fault(key, f"={name}: no such {group}{suggest(name, names(group))}{where(key)}")]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
 
@@ -238,8 +236,7 @@ def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:
     """Keys of a node as it is configured, for suggestions."""
     if place is not None:
-        fixed = signatures.builtin(*place)
-        return list(fixed.keys) if fixed else []
+        return list(signatures.builtin(*place).keys)
     own = config.get(node)
     if GROUPS[node].several and isinstance(own, dict):
         chosen = [(name, signature(node, name)) for name in own if name in names(node)]

@@ -63,10 +63,11 @@ def _parsed(source: str) -> ast.Module:
 
 
 @functools.cache
-def builtin(source: str, name: str) -> Signature | None:
-    """Signature of the public function or class called `name`, in any case, in a source file of this package."""
-    if not (PACKAGE / source).is_file():
-        return None
+def builtin(source: str, name: str) -> Signature:
+    """Signature of the public function or class called `name`, in any case, in a source file of this package.
+
+    A class NetOfMine is `netofmine` or `net_of_mine`. Raises LookupError where there is none.
+    """
     tree = _parsed(source)
     aliases = {
         target.id: node.value
@@ -76,9 +77,14 @@ def builtin(source: str, name: str) -> Signature | None:
         if isinstance(target, ast.Name)
     }
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name.lower() == name.lower():
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_called(node.name, name):
             return _read(node, aliases)
-    return None
+    raise LookupError(f"{source} has no {name}")
+
+
+def is_called(definition: str, name: str) -> bool:
+    """Whether a function or class goes by a name: my_net or mynet for MyNet."""
+    return definition.lower() in (name.lower(), name.lower().replace("_", ""))
 
 
 def public_names(source: str) -> list[str]:
@@ -144,13 +150,19 @@ def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
 
 
 def argument_meanings(document: str) -> dict[str, str]:
-    """The lines `name: meaning` of a docstring's Args section."""
-    meanings = {}
+    """The entries `name: meaning` of a docstring's Args section; the further lines of one stand further right."""
+    meanings: dict[str, str] = {}
+    name, depth = "", 0
     for line in document.partition("Args:")[2].splitlines():
         if line and not line.startswith(" "):
             break
-        name, colon, meaning = line.strip().partition(": ")
-        if colon and name.isidentifier():
+        indent = len(line) - len(line.lstrip())
+        if name and indent > depth:
+            meanings[name] += f" {line.strip()}"
+            continue
+        found, colon, meaning = line.strip().partition(": ")
+        name, depth = (found, indent) if colon and found.isidentifier() else ("", 0)
+        if name:
             meanings[name] = meaning
     return meanings
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dltrain import build, records, settings, stored
-from dltrain.errors import ConfigError, InputError
+from dltrain.errors import ConfigError, InputError, reason
 from dltrain.muon import Muon
 from dltrain.progress import Progress
 from dltrain.runtime import Runtime, generator_states, restore_generators
@@ -101,8 +101,7 @@ def restore(run: Run, start: Start) -> None:
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise InputError(f"{start.path}: cannot be gone on from ({reason})") from error
+        raise InputError(f"{start.path}: cannot be gone on from ({reason(error)})") from error
 
 
 def _check_figures(run: Run, content: dict[str, Any]) -> None:
@@ -129,9 +128,8 @@ def _check_figures(run: Run, content: dict[str, Any]) -> None:
     for weights in (progress["best_weights"], content.get("averages")):
         if not weights:
             continue
-        if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
-            raise ValueError("best weights that are not the model's")
-        if any(weights[key].dtype != own[key].dtype for key in own):
+        kinds = [{key: (each.shape, each.dtype) for key, each in tensors.items()} for tensors in (weights, own)]
+        if kinds[0] != kinds[1]:
             raise ValueError("best weights that are not the model's")
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from dltrain import terminal
+from dltrain.errors import UserError, refused_by_system
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -24,11 +25,27 @@ class Stop(KeyboardInterrupt):
         self.exit_code = SIGNALS[signal.Signals(number)]
 
 
-def stop_behind(error: BaseException | None) -> Stop | None:
+def _stop_behind(error: BaseException | None) -> Stop | None:
     """The signal because of which an error was raised: a library that is cut off may fail at its own cleaning up."""
     while error is not None and not isinstance(error, Stop):
         error = error.__context__
     return error
+
+
+def exit_code(told: UserError | KeyboardInterrupt) -> int:
+    return getattr(told, "exit_code", SIGNALS[signal.SIGINT])  # Python's own KeyboardInterrupt has none
+
+
+def foreseen(error: BaseException) -> UserError | KeyboardInterrupt | None:
+    """What is told of an error: the signal behind it, a mistake, what the system refused; None for a fault of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return error
+    if (stop := _stop_behind(error)) is not None:
+        return stop
+    if isinstance(error, UserError):
+        return error
+    # A path that is no name, a disk that fails.
+    return refused_by_system(error) if isinstance(error, OSError) and error.filename is not None else None
 
 
 def _outlive_terminal(number: int) -> None:

@@ -18,10 +18,8 @@ FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "
 # What may change and leaves the weights as they would have been; of another device the run tells itself.
 HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
 STOPPING = ("limit_steps", "max_seconds", "patience")
-ADDED = {
-    "report": True,
-    "ema": None,
-}  # keys that the checkpoints of older versions lack, with the value they are read with
+# Keys that the checkpoints of older versions lack, with the value they are read with.
+ADDED = {"report": True, "ema": None}
 OF_THE_START = ("resume", "trust", "name", "init")
 
 

@@ -1,6 +1,6 @@
 """What a network is trained for: the loss and the figures of a task, as sums that stay on the device.
 
-Each public class is an option of the group `task`; what its methods mean is told in `engine.Task`. Knows tensors;
+Each public class is an option of the group `task`; what its methods mean is told in `step.Task`. Knows tensors;
 knows no loop, no files, no config.
 """
 

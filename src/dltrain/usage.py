@@ -38,7 +38,13 @@ COMMANDS = {
             (f"train resume={RUN} epochs=30", "continue a run, here for longer"),
         ),
         CONFIG,
-        (("--summary", "print the layers, their shapes, parameters and FLOPs; train nothing"), *CONFIG_FLAGS),
+        (
+            (
+                "--summary",
+                "print the layers, shapes, parameters and FLOPs, with --json as JSON; train nothing",
+            ),
+            *CONFIG_FLAGS,
+        ),
     ),
     "eval": Usage(
         "figures of a run's best checkpoint",

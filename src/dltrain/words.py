@@ -31,11 +31,20 @@ def read_flags(command: str, argv: list[str]) -> argparse.Namespace:
     if unknown:
         key = unknown[0].lstrip("-").partition("=")[0]
         raise ConfigError(f"{unknown[0]}: no such flag; keys have no dashes: {key}=VALUE. {told}")
+    primary = (arguments.config_name or command).removesuffix(".yaml")
+    if primary != command and (config_folder() / f"{primary}.yaml").is_file():
+        raise ConfigError(f"--config-name={primary}: is not that of dltrain {command}. Leave it out")
     if (own := arguments.config_dir) is not None:
         if not Path(own).is_dir():
             raise ConfigError(f"--config-dir={own}: no such folder")
         _refuse_hidden(Path(own))
     return arguments
+
+
+def searched(arguments: argparse.Namespace) -> list[str]:
+    """The word that has Hydra search the folder of --config-dir too."""
+    own = arguments.config_dir
+    return [] if own is None else [quoted(f"hydra.searchpath=['file://{Path(own).absolute()}']")]
 
 
 def _refuse_hidden(own: Path) -> None:

@@ -63,15 +63,11 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
     )
     if images.shape[1:] != SIDES:
         found = "x".join(map(str, images.shape[1:]))
-        raise InputError(f"{paths[0]}: expected pictures of 28x28, found {found}. {_remedy(paths[0])}")
+        raise _fault(paths[0], f"expected pictures of 28x28, found {found}")
     if len(images) != len(labels):
-        raise InputError(
-            f"{paths[1]}: expected a label for each of {len(images)} images, found {len(labels)}. {_remedy(paths[1])}"
-        )
+        raise _fault(paths[1], f"expected a label for each of {len(images)} images, found {len(labels)}")
     if len(labels) and int(labels.max()) >= len(classes):
-        raise InputError(
-            f"{paths[1]}: expected labels 0 to {len(classes) - 1}, found {int(labels.max())}. {_remedy(paths[1])}"
-        )
+        raise _fault(paths[1], f"expected labels 0 to {len(classes) - 1}, found {int(labels.max())}")
     return Examples(images.unsqueeze(1), labels.long(), classes)
 
 
@@ -84,7 +80,7 @@ def read(path: Path, *, dimensions: int, sha256: str | None) -> Tensor:
     try:
         content = numpy.fromfile(path, numpy.uint8)  # read once, to where it stays
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). {_remedy(path)}") from None
+        raise _fault(path, f"cannot be read ({error.strerror})") from None
     if sha256 is not None:
         _check_sum(content, path, sha256)
     else:
@@ -92,18 +88,18 @@ def read(path: Path, *, dimensions: int, sha256: str | None) -> Tensor:
     header = 4 + 4 * dimensions
     start = content[:header].tobytes()
     if start[:4] != bytes([0, 0, 8, dimensions]):
-        raise InputError(
-            f"{path}: expected an idx file that begins with 00 00 08 0{dimensions}, "
-            f"found {start[:4].hex(' ') or 'an empty file'}. {_remedy(path)}"
+        raise _fault(
+            path,
+            f"expected an idx file that begins with 00 00 08 0{dimensions}, "
+            f"found {start[:4].hex(' ') or 'an empty file'}",
         )
     if len(content) < header:
-        raise InputError(f"{path}: expected at least {header} bytes, found {len(content)}. {_remedy(path)}")
+        raise _fault(path, f"expected at least {header} bytes, found {len(content)}")
     shape = [int.from_bytes(start[i : i + 4], "big") for i in range(4, header, 4)]
     expected = header + int(numpy.prod(shape, dtype=object))
     if len(content) != expected:
-        raise InputError(
-            f"{path}: expected {expected} bytes (its header says {'x'.join(map(str, shape))}), "
-            f"found {len(content)}. {_remedy(path)}"
+        raise _fault(
+            path, f"expected {expected} bytes (its header says {'x'.join(map(str, shape))}), found {len(content)}"
         )
     return torch.from_numpy(content[header:].reshape(shape))
 
@@ -111,7 +107,7 @@ def read(path: Path, *, dimensions: int, sha256: str | None) -> Tensor:
 def _check_sum(content: Bytes, path: Path, expected: str) -> None:
     found = hashlib.sha256(content.data).hexdigest()
     if found != expected:
-        raise InputError(f"{path}: expected SHA-256 {expected}, found {found} ({len(content)} bytes). {_remedy(path)}")
+        raise _fault(path, f"expected SHA-256 {expected}, found {found} ({len(content)} bytes)")
 
 
 def _check_against_packed(content: Bytes, path: Path) -> None:
@@ -124,14 +120,15 @@ def _check_against_packed(content: Bytes, path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise InputError(f"{packed}: cannot be read ({error.strerror}). {_remedy(packed)}") from None
+        raise _fault(packed, f"cannot be read ({error.strerror})") from None
     found = zlib.crc32(content.data).to_bytes(4, "little") + (len(content) % 2**32).to_bytes(4, "little")
     if found != end:
-        raise InputError(
-            f"{path}: expected CRC32 {end[3::-1].hex()} and {int.from_bytes(end[4:], 'little')} bytes, "
-            f"as {packed.name} says, found CRC32 {found[3::-1].hex()} and {len(content)} bytes. {_remedy(path)}"
+        raise _fault(
+            path,
+            f"expected CRC32 {end[3::-1].hex()} and {int.from_bytes(end[4:], 'little')} bytes, "
+            f"as {packed.name} says, found CRC32 {found[3::-1].hex()} and {len(content)} bytes",
         )
 
 
-def _remedy(path: Path) -> str:
-    return f"Delete {path.name} and start again to fetch it anew"
+def _fault(path: Path, words: str) -> InputError:
+    return InputError(f"{path}: {words}. Delete {path.name} and start again to fetch it anew")

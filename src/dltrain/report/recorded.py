@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain import durable
+from dltrain.dotted import leaves
 from dltrain.errors import InputError
 
 MOST_BYTES = 2**28  # of a file that is read whole
@@ -100,14 +101,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: is not what a run writes")
     return content
-
-
-def leaves(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """A config by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

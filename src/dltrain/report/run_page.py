@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dltrain.dotted import leaves
 from dltrain.errors import InputError, UserError
 from dltrain.report import figures, page
-from dltrain.report.recorded import Recorded, leaves, recorded, write_analysis
+from dltrain.report.recorded import Recorded, recorded, write_analysis
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ from rich.table import Table
 
 from dltrain import guard
 from dltrain.console import figure, show_table
+from dltrain.dotted import leaves
 from dltrain.errors import ConfigError, InputError, UserError, printable
 from dltrain.folders import expanded
 from dltrain.jobs import figures
 from dltrain.report import page, run_page
-from dltrain.report.recorded import leaves, text, write_analysis
+from dltrain.report.recorded import text, write_analysis
 from dltrain.report.set_page import Member
 from dltrain.schema import GROUPS
 from dltrain.sweeps import journal, pages
-from dltrain.sweeps.table import Group, Metric, metric, with_spread
+from dltrain.sweeps.table import Group, Metric, metric, names_of, table_of_groups
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run, a sweep, or has some below it"
 DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
@@ -33,11 +34,10 @@ def found(folder: Path, depth: int = 0) -> Iterator[Member]:
     entries = journal.read(folder)
     for entry in sorted(entries, key=lambda it: it.number):
         own, label = folder / entry.folder, f"{folder.name} job {entry.number}"
-        if entry.outcome is not None and entry.outcome.failed:
-            reason = f"exit code {entry.outcome.code}: {entry.outcome.status}"
+        if (outcome := entry.outcome) is not None and outcome.failed:
             whole = _config(own)
             config = whole or {f"{key}.name" if key in GROUPS else key: it for key, it in pages.words(entry).items()}
-            yield Member(own, label, config, "failed", {}, entry.outcome.seconds, reason, is_part=not whole)
+            yield Member(own, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
         elif own.is_dir():
             yield _run(own, label)
     if not entries and depth < DEEPEST:
@@ -80,7 +80,7 @@ def differing(runs: Sequence[Member]) -> list[str]:
 def by_seed(runs: Sequence[Member], keys: Sequence[str]) -> list[Group]:
     """Runs that are done, grouped where they differ by their seed alone."""
     others = [key for key in keys if key != "seed"]
-    return pages.by_seed(runs, lambda run: " ".join(f"{key}={_shown(run.config.get(key))}" for key in others))
+    return pages.by_seed(runs, lambda run: tuple(f"{key}={_shown(run.config.get(key))}" for key in others))
 
 
 def _shown(value: Any) -> str:
@@ -107,7 +107,7 @@ def report(arguments: Sequence[str]) -> None:
     else:
         show_table(_table(runs, keys, by))
         if any(group.count > 1 for group in seeds):
-            show_table(_table_of_seeds(seeds, by))
+            show_table(table_of_groups(seeds, by))
     if output is None and as_json:
         return
     path = _write_page(words, runs, keys, by, output)
@@ -165,12 +165,8 @@ def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
     return folders, as_json, output
 
 
-def _names(found: Iterable[dict[str, float]], by: Metric) -> list[str]:
-    return sorted(dict.fromkeys(name for each in found for name in each), key=lambda name: name != by.name)
-
-
 def _table(runs: Sequence[Member], keys: Sequence[str], by: Metric) -> Table:
-    names = _names((run.figures for run in runs), by)
+    names = names_of((run.figures for run in runs), by)
     table = Table(title=f"{len(runs)} runs, best {by.name} first", title_justify="left")
     for column in ("run", "status", *map(printable, keys)):
         table.add_column(column, overflow="fold")
@@ -181,17 +177,6 @@ def _table(runs: Sequence[Member], keys: Sequence[str], by: Metric) -> Table:
         shown = [figure(run.figures[name]) if name in run.figures else "" for name in names]
         seconds = "" if math.isnan(run.seconds) else f"{run.seconds:.1f}"
         table.add_row(printable(run.label), printable(run.status), *values, *shown, seconds)
-    return table
-
-
-def _table_of_seeds(seeds: Sequence[Group], by: Metric) -> Table:
-    names = _names((group.mean for group in seeds), by)
-    table = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
-    for column in ("", "n", *map(printable, names)):
-        table.add_column(column, justify="right" if column else "left")
-    for group in sorted(seeds, key=lambda it: by.key(it.mean)):
-        shown = [with_spread(group, name) if name in group.mean else "" for name in names]
-        table.add_row(printable(group.label) or "all", str(group.count), *shown)
     return table
 
 
@@ -213,7 +198,7 @@ def _as_json(runs: Sequence[Member], keys: Sequence[str], seeds: Sequence[Group]
         ],
         "seeds": [
             {
-                "config": group.label,
+                "config": " ".join(group.words),
                 "n": group.count,
                 "mean": {name: number(value) for name, value in group.mean.items()},
                 "interval": {name: number(value) for name, value in group.spread.items()},

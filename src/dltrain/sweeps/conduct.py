@@ -119,9 +119,7 @@ class Conductor:
         self.view.begins(number)
         own = folder.absolute() if is_own else None
         log = folder / "train.log" if is_own else self.folder / f"{number}.log"
-        threads = config["device"]["threads"]
-        words = composed.overrides
-        self.executor.start(Task(self.command, number, words, config, typed, own, log.absolute(), threads))
+        self.executor.start(Task(self.command, number, composed.overrides, config, typed, own, log.absolute()))
 
     def _hear(self, number: int, told: Figures) -> None:
         self.view.tells(number, told.epoch, told.split, told.values)

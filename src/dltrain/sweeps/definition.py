@@ -1,6 +1,7 @@
 """sweep.json: the words a sweep was started with, so that it can go on without typing them again."""
 
 import json
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from dltrain.schema import GROUPS
 from dltrain.words import split
 
 FORMAT = 1
-# Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
 ADDRESS = "logger.mlflow.tracking_uri"  # to which figures go: never for a file to say
 WRITTEN = ("output", "resume")
+# Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
 OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction", "pruner", "seed"))
 
 
@@ -107,6 +108,11 @@ def _read(path: Path, command: str) -> list[str]:
     if cwd != Path() and cwd != Path.cwd():
         print(f"{path.parent} was started in {cwd}; paths in its words now begin in this folder")
     return words
+
+
+def typed_again(folder: Path, words: Sequence[str]) -> str:
+    """What is typed to go on in a sweep's folder: with the words that are never taken from there."""
+    return shlex.join([f"sweep.resume={folder}", *(word for word in words if _key(word) in (*WRITTEN, ADDRESS))])
 
 
 def write(request: Request, folder: Path, words: Sequence[str]) -> None:

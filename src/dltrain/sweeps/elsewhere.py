@@ -13,17 +13,17 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, open_dict
 
+from dltrain import guard
 from dltrain.composition import Sweeping
 from dltrain.jobs import INTERRUPTED, Outcome, first_line, unnoticed
 from dltrain.sweeps.worker import Task, run
 
-OWN = "hydra_plugins.dltrain_plugins.DltrainLauncher"
 ALL = -1
 
 
 def is_chosen(sweeping: Sweeping) -> bool:
     """Whether another launcher than dltrain's was typed."""
-    return bool(sweeping.master.hydra.launcher._target_ != OWN)
+    return bool(sweeping.master.hydra.launcher._target_ != f"{guard.PLUGINS}.DltrainLauncher")
 
 
 def _job(tasks: Sequence[Task], stopped: Path, config: DictConfig) -> Outcome:
@@ -31,7 +31,7 @@ def _job(tasks: Sequence[Task], stopped: Path, config: DictConfig) -> Outcome:
     if stopped.exists():
         return INTERRUPTED
     task = tasks[HydraConfig.get().job.num]
-    outcome = run(task, threads=task.threads)
+    outcome = run(task)
     if outcome.interrupted:
         stopped.touch()
     return outcome

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain import schema
+from dltrain.composition import resolve
 from dltrain.settings import Sweep
 from dltrain.startup import import_torch
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def _calmed() -> int:
+def all_threads() -> int:
+    """How many threads torch would use here; from now on this process uses one.
+
+    A pool of threads does not survive a fork: a person's module that multiplies matrices when it is imported would let
+    every worker hang.
+    """
     import_torch()
     import torch
 
@@ -24,26 +30,17 @@ def _calmed() -> int:
     return count
 
 
-def all_threads() -> int:
-    """How many threads torch would use here; from now on this process uses one.
-
-    A pool of threads does not survive a fork: a person's module that multiplies matrices when it is imported would let
-    every worker hang.
-    """
-    return _calmed()
-
-
 @contextlib.contextmanager
 def threads_restored() -> Iterator[None]:
     """Give this process its threads back at the end, if they were taken."""
     try:
         yield
     finally:
-        if _calmed.cache_info().currsize:
+        if all_threads.cache_info().currsize:
             import torch
 
-            torch.set_num_threads(_calmed())
-            _calmed.cache_clear()
+            torch.set_num_threads(all_threads())
+            all_threads.cache_clear()
 
 
 def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
@@ -61,7 +58,7 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
         chosen = {node.get("name") for node in nodes if isinstance(node, dict)}
         for name in set(schema.names(group)) & chosen:
             schema.bind(group, {"name": name})
-        if group == "data" and "cifar10" in chosen:
+        if group == "data" and chosen & {"cifar10", "cifar100", "svhn"}:
             import torchvision.datasets  # noqa: F401  (which it imports only when it is called)
 
 
@@ -69,8 +66,10 @@ def executor(
     configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, jobs: int, waits: bool
 ) -> "Executor":
     """The executor that is asked for, for so many jobs; `waits` where they ask after each validation to go on."""
-    own_threads = max((config["device"]["threads"] or 0 for config in configs), default=0)
-    wants_gpu = any(config["device"]["name"] != "cpu" for config in configs)
+    # A reference is followed where there is one: that takes milliseconds, and jobs may be thousands.
+    devices = [(resolve(config) if "${" in repr(config["device"]) else config)["device"] for config in configs]
+    own_threads = max((device["threads"] or 0 for device in devices), default=0)
+    wants_gpu = any(device["name"] != "cpu" for device in devices)
     if settings.executor == "local":
         from dltrain.sweeps.workers import Workers, gpu_names
 

@@ -3,10 +3,8 @@
 A line is written in one call and counts once it is whole: what a kill leaves of the last one is cut off.
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,15 @@ class Entry:
     begun: int = 0  # attempts
     outcome: Outcome | None = None  # of the last attempt, None while it runs
     params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those of the last attempt; none while it runs."""
+        return self.outcome.figures if self.outcome else {}
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome is not None and self.outcome.failed
 
 
 def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> None:
@@ -127,10 +134,3 @@ class Journal:
 
     def close(self) -> None:
         self.file.close()
-
-
-@contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Journal]:
-    """The journal in the folder of a sweep, whose lock the caller holds."""
-    with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
-        yield journal

@@ -1,6 +1,5 @@
 """report.html of a sweep, at its end, and of any set of runs."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from dltrain.errors import UserError
+from dltrain.hints import is_number
 from dltrain.report import page, set_page
 from dltrain.report.run_page import NAME
 from dltrain.report.set_page import Member, Seeds
@@ -67,15 +67,19 @@ def seeds(members: Sequence[Member], keys: Sequence[str]) -> list[Seeds]:
     if "seed" not in keys:
         return [Seeds(it.config, 1, it.figures, {}) for it in done]
     others = [key for key in keys if key != "seed"]
-    labels = {repr([it.config.get(key) for key in others]): it.config for it in done}
-    found = by_seed(done, lambda it: repr([it.config.get(key) for key in others]))
-    return [Seeds(labels[group.label], group.count, group.mean, group.spread) for group in found]
+    configs = {_values(it, others): it.config for it in done}
+    found = by_seed(done, lambda it: _values(it, others))
+    return [Seeds(configs[group.words], group.count, group.mean, group.spread) for group in found]
 
 
-def by_seed(members: Iterable[Member], label: Callable[[Member], str]) -> list[Group]:
-    """Runs that are done by their labels; what was run twice with the same seed counts once."""
-    once = {(label(it), repr(it.config.get("seed"))): it.figures for it in members if is_done(it)}
-    return groups((name, figures) for (name, _), figures in once.items())
+def _values(member: Member, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(repr(member.config.get(key)) for key in keys)
+
+
+def by_seed(members: Iterable[Member], words: Callable[[Member], tuple[str, ...]]) -> list[Group]:
+    """Runs that are done by their words; what was run twice with the same seed counts once."""
+    once = {(words(it), repr(it.config.get("seed"))): it.figures for it in members if is_done(it)}
+    return groups((of, figures) for (of, _), figures in once.items())
 
 
 def _member(folder: Path, entry: Entry) -> Member:
@@ -91,22 +95,21 @@ def _member(folder: Path, entry: Entry) -> Member:
         status,
         outcome.figures,
         seconds,
-        f"exit code {outcome.code}: {outcome.status}" if outcome.failed else "",
+        outcome.reason,
     )
 
 
 def words(entry: Entry) -> dict[str, Any]:
     """What was typed for a job, by key."""
-    return dict(_key_and_value(word) for word in entry.overrides)
+    parts = (word.lstrip("+").partition("=") for word in entry.overrides)
+    return {key: _value(text) for key, _, text in parts}
 
 
-def _key_and_value(word: str) -> tuple[str, Any]:
-    key, _, text = word.partition("=")
-    with contextlib.suppress(yaml.YAMLError, ValueError):
+def _value(text: str) -> Any:
+    try:
         value = yaml.safe_load(text)
-        if isinstance(value, int | float | str | list):
-            try:
-                return key.lstrip("+"), float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a text
-            except ValueError:
-                return key.lstrip("+"), value
-    return key.lstrip("+"), text
+    except (yaml.YAMLError, ValueError):
+        return text
+    if isinstance(value, str) and is_number(value):  # YAML takes 1e-3 for a text
+        return float(value)
+    return value if isinstance(value, int | float | str | list) else text

@@ -18,10 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep, Transformer
 from omegaconf import open_dict
 
-from dltrain import composition, schema, stored
+from dltrain import composition, folders, schema, stored
 from dltrain.composition import Composed, Sweeping, resolve
+from dltrain.dotted import at
 from dltrain.errors import ConfigError
 from dltrain.sweeps import executors
+from dltrain.sweeps.journal import Entry
 from dltrain.trackers import tracked
 
 MOST_JOBS = 100_000
@@ -99,7 +101,8 @@ class Composer:
             return self._by_hydra(words)
         config = copy.deepcopy(base.config)
         for word in swept:
-            _at(config, word.key.rpartition(".")[0])[word.key.rpartition(".")[2]] = copy.deepcopy(word.value)
+            node, _, last = word.key.rpartition(".")
+            (at(config, node) if node else config)[last] = copy.deepcopy(word.value)
         return replace(base, config=config, overrides=_told(words, self.sweeping.implied))
 
     @functools.cached_property
@@ -130,15 +133,9 @@ def _is_plain(value: Any) -> bool:
 
 def _holds(config: dict[str, Any], word: Word) -> bool:
     try:
-        return bool(_at(config, word.key) == word.value)
+        return bool(at(config, word.key) == word.value)
     except (LookupError, TypeError):  # the key counts the items of a list
         return False
-
-
-def _at(config: Any, key: str) -> Any:
-    for part in key.split(".") if key else ():
-        config = config[part]
-    return config
 
 
 def grid(composer: Composer) -> Iterator[list[Word]]:
@@ -211,3 +208,10 @@ def check(composed: Composed, command: str, typed: Typed | None = None) -> tuple
     kept = {key: value for key, value in values.items() if key not in ("sweep", "trust", "logger", "report")}
     text = json.dumps(kept, sort_keys=True, default=str)
     return Planned(composed, hashlib.sha256(text.encode()).hexdigest()), faults
+
+
+def entry(number: int, planned: Planned, params: dict[str, Any] | None = None) -> Entry:
+    """The job as it goes into the journal; `params` are what was drawn for it."""
+    overrides = planned.composed.overrides
+    name = f"{number}_{folders.safe_name(','.join(overrides))}"
+    return Entry(number, overrides, planned.digest, name, params=params or {})

@@ -32,7 +32,9 @@ PLACES = ("DLTRAIN_DATA", "DLTRAIN_CACHE")
 def require(executor: str, options: dict[str, Any]) -> None:
     """Raise ConfigError where the engine is not installed, DeviceError where there is no cluster."""
     if executor != "local" and importlib.util.find_spec({"slurm": "submitit"}.get(executor, executor)) is None:
-        raise ConfigError(f"sweep.executor={executor}: is not installed; pip install 'dltrain[{executor}]'")
+        raise ConfigError(
+            f"sweep.executor={executor}: is not installed; in dltrain's checkout: pip install '.[{executor}]'"
+        )
     if executor == "ray" and (found := re.fullmatch(r"([\w.-]+):(\d+)", str(options.get("address")))):
         try:  # Ray itself would try for minutes
             socket.create_connection((found[1], int(found[2])), timeout=5).close()
@@ -46,7 +48,7 @@ def _run_there(cwd: str, places: dict[str, str], task: Task) -> Outcome:
     os.chdir(cwd)
     os.environ.update(places)
     task.log.touch()  # tells that it has begun
-    return run(task, threads=task.threads)
+    return run(task)
 
 
 def _touched(path: Path) -> float:
@@ -109,8 +111,8 @@ class Ray:
         self.began.pop(task.number, None)
         self.queued[task.number] = task.log, _touched(task.log)
 
-    def wait(self, seconds: float = POLL_SECONDS) -> Iterator[tuple[int, Figures | Outcome]]:
-        ready, _ = self.ray.wait(list(self.jobs.values()), num_returns=1, timeout=seconds)
+    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+        ready, _ = self.ray.wait(list(self.jobs.values()), num_returns=1, timeout=POLL_SECONDS)
         for number, (path, before) in self.queued.items():
             if number not in self.began and _touched(path) != before:
                 self.began[number] = time.monotonic()
@@ -184,8 +186,8 @@ class Slurm:
     def start(self, task: Task) -> None:
         self.jobs[task.number] = self.executor.submit(_run_there, str(Path.cwd()), _places(), task)
 
-    def wait(self, seconds: float = POLL_SECONDS) -> Iterator[tuple[int, Figures | Outcome]]:
-        time.sleep(seconds)
+    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+        time.sleep(POLL_SECONDS)
         for number, job in list(self.jobs.items()):
             if number not in self.began and job.state != "PENDING":
                 self.began[number] = time.monotonic()

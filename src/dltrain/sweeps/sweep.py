@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -14,16 +13,15 @@ from dltrain import folders
 from dltrain.composition import Composed, Sweeping
 from dltrain.errors import ConfigError, UserError
 from dltrain.guard import read_yaml
-from dltrain.jobs import Outcome
 from dltrain.settings import Sweep
 from dltrain.stopping import SIGNALS, noted_signals
 from dltrain.sweeps import definition, elsewhere, executors, plan, remote
 from dltrain.sweeps.definition import Request
-from dltrain.sweeps.journal import Entry, Journal, opened, read
+from dltrain.sweeps.journal import Entry, Journal, read
 from dltrain.sweeps.plan import Composer, Planned
 
 if TYPE_CHECKING:
-    from dltrain.sweeps.search import Search, Space
+    from dltrain.sweeps.search import Space
     from dltrain.sweeps.table import Metric
 
 
@@ -40,10 +38,16 @@ def run(request: Request, sweeping: Sweeping) -> int:
         _check_settings(request, settings, planned)
         if settings.dry:
             return _show(planned, twice, space)
-        with _folder(request) as folder, folders.locked(folder / ".lock", wait=False), opened(folder) as journal:
+        with (
+            _folder(request) as folder,
+            folders.locked(folder / ".lock", wait=False),
+            contextlib.closing(Journal(folder / "journal.jsonl")) as journal,
+        ):
             journal.require(drawn=space is not None)
             definition.write(request, folder, sweeping.words)
-            return _conduct(request, settings, folder, journal, composer, planned, twice, space, typed)
+            if twice and space is None:
+                print(f"{twice} jobs are the same as others and are left out")
+            return _conduct(request, settings, folder, journal, composer, planned, space, typed)
 
 
 @contextlib.contextmanager
@@ -123,12 +127,12 @@ def _conduct(
     journal: Journal,
     composer: Composer,
     planned: Sequence[Planned],
-    twice: int,
     space: "Space | None",
     typed: plan.Typed | None,
 ) -> int:
     # From here on torch is needed: what is wrong with a sweep has been told.
-    from dltrain.sweeps import conduct, pages, search, table
+    from dltrain.sweeps import conduct, search
+    from dltrain.sweeps.drawn import Drawn
     from dltrain.sweeps.view import View
 
     command = request.command
@@ -148,8 +152,6 @@ def _conduct(
         print(f"resumes {folder}: {len(queue)} of {len(journal.entries)} jobs are to be run")
     if left:
         print(f"{len(left)} jobs that are not done are not among the words, and stay as they are")
-    if twice and space is None:
-        print(f"{twice} jobs are the same as others and are left out")
     jobs = len(queue) + (total - len(journal.entries))
     configs = [it.config for it in composed.values()] or [it.composed.config for it in planned]
     cut_off = False
@@ -167,18 +169,26 @@ def _conduct(
                 conductor.queue.extend(queue)
                 cut_off = conductor.run(signals)
     entries = list(journal.entries.values())
+    _show_results(folder, entries, settings)
+    if signals or cut_off:
+        print(f"stopped; continue with dltrain {command} {definition.typed_again(folder, composer.sweeping.words)}")
+        return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
+    return int(any(entry.outcome is None or entry.outcome.code for entry in entries))
+
+
+def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> None:
+    """Write the table and the page of the jobs that have ended, and print the table."""
+    from dltrain.sweeps import pages, table
+
     table.write_results(folder / "results.csv", entries)
-    by = table.metric(table.figures_of(entries), settings.metric, settings.direction)
+    found = [entry.figures for entry in entries]
+    by = table.metric(found, settings.metric, settings.direction)
     table.show(entries, by)
     print(f"table: {folder / 'results.csv'}")
     pages.write_after(folder, entries, by)
-    known = sorted({name for figures in table.figures_of(entries) for name in figures})
+    known = sorted({name for figures in found for name in figures})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has such a figure; there are {', '.join(known)}")
-    if signals or cut_off:
-        print(f"stopped; continue with dltrain {command} sweep.resume={folder}")
-        return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
-    return int(any(entry.outcome is None or entry.outcome.code for entry in entries))
 
 
 def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
@@ -197,54 +207,7 @@ def _numbered(planned: Sequence[Planned], journal: Journal) -> dict[int, Compose
     for it in planned:
         if it.digest not in known:
             known[it.digest] = free
-            added.append(_entry(free, it))
+            added.append(plan.entry(free, it))
             free += 1
     journal.plan(added)
     return {known[it.digest]: it.composed for it in planned}
-
-
-def _entry(number: int, planned: Planned, params: dict[str, Any] | None = None) -> Entry:
-    overrides = planned.composed.overrides
-    name = f"{number}_{folders.safe_name(','.join(overrides))}"
-    return Entry(number, overrides, planned.digest, name, params=params or {})
-
-
-@dataclass
-class Drawn:
-    """Jobs of a search."""
-
-    command: str
-    search: "Search"
-    composer: Composer
-    journal: Journal
-    typed: plan.Typed | None
-
-    def planned(self, params: dict[str, Any]) -> Planned:
-        """The job with these parameters; what is wrong with it the job itself tells, unless it is not to be trusted."""
-        composed = self.composer.compose(self.search.space.words(params))
-        planned, faults = plan.check(composed, self.command, self.typed)
-        if self.typed is not None and faults:
-            raise ConfigError("\n".join(faults))
-        return planned
-
-    def draw(self) -> tuple[Entry, Composed] | None:
-        """A further job, in the journal; None when there are enough."""
-        asked = self.search.ask(self.journal.entries)
-        if asked is None:
-            return None
-        number, params = asked
-        planned = self.planned(params)
-        self.journal.plan([_entry(number, planned, params)])
-        return self.journal.entries[number], planned.composed
-
-    def judge(self, number: int, epoch: float, values: dict[str, float]) -> str:
-        return self.search.judge(number, round(epoch), values)
-
-    def tell(self, number: int, outcome: Outcome) -> None:
-        self.search.tell(number, outcome.figures, outcome.status, failed=outcome.failed)
-
-    def tell_all(self) -> None:
-        """Tell the study what the journal knows: a kill may have come in between."""
-        for number, entry in self.journal.entries.items():
-            if entry.outcome is not None and not entry.outcome.interrupted:
-                self.tell(number, entry.outcome)

@@ -48,8 +48,7 @@ def row(entry: Entry) -> dict[str, Any]:
     """The row of a job that has ended."""
     outcome = entry.outcome
     assert outcome is not None
-    status = f"failed ({outcome.code}): {outcome.status}" if outcome.failed else outcome.status
-    values = {"job": entry.number, "overrides": " ".join(entry.overrides), "status": status, **outcome.figures}
+    values = {"job": entry.number, "overrides": " ".join(entry.overrides), "status": outcome.told, **outcome.figures}
     return values | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
 
 
@@ -66,15 +65,19 @@ def write_results(path: Path, entries: Iterable[Entry]) -> None:
 
 def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
     """Jobs that have ended, from best to worst."""
-    return sorted((it for it in entries if it.outcome), key=lambda it: by.key(it.outcome.figures if it.outcome else {}))
+    return sorted((it for it in entries if it.outcome), key=lambda it: by.key(it.figures))
+
+
+def names_of(found: Iterable[Mapping[str, float]], by: Metric) -> list[str]:
+    """The names of all figures, that which ranks first."""
+    return sorted(dict.fromkeys(name for figures in found for name in figures), key=lambda name: name != by.name)
 
 
 def table(entries: Sequence[Entry], by: Metric) -> Table:
     """The ranked table for a person."""
     ended = ranked(entries, by)
-    failed = sum(it.outcome is not None and it.outcome.failed for it in ended)
-    names = list(dict.fromkeys(name for it in ended if it.outcome for name in it.outcome.figures))
-    names.sort(key=lambda name: name != by.name)
+    failed = sum(it.failed for it in ended)
+    names = names_of((it.figures for it in ended), by)
     shared = set.intersection(*(set(it.overrides) for it in ended)) if len(ended) > 1 else set()
     best = f", best {by.name} first" if by.name in names else ""
     found = Table(title=f"{len(ended)} jobs, {failed} failed{best}", title_justify="left")
@@ -97,23 +100,23 @@ def table(entries: Sequence[Entry], by: Metric) -> Table:
 class Group:
     """Runs that differ by their seed alone; `spread` is half of the 95 % interval of each mean, NaN for one run."""
 
-    label: str
+    words: tuple[str, ...]  # what they have in common, and other groups have not
     count: int
     mean: dict[str, float]
     spread: dict[str, float]
 
 
-def groups(runs: Iterable[tuple[str, Mapping[str, float]]]) -> list[Group]:
-    """Runs by label, such as their overrides without the seed, each with its figures."""
-    by_label: dict[str, list[Mapping[str, float]]] = {}
-    for label, figures in runs:
-        by_label.setdefault(label, []).append(figures)
+def groups(runs: Iterable[tuple[tuple[str, ...], Mapping[str, float]]]) -> list[Group]:
+    """Runs by words, such as their overrides without the seed, each with its figures."""
+    by_words: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
+    for words, figures in runs:
+        by_words.setdefault(words, []).append(figures)
     found = []
-    for label, members in by_label.items():
+    for words, members in by_words.items():
         names = [name for name in members[0] if all(name in figures for figures in members)]
         values = {name: [figures[name] for figures in members] for name in names}
         mean = {name: statistics.fmean(each) for name, each in values.items()}
-        found.append(Group(label, len(members), mean, {name: interval(each) for name, each in values.items()}))
+        found.append(Group(words, len(members), mean, {name: interval(each) for name, each in values.items()}))
     return found
 
 
@@ -130,7 +133,7 @@ def interval(values: Sequence[float]) -> float:
 def of_seeds(entries: Iterable[Entry]) -> list[Group]:
     """Jobs that are done, grouped where they differ by `seed` alone; what was drawn twice counts once."""
     whole = {
-        it.digest: (" ".join(word for word in it.overrides if not word.startswith("seed=")), it.outcome.figures)
+        it.digest: (tuple(word for word in it.overrides if not word.startswith("seed=")), it.figures)
         for it in entries
         if it.outcome is not None and not it.outcome.code and it.outcome.status != "pruned"
     }
@@ -140,15 +143,15 @@ def of_seeds(entries: Iterable[Entry]) -> list[Group]:
 def table_of_groups(found: Sequence[Group], by: Metric) -> Table:
     """Means over seeds with their 95 % intervals, best first."""
     ordered = sorted(found, key=lambda group: by.key(group.mean))
-    names = sorted(dict.fromkeys(name for group in ordered for name in group.mean), key=lambda name: name != by.name)
+    names = names_of((group.mean for group in ordered), by)
     shown = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
     shown.add_column("overrides", overflow="fold")
-    for column in ("n", *names):
+    for column in ("n", *map(printable, names)):
         shown.add_column(column, justify="right")
-    shared = set.intersection(*(set(group.label.split()) for group in ordered)) if len(ordered) > 1 else set()
+    shared = set.intersection(*(set(group.words) for group in ordered)) if len(ordered) > 1 else set()
     for group in ordered[:MOST_ROWS]:
         figures = [with_spread(group, name) if name in group.mean else "" for name in names]
-        words = " ".join(word for word in group.label.split() if word not in shared)
+        words = " ".join(word for word in group.words if word not in shared)
         shown.add_row(printable(words) or "all", str(group.count), *figures)
     if len(ordered) > MOST_ROWS:
         shown.caption = f"{len(ordered) - MOST_ROWS} more"
@@ -159,11 +162,6 @@ def with_spread(group: Group, name: str) -> str:
     """A mean as it is printed: 0.9812 ± 0.0031."""
     spread = group.spread[name]
     return figure(group.mean[name]) + ("" if math.isnan(spread) else f" ± {figure(spread)}")
-
-
-def figures_of(entries: Iterable[Entry]) -> list[Mapping[str, float]]:
-    """The figures of all jobs that have ended."""
-    return [entry.outcome.figures for entry in entries if entry.outcome is not None]
 
 
 def show(entries: Sequence[Entry], by: Metric) -> None:

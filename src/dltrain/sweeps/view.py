@@ -59,9 +59,8 @@ class View:
         entry = self.entries[number]
         by = metric([outcome.figures], self.metric, self.direction)
         best = f"{by.name} {figure(outcome.figures[by.name])}" if by.name in outcome.figures else ""
-        status = f"failed ({outcome.code}): {outcome.status}" if outcome.failed else outcome.status
         place, took = f"{self._ended()}/{self.total}", f"{outcome.seconds:.1f} s"
-        parts = (place, f"job {number}", status, best, took, self._words(entry))
+        parts = (place, f"job {number}", outcome.told, best, took, self._words(entry))
         self.say("  ".join(part for part in parts if part))
 
     def say(self, line: str) -> None:
@@ -86,7 +85,7 @@ class View:
     def picture(self) -> Group:
         """The live view."""
         ended = [entry for entry in self.entries.values() if entry.outcome is not None]
-        failed = sum(entry.outcome is not None and entry.outcome.failed for entry in ended)
+        failed = sum(entry.failed for entry in ended)
         heading = Table.grid(padding=(0, 2))
         counts = f"{len(ended) - failed} done, {failed} failed, {len(self.running)} running of {self.total}"
         heading.add_row(ProgressBar(self.total, len(ended), width=24), Text(counts), Text(self._left(len(ended))))
@@ -96,9 +95,9 @@ class View:
             words, took = self._words(self.entries[number]), f"{now - began:.0f} s"
             table.add_row(f"job {number}", Text(words), took, Text(latest))
         best = Text("")
-        by = metric([entry.outcome.figures for entry in ended if entry.outcome], self.metric, self.direction)
-        if (first := next(iter(ranked(ended, by)), None)) and first.outcome and by.name in first.outcome.figures:
-            value = figure(first.outcome.figures[by.name])
+        by = metric([entry.figures for entry in ended], self.metric, self.direction)
+        if (first := next(iter(ranked(ended, by)), None)) and by.name in first.figures:
+            value = figure(first.figures[by.name])
             best = Text(f"best  job {first.number}  {by.name} {value}  {self._words(first)}")
         return Group(heading, table, best)
 

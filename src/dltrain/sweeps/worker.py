@@ -14,14 +14,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dltrain.jobs import Outcome, attempt, told_quietly
+from dltrain.jobs import Outcome, attempt
 from dltrain.startup import import_torch
-from dltrain.stopping import SIGNALS, raised_signals
+from dltrain.stopping import SIGNALS, exit_code, raised_signals
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job as it is sent to whoever runs it; `log` takes all it prints, `threads` is None to leave them."""
+    """A job as it is sent to whoever runs it; `log` takes all it prints."""
 
     command: str
     number: int
@@ -30,7 +30,6 @@ class Task:
     typed: list[str]
     folder: Path | None
     log: Path
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,8 @@ def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) 
     with _printed_to(task.log):
         try:
             with raised_signals():
-                return attempt(task.command, task.config, told_quietly, typed=task.typed, folder=task.folder, **hooks)
+                # Nothing is printed: a run's own log has the words.
+                return attempt(task.command, task.config, exit_code, typed=task.typed, folder=task.folder, **hooks)
         except SystemExit as end:
             return Outcome(1, f"its code left with exit code {end.code}", seconds=time.perf_counter() - began)
 

@@ -76,10 +76,10 @@ class Workers:
         theirs.close()
         return Worker(process, ours)
 
-    def wait(self, seconds: float = POLL_SECONDS) -> Iterator[tuple[int, Figures | Outcome]]:
+    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
         """What jobs have told, and how jobs ended, by number; waits a little for it."""
         busy = [worker for worker in self.workers if worker is not None]
-        ready = wait([worker.connection for worker in busy], seconds)
+        ready = wait([worker.connection for worker in busy], POLL_SECONDS)
         for worker in busy:
             message: Any = None
             if worker.connection in ready:

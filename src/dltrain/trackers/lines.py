@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dltrain.dotted import leaves
 from dltrain.errors import printable
 
 Line = dict[str, Any]
@@ -34,16 +35,10 @@ def figures(line: Line) -> dict[str, float]:
     return {f"{line['split']}/{key}": value for key, value in line.items() if key not in PLACE and value is not None}
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any]) -> dict[str, Any]:
     """The values of a config by dotted key, as it is stored: references to the environment are not filled in."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = printable(f"{prefix}{key}")
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{name}.") if prefix or key not in UNSHOWN else {}
-        elif prefix or key not in UNSHOWN:
-            found[name] = value if isinstance(value, bool | int | float) else _shown(value)
-    return found
+    told = leaves({key: value for key, value in config.items() if key not in UNSHOWN})
+    return {printable(key): it if isinstance(it, bool | int | float) else _shown(it) for key, it in told.items()}
 
 
 def _shown(value: Any) -> str:

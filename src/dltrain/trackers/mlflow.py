@@ -30,7 +30,7 @@ ENVIRONMENT = {
 
 
 class MLflow:
-    """A run in an MLflow store: parameters, curves, tags, summary (needs dltrain[mlflow])
+    """A run in an MLflow store: parameters, curves, tags, summary (needs the extra mlflow)
 
     Args:
         tracking_uri: server, database or folder; null for what MLFLOW_TRACKING_URI names, else the folder mlruns

@@ -91,7 +91,7 @@ def require(config: dict[str, Any]) -> None:
     if not isinstance(mlflow, dict):
         return
     if find_spec("mlflow") is None:
-        raise ConfigError("logger=mlflow: needs MLflow; pip install 'dltrain[mlflow]'")
+        raise ConfigError("logger=mlflow: needs MLflow; in dltrain's checkout: pip install '.[mlflow]'")
     address = re.sub(r"\$\{.*?\}", "", str(mlflow.get("tracking_uri")))  # a reference holds none
     if re.search(r"://[^/]*:[^/]+@", address):
         raise ConfigError(
