@@ -8,7 +8,6 @@ from dltrain import schema, signatures
 from dltrain.signatures import Signature
 
 GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger", "experiment")
-REQUIRED = "???"  # Hydra's word for a value that must be set
 
 
 def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
@@ -49,7 +48,7 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
             found[node] = signatures.builtin(*place)
         elif schema.GROUPS[node].several:
             found |= {f"{node}.{option}": schema.signature(node, option) for option in own}
-        elif isinstance(chosen, str) and chosen != REQUIRED:
+        elif isinstance(chosen, str) and chosen != schema.REQUIRED:
             found[node] = schema.signature(node, chosen)
     return {node: signature for node, signature in found.items() if signature is not None}
 
@@ -65,12 +64,3 @@ def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Key]:
 def dotted(node: str, signature: Signature) -> dict[str, signatures.Key]:
     """The keys of a node as they are typed, "" being that of the command itself."""
     return {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}
-
-
-def shown(value: Any) -> str:
-    """A value as it is typed: null, true, [64, 32]."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {shown(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(shown, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

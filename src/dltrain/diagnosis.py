@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dltrain.errors import ConfigError
 from dltrain.fault import TYPED, Fault, suggest
 from dltrain.folders import config_folder
 from dltrain.guard import Refused, guarded
+from dltrain.hints import as_typed
 from dltrain.words import quoted, read_flags, readable, searched
 
 
@@ -29,22 +31,11 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     if isinstance(error, Refused) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
         return ConfigError(str(error))
     arguments = read_flags(command, readable(argv))
+    overrides, unreadable = _parsed(arguments.overrides)
     extra = searched(arguments)
-    nodes = schema.COMMANDS[command][2]
     faults: list[Fault] = []
-    overrides: list[Override] = []
-    unreadable: list[str] = []
     keys: list[Override] = []
     composed: Any = None
-    for word in arguments.overrides:
-        try:
-            (override,) = OverridesParser.create().parse_overrides([word])
-        except HydraException:
-            override = None
-        if override and override.key_or_group:
-            overrides.append(override)
-        else:
-            unreadable.append(word)
     with (
         contextlib.suppress(*REFUSED),  # what Hydra cannot even list it tells itself
         guarded(),
@@ -53,31 +44,56 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         loader = GlobalHydra.instance().config_loader()
         options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
         keys += [override for override, names in zip(overrides, options, strict=True) if not names]
-        words = []
-        for override, names in zip(overrides, options, strict=True):
-            group = override.key_or_group
-            if names and group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
-                faults.append(Fault(group, f": no such key{suggest(group, nodes)}"))
-                continue
-            wrong = [value for value in _values(override) if value not in names] if names else []
-            faults += [Fault(group, _no_option(it, names)) for it in wrong]
-            if names and not wrong and not override.is_delete():
-                several = isinstance(override.value(), list)
-                option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
-                words.append(f"{'+' * override.is_add()}{group}={option}")
+        chosen = [(override, names) for override, names in zip(overrides, options, strict=True) if names]
+        words, wrong = _options(chosen, schema.COMMANDS[command][2])
+        faults += wrong
         composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
     known = known_keys(named(composed), command) if isinstance(composed, dict) else []
-    for word in unreadable:
-        key, equals, _ = word.lstrip("+~").partition("=")
-        # Hydra reads no part of a key that begins with a digit; a typo of ours may.
-        hint = suggest(key, known) if equals and key not in known else ""
-        is_open = any(word.count(one) > word.count(other) for one, other in ("()", "[]", "{}"))
-        told = "a bracket is not closed" if is_open else f"cannot be read as KEY=VALUE{hint}"
-        faults.append(Fault(word, f": {told}"))
+    faults += [_unreadable_fault(word, known) for word in unreadable]
     if isinstance(composed, dict):
         faults += _key_faults(named(composed), command, keys)
     faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
     return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
+
+
+def _parsed(words: list[str]) -> tuple[list[Override], list[str]]:
+    """Words as Hydra's grammar reads them, and those that it cannot read."""
+    overrides, unreadable = [], []
+    for word in words:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([word])
+        except HydraException:
+            override = None
+        if override and override.key_or_group:
+            overrides.append(override)
+        else:
+            unreadable.append(word)
+    return overrides, unreadable
+
+
+def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[Fault]]:
+    """Words that choose options, and faults of those that cannot; each override comes with the options of its group."""
+    words, faults = [], []
+    for override, names in chosen:
+        group = override.key_or_group
+        if group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
+            faults.append(Fault(group, f": no such key{suggest(group, nodes)}"))
+            continue
+        wrong = [value for value in _values(override) if value not in names]
+        faults += [Fault(group, _no_option(it, names)) for it in wrong]
+        if not wrong and not override.is_delete():
+            several = isinstance(override.value(), list)
+            option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
+            words.append(f"{'+' * override.is_add()}{group}={option}")
+    return words, faults
+
+
+def _unreadable_fault(word: str, known: list[str]) -> Fault:
+    key, equals, _ = word.lstrip("+~").partition("=")
+    # Hydra reads no part of a key that begins with a digit; a typo of ours may.
+    hint = suggest(key, known) if equals and key not in known else ""
+    is_open = any(word.count(one) > word.count(other) for one, other in ("()", "[]", "{}"))
+    return Fault(word, ": a bracket is not closed" if is_open else f": cannot be read as KEY=VALUE{hint}")
 
 
 def _in_experiment(command: str, own: str | None, told: str) -> list[Fault]:
@@ -97,8 +113,7 @@ def _in_experiment(command: str, own: str | None, told: str) -> list[Fault]:
 
 
 def _no_option(value: Any, names: list[str]) -> str:
-    shown = "null" if value is None else str(value)
-    return f"={shown}: no such option{suggest(shown, names) or '; dltrain list shows all'}"
+    return f"={as_typed(value)}: no such option{suggest(as_typed(value), names) or '; dltrain list shows all'}"
 
 
 def _values(override: Override) -> list[Any]:

@@ -109,7 +109,7 @@ def _key_schema(rule: Key) -> dict[str, Any]:
 def _object(keys: Mapping[str, Key], defaults: Mapping[str, Any]) -> dict[str, Any]:
     properties = {key: _key_schema(rule) for key, rule in keys.items()}
     for key in properties:
-        if key in defaults and defaults[key] != catalogue.REQUIRED:
+        if key in defaults and defaults[key] != checks.REQUIRED:
             properties[key]["default"] = defaults[key]
     return {"type": "object", "properties": properties}
 

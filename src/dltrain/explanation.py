@@ -7,7 +7,7 @@ from dltrain.composition import Composed
 from dltrain.dotted import at, has
 from dltrain.errors import ConfigError
 from dltrain.fault import suggest
-from dltrain.hints import describe
+from dltrain.hints import as_typed, describe
 from dltrain.signatures import Key
 
 
@@ -44,15 +44,15 @@ def _group(group: str, composed: Composed) -> Iterator[str]:
 
 def _key(key: str, composed: Composed, rules: dict[str, Key]) -> Iterator[str]:
     rule, default = rules[key], composed.origin.default(key)
-    given = has(composed.config, key) and at(composed.config, key) != catalogue.REQUIRED
-    yield f"{key}={catalogue.shown(at(composed.config, key))}" if given else f"{key} is required"
+    given = has(composed.config, key) and at(composed.config, key) != schema.REQUIRED
+    yield f"{key}={as_typed(at(composed.config, key))}" if given else f"{key} is required"
     if rule.meaning:
         yield f"  means    {rule.meaning}"
     yield f"  is       {describe(rule.hint)}"
     if given:
         yield f"  from     {composed.origin(key)}"
-    if default is not None and default[0] != catalogue.REQUIRED:
-        yield f"  default  {catalogue.shown(default[0])} ({default[1]})"
+    if default is not None and default[0] != schema.REQUIRED:
+        yield f"  default  {as_typed(default[0])} ({default[1]})"
     if composed.config.get("resume") is not None and not any(
         f"{key}.".startswith(f"{each}.") for each in composed.typed
     ):

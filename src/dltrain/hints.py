@@ -124,3 +124,12 @@ def choices(hint: Any) -> list[str]:
     if get_origin(hint) in (Union, types.UnionType):
         return [word for choice in get_args(hint) for word in choices(choice)]
     return {bool: ["true", "false"], type(None): ["null"], None: ["null"]}.get(hint, [])
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed: null, true, [64, 32]."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {as_typed(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_typed, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -47,7 +47,7 @@ def _keys(group: str, name: str, path: Path) -> dict[str, Any]:
     defaults = editor_schema.defaults_of(path, name if is_under_name else "")
     return {
         key: {"type": describe(rule.hint), "meaning": rule.meaning}
-        | ({"default": defaults[key]} if key in defaults and defaults[key] != catalogue.REQUIRED else {})
+        | ({"default": defaults[key]} if key in defaults and defaults[key] != schema.REQUIRED else {})
         for key, rule in (signature.keys if signature else {}).items()
         if key != "name"
     }

@@ -7,11 +7,11 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from dltrain import __version__, catalogue, terminal
+from dltrain import __version__, catalogue, schema, terminal
 from dltrain.composition import Composed
 from dltrain.dotted import at, has
 from dltrain.errors import printable
-from dltrain.hints import describe
+from dltrain.hints import as_typed, describe
 from dltrain.signatures import Key
 from dltrain.usage import COMMANDS
 
@@ -65,8 +65,8 @@ def _keys(command: str, composed: Composed) -> Iterator[Section]:
 
 def _set(key: str, composed: Composed) -> str:
     """A key with the value it has."""
-    value = at(composed.config, key) if has(composed.config, key) else catalogue.REQUIRED
-    return f"{key} (required)" if value == catalogue.REQUIRED else f"{key}={catalogue.shown(value)}"
+    value = at(composed.config, key) if has(composed.config, key) else schema.REQUIRED
+    return f"{key} (required)" if value == schema.REQUIRED else f"{key}={as_typed(value)}"
 
 
 def _meaning(key: str, rule: Key, composed: Composed) -> str:
@@ -74,7 +74,7 @@ def _meaning(key: str, rule: Key, composed: Composed) -> str:
     told = [describe(rule.hint), *filter(None, [rule.meaning])]
     default = composed.origin.default(key)
     if default is not None and has(composed.config, key) and default[0] != at(composed.config, key):
-        told.append(f"default {catalogue.shown(default[0])}")
+        told.append(f"default {as_typed(default[0])}")
     return "; ".join(told)
 
 

@@ -16,10 +16,11 @@ from typing import Any
 from dltrain import signatures
 from dltrain.errors import ConfigError
 from dltrain.fault import TYPED, Fault, refuse, suggest
-from dltrain.hints import describe, is_number, obeys
+from dltrain.hints import as_typed, describe, is_number, obeys
 from dltrain.signatures import PACKAGE, Key, Signature
 
 Origin = Callable[[str], str]
+REQUIRED = "???"  # Hydra's word for a value that must be set
 WHOLE = "# @package _global_"  # the first line of an experiment, which sets keys of the whole config
 
 
@@ -165,7 +166,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
         if node in OPTIONAL and node not in config:
             continue
         if not isinstance(value, dict):
-            faults.append(Fault(node, f"={'null' if value is None else value}: must be a group of keys{where(node)}"))
+            faults.append(Fault(node, f"={as_typed(value)}: must be a group of keys{where(node)}"))
             continue
         if place is not None:
             faults += _check_keys(f"{node}.", value, signatures.builtin(*place), where, settings.keys)
@@ -178,7 +179,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
 
 def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
     name, key = node.get("name"), f"{group}.name"
-    if not isinstance(name, str) or name == "???":
+    if not isinstance(name, str) or name == REQUIRED:
         told = " is required: set it to module:name, your own code, or to an option's name"
         return [Fault(key, told + where(key))]
     try:
@@ -198,7 +199,7 @@ def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Ite
         if found is None:
             faults.append(Fault(key, f": no such {group}{suggest(name, names(group))}{where(key)}"))
         elif not isinstance(node, dict):
-            faults.append(Fault(key, f"={'null' if node is None else node}: must be a group of keys{where(key)}"))
+            faults.append(Fault(key, f"={as_typed(node)}: must be a group of keys{where(key)}"))
         else:
             faults += _check_keys(f"{key}.", node, found, where, others)
     return faults
@@ -220,13 +221,12 @@ def _check_keys(
 
 
 def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
-    if value == "???":
+    if value == REQUIRED:
         return [Fault(key, f" is required: {rule.meaning or describe(rule.hint)}")]
     if obeys(value, rule.hint):
         return []
-    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-    advice = ""
-    if isinstance(value, int | float) and obeys(str(shown), rule.hint):
+    shown, advice = as_typed(value), ""
+    if isinstance(value, int | float) and obeys(shown, rule.hint):
         advice = f"; as text: '{key}=\"{shown}\"'"
     elif isinstance(value, str) and is_number(value):
         shown, advice = f'"{value}"', ", not text"

@@ -13,6 +13,7 @@ from dltrain.console import figure, show_table
 from dltrain.dotted import leaves
 from dltrain.errors import ConfigError, InputError, UserError, printable
 from dltrain.folders import expanded
+from dltrain.hints import as_typed
 from dltrain.jobs import figures
 from dltrain.report import page, run_page
 from dltrain.report.recorded import text, write_analysis
@@ -84,7 +85,7 @@ def by_seed(runs: Sequence[Member], keys: Sequence[str]) -> list[Group]:
 
 
 def _shown(value: Any) -> str:
-    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "–" if value is None else as_typed(value)
 
 
 def report(arguments: Sequence[str]) -> None:
