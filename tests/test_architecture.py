@@ -24,7 +24,7 @@ LAYERS = [
     {"prediction", "export", "summary"},
     {"evaluation", "run"},
     {"ending"},
-    {"output"},
+    {"output", "preparation"},
     {"snapshot", "weights"},
     {"analysis", "build", "confusion", "start", "stored", "trackers", "tta"},
     {

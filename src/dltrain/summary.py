@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dltrain import build, console, run, schema
+from dltrain import build, console, schema
 from dltrain.data.batches import normalization
 from dltrain.data.examples import train_and_val
 from dltrain.errors import ConfigError, printable, reason
+from dltrain.preparation import prepare
 from dltrain.runtime import enough_memory
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def summarize(
     schema.require(values, "train", origin)
     if values["resume"] is not None:
         raise ConfigError("--summary: shows what a new run would train. Leave out resume, or use dltrain inspect")
-    planned = run.prepare(config, values, None, typed, _training_set)
+    planned = prepare(config, values, None, typed, _training_set)
     model, shape = planned.state.model.cpu(), planned.data.input_shape
     with enough_memory("Set a smaller model, or smaller pictures"):
         found = layers(model, shape, str(values["model"]["name"]))
