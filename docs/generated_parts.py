@@ -92,10 +92,8 @@ def docstring(path: Path) -> str:
     return match[1] if match else ""
 
 
-def found(place: tuple[str, str] | None) -> dict[str, Key]:
-    signature = signatures.builtin(*place) if place else None
-    assert signature is not None, place
-    return signature.keys
+def found(place: tuple[str, str]) -> dict[str, Key]:
+    return signatures.builtin(*place).keys
 
 
 def usage() -> str:
@@ -126,6 +124,7 @@ def _keys_of(command: str) -> str:
         if (config_folder() / node).is_dir() and place in (None, schema.SHARED.get(node)):
             groups.append(f"[{node}](#group-{node})")
         else:
+            assert place is not None, node
             parts.append(keys(f"{node}.", found(place), ("", config.get(node, {}))))
     return "\n".join([*parts, f"Groups: {', '.join(groups)}.\n"])
 
@@ -155,7 +154,7 @@ def _group(group: str, place: tuple[str, str] | None) -> str:
             summary, rules = " ".join(comment(path)), {}
         elif signature is None:  # a user's own: its keys are those of all options
             shared = [signatures.builtin(*each) for each in schema.GROUPS[group].shared]
-            rules = {key: rule for each in shared if each for key, rule in each.keys.items()}
+            rules = {key: rule for each in shared for key, rule in each.keys.items()}
             rules = {key: rule for key, rule in rules.items() if key not in schema.GROUPS[group].injected}
             rules = {"name": Key(str, True, "import path of your own code"), **rules}
             summary = " ".join(comment(path))

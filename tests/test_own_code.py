@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from conftest import Command
+from dltrain import runtime, signatures
 from test_export import metadata, session
 
 MINE = """
@@ -59,6 +60,32 @@ class Spread(Net):
     def __init__(self, input_shape, num_classes):
         super().__init__(input_shape, num_classes)
         self.register_buffer("mask", torch.ones(1, 1, 1).expand(1, 4, 4))
+
+class Mute(nn.Module):
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, num_classes))
+
+    def train(self, mode=True):
+        super().train(mode)  # and returns nothing
+
+    def forward(self, images):
+        return self.layers(images)
+
+class Late(Net):
+    def forward(self, images):
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.zeros(3))
+        return super().forward(images)
+
+class Counting(Mute):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(input_shape, num_classes)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, images):
+        self.count = self.count + 1
+        return super().forward(images)
 
 class Silent(Net):
     def forward(self, images):
@@ -164,6 +191,24 @@ def test_a_model_that_fails_without_a_word_is_told_by_its_error_s_kind(own: Comm
     result = own("train", *QUICK[4:], "data.name=mine:pictures", "model=custom", "model.name=mine:Silent")
     told = "error: model=mine:Silent does not fit data of (1, 4, 4): AssertionError\n"
     assert (result.code, result.err) == (2, told)
+
+
+@pytest.mark.parametrize("name", ["Mute", "Late", "Counting"])
+def test_a_model_that_is_tried_out_may_do_as_it_likes_with_its_mode_and_buffers(own: Command, name: str) -> None:
+    words = ("data=custom", "data.name=mine:pictures", "model=custom", f"model.name=mine:{name}", "trust=[mine]")
+    result = own("train", *words, "epochs=1", "batch_size=10", "data.val=0", "data.limit=30")
+    assert result.code == 0, result.err
+
+
+def test_passes_that_try_a_network_out_leave_its_buffers_as_they_were(own: Command) -> None:
+    network = signatures.user_object("mine:Counting")(input_shape=(1, 4, 4), num_classes=2)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    generator = torch.get_rng_state()
+    with pytest.raises(ValueError, match="the true reason"), runtime.tried_out(network):
+        network(torch.rand(2, 1, 4, 4))
+        raise ValueError("the true reason")
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_a_parameter_of_ones_own_model_is_told_to_be_added(own: Command) -> None:

@@ -185,13 +185,20 @@ def test_a_class_without_a_constructor_is_read_from_its_fields(package: Path) ->
 
 @pytest.mark.parametrize(("source", "name"), [("source.py", "nothing"), ("nowhere.py", "option")])
 def test_what_is_not_there_has_no_signature(package: Path, source: str, name: str) -> None:
-    with pytest.raises((LookupError, OSError)):
+    with pytest.raises(signatures.NoSuch):
         signatures.builtin(source, name)
 
 
 def test_a_class_of_several_words_goes_by_both_names(tmp_path: Path, package: Path) -> None:
     (package / "my_net.py").write_text('class MyNet:\n    """A net."""\n')
     assert signatures.builtin("my_net.py", "my_net") == signatures.builtin("my_net.py", "mynet")
+
+
+def test_an_entry_that_stands_a_little_to_the_right_is_an_entry(write: Write) -> None:
+    entries = "Args:\n        width: units\n         depth: layers\n"
+    write("mine", f'def net(width, depth):\n    """A net.\n\n    {entries}    """\n')
+    keys = signatures.user_signature(signatures.user_object("mine:net")).keys
+    assert {name: key.meaning for name, key in keys.items()} == {"width": "units", "depth": "layers"}
 
 
 def test_public_names_are_functions_and_classes_without_an_underscore(package: Path) -> None:

@@ -231,6 +231,17 @@ def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
     assert "half of a library" not in capsys.readouterr().err
 
 
+def test_a_signal_that_own_code_raises_anew_keeps_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reading(argv: list[str]) -> int:
+        try:
+            raise Stop(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("gave up loading") from None
+
+    monkeypatch.setattr(cli, "_dispatch", reading)
+    assert cli.main(["list"]) == 143
+
+
 def test_a_job_whose_mistake_is_a_signals_doing_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def execute(command: str, config: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -150,7 +150,7 @@ def test_a_job_is_not_tried_more_often_than_asked(dltrain: Command) -> None:
 
 
 def test_a_number_of_threads_may_be_a_reference(dltrain: Command) -> None:
-    assert dltrain("train", "-m", *QUICK, "seed=1,2", "device.threads=${seed}").code == 0
+    assert dltrain("train", "-m", *QUICK, "seed=1,2", "keep=1", "device.threads=${keep}").code == 0
 
 
 def test_earlier_starts_of_a_sweep_take_no_try_away(dltrain: Command, tmp_path: Path) -> None:

@@ -131,8 +131,12 @@ def test_the_words_of_a_sweep_need_not_be_typed_again(dltrain: Command) -> None:
 
 
 def test_what_a_stopped_sweep_says_has_the_words_that_are_not_taken_from_its_folder() -> None:
+    request = definition.Request("predict", ["--config-dir", "mine", "-m"], [])
     words = ["ckpt=a,b", "output=${ckpt}/x", "sweep.workers=2"]
-    assert definition.typed_again(Path("a b"), words) == "'sweep.resume=a b' 'output=${ckpt}/x'"
+    told = "dltrain predict --config-dir mine 'sweep.resume=a b' 'output=${ckpt}/x'"
+    assert definition.command_to_resume(request, Path("a b"), words) == told
+    assert definition.command_to_resume(request, Path("a b"), words, {"nets"}) == f"{told} 'trust=[nets]'"
+    assert definition.command_to_resume(request, Path("a b"), [*words, "trust=nets"], {"nets"}) == f"{told} trust=nets"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from dltrain import compiler, optim, runtime, schema, settings
 from dltrain.data.augmentation import Augmentation
 from dltrain.data.batches import Batches, Statistics, normalization
 from dltrain.data.examples import Examples, Source, read, train_and_val
-from dltrain.errors import ConfigError, InputError, reason
+from dltrain.errors import ConfigError, InputError, first_line
 from dltrain.step import Task
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
@@ -138,13 +138,16 @@ def check_fit(
     network: nn.Module, node: dict[str, Any], task: Task, targets: Tensor, shape: Sequence[int], outputs: int
 ) -> None:
     """Raise ConfigError where model, task and data (`shape` of an input) do not fit; costs a pass of two examples."""
+    network.eval()
     device = next(network.parameters(), targets).device
     try:
-        with runtime.tried_out(network), torch.no_grad():
-            output = network.eval()(torch.zeros(2, *shape, device=device))
+        with torch.no_grad():
+            output = network(torch.zeros(2, *shape, device=device))
         output_shape = tuple(output.shape[1:])
     except Exception as error:
-        raise ConfigError(f"model={node['name']} does not fit data of {tuple(shape)}: {reason(error)}") from error
+        raise ConfigError(f"model={node['name']} does not fit data of {tuple(shape)}: {first_line(error)}") from error
+    finally:
+        network.train()
     if problem := task.mismatch(targets, tuple(shape), output_shape, outputs):
         raise ConfigError(problem)
 
@@ -177,7 +180,8 @@ def check_last_batch(
 def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:
     try:
         with runtime.tried_out(network), torch.no_grad():
-            network.train()(torch.zeros(1, *shape))
+            network.train()
+            network(torch.zeros(1, *shape))
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
     except Exception:  # a fault of another kind: the first step will tell

@@ -57,10 +57,10 @@ def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Key]:
     """Every key of a config, written with dots, and its rule."""
     found: dict[str, signatures.Key] = {}
     for node, signature in nodes(command, config).items():
-        found |= dotted(node, signature)
+        found |= typed_keys(node, signature)
     return found
 
 
-def dotted(node: str, signature: Signature) -> dict[str, signatures.Key]:
+def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Key]:
     """The keys of a node as they are typed, "" being that of the command itself."""
     return {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dltrain import archive, durable, form
-from dltrain.errors import ConfigError, InputError, reason
+from dltrain.errors import ConfigError, InputError, first_line
 from dltrain.folders import expanded
 from dltrain.pickled import Refused
 
@@ -182,7 +182,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # torch raises nearly anything
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise InputError(f"{path}: there is too little memory to read it") from error
-        raise Damaged(f"{path}: no checkpoint, or a damaged one: {reason(error)}. Take another") from error
+        raise Damaged(f"{path}: no checkpoint, or a damaged one: {first_line(error)}. Take another") from error
 
 
 def _from_1(content: dict[str, Any]) -> dict[str, Any]:

@@ -208,5 +208,5 @@ def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
 
 def known_keys(config: dict[str, Any], command: str) -> list[str]:
     """What can stand before the = of a command line: keys, written with dots, and groups."""
-    keys = [key for key in leaves(config) if not key.startswith("hydra")]
+    keys = [key for key, value in leaves(config).items() if value != {} and not key.startswith("hydra")]
     return [*keys, *schema.COMMANDS[command][2], *["experiment"] * (command == "train")]

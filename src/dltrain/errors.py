@@ -10,6 +10,8 @@ UserError (1)
 
 import logging
 
+LONGEST = 300  # letters of another program's words
+
 
 class UserError(Exception):
     """Shown in a few lines without a traceback: what, where, what to do."""
@@ -45,9 +47,10 @@ def refused_by_system(error: OSError) -> UserError:
     return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
 
 
-def reason(error: BaseException) -> str:
-    """The first line of what an error says, else of which kind it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def first_line(error: object) -> str:
+    """What an error says, as far as a line or a row of a table has room for it; else of which kind it is."""
+    line = (cleaned(str(error)).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def clean(record: logging.LogRecord) -> bool:

@@ -14,7 +14,7 @@ from dltrain import __version__, durable, onnx_graph, schema
 from dltrain.data import download
 from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
-from dltrain.errors import ConfigError, OutputError, UserError, reason
+from dltrain.errors import ConfigError, OutputError, UserError, first_line
 from dltrain.evaluation import Loaded, Resolve, examples_of, load
 from dltrain.folders import expanded
 from dltrain.runtime import enough_memory
@@ -103,7 +103,7 @@ def _examples(loaded: Loaded) -> tuple[Examples, str]:
             return Examples(images, torch.zeros(len(images)), ()), f"{len(images):,} examples of the test split"
         why = f"they are {tuple(found.images.shape[1:])}"
     except (UserError, OSError) as error:
-        why = reason(error)
+        why = first_line(error)
     log.warning("no test examples to verify it on: %s", why)
     generator = torch.Generator().manual_seed(0)
     if (ends := loaded.content["data"].get("range")) is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dltrain import launch, schema, stored
 from dltrain.composition import resolve
-from dltrain.errors import Interrupted, UserError, cleaned
+from dltrain.errors import Interrupted, UserError, first_line
 from dltrain.folders import expanded
 from dltrain.startup import import_torch
 from dltrain.stopping import SIGNALS, foreseen
@@ -80,11 +80,6 @@ def attempt(
         if launch.may_tell(error):  # a fault of ours, or of a user's own code: say all there is to know
             traceback.print_exc()
         return ended(1, first_line(f"{type(error).__name__}: {error}"))
-
-
-def first_line(error: object) -> str:
-    """What a row of a table has room for."""
-    return (cleaned(str(error)).splitlines() or [""])[0][:300]
 
 
 def _as_written(text: str, config: dict[str, Any]) -> str:

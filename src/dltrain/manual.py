@@ -57,7 +57,7 @@ def _groups(composed: Composed) -> Iterator[Section]:
 
 def _keys(command: str, composed: Composed) -> Iterator[Section]:
     for node, signature in catalogue.nodes(command, composed.config).items():
-        keys = catalogue.dotted(node, signature)
+        keys = catalogue.typed_keys(node, signature)
         heading = f"Keys of {node}" if node else "Keys of the command"
         if keys:
             yield heading, [(_set(key, composed), _meaning(key, rule, composed)) for key, rule in keys.items()]

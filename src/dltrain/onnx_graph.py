@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dltrain.errors import ConfigError, reason
+from dltrain.errors import ConfigError, first_line
 
 # float32 keeps 24 bits: kernels that add in another order differ by some 1e-7 of the largest output (1e-7 to 7e-7 over
 # the built-in models). A thousand times that is no rounding any more; a wrong layout or a lost layer is of order one.
@@ -86,7 +86,7 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
                 program.model.metadata_props[key] = value
             return program.model_proto.SerializeToString()
     except Exception as error:  # torch raises nearly anything for a network of somebody's own
-        raise Unusable(reason(error.__cause__ or error)) from error
+        raise Unusable(first_line(error.__cause__ or error)) from error
 
 
 def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
@@ -102,7 +102,7 @@ def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         parts = [session.run(None, {"images": part.numpy()})[0] for part in _batches(inputs)]
     except Exception as error:  # its own exceptions share no base class
-        raise Unusable(f"onnxruntime does not run it: {reason(error)}") from error
+        raise Unusable(f"onnxruntime does not run it: {first_line(error)}") from error
     found = torch.cat([torch.from_numpy(part) for part in parts])
     if found.shape != expected.shape:
         raise Unusable(f"its outputs are {tuple(found.shape)}, the network's {tuple(expected.shape)}")

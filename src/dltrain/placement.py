@@ -40,9 +40,11 @@ def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequ
                 # On CPUs bf16's convolution of one channel, kernel of one row, reads memory then that nobody wrote.
                 if isinstance(each, nn.Conv2d) and (each.in_channels, each.kernel_size[0]) != (1, 1):
                     each.to(memory_format=torch.channels_last)
+            network.eval()
             with torch.no_grad():
-                network.eval()(images)
-            network.train()(images).float().sum().backward()
+                network(images)
+            network.train()
+            network(images).float().sum().backward()
     except Exception:  # whatever a person's own network does; with another layout it will tell by itself
         return False
     return True

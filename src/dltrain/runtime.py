@@ -13,7 +13,7 @@ from annotated_types import Interval
 from torch import nn
 
 from dltrain import launch
-from dltrain.errors import DeviceError, UserError, reason
+from dltrain.errors import DeviceError, UserError, first_line
 
 Generators = dict[str, Any]  # states of random generators, by name
 
@@ -65,8 +65,8 @@ def device(
     Raises DeviceError where CUDA is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        reason = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
-        raise DeviceError(f"device=cuda: {reason}. Set device=cpu, or device=auto to take what there is")
+        why = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
+        raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to take what there is")
     use_cuda = name != "cpu" and torch.cuda.is_available()
     place = torch.device("cuda" if use_cuda else "cpu")
     if use_cuda and launch.processes().world > 1:  # each on a GPU of its own
@@ -130,19 +130,25 @@ def restore_generators(states: Generators) -> None:
 
 @contextlib.contextmanager
 def tried_out(network: nn.Module) -> Iterator[None]:
-    """Leave a network and the generators as they were: its mode and buffers, no gradients."""
+    """Undo what trial passes do: generators and buffers as before, one mode for all of the network, no gradients."""
     was_training, states = network.training, generator_states()
-    buffers = [buffer.clone() for buffer in network.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     try:
         yield
     finally:
+        restore_generators(states)
         network.train(was_training)
         network.zero_grad()
-        with torch.no_grad():
-            for buffer, before in zip(network.buffers(), buffers, strict=True):
-                if not buffer.equal(before):  # one that is expanded cannot be written to, and so has not been
+        for module, name, buffer, before in buffers:
+            setattr(module, name, buffer)  # a pass may have put another in its place
+            # One that is expanded cannot be written to. Versions do not tell: batch norm's statistics keep theirs.
+            if buffer.layout is not torch.strided or not torch.equal(buffer, before):
+                with torch.no_grad():
                     buffer.copy_(before)
-        restore_generators(states)
 
 
 @contextlib.contextmanager
@@ -154,4 +160,4 @@ def enough_memory(advice: str) -> Iterator[None]:
         plain = any(words in str(error) for words in NO_MEMORY)
         if not (plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
             raise
-        raise UserError(f"out of memory: {reason(error)}\n{advice}") from error
+        raise UserError(f"out of memory: {first_line(error)}\n{advice}") from error

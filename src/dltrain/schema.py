@@ -75,7 +75,7 @@ def names(group: str) -> list[str]:
         sources = {file.stem: f"{place.source}/{file.name}" for file in files}
     found: dict[str, Signature] = {}
     for name, source in sources.items():
-        with contextlib.suppress(LookupError):  # a file of helpers
+        with contextlib.suppress(signatures.NoSuch):  # a file of helpers
             found[name] = signatures.builtin(source, name)
     return sorted(name for name, option in found.items() if set(place.injected[:1]) <= set(option.keys))
 

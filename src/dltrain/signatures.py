@@ -11,6 +11,7 @@ import importlib
 import inspect
 import sys
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -57,6 +58,10 @@ class Signature:
     takes_any: bool = False
 
 
+class NoSuch(LookupError):
+    """There is no function or class of that name in that file."""
+
+
 @functools.cache
 def _parsed(source: str) -> ast.Module:
     return ast.parse((PACKAGE / source).read_text(encoding="utf-8"))
@@ -66,8 +71,10 @@ def _parsed(source: str) -> ast.Module:
 def builtin(source: str, name: str) -> Signature:
     """Signature of the public function or class called `name`, in any case, in a source file of this package.
 
-    A class NetOfMine is `netofmine` or `net_of_mine`. Raises LookupError where there is none.
+    A class NetOfMine is `netofmine` or `net_of_mine`. Raises NoSuch where there is none.
     """
+    if not (PACKAGE / source).is_file():
+        raise NoSuch(source)
     tree = _parsed(source)
     aliases = {
         target.id: node.value
@@ -79,7 +86,7 @@ def builtin(source: str, name: str) -> Signature:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_called(node.name, name):
             return _read(node, aliases)
-    raise LookupError(f"{source} has no {name}")
+    raise NoSuch(f"{source} has no {name}")
 
 
 def is_called(definition: str, name: str) -> bool:
@@ -96,7 +103,6 @@ def public_names(source: str) -> list[str]:
 
 def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) -> Signature:
     document = ast.get_docstring(node) or ""
-    meanings = argument_meanings(document)
     found: dict[str, tuple[ast.expr | None, bool]] = {}
     takes_any = False
     functions = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
@@ -116,6 +122,7 @@ def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) ->
         for field in node.body:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 found[field.target.id] = field.annotation, field.value is None
+    meanings = argument_meanings(document, found)
     keys = {
         name: Key(Any if hint is None else _hint(hint, aliases), required, meanings.get(name, ""))
         for name, (hint, required) in found.items()
@@ -149,18 +156,21 @@ def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
     return Any
 
 
-def argument_meanings(document: str) -> dict[str, str]:
-    """The entries `name: meaning` of a docstring's Args section; the further lines of one stand further right."""
+def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, str]:
+    """The entries `name: meaning` of a docstring's Args section; the further lines of one stand further right.
+
+    One of `names` begins an entry wherever it stands.
+    """
     meanings: dict[str, str] = {}
     name, depth = "", 0
     for line in document.partition("Args:")[2].splitlines():
         if line and not line.startswith(" "):
             break
         indent = len(line) - len(line.lstrip())
-        if name and indent > depth:
+        found, colon, meaning = line.strip().partition(": ")
+        if name and indent > depth and not (colon and found in names):
             meanings[name] += f" {line.strip()}"
             continue
-        found, colon, meaning = line.strip().partition(": ")
         name, depth = (found, indent) if colon and found.isidentifier() else ("", 0)
         if name:
             meanings[name] = meaning
@@ -196,7 +206,7 @@ def user_signature(found: Any) -> Signature:
     with contextlib.suppress(Exception):  # hints that name what is not imported: then they allow every value
         hints = typing.get_type_hints(function, include_extras=True)
     document = inspect.getdoc(found) or ""
-    meanings = argument_meanings(document)
+    meanings = argument_meanings(document, parameters)
     keys = {
         name: Key(hints.get(name, Any), parameter.default is parameter.empty, meanings.get(name, ""))
         for name, parameter in parameters.items()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dltrain import build, records, settings, stored
-from dltrain.errors import ConfigError, InputError, reason
+from dltrain.errors import ConfigError, InputError, first_line
 from dltrain.muon import Muon
 from dltrain.progress import Progress
 from dltrain.runtime import Runtime, generator_states, restore_generators
@@ -101,7 +101,7 @@ def restore(run: Run, start: Start) -> None:
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{start.path}: cannot be gone on from ({reason(error)})") from error
+        raise InputError(f"{start.path}: cannot be gone on from ({first_line(error)})") from error
 
 
 def _check_figures(run: Run, content: dict[str, Any]) -> None:

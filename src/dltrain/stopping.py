@@ -38,11 +38,9 @@ def exit_code(told: UserError | KeyboardInterrupt) -> int:
 
 def foreseen(error: BaseException) -> UserError | KeyboardInterrupt | None:
     """What is told of an error: the signal behind it, a mistake, what the system refused; None for a fault of ours."""
-    if isinstance(error, KeyboardInterrupt):
-        return error
     if (stop := _stop_behind(error)) is not None:
         return stop
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | KeyboardInterrupt):
         return error
     # A path that is no name, a disk that fails.
     return refused_by_system(error) if isinstance(error, OSError) and error.filename is not None else None

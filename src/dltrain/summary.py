@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dltrain import build, console, schema
 from dltrain.data.batches import normalization
 from dltrain.data.examples import train_and_val
-from dltrain.errors import ConfigError, printable, reason
+from dltrain.errors import ConfigError, first_line, printable
 from dltrain.preparation import prepare
 from dltrain.runtime import enough_memory
 
@@ -127,7 +127,7 @@ def layers(model: nn.Module, input_shape: tuple[int, ...], name: str) -> list[La
         try:
             model(torch.zeros(1, *input_shape))
         except Exception as error:
-            raise ConfigError(f"model={name} does not take a batch of one: {reason(error)}") from error
+            raise ConfigError(f"model={name} does not take a batch of one: {first_line(error)}") from error
     seen: set[int] = set()
     found = []
     for key, module in model.named_modules():

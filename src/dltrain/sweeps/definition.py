@@ -110,9 +110,16 @@ def _read(path: Path, command: str) -> list[str]:
     return words
 
 
-def typed_again(folder: Path, words: Sequence[str]) -> str:
-    """What is typed to go on in a sweep's folder: with the words that are never taken from there."""
-    return shlex.join([f"sweep.resume={folder}", *(word for word in words if _key(word) in (*WRITTEN, ADDRESS))])
+def command_to_resume(request: Request, folder: Path, words: Sequence[str], trusted: Collection[str] = ()) -> str:
+    """What is typed to go on in a sweep's folder: with the words and flags that are never taken from there.
+
+    `trusted` are the packages of a person's own code that its jobs run.
+    """
+    flags = [flag for flag in request.flags if flag not in ("-m", "--multirun")]
+    again = [word for word in words if _key(word) in (*WRITTEN, ADDRESS, "trust")]
+    if trusted and "trust" not in map(_key, again):
+        again.append(f"trust=[{','.join(sorted(trusted))}]")
+    return shlex.join(["dltrain", request.command, *flags, f"sweep.resume={folder}", *again])
 
 
 def write(request: Request, folder: Path, words: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, open_dict
 
 from dltrain import guard
 from dltrain.composition import Sweeping
-from dltrain.jobs import INTERRUPTED, Outcome, first_line, unnoticed
+from dltrain.errors import first_line
+from dltrain.jobs import INTERRUPTED, Outcome, unnoticed
 from dltrain.sweeps.worker import Task, run
 
 ALL = -1

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dltrain.errors import ConfigError, DeviceError
+from dltrain.errors import ConfigError, DeviceError, first_line
 from dltrain.folders import expanded
-from dltrain.jobs import INTERRUPTED, Outcome, first_line
+from dltrain.jobs import INTERRUPTED, Outcome
 from dltrain.sweeps.worker import Figures, Task, run
 
 log = logging.getLogger(__name__)

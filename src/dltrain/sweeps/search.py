@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from dltrain.errors import ConfigError
-from dltrain.jobs import first_line
+from dltrain.errors import ConfigError, first_line
 from dltrain.settings import Sweep
 from dltrain.sweeps.plan import Composer, Word
 from dltrain.sweeps.table import Metric

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from dltrain import folders
+from dltrain import folders, stored
 from dltrain.composition import Composed, Sweeping
 from dltrain.errors import ConfigError, UserError
 from dltrain.guard import read_yaml
@@ -171,7 +171,9 @@ def _conduct(
     entries = list(journal.entries.values())
     _show_results(folder, entries, settings)
     if signals or cut_off:
-        print(f"stopped; continue with dltrain {command} {definition.typed_again(folder, composer.sweeping.words)}")
+        trusted = {package for config in configs for _, package in stored.own_code(config)}
+        again = definition.command_to_resume(request, folder, composer.sweeping.words, trusted)
+        print(f"stopped; continue with {again}")
         return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
     return int(any(entry.outcome is None or entry.outcome.code for entry in entries))
 

@@ -140,8 +140,8 @@ def of_seeds(entries: Iterable[Entry]) -> list[Group]:
     return groups(whole.values())
 
 
-def table_of_groups(found: Sequence[Group], by: Metric) -> Table:
-    """Means over seeds with their 95 % intervals, best first."""
+def table_of_groups(found: Sequence[Group], by: Metric, most: int | None = None) -> Table:
+    """Means over seeds with their 95 % intervals, best first; no more rows than `most`."""
     ordered = sorted(found, key=lambda group: by.key(group.mean))
     names = names_of((group.mean for group in ordered), by)
     shown = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
@@ -149,12 +149,12 @@ def table_of_groups(found: Sequence[Group], by: Metric) -> Table:
     for column in ("n", *map(printable, names)):
         shown.add_column(column, justify="right")
     shared = set.intersection(*(set(group.words) for group in ordered)) if len(ordered) > 1 else set()
-    for group in ordered[:MOST_ROWS]:
+    for group in ordered[:most]:
         figures = [with_spread(group, name) if name in group.mean else "" for name in names]
         words = " ".join(word for word in group.words if word not in shared)
         shown.add_row(printable(words) or "all", str(group.count), *figures)
-    if len(ordered) > MOST_ROWS:
-        shown.caption = f"{len(ordered) - MOST_ROWS} more"
+    if most is not None and len(ordered) > most:
+        shown.caption = f"{len(ordered) - most} more in report.html"
     return shown
 
 
@@ -169,4 +169,4 @@ def show(entries: Sequence[Entry], by: Metric) -> None:
     show_table(table(entries, by))
     found = of_seeds(entries)
     if any(group.count > 1 for group in found):
-        show_table(table_of_groups(found, by))
+        show_table(table_of_groups(found, by, MOST_ROWS))
