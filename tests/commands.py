@@ -48,7 +48,7 @@ def prepare(folder: Path) -> None:
     """Make a finished run (run), a finished search (sweep) and some pictures (photos) in a folder."""
     from dltrain.cli import main
 
-    for name, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+    for name, color in (("cat", (200, 30, 30)), ("dog", (30, 30, 200))):
         (folder / "photos" / name).mkdir(parents=True)
         for index in range(12):
             Image.new("RGB", (20 + index, 30), color).save(folder / "photos" / name / f"{index}.png")
