@@ -67,23 +67,32 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
 @functools.cache
 def names(group: str) -> list[str]:
     """Built-in options of a group, sorted."""
+    source = GROUPS[group].source
+    is_file = source.endswith(".py")
+    found = signatures.public_names(source) if is_file else [path.stem for path in (PACKAGE / source).glob("*.py")]
+    return sorted(name for name in found if builtin(group, name))
+
+
+def builtin(group: str, name: Any) -> Signature | None:
+    """Signature of a built-in option, with what the program passes in; None where there is none.
+
+    Reads the source of that option alone: those of all take a twentieth of a second.
+    """
     place = GROUPS[group]
-    if place.source.endswith(".py"):
-        sources = dict.fromkeys(signatures.public_names(place.source), place.source)
-    else:
-        files = (PACKAGE / place.source).glob("*.py")
-        sources = {file.stem: f"{place.source}/{file.name}" for file in files}
-    found: dict[str, Signature] = {}
-    for name, source in sources.items():
-        with contextlib.suppress(signatures.NoSuch):  # a file of helpers
-            found[name] = signatures.builtin(source, name)
-    return sorted(name for name, option in found.items() if set(place.injected[:1]) <= set(option.keys))
+    is_file = place.source.endswith(".py")
+    known = signatures.public_names(place.source) if is_file else [name]
+    if not isinstance(name, str) or not name.isidentifier() or name not in known:
+        return None
+    with contextlib.suppress(signatures.NoSuch):  # or a file of helpers
+        found = signatures.builtin(place.source if is_file else f"{place.source}/{name}.py", name)
+        return found if set(place.injected[:1]) <= set(found.keys) else None
+    return None
 
 
 def chosen(group: str, node: dict[str, Any]) -> str:
     """What is typed for the built-in options of a group that a node holds; empty for none."""
     several = GROUPS[group].several
-    known = [name for name in (node if several else [node.get("name")]) if name in names(group)]
+    known: list[Any] = [name for name in (node if several else [node.get("name")]) if builtin(group, name)]
     return f"[{','.join(known)}]" if several and known else "".join(known)
 
 
@@ -94,11 +103,10 @@ def signature(group: str, name: str) -> Signature | None:
         found = signatures.user_signature(signatures.user_object(name))
         if group in ("optim", "data"):  # it gets the parameters, or the split, first, whatever it calls them
             found = replace(found, keys=dict(list(found.keys.items())[1:]))
+    elif (own := builtin(group, name)) is not None:
+        found = own
     else:
-        if name not in names(group):
-            return None
-        source = place.source if place.source.endswith(".py") else f"{place.source}/{name}.py"
-        found = signatures.builtin(source, name)
+        return None
     injected = () if ":" in name and group == "data" else place.injected
     keys = {key: rule for key, rule in found.keys.items() if key not in injected}
     return replace(found, keys=keys | _shared(group))
@@ -128,7 +136,7 @@ def bind(group: str, node: dict[str, Any], **injected: Any) -> functools.partial
 
 def _builtin_object(group: str, name: str) -> Any:
     source = GROUPS[group].source
-    if name not in names(group):
+    if builtin(group, name) is None:
         raise ConfigError(f"{group}={name}: no such option; there are {', '.join(names(group))}")
     module = source.removesuffix(".py") if source.endswith(".py") else f"{source}.{name}"
     loaded = importlib.import_module(f"dltrain.{module}")
@@ -152,11 +160,8 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     faults = []
     top = {key: value for key, value in config.items() if key not in nodes}
     own = top.get("experiment")  # keys of a file that speaks of itself, not of the whole config
-    if (
-        command == "train"
-        and isinstance(own, dict | list)
-        and not any(TYPED in where(f"experiment.{key}") for key in own)
-    ):
+    is_lost = isinstance(own, dict | list) and not any(TYPED in where(f"experiment.{key}") for key in own)
+    if command == "train" and is_lost:
         del top["experiment"]
         faults.append(Fault("experiment", f': its YAML must begin with "{WHOLE}", and hold keys and their values'))
     others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
@@ -180,8 +185,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
 def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
     name, key = node.get("name"), f"{group}.name"
     if not isinstance(name, str) or name == REQUIRED:
-        told = " is required: set it to module:name, your own code, or to an option's name"
-        return [Fault(key, told + where(key))]
+        return [Fault(key, f" is required: set it to module:name, your own code, or to an option's name{where(key)}")]
     try:
         found = signature(group, name)
     except ConfigError as error:
@@ -195,7 +199,7 @@ def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Ite
     faults = []
     for name, node in nodes.items():
         key = f"{group}.{name}"
-        found = signature(group, name) if name in names(group) else None
+        found = signature(group, name) if builtin(group, name) else None
         if found is None:
             faults.append(Fault(key, f": no such {group}{suggest(name, names(group))}{where(key)}"))
         elif not isinstance(node, dict):
@@ -239,8 +243,8 @@ def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> 
         return list(signatures.builtin(*place).keys)
     own = config.get(node)
     if GROUPS[node].several and isinstance(own, dict):
-        chosen = [(name, signature(node, name)) for name in own if name in names(node)]
+        chosen = [(name, signature(node, name)) for name in own if builtin(node, name)]
         return [f"{name}.{key}" for name, found in chosen if found for key in found.keys]
-    name = own.get("name") if isinstance(own, dict) else None
-    found = signature(node, name) if isinstance(name, str) and name in names(node) else None
+    name: Any = own.get("name") if isinstance(own, dict) else None
+    found = signature(node, name) if builtin(node, name) else None
     return ["name", *found.keys] if found else []

@@ -1,5 +1,6 @@
 """TensorBoard's event files. Reference: tensorboardX, which writes them without TensorBoard being installed."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,39 @@ class TensorBoard:
     """Event files in tensorboard/ of the run's folder: curves, hyperparameters, pictures of mistakes."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        # Here, not above: a run without it shall not wait for its import.
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.record_writer import RecordWriter
-
-        self.event, self.summary = Event, Summary
-        self.config = flat(config)
-        own = folder / "tensorboard"
-        own.mkdir(exist_ok=True)
-        for old in own.glob("*.tfevents.*"):  # a resumed run's are made anew, from metrics.jsonl
+        self.config, self.folder = flat(config), folder / "tensorboard"
+        self.folder.mkdir(exist_ok=True)
+        for old in self.folder.glob("*.tfevents.*"):  # a resumed run's are made anew, from metrics.jsonl
             old.unlink()
+        self.flushed = time.monotonic()
+
+    @functools.cached_property
+    def file(self) -> Any:
+        """The file of events, made by the first one: no run waits for the import before its first step."""
+        from tensorboardX.proto.event_pb2 import Event
+
         # The plain writer: SummaryWriter has a queue and a thread for what takes 30 us, and puts the host's name into
         # that of the file.
-        self.file = RecordWriter(str(own.absolute() / f"events.out.tfevents.{time.time():.0f}.dltrain"))
-        self.file.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        self.flushed = time.monotonic()
+        from tensorboardX.record_writer import RecordWriter
+
+        file = RecordWriter(str(self.folder.absolute() / f"events.out.tfevents.{time.time():.0f}.dltrain"))
+        file.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        return file
 
     def write(self, line: Line) -> None:
         """One event with all figures of a record."""
-        values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in figures(line).items()]
-        self._add(self.summary(value=values), line["step"])
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures(line).items()]
+        self._add(Summary(value=values), line["step"])
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.file.flush()
             self.flushed = time.monotonic()
 
     def _add(self, summary: Any, step: int) -> None:
-        self.file.write(self.event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
+        from tensorboardX.proto.event_pb2 import Event
+
+        self.file.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
 
     def saved(self) -> None:
         pass  # what is lost with the buffer is made anew when the run is resumed
@@ -59,4 +66,5 @@ class TensorBoard:
         self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        if "file" in self.__dict__:
+            self.file.close()
