@@ -124,3 +124,23 @@ def test_torchs_threads_soon_sleep_while_they_wait_unless_the_environment_says_o
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1] / "src")])
     printed = python(code, folder=tmp_path, PYTHONPATH=path, **environment)
     assert printed.splitlines() == [told, "True True", told.replace("False", "True")]
+
+
+@pytest.mark.parametrize("imported", ["import torch", ""], ids=["by own code", "by dltrain"])
+def test_garbage_is_collected_again_once_torch_is_there_and_where_it_is_not_needed(
+    imported: str, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("")
+    code = f"""
+import gc
+from dltrain.startup import import_torch, without_collections
+with without_collections():
+    print(gc.isenabled())
+print(gc.isenabled())
+with without_collections():
+    {imported or "pass"}
+    import_torch()
+    print(gc.isenabled())
+"""
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1] / "src")])
+    assert python(code, folder=tmp_path, PYTHONPATH=path).split() == ["False", "True", "True"]

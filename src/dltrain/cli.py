@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from dltrain import __version__, launch, schema, terminal, usage
+from dltrain import __version__, launch, schema, startup, terminal, usage
 from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable
 from dltrain.fault import suggest
 from dltrain.stopping import Stop, exit_code, foreseen, raised_signals
@@ -188,7 +188,8 @@ def _run(command: str, argv: list[str], deliver: "Callable[[str], None] | None" 
     job = "summary" if is_summary else command
     words = [word for word in argv if word != "--summary"] if is_summary else argv
     codes: list[int] = []
-    code = _compose(command, words, lambda composed: codes.append(_job(job, composed, of_sweep, deliver)))
+    with startup.without_collections():
+        code = _compose(command, words, lambda composed: codes.append(_job(job, composed, of_sweep, deliver)))
     return codes[0] if codes else code
 
 

@@ -1,9 +1,11 @@
 """How a process gets torch: without waiting for more than the import, and with threads that let others compute, too."""
 
+import contextlib
 import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 from dltrain.stopping import noted_signals
 
@@ -15,6 +17,22 @@ SPINS = {"GOMP_SPINCOUNT": "30000"}
 OF_A_PERSON = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Collect no garbage while a process starts, up to `import_torch`: hardly anything of a start is garbage.
+
+    Saves a tenth of the time in which a config is composed, and as much again of the import.
+    """
+    was_enabled = gc.isenabled()
+    if "torch" not in sys.modules:  # else nobody would end it
+        gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def import_torch() -> None:
     """Import torch where it is not there yet, and leave what there is by then out of every collection of garbage.
 
@@ -24,17 +42,16 @@ def import_torch() -> None:
     of the import, and half a second at the end of the process. Forked processes share it, too, as long as nobody looks.
     """
     if "torch" in sys.modules:
+        gc.enable()
         return
     if not any(name in os.environ for name in OF_A_PERSON):
         os.environ.update(SPINS)  # processes that this one starts have it as well
-    was_enabled = gc.isenabled()
     gc.disable()
     try:
         with noted_signals() as signals:
             import torch  # noqa: F401
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
     gc.freeze()
     if signals:
         signal.raise_signal(signals[0])  # for whoever handles it now: a sweep notes it
