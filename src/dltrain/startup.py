@@ -21,7 +21,7 @@ OF_A_PERSON = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 def without_collections() -> Iterator[None]:
     """Collect no garbage while a process starts, up to `import_torch`: hardly anything of a start is garbage.
 
-    Saves a tenth of the time in which a config is composed, and as much again of the import.
+    Saves a tenth of the time up to there: composing a config makes many objects.
     """
     was_enabled = gc.isenabled()
     if "torch" not in sys.modules:  # else nobody would end it

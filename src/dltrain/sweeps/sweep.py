@@ -171,7 +171,7 @@ def _conduct(
     entries = list(journal.entries.values())
     _show_results(folder, entries, settings)
     if signals or cut_off:
-        trusted = {package for config in configs for _, package in stored.own_code(config)}
+        trusted = {package for config in configs for _, package in stored.own_code(config) if package.isidentifier()}
         again = definition.command_to_resume(request, folder, composer.sweeping.words, trusted)
         print(f"stopped; continue with {again}")
         return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
