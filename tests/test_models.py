@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dltrain import build, schema
 from dltrain.errors import ConfigError
+from dltrain.models import lenet
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "model"
 DEFAULTS = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in schema.names("model")}
@@ -126,6 +127,41 @@ def test_dropout_acts_in_training_and_rests_in_evaluation(variant: str, changes:
 @pytest.mark.parametrize("shape", [MNIST, CIFAR], ids=str)
 def test_both_kinds_of_pictures_reach_lenets_linear_layers_as_16x5x5(shape: tuple[int, ...]) -> None:
     assert network("lenet", shape).features(pictures(shape)).shape == (2, 16, 5, 5)
+
+
+@pytest.mark.parametrize("shape", [MNIST, CIFAR, (1, 29, 35), (2, 12, 14)], ids=str)
+def test_lenets_way_with_many_examples_is_the_same_function_as_with_few(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and all gradients, in float64; the even areas make the numbers equal that a pool chooses from."""
+    model, images = network("lenet", shape).double(), pictures(shape, count=6).double()
+    images[:3, :, 4:] = -0.4
+    found, went = [], []
+    by_phases = lenet.pooled_by_phases
+    monkeypatch.setattr(lenet, "pooled_by_phases", lambda *args: went.append(many) or by_phases(*args))
+    for many in (7, 6):
+        monkeypatch.setattr(lenet, "MANY", many)
+        model.zero_grad()
+        outputs = model(images)
+        outputs.square().sum().backward()
+        found.append([outputs.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    assert went == [6]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+def test_of_equal_numbers_lenets_way_with_many_examples_chooses_the_one_that_a_pool_does() -> None:
+    convolution, images = nn.Conv2d(1, 6, 5, padding=2), pictures(MNIST, count=3).round()
+    with torch.no_grad():
+        convolution.weight.copy_(convolution.weight.sign())  # whole numbers: many are equal, and sums are exact
+        convolution.bias.zero_()
+    weights = pictures((6, 14, 14), count=3, seed=1).round()
+    found = []
+    for pooled in (nn.functional.max_pool2d(convolution(images), 2), lenet.pooled_by_phases(images, convolution)):
+        convolution.zero_grad()
+        (pooled * weights).sum().backward()
+        found.append((pooled.detach(), convolution.weight.grad.clone()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_fastnet_begins_from_patches_of_unit_covariance_and_their_negatives() -> None:
