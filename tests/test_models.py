@@ -149,6 +149,16 @@ def test_lenets_way_with_many_examples_is_the_same_function_as_with_few(
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
 
 
+def test_lenet_trains_on_many_examples_in_bf16_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lenet, "MANY", 2)
+    model = network("lenet")
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(pictures(MNIST))
+    outputs.sum().backward()
+    assert outputs.dtype == torch.bfloat16
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
 def test_of_equal_numbers_lenets_way_with_many_examples_chooses_the_one_that_a_pool_does() -> None:
     convolution, images = nn.Conv2d(1, 6, 5, padding=2), pictures(MNIST, count=3).round()
     with torch.no_grad():

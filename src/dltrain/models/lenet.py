@@ -3,11 +3,15 @@
 LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition. Proc. IEEE, 1998.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
-MANY = 64  # examples from which on the first pool is faster in another way; measured in docs/LOG.md
+MANY = 64  # examples from which on other operations are faster; measured in docs/LOG.md
 
 
 class LeNet(nn.Module):
@@ -43,23 +47,26 @@ class LeNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        convolution, pool, *others = self.features
-        if self.training and images.is_cpu and len(images) >= MANY:
-            assert isinstance(convolution, nn.Conv2d)
-            pictures = pooled_by_phases(images, convolution)
-        else:
-            pictures = pool(convolution(images))
+        if self.training and len(images) >= MANY and images.is_cpu and not torch.is_autocast_enabled("cpu"):
+            return self.classifier(self._features_of_many(images))
+        return self.classifier(self.features(images))  # (B, C, H, W) -> (B, 16, 5, 5) -> (B, K)
+
+    def _features_of_many(self, images: Tensor) -> Tensor:
+        """The same as `features` but for rounding, by operations for which CPUs have faster ways."""
+        first, _, relu, second, *others = self.features
+        assert isinstance(first, nn.Conv2d)
+        pictures = ConvolvedFew.apply(relu(pooled_by_phases(images, first)), second.weight, second.bias)
         for layer in others:
-            pictures = layer(pictures)  # (B, 6, 14, 14) -> (B, 16, 5, 5)
-        return self.classifier(pictures)  # (B, K)
+            pictures = layer(pictures)
+        return pictures
 
 
 def pooled_by_phases(images: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """A convolution and a pool of 2x2 behind it, (B, C, H, W) to (B, O, H', W') with channels last.
+    """A convolution and a pool of 2x2 behind it, (B, C, H, W) to (B, O, H', W').
 
     The four numbers of which a pool takes the greatest are four channels of one convolution with a stride of two, whose
-    kernels are the same, each moved by a row, a column or both. So the pool compares whole pictures instead of places
-    of six channels, for which CPUs have no fast way. Of equal numbers the first one gets the gradient, as in a pool.
+    kernels are the same, each moved by a row, a column or both. So the pool compares whole pictures, and not six
+    channels at each place, one number at a time. Of equal numbers the first one gets the gradient, as in a pool.
     """
     moved = [F.pad(convolution.weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
     kernels = torch.cat(moved)
@@ -70,5 +77,24 @@ def pooled_by_phases(images: Tensor, convolution: nn.Conv2d) -> Tensor:
     # As a picture of four rows and one column whose channels are all that a phase holds: they lie side by side.
     rows = phases.reshape(count, 4, 1, -1).permute(0, 3, 1, 2)
     # Permuted before it is viewed as pictures: its gradient is copied into another layout else.
-    greatest = F.max_pool2d(rows, (4, 1)).permute(0, 2, 3, 1).reshape(count, -1, height, width)
-    return greatest.contiguous(memory_format=torch.channels_last)
+    return F.max_pool2d(rows, (4, 1)).permute(0, 2, 3, 1).reshape(count, -1, height, width)
+
+
+class ConvolvedFew(torch.autograd.Function):
+    """A convolution of few channels, (B, C, H, W) to (B, O, H', W'), with channels last as placement.py would have it.
+
+    All but the gradient of its input, which oneDNN computes in half the time without.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, pictures: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(pictures, weight)
+        return F.conv2d(pictures, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pictures, weight = ctx.saved_tensors
+        of_pictures = conv2d_input(pictures.shape, weight.contiguous(), gradient.contiguous())
+        of_weight = conv2d_weight(pictures, weight.shape, gradient)
+        return of_pictures, of_weight, gradient.sum(dim=(0, 2, 3))
