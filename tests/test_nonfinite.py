@@ -19,6 +19,7 @@ from conftest import Command
 from dltrain import build, checkpoint, nonfinite, snapshot
 from dltrain import step as steps
 from dltrain.engine import Record, fit
+from dltrain.models import lenet
 from dltrain.runtime import Runtime, generator_states, seed_everything
 from dltrain.step import Diverged, State, train_step
 from dltrain.tasks import Classification
@@ -75,6 +76,12 @@ LAST = {
     "attention": "classifier",
 }
 FIRST = {"mlp": "layers.1", "norm": "layers.1", "lenet": "features.0", "lstm": "classifier.0", "attention": "embed"}
+
+
+@pytest.fixture(autouse=True)
+def _four_examples_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeNet-5 has another way with many: here with whole batches, and its plain one with parts of them."""
+    monkeypatch.setattr(lenet, "MANY", 4)
 
 
 class Stream:

@@ -18,6 +18,7 @@ from dltrain.averages import average, averaged
 from dltrain.data.augmentation import Augmentation
 from dltrain.data.batches import Batches
 from dltrain.data.examples import Examples
+from dltrain.models import lenet
 from dltrain.runtime import Runtime
 from dltrain.step import Found, State, Task, added, tally, train_step
 from dltrain.tta import Averaged
@@ -44,6 +45,18 @@ AUGMENTATIONS = {
 def _without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what is not finite fused kernels take notice on the device, and there is none for meta; others would look."""
     monkeypatch.setattr(steps, "_update", lambda optimizer, _fault: optimizer.step())
+
+
+@pytest.fixture(autouse=True)
+def _as_with_many_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeNet-5 has another way with them, on the CPU alone."""
+    monkeypatch.setattr(lenet, "MANY", 2)
+
+
+def test_lenets_way_with_many_examples_is_the_cpus_alone() -> None:
+    first = state("lenet").model.features[0]
+    assert first(torch.zeros(2, *SHAPE, device="meta")).shape[1] == 6
+    assert first.to_empty(device="cpu")(torch.zeros(2, *SHAPE)).shape[1] == 24
 
 
 def node(group: str, name: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -30,10 +29,10 @@ class LeNet(nn.Module):
             raise ValueError(f"lenet needs pictures of at least 12x12 pixels, the data has {height}x{width}")
         # A pool before its ReLU: the same as after it, to the bit, with a quarter of the ReLU's work.
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=padding),
-            nn.MaxPool2d(2),
+            PhasedConv2d(channels, 6, 5, padding=padding),
+            PhasedMaxPool2d(6),
             nn.ReLU(),
-            nn.Conv2d(6, 16, 5),
+            NarrowConv2d(6, 16, 5),
             nn.MaxPool2d(2),
             nn.ReLU(),
         )
@@ -47,54 +46,71 @@ class LeNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.training and len(images) >= MANY and images.is_cpu and not torch.is_autocast_enabled("cpu"):
-            return self.classifier(self._features_of_many(images))
         return self.classifier(self.features(images))  # (B, C, H, W) -> (B, 16, 5, 5) -> (B, K)
 
-    def _features_of_many(self, images: Tensor) -> Tensor:
-        """The same as `features` but for rounding, by operations for which CPUs have faster ways."""
-        first, _, relu, second, *others = self.features
-        assert isinstance(first, nn.Conv2d)
-        pictures = ConvolvedFew.apply(relu(pooled_by_phases(images, first)), second.weight, second.bias)
-        for layer in others:
-            pictures = layer(pictures)
-        return pictures
+
+def faster_otherwise(layer: nn.Module, pictures: Tensor) -> bool:
+    """Whether a layer below leaves its plain way: for many examples of training, on the CPU; bf16 gains nothing."""
+    return layer.training and len(pictures) >= MANY and pictures.is_cpu and not torch.is_autocast_enabled("cpu")
 
 
-def pooled_by_phases(images: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """A convolution and a pool of 2x2 behind it, (B, C, H, W) to (B, O, H', W').
+class PhasedConv2d(nn.Conv2d):
+    """A convolution before a pool of 2x2; with many examples the four numbers of each place of the pool are channels.
 
-    The four numbers of which a pool takes the greatest are four channels of one convolution with a stride of two, whose
-    kernels are the same, each moved by a row, a column or both. So the pool compares whole pictures, and not six
-    channels at each place, one number at a time. Of equal numbers the first one gets the gradient, as in a pool.
+    That is one convolution with a stride of two, (B, C, H, W) to (B, 4 * O, H / 2, W / 2), whose kernels are the same,
+    moved by a row, a column or both. The pool compares whole pictures then, and not a few channels at each place, one
+    number at a time. The same but for rounding, of finite pictures.
     """
-    moved = [F.pad(convolution.weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
-    kernels = torch.cat(moved)
-    kernels = kernels.flatten().view(kernels.shape)  # not with channels last: the phases shall lie one after another
-    assert convolution.bias is not None
-    phases = F.conv2d(images, kernels, convolution.bias.repeat(4), stride=2, padding=convolution.padding)
-    count, _, height, width = phases.shape
-    # As a picture of four rows and one column whose channels are all that a phase holds: they lie side by side.
-    rows = phases.reshape(count, 4, 1, -1).permute(0, 3, 1, 2)
-    # Permuted before it is viewed as pictures: its gradient is copied into another layout else.
-    return F.max_pool2d(rows, (4, 1)).permute(0, 2, 3, 1).reshape(count, -1, height, width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if not faster_otherwise(self, pictures):
+            return super().forward(pictures)
+        # So that its gradient lies as it does, also where it has one channel and strides that mean nothing.
+        weight = self.weight.as_strided(self.weight.shape, self.weight.stride())
+        moved = [F.pad(weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
+        kernels = torch.cat(moved)
+        # Not with channels last, which contiguous() would leave of one channel: phases shall lie one after another.
+        kernels = kernels.flatten().view(kernels.shape)
+        bias = None if self.bias is None else self.bias.repeat(4)
+        return F.conv2d(pictures, kernels, bias, stride=2, padding=self.padding)
 
 
-class ConvolvedFew(torch.autograd.Function):
-    """A convolution of few channels, (B, C, H, W) to (B, O, H', W'), with channels last as placement.py would have it.
+class PhasedMaxPool2d(nn.MaxPool2d):
+    """The pool of 2x2 behind a PhasedConv2d of so many channels; of equal numbers the first gets the gradient."""
 
-    All but the gradient of its input, which oneDNN computes in half the time without.
-    """
+    def __init__(self, channels: int) -> None:
+        super().__init__(2)
+        self.channels = channels
+
+    def forward(self, phases: Tensor) -> Tensor:
+        if phases.shape[1] != 4 * self.channels:
+            return super().forward(phases)
+        count, _, height, width = phases.shape
+        # As a picture of four rows and one column whose channels are all that a phase holds: they lie side by side.
+        rows = phases.reshape(count, 4, 1, -1).permute(0, 3, 1, 2)
+        # Permuted before it is viewed as pictures: otherwise its gradient would be copied twice.
+        return F.max_pool2d(rows, (4, 1)).permute(0, 2, 3, 1).reshape(count, -1, height, width)
+
+
+class NarrowConv2d(nn.Conv2d):
+    """A convolution of few channels, plain but for its gradients with many examples: see Narrow."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if not faster_otherwise(self, pictures):
+            return super().forward(pictures)
+        return Narrow.apply(pictures.contiguous(memory_format=torch.channels_last), self.weight, self.bias)
+
+
+class Narrow(torch.autograd.Function):
+    """A convolution whose input's gradient is computed without channels last; of few channels that is faster there."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, pictures: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        ctx.save_for_backward(pictures, weight)
+    def forward(ctx: Any, pictures: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(pictures, weight)  # setup_context would take as long as a small layer
         return F.conv2d(pictures, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pictures, weight = ctx.saved_tensors
         of_pictures = conv2d_input(pictures.shape, weight.contiguous(), gradient.contiguous())
-        of_weight = conv2d_weight(pictures, weight.shape, gradient)
-        return of_pictures, of_weight, gradient.sum(dim=(0, 2, 3))
+        return of_pictures, conv2d_weight(pictures, weight.shape, gradient), gradient.sum(dim=(0, 2, 3))
