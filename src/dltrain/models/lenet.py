@@ -59,8 +59,11 @@ class PhasedConv2d(nn.Conv2d):
 
     That is one convolution with a stride of two, (B, C, H, W) to (B, 4 * O, H / 2, W / 2), whose kernels are the same,
     moved by a row, a column or both. The pool compares whole pictures then, and not a few channels at each place, one
-    number at a time. The same but for rounding, of finite pictures.
+    number at a time. The same but for rounding, of finite pictures. Stride and dilation are one.
     """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, padding: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding)
 
     def forward(self, pictures: Tensor) -> Tensor:
         if not faster_otherwise(self, pictures):
@@ -93,7 +96,13 @@ class PhasedMaxPool2d(nn.MaxPool2d):
 
 
 class NarrowConv2d(nn.Conv2d):
-    """A convolution of few channels, plain but for its gradients with many examples: see Narrow."""
+    """A convolution of few channels, plain but for its gradients with many examples: see Narrow.
+
+    Stride and dilation are one, there is no padding.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
 
     def forward(self, pictures: Tensor) -> Tensor:
         if not faster_otherwise(self, pictures):
