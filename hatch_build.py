@@ -5,7 +5,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SCRIPT = "src/dltrain/report/vega.js"
+SCRIPT = "src/dltrain/report/html/vega.js"
 
 
 class Figures(BuildHookInterface):  # type: ignore[type-arg]

@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_pictures(Path(name, "photos"), count, damaged=20)
         os.environ["DLTRAIN_CACHE"] = str(Path(name, "kept"))
-        from dltrain.data.folder import folder
+        from dltrain.data.datasets.folder import folder
 
         def seconds() -> float:
             began = perf_counter()

@@ -39,7 +39,7 @@ def opening(runs: int) -> None:
     """Seconds until all of a page of 500 runs is drawn."""
     from browser import chromium, opened
     from dltrain.sweeps import pages
-    from dltrain.sweeps.table import Metric
+    from dltrain.sweeps.results import Metric
     from pages import write_set
 
     with tempfile.TemporaryDirectory() as name, chromium() as browser:

@@ -14,9 +14,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from dltrain import checkpoint, records, snapshot
-from dltrain.composition import compose
-from dltrain.run import train
+from dltrain.checkpoints import checkpoint
+from dltrain.config.composition import compose
+from dltrain.report import run_files
+from dltrain.training import snapshot
+from dltrain.training.run import train
 
 
 def timed(owner: Any, name: str, seconds: list[float]) -> None:
@@ -39,7 +41,7 @@ def main(overrides: list[str]) -> None:
     flushes: list[float] = []
     images: list[float] = []
     timed(checkpoint, "save", saves)
-    timed(records.Metrics, "flush", flushes)
+    timed(run_files.Metrics, "flush", flushes)
     timed(snapshot, "content", images)
     timed(snapshot, "best", images)
     with tempfile.TemporaryDirectory(dir=".") as folder:

@@ -15,11 +15,13 @@ from typing import Any
 
 import yaml
 
-from dltrain import errors, schema, signatures, stopping
-from dltrain.folders import config_folder
-from dltrain.hints import describe
-from dltrain.signatures import Key
-from dltrain.usage import COMMANDS
+from dltrain.commands.usage import COMMANDS
+from dltrain.config import registry, signatures
+from dltrain.config.hints import describe
+from dltrain.config.registry import config_folder
+from dltrain.config.signatures import Key
+from dltrain.runtime import errors
+from dltrain.runtime import signals as stopping
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"^<!-- ([a-z ]+) -->$", re.MULTILINE)
@@ -110,18 +112,18 @@ def commands() -> str:
         flags = [[code(what), text(meaning)] for what, meaning in (*said.takes, *said.flags)]
         parts += [f"(command-{command})=", f"## dltrain {command}\n", text(said.summary.capitalize() + ".") + "\n"]
         parts += [block("\n".join(examples)), table(["what may follow", "meaning"], flags)]
-        if command in schema.COMMANDS:
+        if command in registry.COMMANDS:
             parts.append(_keys_of(command))
     return "\n".join(parts)
 
 
 def _keys_of(command: str) -> str:
-    source, name, nodes = schema.COMMANDS[command]
+    source, name, nodes = registry.COMMANDS[command]
     config = read(config_folder() / f"{command}.yaml")
     parts = [keys("", found((source, name)), ("", config))]
     groups = []
     for node, place in nodes.items():
-        if (config_folder() / node).is_dir() and place in (None, schema.SHARED.get(node)):
+        if (config_folder() / node).is_dir() and place in (None, registry.SHARED.get(node)):
             groups.append(f"[{node}](#group-{node})")
         else:
             assert place is not None, node
@@ -131,7 +133,7 @@ def _keys_of(command: str) -> str:
 
 def groups() -> str:
     """A section for each group, and in it one for each option with its keys."""
-    nodes = schema.COMMANDS["train"][2]
+    nodes = registry.COMMANDS["train"][2]
     return "\n".join(_group(node, place) for node, place in nodes.items())
 
 
@@ -148,14 +150,14 @@ def _group(group: str, place: tuple[str, str] | None) -> str:
         return "\n".join([*parts, keys(f"{group}.", rules, *((name, read(path)) for name, path in options.items()))])
     parts.append(f"Without a word it is `{group}={usual[group]}`.\n")
     for name, path in options.items():
-        signature = schema.signature(group, name)
-        several = schema.GROUPS[group].several
+        signature = registry.signature(group, name)
+        several = registry.GROUPS[group].several
         if signature is None and several:
             summary, rules = " ".join(comment(path)), {}
         elif signature is None:  # a user's own: its keys are those of all options
-            shared = [signatures.builtin(*each) for each in schema.GROUPS[group].shared]
+            shared = [signatures.builtin(*each) for each in registry.GROUPS[group].shared]
             rules = {key: rule for each in shared for key, rule in each.keys.items()}
-            rules = {key: rule for key, rule in rules.items() if key not in schema.GROUPS[group].injected}
+            rules = {key: rule for key, rule in rules.items() if key not in registry.GROUPS[group].injected}
             rules = {"name": Key(str, True, "import path of your own code"), **rules}
             summary = " ".join(comment(path))
         else:

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from dltrain import cli
-from dltrain.sweeps import table
-from dltrain.sweeps.view import View
+from dltrain.sweeps import results
+from dltrain.sweeps.live_view import View
 
 TARGET = Path(__file__).with_name("sweep.svg")
 LINE = "train -m model=mlp,lenet data=mnist data.limit=6000 epochs=5 optim.lr=0.02,0.05 seed=range(3)"
@@ -34,7 +34,7 @@ def main() -> None:
             console.print("\n… and at the end:\n", style="dim")
 
     View.refresh = refresh  # type: ignore[method-assign]
-    table.show_table = console.print  # type: ignore[assignment, attr-defined]
+    results.show_table = console.print  # type: ignore[assignment, attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         assert cli.main(shlex.split(LINE)) == 0

@@ -2,38 +2,19 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-import generated
 from dltrain import cli
 from dltrain.data import download, idx
+from support import generated
+from support.command import Command, Result
+from support.real_data import REAL_DATA, REAL_SUMS
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime, which some tests import themselves, would call home
-REAL_SUMS = idx.SUMS
-REAL_DATA = os.environ.get("DLTRAIN_DATA")  # read now: the command line's fixture hides it
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def folder(self) -> Path:
-        """The run folder that a `train` printed."""
-        line = next(line for line in self.out.splitlines() if line.startswith("folder  "))
-        return Path(line.split()[1].rstrip(","))
-
-
-Command = Callable[..., Result]
 
 
 @pytest.fixture

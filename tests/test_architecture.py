@@ -1,161 +1,145 @@
-"""The house stays as it is drawn: who imports whom, how long a module is, and a tree in the README that is true."""
+"""The source tree keeps its layout: twelve entries, imports between them go one way, none of them in a circle."""
 
 import ast
-import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
+PACKAGE = Path(__file__).parents[1] / "src" / "dltrain"
+MODULES = {
+    ".".join(["dltrain", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "dltrain"
-MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+# Which entries of src/dltrain/ each entry may import, anywhere: inside functions and under TYPE_CHECKING too.
+ARROWS = {
+    "cli": {"commands", "config", "report", "runtime", "sweeps"},
+    "sweeps": {"commands", "config", "data", "report", "runtime", "training"},
+    "commands": {"checkpoints", "config", "data", "engine", "optim", "report", "runtime", "training"},
+    "training": {"checkpoints", "config", "data", "engine", "optim", "report", "runtime"},
+    "report": {"config", "data", "engine", "runtime"},
+    "checkpoints": {"config", "runtime"},
+    "engine": {"optim", "runtime"},
+    "optim": {"runtime"},
+    "data": {"runtime"},
+    "config": {"runtime"},
+    "models": set(),
+    "runtime": set(),
+}
 
-# From roof to ground: a module imports only from layers below its own (and within data/, sweeps/ from its own folder).
-LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"listing", "completion", "diagnosis", "inspection", "manual", "explanation", "preview"},
-    {"sweeps"},
-    {"jobs"},
-    {"composition"},
-    {"editor_schema"},
-    {"origins", "catalogue"},
-    {"guard", "words"},
-    {"prediction", "export", "summary"},
-    {"evaluation", "run"},
-    {"ending"},
-    {"output", "preparation"},
-    {"snapshot", "weights"},
-    {"analysis", "build", "confusion", "start", "stored", "trackers", "tta"},
-    {
-        "console",
-        "report",
-        "records",
-        "checkpoint",
-        "progress",
-        "agreement",
-        "nonfinite",
-        "onnx_graph",
-        "data",
-        "models",
-        "optim",
-        "schedules",
-    },
-    {"engine"},
-    {"averages"},
-    {"step"},
-    {"distributed", "placement"},
-    {"runtime", "tasks", "compiler", "muon"},
-    {"folders", "durable", "archive", "form", "schema", "settings", "startup"},
-    {"signatures", "stopping"},
-    {"hints", "fault", "pickled", "usage", "terminal", "sparkline", "launch"},
-    {"errors", "dotted", "__init__"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-
-
-def imports(module: Path) -> set[str]:
-    """Full names of the modules that a module imports anywhere, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse((PACKAGE / module).with_suffix(".py").read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return found
-
-
-def own(names: set[str]) -> set[str]:
-    """The first part below dltrain of those that are dltrain's."""
-    parts = {name.split(".")[1] for name in names if name.startswith("dltrain.")}
-    return {part for part in parts if part in LEVEL}
-
-
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_imports_go_down_only(module: Path) -> None:
-    layer = module.parts[0]
-    for used in own(imports(module)) - {layer}:
-        assert LEVEL[used] > LEVEL[layer], f"{module} imports {used}, which is not below it"
-
-
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_hydra_is_imported_where_configs_are_composed_alone(module: Path) -> None:
-    used = {name.split(".")[0] for name in imports(module)}
-    if module.parts[0] not in ("composition", "guard", "words", "diagnosis", "preview", "sweeps"):
-        assert not used & {"hydra", "omegaconf"}
-
-
-@pytest.mark.parametrize("module", [module for module in MODULES if module.parts[0] == "models"], ids=str)
-def test_a_model_imports_torch_and_annotated_types_alone(module: Path) -> None:
-    standard = {"math", "itertools", "typing", "functools", "difflib", "collections", "contextlib", "re"}
-    wrapped = {"torchvision"} if module.name == "torchvision" else set()
-    assert {name.split(".")[0] for name in imports(module)} <= {"torch", "annotated_types"} | wrapped | standard
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cli",
-        "composition",
-        "diagnosis",
-        "schema",
-        "fault",
-        "words",
-        "signatures",
-        "hints",
-        "settings",
-        "listing",
-        "inspection",
-        "completion",
-        "manual",
-        "explanation",
-        "preview",
-        "editor_schema",
-        "origins",
-        "catalogue",
-        "usage",
-        "terminal",
-        "folders",
-        "launch",
-        "durable",
-        "archive",
-        "pickled",
-        "startup",
-        "stopping",
-        "trackers/tracked",
-        "trackers/lines",
-    ],
+# Imported by help, lists, completion and mistakes, which answer before torch could be imported.
+WITHOUT_TORCH = (
+    "cli",
+    "config",
+    "runtime.errors",
+    "runtime.folders",
+    "runtime.signals",
+    "runtime.torchrun",
+    "runtime.terminal",
+    "runtime.atomic_files",
+    "runtime.startup",
+    "checkpoints.archive",
+    "checkpoints.pickle_reader",
+    "commands.completion",
+    "commands.explanation",
+    "commands.help_pages",
+    "commands.inspection",
+    "commands.jobs",
+    "commands.json_schema",
+    "commands.listing",
+    "commands.usage",
+    "report.trackers",
+    "sweeps.comparison",
+    "sweeps.journal",
+    "sweeps.plan",
+    "sweeps.sweep",
+    "sweeps.sweep_file",
+    "sweeps.executors.select",
 )
-def test_what_answers_without_torch_does_not_import_it_at_the_top(module: str) -> None:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    top |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in top} & {"torch", "torchvision", "sklearn", "numpy"}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_no_module_is_long(module: Path) -> None:
-    assert len((PACKAGE / module).with_suffix(".py").read_text().splitlines()) <= 250
+def imported(tree: ast.Module, *, top_only: bool = False) -> set[str]:
+    """Full names of everything that a module imports, `package.module.name` cut to the module where it is ours."""
+    names = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in MODULES else node.module)
+    return names
 
 
-def test_every_module_is_placed_in_a_layer() -> None:
-    assert {module.parts[0] for module in MODULES} == set(LEVEL)
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
-def test_the_readme_tree_names_what_is_there_and_nothing_else() -> None:
-    text = (ROOT / "README.md").read_text()
-    tree = re.search(r"```text\n(pyproject\.toml.*?)```", text, re.DOTALL)
-    assert tree is not None
-    named = set()
-    stack: list[str] = []
-    for line in tree[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        stack = stack[:depth]
-        for word in line.split("  #")[0].split():
-            named.add("".join([*stack, word]))
-        if line.split("  #")[0].strip().endswith("/"):
-            stack.append(line.split("  #")[0].strip())
-    missing = {name for name in named if not (ROOT / name).exists()}
-    assert not missing
-    files = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
-    assert files <= named, f"not in the tree: {sorted(files - named)}"
+def entry(name: str) -> str:
+    """The entry of src/dltrain/ that a module belongs to; empty for dltrain itself and for other packages."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "dltrain" and len(parts) > 1 else ""
+
+
+def test_the_package_has_the_twelve_entries_of_the_table() -> None:
+    found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
+    assert found - {"__init__", "__main__", "__pycache__"} == set(ARROWS)
+
+
+def test_entries_import_only_those_that_the_table_allows() -> None:
+    wrong = [
+        f"{name} imports {used}"
+        for name, tree in trees().items()
+        if entry(name) in ARROWS
+        for used in imported(tree)
+        if entry(used) in ARROWS and entry(used) not in {entry(name), *ARROWS[entry(name)]}
+    ]
+    assert not wrong, wrong
+
+
+def test_the_table_has_no_circle_and_no_arrow_that_nothing_uses() -> None:
+    tuple(TopologicalSorter(ARROWS).static_order())  # raises CycleError
+    used: dict[str, set[str]] = {name: set() for name in ARROWS}
+    for name, tree in trees().items():
+        if entry(name) in ARROWS:
+            used[entry(name)] |= {entry(other) for other in imported(tree)} & set(ARROWS) - {entry(name)}
+    assert used == ARROWS
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: {used for used in imported(tree) if used in MODULES} - {name} for name, tree in trees().items()}
+    del graph["dltrain"]  # its names for Python users are looked up when they are first used
+    tuple(TopologicalSorter(graph).static_order())
+
+
+def test_hydra_is_imported_by_config_and_sweeps_alone() -> None:
+    users = {
+        entry(name)
+        for name, tree in trees().items()
+        if {it.split(".")[0] for it in imported(tree)} & {"hydra", "omegaconf"}
+    }
+    assert users == {"config", "sweeps"}
+
+
+def test_a_model_imports_torch_and_annotated_types_alone() -> None:
+    standard = {"math", "itertools", "typing", "functools", "difflib", "collections", "contextlib", "re"}
+    for name, tree in trees().items():
+        if entry(name) == "models":
+            allowed = {"torch", "annotated_types", *standard} | (
+                {"torchvision"} if name.endswith(".torchvision") else set()
+            )
+            assert {used.split(".")[0] for used in imported(tree)} <= allowed, name
+
+
+def test_what_answers_without_torch_does_not_import_it_at_the_top() -> None:
+    places = tuple(f"dltrain.{name}" for name in WITHOUT_TORCH)
+    parsed = trees()
+    assert all(any(name == place or name.startswith(f"{place}.") for name in parsed) for place in places)
+    for name, tree in parsed.items():
+        if any(name == place or name.startswith(f"{place}.") for place in places):
+            heavy = {used.split(".")[0] for used in imported(tree, top_only=True)} & {"torch", "torchvision", "numpy"}
+            assert not heavy, f"{name} imports {heavy} at the top"
+
+
+def test_no_module_is_longer_than_four_hundred_lines() -> None:
+    long = [name for name, path in MODULES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 400]
+    assert not long, long

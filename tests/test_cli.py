@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import generated
-from conftest import Command
 from dltrain import __version__, cli
-from dltrain.composition import compose
-from dltrain.errors import ConfigError
+from dltrain.config.composition import compose
+from dltrain.runtime.errors import ConfigError
+from support import generated
+from support.command import Command
 
 NO_TORCH = """
 import sys

@@ -16,9 +16,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-import commands
-from conftest import Command
-from dltrain import errors, stopping
+from dltrain.runtime import errors, signals
+from support import commands
+from support.command import Command
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -217,6 +217,6 @@ def test_the_reference_has_every_experiment_and_benchmark(site: Path) -> None:
 
 def test_the_reference_has_every_exit_code(site: Path) -> None:
     codes = {str(kind.exit_code) for kind in vars(errors).values() if hasattr(kind, "exit_code")}
-    codes |= {str(code) for code in stopping.SIGNALS.values()} | {"0"}
+    codes |= {str(code) for code in signals.SIGNALS.values()} | {"0"}
     cells = re.findall(r"<td><p>([\d, ]+)</p></td>", (site / "reference" / "exit-codes.html").read_text())
     assert {code for cell in cells for code in cell.split(", ")} == codes

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import generated
-from dltrain import build, schedules, snapshot
 from dltrain.data.augmentation import Augmentation
-from dltrain.data.batches import Batches
-from dltrain.data.examples import Examples
+from dltrain.data.loader import Batches
+from dltrain.data.splits import Examples
 from dltrain.engine import Record, evaluate, fit, predict, set_lr
-from dltrain.runtime import Runtime, generator_states, restore_generators
-from dltrain.step import State, tally, train_step
-from dltrain.tasks import Classification, Regression
+from dltrain.optim import schedules
+from dltrain.optim.step import State, tally, train_step
+from dltrain.optim.tasks import Classification, Regression
+from dltrain.runtime.devices import Runtime, generator_states, restore_generators
+from dltrain.training import build, snapshot
+from support import generated
 
 CPU = Runtime(torch.device("cpu"), "fp32", 1)
 TASK = Classification(label_smoothing=0.0)

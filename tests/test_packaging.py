@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dltrain import folders
+from dltrain.config import registry
+from dltrain.runtime import folders
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,5 +53,5 @@ def test_an_installed_package_takes_its_own_configs_and_not_those_above_it(
     for folder in (tmp_path, tmp_path / "lib" / "dltrain"):
         (folder / "configs").mkdir(parents=True)
         (folder / "configs" / "train.yaml").touch()
-    monkeypatch.setattr(folders, "__file__", str(tmp_path / "lib" / "dltrain" / "folders.py"))
-    assert folders.config_folder() == (tmp_path / "lib" / "dltrain" / "configs").resolve()
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "lib" / "dltrain" / "config" / "registry.py"))
+    assert registry.config_folder() == (tmp_path / "lib" / "dltrain" / "configs").resolve()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import commands
-from conftest import Command
+from support import commands
+from support.command import Command
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = [line for line in commands.lines(README) if line.startswith("dltrain ")]

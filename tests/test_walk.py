@@ -9,7 +9,7 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw
 
-from browser import chromium, not_drawn, opened
+from support.browser import chromium, not_drawn, opened
 
 DLTRAIN = Path(sys.executable).parent / "dltrain"
 

@@ -10,15 +10,18 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from dltrain import __version__, launch, schema, startup, terminal, usage
-from dltrain.errors import ConfigError, OutputError, UserError, cleaned, printable
-from dltrain.fault import suggest
-from dltrain.stopping import Stop, exit_code, foreseen, raised_signals
+from dltrain import __version__
+from dltrain.commands import usage
+from dltrain.config import registry, validation
+from dltrain.config.validation import suggest
+from dltrain.runtime import startup, terminal, torchrun
+from dltrain.runtime.errors import ConfigError, OutputError, UserError, cleaned, printable
+from dltrain.runtime.signals import Stop, exit_code, foreseen, raised_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dltrain.composition import Composed, Sweeping
+    from dltrain.config.composition import Composed, Sweeping
 
 COMMANDS = tuple(usage.COMMANDS)
 HELP = {"-h", "--help"}
@@ -44,7 +47,7 @@ def console() -> None:
 def main(argv: list[str]) -> int:
     """Run a command line and return its exit code; never raises for a user's mistake."""
     try:
-        with raised_signals(), launch.speaking((argv or ["--help"])[0]) as takes_part:
+        with raised_signals(), torchrun.speaking((argv or ["--help"])[0]) as takes_part:
             return _dispatch(argv or ["--help"]) if takes_part else 0
     except (Exception, KeyboardInterrupt) as error:
         if (told := foreseen(error)) is None:
@@ -56,7 +59,7 @@ def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
     if command in COMMANDS and HELP & set(rest):
         return _help(command, [word for word in rest if word not in HELP])
-    if command in schema.COMMANDS:
+    if command in registry.COMMANDS:
         explained, words = usage.explained(rest)
         return _explain(command, words, explained) if explained else _run(command, words)
     if command in ("-sc", "--shell-completion"):
@@ -68,9 +71,9 @@ def _dispatch(argv: list[str]) -> int:
     if command == "report":
         return _report(rest)
     if command in (*HELP, "help"):
-        from dltrain import manual
+        from dltrain.commands import help_pages
 
-        print(manual.overview())
+        print(help_pages.overview())
     elif command == "--version":
         print(__version__)
     else:
@@ -80,7 +83,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _tell(error: UserError | KeyboardInterrupt) -> int:
     """Print an error, or by what we were stopped; returns the exit code."""
-    if launch.may_tell(error):
+    if torchrun.may_tell(error):
         if isinstance(error, KeyboardInterrupt):
             print(error if isinstance(error, Stop) else "stopped", file=sys.stderr)
         elif os.environ.get("DLTRAIN_TRACEBACK"):
@@ -91,14 +94,14 @@ def _tell(error: UserError | KeyboardInterrupt) -> int:
 
 
 def _help(command: str, words: list[str]) -> int:
-    from dltrain import manual
+    from dltrain.commands import help_pages
 
-    print(manual.page(command, _preview(command, words) if command in schema.COMMANDS else None))
+    print(help_pages.page(command, _preview(command, words) if command in registry.COMMANDS else None))
     return 0
 
 
 def _explain(command: str, words: list[str], keys: list[str]) -> int:
-    from dltrain import explanation
+    from dltrain.commands import explanation
 
     composed = _preview(command, words)
     told = [list(explanation.lines(command, composed, key)) for key in keys]
@@ -108,35 +111,35 @@ def _explain(command: str, words: list[str], keys: list[str]) -> int:
 
 def _preview(command: str, words: list[str]) -> "Composed":
     """What a command line composes. Raises ConfigError with all its faults."""
-    from dltrain import preview
+    from dltrain.config import composition
 
     with _diagnosed(command, words):
-        return preview.preview(command, words)
+        return composition.preview(command, words)
 
 
 @contextlib.contextmanager
 def _diagnosed(command: str, words: list[str]) -> "Iterator[None]":
     """Turn what Hydra raises for a command line into a ConfigError with all its faults."""
-    from dltrain import composition
+    from dltrain.config import composition
 
     try:
         yield
     except composition.REFUSED as error:
-        from dltrain import diagnosis
+        from dltrain.config import diagnostics
 
-        raise diagnosis.explain(command, words, error) from error
+        raise diagnostics.explain(command, words, error) from error
 
 
 def _list(arguments: list[str]) -> int:
-    from dltrain import listing
-    from dltrain.folders import config_folder
+    from dltrain.commands import listing
+    from dltrain.config.registry import config_folder
 
     print(listing.text(arguments, config_folder()))
     return 0
 
 
 def _inspect(arguments: list[str]) -> int:
-    from dltrain import inspection
+    from dltrain.commands import inspection
 
     for line in inspection.lines(inspection.checked_path(arguments)):
         print(printable(line))
@@ -151,10 +154,10 @@ def _report(arguments: list[str]) -> int:
 
 
 def _complete(argv: list[str]) -> int:
-    from dltrain import completion
+    from dltrain.commands import completion
 
     def hydra(command: str, arguments: list[str]) -> int:
-        from dltrain import composition
+        from dltrain.config import composition
 
         try:
             return composition.run(command, arguments, lambda _: None)
@@ -210,16 +213,16 @@ def _compose(
     sweep: "Callable[[Sweeping], int] | None" = None,
 ) -> int:
     """Let Hydra compose a command line and run what it asks for. Raises ConfigError with all its faults."""
-    from dltrain import composition
+    from dltrain.config import composition
 
     with _diagnosed(command, argv):
         return composition.run(command, argv, job, sweep)
 
 
 def _sweep(command: str, argv: list[str]) -> int:
-    from dltrain.sweeps import definition, sweep
+    from dltrain.sweeps import sweep, sweep_file
 
-    request = definition.requested(command, argv)
+    request = sweep_file.requested(command, argv)
     words = [*request.flags, *request.words]
     return _compose(command, words, lambda _: None, lambda sweeping: sweep.run(request, sweeping))
 
@@ -227,17 +230,18 @@ def _sweep(command: str, argv: list[str]) -> int:
 def _job(
     command: str, composed: "Composed", of_sweep: list[str], deliver: "Callable[[str], None] | None" = None
 ) -> int:
-    from dltrain import composition, jobs
+    from dltrain.commands import jobs
+    from dltrain.config import composition
 
     if of_sweep:
         of = "train" if command == "summary" else command
         try:
-            faults = schema.check(composition.resolve(composed.config), of, composed.origin)
+            faults = validation.check(composition.resolve(composed.config), of, composed.origin)
         except ConfigError as error:  # a reference that leads nowhere; raised, it would pass through Hydra
             return _tell(error)
         lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
         return _tell(ConfigError("\n".join(lines)))
-    from dltrain.console import start_logging
+    from dltrain.report.console import start_logging
 
     start_logging()
     hooks = {} if deliver is None else {"deliver": deliver}

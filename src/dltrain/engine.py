@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dltrain import distributed
-from dltrain.averages import average, averaged
-from dltrain.runtime import Runtime
-from dltrain.step import WAITING, Found, OnNonfinite, State, Task, added, interval_metrics, tally, train_step
+from dltrain.optim.ema import average, averaged
+from dltrain.optim.step import WAITING, Found, OnNonfinite, State, Task, added, interval_metrics, tally, train_step
+from dltrain.runtime import distributed
+from dltrain.runtime.devices import Runtime
 
 Schedule = Callable[[int, int], float]
 

@@ -24,7 +24,7 @@ class DltrainSweeper(Sweeper):
         self.context, self.task, self.master = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        from dltrain.composition import Sweeping, Task
+        from dltrain.config.composition import Sweeping, Task
 
         assert isinstance(self.task, Task) and self.task.sweep is not None
         words = [f"{key}={'null' if value is None else value}" for key, value in self.params.items()] + arguments

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from dltrain.data import download
-from dltrain.data.examples import Examples
 from dltrain.data.idx import data_root
-from dltrain.errors import InputError
+from dltrain.data.splits import Examples
+from dltrain.runtime.errors import InputError
 
 IMAGES = {"train": 50_000, "test": 10_000}  # of both
 

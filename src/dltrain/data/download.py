@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
-from dltrain.errors import InputError
-from dltrain.folders import locked
+from dltrain.runtime.errors import InputError
+from dltrain.runtime.folders import locked
 
 PAUSES = (1.0, 4.0)  # seconds before the second and the third try
 _forbidden: ContextVar[str] = ContextVar("_forbidden", default="")  # why nothing is downloaded; empty where it may be

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy
 from PIL import Image, ImageOps
 
-from dltrain.errors import ConfigError
+from dltrain.runtime.errors import ConfigError
 
 DARK, LIGHT = 1 / 3, 2 / 3  # mean brightness of pictures: MNIST 0.13, Fashion-MNIST 0.29, CIFAR-10 0.47
 BOX = 20 / 28  # MNIST's digits were scaled into 20x20 of 28x28 pixels (LeCun et al., 1998)

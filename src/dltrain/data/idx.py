@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dltrain.data import download
-from dltrain.data.examples import Examples
-from dltrain.errors import InputError
-from dltrain.folders import expanded
+from dltrain.data.splits import Examples
+from dltrain.runtime.errors import InputError
+from dltrain.runtime.folders import expanded
 
 Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 FILES = {

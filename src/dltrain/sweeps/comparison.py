@@ -8,19 +8,19 @@ from typing import Any
 
 from rich.table import Table
 
-from dltrain import guard
-from dltrain.console import figure, show_table
-from dltrain.dotted import leaves
-from dltrain.errors import ConfigError, InputError, UserError, printable
-from dltrain.folders import expanded
-from dltrain.hints import as_typed
-from dltrain.jobs import figures
-from dltrain.report import page, run_page
-from dltrain.report.recorded import text, write_analysis
-from dltrain.report.set_page import Member
-from dltrain.schema import GROUPS
+from dltrain.commands.jobs import figures
+from dltrain.config import safe_yaml
+from dltrain.config.dotted import leaves
+from dltrain.config.hints import as_typed
+from dltrain.config.registry import GROUPS
+from dltrain.report.console import figure, show_table
+from dltrain.report.html import page, run_page
+from dltrain.report.html.comparison_page import Member
+from dltrain.report.run_reader import text, write_analysis
+from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
+from dltrain.runtime.folders import expanded
 from dltrain.sweeps import journal, pages
-from dltrain.sweeps.table import Group, Metric, metric, names_of, table_of_groups
+from dltrain.sweeps.results import Group, Metric, metric, names_of, table_of_groups
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run, a sweep, or has some below it"
 DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
@@ -67,8 +67,8 @@ def _nested(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = guard.read_yaml(path)
-    except guard.Refused as error:
+        config = safe_yaml.read_yaml(path)
+    except safe_yaml.Refused as error:
         raise InputError(str(error)) from error
     return config if isinstance(config, dict) else {}
 
@@ -137,7 +137,8 @@ def _analyze(folder: Path) -> str:
     """Have a run's analysis beside its other files, as far as its checkpoint and data are there; or say why not."""
     if (folder / "analysis.json").exists() or not (folder / "checkpoints").is_dir():
         return ""
-    from dltrain import composition, evaluation
+    from dltrain.commands import evaluation
+    from dltrain.config import composition
 
     try:
         config = composition.compose("eval", ["ckpt=x"]) | {"ckpt": str(folder)}  # its name may look like Hydra's words

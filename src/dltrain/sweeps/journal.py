@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dltrain import durable
-from dltrain.errors import ConfigError, InputError
-from dltrain.jobs import Outcome
+from dltrain.commands.jobs import Outcome
+from dltrain.runtime import atomic_files
+from dltrain.runtime.errors import ConfigError, InputError
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Journal:
     """The jobs of a sweep by number, each change in the file before it is here. One process at a time may write."""
 
     def __init__(self, path: Path) -> None:
-        with durable.writing(path):
+        with atomic_files.writing(path):
             path.touch()
             content = _whole(path.read_bytes())
             self.entries = _parsed(path, content)
@@ -101,7 +101,7 @@ class Journal:
 
     def _write(self, *lines: dict[str, Any], flush: bool = True) -> None:
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        with durable.writing(Path(self.file.name), len(content)):
+        with atomic_files.writing(Path(self.file.name), len(content)):
             while content:
                 content = content[self.file.write(content) :]
             if flush:

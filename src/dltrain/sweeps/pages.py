@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from dltrain.errors import UserError
-from dltrain.hints import is_number
-from dltrain.report import page, set_page
-from dltrain.report.run_page import NAME
-from dltrain.report.set_page import Member, Seeds
+from dltrain.config.hints import is_number
+from dltrain.report.html import comparison_page, page
+from dltrain.report.html.comparison_page import Member, Seeds
+from dltrain.report.html.run_page import NAME
+from dltrain.runtime.errors import UserError
 from dltrain.sweeps.journal import Entry
-from dltrain.sweeps.table import Group, Metric, groups
+from dltrain.sweeps.results import Group, Metric, groups
 
 
 def write_after(folder: Path, entries: Iterable[Entry], by: Metric) -> None:
@@ -36,7 +36,7 @@ def write(path: Path, title: str, members: Sequence[Member], keys: Sequence[str]
     """Write the page of a set of runs, the best first. Raises UserError."""
     ordered = sorted(members, key=lambda it: by.key(it.figures))
     keys = [key for key in keys if not _is_implied(key, keys, members)]
-    page.write(path, set_page.text(title, ordered, keys, seeds(ordered, keys), by.name, path.parent))
+    page.write(path, comparison_page.text(title, ordered, keys, seeds(ordered, keys), by.name, path.parent))
 
 
 def differing(members: Sequence[Member]) -> list[str]:

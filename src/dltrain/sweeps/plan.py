@@ -18,13 +18,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep, Transformer
 from omegaconf import open_dict
 
-from dltrain import composition, folders, schema, stored
-from dltrain.composition import Composed, Sweeping, resolve
-from dltrain.dotted import at
-from dltrain.errors import ConfigError
-from dltrain.sweeps import executors
+from dltrain.config import composition, saved_config, validation
+from dltrain.config.composition import Composed, Sweeping, resolve
+from dltrain.config.dotted import at
+from dltrain.report.trackers import run_trackers
+from dltrain.runtime import folders
+from dltrain.runtime.errors import ConfigError
+from dltrain.sweeps.executors import select
 from dltrain.sweeps.journal import Entry
-from dltrain.trackers import tracked
 
 MOST_JOBS = 100_000
 
@@ -197,12 +198,12 @@ def check(composed: Composed, command: str, typed: Typed | None = None) -> tuple
     try:
         values = resolve(composed.config)
         if typed is not None:
-            stored.refuse_untrusted(values, typed.trust, "this sweep")
-            stored.refuse_address(values, typed.keys, "this sweep")
-        tracked.require(composed.config)
-        if stored.own_code(values):
-            executors.all_threads()  # before it is imported
-        faults = [str(fault) for fault in schema.check(values, command, composed.origin)]
+            saved_config.refuse_untrusted(values, typed.trust, "this sweep")
+            saved_config.refuse_address(values, typed.keys, "this sweep")
+        run_trackers.require(composed.config)
+        if saved_config.own_code(values):
+            select.all_threads()  # before it is imported
+        faults = [str(fault) for fault in validation.check(values, command, composed.origin)]
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
     kept = {key: value for key, value in values.items() if key not in ("sweep", "trust", "logger", "report")}

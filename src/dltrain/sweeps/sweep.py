@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from dltrain import folders, stored
-from dltrain.composition import Composed, Sweeping
-from dltrain.errors import ConfigError, UserError
-from dltrain.guard import read_yaml
-from dltrain.settings import Sweep
-from dltrain.stopping import SIGNALS, noted_signals
-from dltrain.sweeps import definition, elsewhere, executors, plan, remote
-from dltrain.sweeps.definition import Request
+from dltrain.config import registry, saved_config
+from dltrain.config.composition import Composed, Sweeping
+from dltrain.config.safe_yaml import read_yaml
+from dltrain.config.settings import Sweep
+from dltrain.runtime import folders
+from dltrain.runtime.errors import ConfigError, UserError
+from dltrain.runtime.signals import SIGNALS, noted_signals
+from dltrain.sweeps import plan, sweep_file
+from dltrain.sweeps.executors import hydra_launcher, remote, select
 from dltrain.sweeps.journal import Entry, Journal, read
 from dltrain.sweeps.plan import Composer, Planned
+from dltrain.sweeps.sweep_file import Request
 
 if TYPE_CHECKING:
+    from dltrain.sweeps.results import Metric
     from dltrain.sweeps.search import Space
-    from dltrain.sweeps.table import Metric
 
 
 def run(request: Request, sweeping: Sweeping) -> int:
@@ -32,7 +34,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
     space = _space(composer, raw)
     words = list(plan.grid(composer)) if space is None else [space.words(params) for params in space.corners()]
     typed = None if request.beside is None else _typed(composer, raw, request.beside)
-    with executors.threads_restored():
+    with select.threads_restored():
         planned, twice = plan.checked(map(composer.compose, words), request.command, typed)
         settings = Sweep(**raw)
         _check_settings(request, settings, planned)
@@ -44,7 +46,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
             contextlib.closing(Journal(folder / "journal.jsonl")) as journal,
         ):
             journal.require(drawn=space is not None)
-            definition.write(request, folder, sweeping.words)
+            sweep_file.write(request, folder, sweeping.words)
             if twice and space is None:
                 print(f"{twice} jobs are the same as others and are left out")
             return _conduct(request, settings, folder, journal, composer, planned, space, typed)
@@ -81,9 +83,9 @@ def _typed(composer: Composer, raw: Any, beside: Collection[str]) -> plan.Typed:
     Raises ConfigError where such a config says how the sweep runs.
     """
     typed = {override.key_or_group: override.value() for override in composer.parsed()}
-    usual = read_yaml(folders.config_folder() / "sweep" / "default.yaml")
+    usual = read_yaml(registry.config_folder() / "sweep" / "default.yaml")
     for key, value in raw.items() if isinstance(raw, dict) else ():
-        if f"sweep.{key}" not in (*typed, *definition.OWN) and value != usual.get(key):
+        if f"sweep.{key}" not in (*typed, *sweep_file.OWN) and value != usual.get(key):
             raise ConfigError(f"sweep.{key}={value}: is set by a file that this sweep names. Type it yourself")
     trust: Any = typed.get("trust") or []
     return plan.Typed([trust] if isinstance(trust, str) else list(map(str, trust)), beside)
@@ -131,13 +133,13 @@ def _conduct(
     typed: plan.Typed | None,
 ) -> int:
     # From here on torch is needed: what is wrong with a sweep has been told.
-    from dltrain.sweeps import conduct, search
-    from dltrain.sweeps.drawn import Drawn
-    from dltrain.sweeps.view import View
+    from dltrain.sweeps import scheduler, search
+    from dltrain.sweeps.live_view import View
+    from dltrain.sweeps.search import Drawn
 
     command = request.command
     composed = _numbered(planned, journal) if space is None else {}
-    queue = conduct.unfinished(command, folder, journal, retry_failed=settings.retry_failed)
+    queue = scheduler.unfinished(command, folder, journal, retry_failed=settings.retry_failed)
     kept = sum(entry.outcome is not None and entry.number not in queue for entry in journal.entries.values())
     drawn = None
     if space is not None:
@@ -157,22 +159,24 @@ def _conduct(
     cut_off = False
     with noted_signals() as signals:
         if queue or drawn is not None:
-            executors.prepare(configs, command)
+            select.prepare(configs, command)
             executor = (
-                elsewhere.Foreign(composer.sweeping, folder)
-                if elsewhere.is_chosen(composer.sweeping)
-                else executors.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
+                hydra_launcher.Foreign(composer.sweeping, folder)
+                if hydra_launcher.is_chosen(composer.sweeping)
+                else select.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
             )
             view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
             with contextlib.closing(executor), contextlib.closing(view):
-                conductor = conduct.Conductor(command, folder, journal, composed, executor, settings, view, drawn)
+                conductor = scheduler.Conductor(command, folder, journal, composed, executor, settings, view, drawn)
                 conductor.queue.extend(queue)
                 cut_off = conductor.run(signals)
     entries = list(journal.entries.values())
     _show_results(folder, entries, settings)
     if signals or cut_off:
-        trusted = {package for config in configs for _, package in stored.own_code(config) if package.isidentifier()}
-        again = definition.command_to_resume(request, folder, composer.sweeping.words, trusted)
+        trusted = {
+            package for config in configs for _, package in saved_config.own_code(config) if package.isidentifier()
+        }
+        again = sweep_file.command_to_resume(request, folder, composer.sweeping.words, trusted)
         print(f"stopped; continue with {again}")
         return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
     return int(any(entry.outcome is None or entry.outcome.code for entry in entries))
@@ -180,12 +184,12 @@ def _conduct(
 
 def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> None:
     """Write the table and the page of the jobs that have ended, and print the table."""
-    from dltrain.sweeps import pages, table
+    from dltrain.sweeps import pages, results
 
-    table.write_results(folder / "results.csv", entries)
+    results.write_results(folder / "results.csv", entries)
     found = [entry.figures for entry in entries]
-    by = table.metric(found, settings.metric, settings.direction)
-    table.show(entries, by)
+    by = results.metric(found, settings.metric, settings.direction)
+    results.show(entries, by)
     print(f"table: {folder / 'results.csv'}")
     pages.write_after(folder, entries, by)
     known = sorted({name for figures in found for name in figures})
@@ -195,7 +199,7 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
 
 def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
     """What a search improves: the validation's accuracy of a classification, else its loss."""
-    from dltrain.sweeps.table import metric
+    from dltrain.sweeps.results import metric
 
     usual = "val_accuracy" if config["task"]["name"] == "classification" else "val_loss"
     return metric([], settings.metric or usual, settings.direction)

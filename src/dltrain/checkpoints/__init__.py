@@ -1,0 +1,1 @@
+"""The checkpoint format: written atomically, verified, read without running code."""

@@ -1,0 +1,112 @@
+"""What the content of a checkpoint must look like: until it does, it is a stranger's and nothing is done with it."""
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, Len
+from torch import Tensor
+
+from dltrain.config.hints import describe, obeys
+
+Count = Annotated[int, Interval(ge=0)]
+Threads = Annotated[int, Interval(ge=1, le=1024)]
+LARGEST_INPUT = 1 << 26  # numbers in one example
+Side = Annotated[int, Interval(ge=1, le=LARGEST_INPUT)]
+MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us for each
+LONGEST_TEXT = 1 << 12
+
+OF_EACH: dict[str, Any] = {
+    "model": dict,
+    "config": dict,
+    "data.classes": list[str],
+    "data.input_shape": Annotated[list[Side], Len(3, 3)],
+    "data.outputs": Annotated[int, Interval(ge=1, le=1 << 24)],
+    "data.statistics": Annotated[list[list[float]], Len(2, 2)],
+    "runtime.precision": Literal["fp32", "bf16"],
+    "runtime.threads": Threads,
+    "environment": dict,
+}
+# What last.pt has besides, to go on from.
+OF_LAST: dict[str, Any] = {
+    "optimizer.state": dict,
+    "optimizer.param_groups": list,
+    "step": Count,
+    "sums": Tensor | None,
+    "faults": Tensor | None,
+    "generators.cpu": Tensor,
+    "progress.best": dict,
+    "progress.best_weights": dict,
+    "progress.latest": dict,
+    "progress.stale_epochs": Count,
+    "progress.train_seconds": float,
+    "progress.examples_per_second": float,
+    "progress.epoch_examples": Count,
+    "progress.epoch_seconds": float,
+    "position": Count,
+    "digests": dict,
+}
+
+
+def _leaves(node: Any) -> Iterator[Any]:
+    """Keys and values of a tree that are no groups themselves; a group that is there twice is gone through twice."""
+    if isinstance(node, dict | list | tuple):
+        for part in (*node, *node.values()) if isinstance(node, dict) else node:
+            yield from _leaves(part)
+    else:
+        yield node
+
+
+def _is_plain(part: object) -> bool:
+    """Whether it is values by name that can be compared, and told in a line of a log."""
+    return isinstance(part, dict) and all(
+        _is_line(key) and (type(value) is int or _is_line(value)) for key, value in part.items()
+    )
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
+
+
+def problem(content: dict[str, Any]) -> str:
+    """What is wrong with the content of a checkpoint; empty where nothing is."""
+    for key, hint in (OF_EACH | OF_LAST if "optimizer" in content else OF_EACH).items():
+        *parents, last = key.split(".")
+        node: Any = content
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            return f"{key} is missing"
+        if not obeys(node[last], hint):
+            return f"{key} must be {describe(hint)}"
+    if not obeys(content.get("averages"), dict[str, Any] | None):  # older ones have none
+        return "averages must be weights by name"
+    if not obeys(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # likewise
+        return "data.range must be two numbers"
+    for name in ("model", "averages"):
+        weights = content.get(name) or {}
+        if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
+            return f"{name} must be weights by name"
+    if any(isinstance(value, Tensor) and value.requires_grad and type(value) is Tensor for value in _leaves(content)):
+        return "its tensors must be values alone"
+    for count, value in enumerate(_leaves(content["config"])):
+        if count >= MOST_OF_CONFIG or not isinstance(value, str | bool | int | float | None):
+            return f"config must be at most {MOST_OF_CONFIG:,} plain values"
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            return f"config must have texts of at most {LONGEST_TEXT:,} characters"
+    if content["runtime"].keys() != {"precision", "threads"}:
+        return "runtime must be precision and threads"
+    digests = content.get("digests", {})  # older checkpoints of the best have none
+    if not isinstance(digests, dict) or not all(map(_is_plain, (content["environment"], *digests.values()))):
+        return "environment and digests must be plain values by name"
+    shape, (mean, std) = content["data"]["input_shape"], content["data"]["statistics"]
+    if math.prod(shape) > LARGEST_INPUT:
+        return f"data.input_shape={shape} is too large"
+    if len(mean) != shape[0] or len(std) != shape[0] or not all(value > 0 for value in std):
+        return "data.statistics must have a mean and a deviation > 0 for each channel"
+    classes = content["data"]["classes"]
+    if any(len(name) > LONGEST_TEXT for name in classes):
+        return f"data.classes must be names of at most {LONGEST_TEXT:,} characters"
+    if classes and len(classes) != content["data"]["outputs"]:
+        return f"data.classes must be {content['data']['outputs']} names"
+    return ""

@@ -1,0 +1,226 @@
+"""`dltrain eval`: checkpoints, alone, to their figures on a split."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from dltrain.commands import tta
+from dltrain.config import registry, saved_config, validation
+from dltrain.data import download
+from dltrain.data.loader import Batches
+from dltrain.data.splits import Examples
+from dltrain.engine import evaluate
+from dltrain.optim.step import Task
+from dltrain.report import analysis, console, run_files
+from dltrain.runtime import devices, system_info
+from dltrain.runtime.errors import ConfigError, InputError, OutputError, UserError, printable
+from dltrain.training import build, checks
+from dltrain.training.restore import Loaded, Resolve, examples_of, load
+
+log = logging.getLogger(__name__)
+
+SHOWN_CLASSES = 50
+
+
+def evaluate_checkpoints(
+    config: dict[str, Any],
+    *,
+    typed: Collection[str] = (),
+    resolve: Resolve = lambda config: config,
+    deliver: Callable[[str], None] = lambda document: None,
+) -> dict[str, Any]:
+    """Figures of a checkpoint on a split, printed, written beside the checkpoint, and returned.
+
+    Of several checkpoints (a list as `ckpt`) those of the best are returned, and one table ranks them; one that cannot
+    be evaluated is told, and the others are evaluated all the same. `deliver` gets all figures as a JSON document: a
+    list if `ckpt` is one, in its order, with `checkpoint` and `error` for those without figures.
+    Raises UserError, whose `exit_code` says of which kind: that of the first one that could not be evaluated.
+    """
+    validation.require(config, "eval")
+    if isinstance(config["ckpt"], str):
+        result, _ = _evaluate(config, typed, resolve)
+        _show(result)
+        deliver(run_files.as_json(result))
+        return result
+    documents: list[dict[str, Any]] = []
+    ranked: list[tuple[tuple[float, ...], dict[str, Any]]] = []
+    faults: list[UserError] = []
+    for path in config["ckpt"]:
+        try:
+            result, score = _evaluate(config | {"ckpt": path}, typed, resolve)
+        except UserError as error:
+            faults.append(error)
+            documents.append({"checkpoint": path, "error": str(error)})
+            log.error("%s is left out: %s", path, error)
+            continue
+        documents.append(result)
+        ranked.append((score, result))
+    ranked.sort(key=lambda each: each[0], reverse=True)
+    if ranked:
+        rows = {result["checkpoint"]: _figures(result) for _, result in ranked}
+        console.show_figures(f"{config['split']}, best first", rows)
+    deliver(run_files.as_json(documents))
+    if faults:
+        told = UserError(
+            f"{len(faults)} of {len(documents)} checkpoints could not be evaluated; the first: {faults[0]}"
+        )
+        told.exit_code = faults[0].exit_code
+        raise told from faults[0]
+    return ranked[0][1]
+
+
+def _evaluate(
+    config: dict[str, Any], typed: Collection[str], resolve: Resolve
+) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """What is written of one checkpoint, and its task's score, greater being better."""
+    began = time.perf_counter()
+    loaded = load(config, typed, resolve)
+    is_classification = loaded.values["task"]["name"] == "classification"
+    if config["tta"] != "none" and not is_classification:
+        raise ConfigError(f"tta={config['tta']}: needs a classifier, {loaded.path} was trained with another task")
+    task, examples, batches = _ready(loaded, config, typed)
+    known = loaded.content["data"]
+    model = loaded.model if config["tta"] == "none" else tta.Averaged(loaded.model, config["tta"])
+    outputs: list[Tensor] = []  # as `evaluate` makes them, for one pass in all
+    if is_classification:
+        model.register_forward_hook(lambda module, inputs, output: outputs.append(output.float().cpu()))
+    with devices.enough_memory("Lower batch_size"):
+        figures = evaluate(model, batches, task, loaded.runtime)
+    result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": config["split"], "tta": config["tta"]}
+    result |= {"examples": len(examples.images), **figures}
+    if is_classification:
+        of_classes = analysis.classified(torch.cat(outputs), examples.targets, known["classes"])
+        result |= {"classes": of_classes.pop("per_class"), **of_classes}
+    result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
+    result |= system_info.environment()
+    path = loaded.path.parent / file_name(loaded.path, config["split"], config["tta"])
+    try:
+        run_files.write_json(path, result)
+        log.info("figures %s", path)
+    except OutputError as error:  # of a run that others keep: what was found is shown
+        log.warning("%s", error)
+    score = tuple(value if math.isfinite(value) else -math.inf for value in task.score(figures))
+    return result, score
+
+
+def analyzed(config: dict[str, Any], *, resolve: Resolve = lambda config: config) -> dict[str, Any]:
+    """What `analysis.analyze` finds of a checkpoint on a split, for the page of a run. Raises UserError."""
+    loaded = load(config, (), resolve)
+    _, examples, batches = _ready(loaded, config, ())
+    classes, task = loaded.content["data"]["classes"], loaded.values["task"]["name"]
+    with devices.enough_memory("Lower batch_size"):
+        return analysis.analyze(loaded.model, examples, batches, classes, task, loaded.runtime, split=config["split"])
+
+
+def _ready(loaded: Loaded, config: dict[str, Any], typed: Collection[str]) -> tuple[Task, Examples, Batches]:
+    """The task of a checkpoint and the examples of a split, also as batches; checked to fit the network."""
+    task: Task = registry.bind("task", loaded.values["task"])()
+    with download.forbidden(saved_config.why_only_read(loaded.values, typed)):
+        examples = examples_of(loaded, config["split"])
+    # Own code may draw other examples each time; other data that are typed are meant to differ.
+    may_differ = ":" in loaded.values["data"]["name"] or "data.root" in typed
+    digest = loaded.content.get("digests", {}).get("data", {}).get(config["split"])  # older checkpoints have none
+    if not may_differ and digest not in (None, build.digest(examples)):
+        # Of a folder of pictures to which some were added, others may be held back.
+        told = "%s: not the examples of the training's; some that it was trained on may be among these"
+        log.warning(told, config["split"])
+    if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
+        found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
+        raise InputError(f"data: has images of {found}, the model was trained on {expected}")
+    known = loaded.content["data"]
+    checks.check_classes(known["classes"], examples, config["split"])
+    node, shape = loaded.values["model"], known["input_shape"]
+    checks.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
+    batch_size = config["batch_size"] or loaded.values["batch_size"]
+    return task, examples, build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
+
+
+def file_name(checkpoint: Path, split: str, views: str) -> str:
+    """Where figures are written, so that no evaluation takes the place of another.
+
+    eval.json is best.pt on the test set; others are eval-val.json, eval-test-flip.json, last-eval.json.
+    """
+    of = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
+    augmented = "" if views == "none" else f"-{views}"
+    return f"{of}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"
+
+
+def _figures(result: dict[str, Any]) -> dict[str, float]:
+    """What of a result is a column of a table."""
+    plain = {key: value for key, value in result.items() if key not in ("examples", "seconds")}
+    figures = {key: value for key, value in plain.items() if isinstance(value, int | float)}
+    return figures | ({"calibration_error": result["calibration"]["error"]} if "calibration" in result else {})
+
+
+def _show(result: dict[str, Any]) -> None:
+    views = "" if result["tta"] == "none" else f", tta={result['tta']}"
+    console.show_figures(f"{result['checkpoint']}{views}", {result["split"]: _figures(result)})
+    if "classes" not in result:
+        return
+    classes = result["classes"]
+    if "confusion" in result:
+        console.show_table(table(list(classes), result["confusion"]))
+    worst = sorted(classes, key=lambda name: classes[name]["f1"])[:SHOWN_CLASSES]
+    if len(classes) > SHOWN_CLASSES:
+        console.show_figures(
+            f"per class, the {SHOWN_CLASSES} of the lowest f1", {name: classes[name] for name in worst}
+        )
+    else:
+        console.show_figures("per class", classes)
+
+
+MOST_COLUMNS = 20
+MOST_ROWS = 20
+SHORT = 4  # letters of a class that heads a column; longer ones are numbered
+
+
+def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
+    """A confusion matrix, rows the true classes and columns the predicted ones.
+
+    Of more than 20 classes, or on a terminal that is too narrow for it, its worst cells.
+    """
+    if len(classes) > MOST_COLUMNS:
+        return _worst(classes, counts)
+    matrix, console = _matrix(classes, counts), Console()
+    anywhere = console.options.update(max_width=10_000)  # else it is measured as it would be squeezed
+    too_wide = console.is_terminal and console.measure(matrix, options=anywhere).maximum > console.width
+    return _worst(classes, counts) if too_wide else matrix
+
+
+def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
+    short = all(len(name) <= SHORT for name in classes)
+    shown = Table(title="confusion (rows: true, columns: predicted)", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.padding, shown.pad_edge = (0, 1, 0, 0), False
+    shown.add_column("")
+    for number, name in enumerate(classes):
+        shown.add_column(printable(name) if short else str(number), justify="right")
+    for number, (name, row) in enumerate(zip(classes, counts, strict=True)):
+        label = printable(name if short else f"{number} {name}")
+        shown.add_row(label, *(str(count) if count else "·" for count in row))
+    return shown
+
+
+def _worst(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
+    cells = [
+        (count, true, predicted)
+        for true, row in enumerate(counts)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    cells.sort(key=lambda cell: (-cell[0], cell[1:]))
+    shown = Table("true", "predicted", title="most frequent confusions", title_justify="left")
+    shown.add_column("examples", justify="right")
+    shown.add_column("share of true", justify="right")
+    for count, true, predicted in cells[:MOST_ROWS]:
+        names = (printable(classes[true]), printable(classes[predicted]))
+        shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")
+    return shown

@@ -1,0 +1,59 @@
+"""`--explain KEY`: the value a key has on a command line, where it comes from, what it may be and what it means."""
+
+from collections.abc import Iterator
+
+from dltrain.config import registry
+from dltrain.config.composition import Composed
+from dltrain.config.dotted import at, has
+from dltrain.config.hints import as_typed, describe
+from dltrain.config.signatures import Key
+from dltrain.config.validation import suggest
+from dltrain.runtime.errors import ConfigError
+
+
+def lines(command: str, composed: Composed, key: str) -> Iterator[str]:
+    """A key explained, or a group and all its keys. Raises ConfigError for one that is not there."""
+    nodes = registry.nodes(command, composed.config)
+    group = key.removesuffix(".name") if key.removesuffix(".name") in registry.GROUPS else key
+    rules = registry.keys(command, composed.config)
+    if group in composed.origin.chosen:
+        yield from _group(group, composed)
+        for each in (rule for rule in rules if rule.startswith(f"{group}.")):
+            yield ""
+            yield from _key(each, composed, rules)
+    elif key in rules:
+        yield from _key(key, composed, rules)
+    elif key in nodes and key:
+        for each in nodes[key].keys:
+            yield from _key(f"{key}.{each}", composed, rules)
+    else:
+        known = [*rules, *(node for node in nodes if node), *composed.origin.chosen]
+        raise ConfigError(f"{key}: no such key{suggest(key, known)}")
+
+
+def _group(group: str, composed: Composed) -> Iterator[str]:
+    origin = composed.origin
+    files = registry.options(group, origin.sources)
+    chosen = origin.chosen[group]
+    yield f"{group}={chosen}"
+    if chosen in files and (summary := registry.summary(group, chosen, files[chosen])):
+        yield f"  means    {summary}"
+    yield f"  is       one of {', '.join(files)}"
+    yield f"  from     {origin.of_choice(group)}"
+
+
+def _key(key: str, composed: Composed, rules: dict[str, Key]) -> Iterator[str]:
+    rule, default = rules[key], composed.origin.default(key)
+    given = has(composed.config, key) and at(composed.config, key) != registry.REQUIRED
+    yield f"{key}={as_typed(at(composed.config, key))}" if given else f"{key} is required"
+    if rule.meaning:
+        yield f"  means    {rule.meaning}"
+    yield f"  is       {describe(rule.hint)}"
+    if given:
+        yield f"  from     {composed.origin(key)}"
+    if default is not None and default[0] != registry.REQUIRED:
+        yield f"  default  {as_typed(default[0])} ({default[1]})"
+    if composed.config.get("resume") is not None and not any(
+        f"{key}.".startswith(f"{each}.") for each in composed.typed
+    ):
+        yield "  resume   keeps the value that the run has, whatever stands here"

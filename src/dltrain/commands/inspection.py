@@ -1,0 +1,100 @@
+"""`dltrain inspect`: what is inside a checkpoint, told without torch, without building or running anything of it."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dltrain.checkpoints import archive
+from dltrain.checkpoints.pickle_reader import Refused, TensorInfo
+from dltrain.runtime.errors import ConfigError, InputError
+from dltrain.runtime.folders import expanded
+
+SHOWN_WEIGHTS = 40
+MOST_VALUES = 10_000  # of a config that is shown
+
+
+def lines(path: Path) -> Iterator[str]:
+    """A checkpoint file or a bare state dict, for a person. Raises InputError for what would not be read."""
+    try:
+        with path.open("rb") as file:
+            size, digest = archive.verified(file)
+            content = archive.read(file, size)
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror})") from error
+    except (Refused, ValueError) as error:
+        raise InputError(f"{path}: no checkpoint, or a damaged one: {error}") from error
+    yield f"{path}, {size:,} bytes"
+    yield f"digest       SHA-256 {digest}, verified" if digest else "digest       none: damage would not be noticed"
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; expected a checkpoint or a state dict")
+    ours = isinstance(content.get("config"), dict)
+    yield f"kind         {_kind(content) if ours else 'weights, not a checkpoint of dltrain'}"
+    if ours:
+        for key in ("environment", "versions", "data", "runtime"):
+            if isinstance(node := content.get(key), dict):
+                yield f"{key:<12} {_short(node)}"
+        progress = content.get("progress")
+        best = content.get("best") or (progress.get("best") if isinstance(progress, dict) else None)
+        yield f"{'best':<12} {_short(best) if isinstance(best, dict) and best else 'none yet'}"
+        yield from _own_code(content["config"])
+        yield from _config(content["config"])
+    weights = content.get("model") if ours else content
+    yield from _weights(weights if isinstance(weights, dict) else {})
+
+
+def _kind(content: dict[str, Any]) -> str:
+    what = f"last.pt, to go on from step {content.get('step')}" if "optimizer" in content else "best.pt, to be used"
+    return f"checkpoint of format {content.get('format')}: {what}"
+
+
+def _config(config: dict[str, Any]) -> Iterator[str]:
+    if _values(config) > MOST_VALUES:
+        yield f"config       more than {MOST_VALUES:,} values: not shown"
+        return
+    try:
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError:  # a tensor where a plain value belongs
+        yield "config       not of plain values: not shown"
+        return
+    yield "config"
+    yield from ("  " + line for line in text.splitlines())
+
+
+def _values(node: Any) -> int:
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    return 1 + sum(map(_values, parts))
+
+
+def _own_code(config: dict[str, Any]) -> Iterator[str]:
+    """What the config would import, if it were trusted."""
+    names = [node.get("name") for node in config.values() if isinstance(node, dict)]
+    if foreign := [str(name) for name in names if ":" in str(name) or "${" in str(name)]:
+        yield f"{'own code':<12} {', '.join(foreign)}: runs only with trust="
+
+
+def _weights(weights: dict[Any, Any]) -> Iterator[str]:
+    tensors = {str(key): value for key, value in weights.items() if isinstance(value, TensorInfo)}
+    yield f"weights      {len(tensors)} tensors, {sum(math.prod(t.shape) for t in tensors.values()):,} numbers"
+    for key, tensor in list(tensors.items())[:SHOWN_WEIGHTS]:
+        yield f"  {key}  {tensor.dtype} {'x'.join(map(str, tensor.shape)) or 'one number'}"
+    if len(tensors) > SHOWN_WEIGHTS:
+        yield f"  … and {len(tensors) - SHOWN_WEIGHTS} more"
+
+
+def _short(node: dict[Any, Any]) -> str:
+    text = ", ".join(f"{key} {value}" for key, value in node.items())
+    return text if len(text) <= 300 else text[:300] + " …"
+
+
+def checked_path(arguments: list[str]) -> Path:
+    """The one file that is named; `ckpt=` before it is fine too. Raises ConfigError."""
+    if len(arguments) != 1:
+        raise ConfigError("inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")
+    path = expanded(arguments[0].removeprefix("ckpt="))
+    for candidate in (path, path / "best.pt", path / "checkpoints" / "best.pt"):
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"{path}: no such checkpoint")

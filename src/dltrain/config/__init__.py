@@ -1,0 +1,1 @@
+"""Command line and YAML to one checked config. Imports no torch."""

@@ -1,0 +1,213 @@
+"""Why a command line cannot be composed: Hydra tells the first fault, this tells all, with the nearest right names."""
+
+import contextlib
+import itertools
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dltrain.config import registry, validation
+from dltrain.config.composition import REFUSED, VERSION_BASE, named
+from dltrain.config.dotted import at, has, leaves
+from dltrain.config.hints import as_typed
+from dltrain.config.hydra_guard import guarded
+from dltrain.config.overrides import quoted, read_flags, readable, searched
+from dltrain.config.registry import config_folder
+from dltrain.config.safe_yaml import Refused
+from dltrain.config.validation import TYPED, Fault, suggest
+from dltrain.runtime.errors import ConfigError
+
+
+def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
+    """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
+    if isinstance(error, Refused) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
+        return ConfigError(str(error))
+    arguments = read_flags(command, readable(argv))
+    overrides, unreadable = _parsed(arguments.overrides)
+    extra = searched(arguments)
+    faults: list[Fault] = []
+    keys: list[Override] = []
+    composed: Any = None
+    with (
+        contextlib.suppress(*REFUSED),  # what Hydra cannot even list it tells itself
+        guarded(),
+        hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE),
+    ):
+        loader = GlobalHydra.instance().config_loader()
+        options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
+        keys += [override for override, names in zip(overrides, options, strict=True) if not names]
+        chosen = [(override, names) for override, names in zip(overrides, options, strict=True) if names]
+        words, wrong = _options(chosen, registry.COMMANDS[command][2])
+        faults += wrong
+        composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
+    known = known_keys(named(composed), command) if isinstance(composed, dict) else []
+    faults += [_unreadable_fault(word, known) for word in unreadable]
+    if isinstance(composed, dict):
+        faults += _key_faults(named(composed), command, keys)
+    faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
+    return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
+
+
+def _parsed(words: list[str]) -> tuple[list[Override], list[str]]:
+    """Words as Hydra's grammar reads them, and those that it cannot read."""
+    overrides, unreadable = [], []
+    for word in words:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([word])
+        except HydraException:
+            override = None
+        if override and override.key_or_group:
+            overrides.append(override)
+        else:
+            unreadable.append(word)
+    return overrides, unreadable
+
+
+def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[Fault]]:
+    """Words that choose options, and faults of those that cannot; each override comes with the options of its group."""
+    words, faults = [], []
+    for override, names in chosen:
+        group = override.key_or_group
+        if group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
+            faults.append(Fault(group, f": no such key{suggest(group, nodes)}"))
+            continue
+        wrong = [value for value in _values(override) if value not in names]
+        faults += [Fault(group, _no_option(it, names)) for it in wrong]
+        if not wrong and not override.is_delete():
+            several = isinstance(override.value(), list)
+            option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
+            words.append(f"{'+' * override.is_add()}{group}={option}")
+    return words, faults
+
+
+def _unreadable_fault(word: str, known: list[str]) -> Fault:
+    key, equals, _ = word.lstrip("+~").partition("=")
+    # Hydra reads no part of a key that begins with a digit; a typo of ours may.
+    hint = suggest(key, known) if equals and key not in known else ""
+    is_open = any(word.count(one) > word.count(other) for one, other in ("()", "[]", "{}"))
+    return Fault(word, ": a bracket is not closed" if is_open else f": cannot be read as KEY=VALUE{hint}")
+
+
+def _in_experiment(command: str, own: str | None, told: str) -> list[Fault]:
+    """What Hydra says of the defaults of an experiment, whose words nobody typed; `own` has more configs."""
+    place = " (in the defaults of the experiment)"
+    if command != "train":
+        return []
+    if "@experiment." in told:  # where it puts them without the first line
+        return [Fault("experiment", f': its YAML must begin with "{registry.WHOLE}"')]
+    if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", told)) and found[1] in registry.GROUPS:
+        folders = [config_folder(), *([Path(own)] if own else [])]
+        names = sorted({path.stem for folder in folders for path in (folder / found[1]).glob("*.yaml")})
+        return [Fault(found[1], _no_option(found[2], names) + place)]
+    if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", told):
+        return [Fault(found[1], f": no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}")]
+    return []
+
+
+def _no_option(value: Any, names: list[str]) -> str:
+    return f"={as_typed(value)}: no such option{suggest(as_typed(value), names) or '; dltrain list shows all'}"
+
+
+def _values(override: Override) -> list[Any]:
+    """The value of an override, or each of those it sweeps over."""
+    if override.is_discrete_sweep():
+        return [value.strip("'\"") for value in _swept(override)]
+    value = override.value()
+    return value if isinstance(value, list) else [value]
+
+
+def _swept(override: Override) -> list[str]:
+    """The first values that an override sweeps over; what was typed where only Hydra can tell, as of glob(*)."""
+    try:
+        return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 100)] or [""]
+    except (HydraException, ValueError):
+        return [override.input_line.partition("=")[2] if override.input_line else ""]
+
+
+def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[Fault]:
+    """Faults of the keys that are set, each tried on the composed config."""
+    known = known_keys(config, command)
+    faults = []
+    swept: list[tuple[dict[str, Any], str, Any]] = []  # where a further value of a key would stand, and the value
+    for override in overrides:
+        key = override.key_or_group
+        if key.startswith("hydra."):
+            continue
+        if override.is_delete():
+            if not has(config, key):
+                faults.append(Fault(f"~{key}", f": no such key{_hint(key, config, known)}"))
+            elif at(config, key) is None:
+                faults.append(Fault(f"~{key}", ": is null already"))
+            continue
+        node: Any = config if override.is_add() or has(config, key) else None
+        for parent in key.split(".")[:-1]:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):  # +optim.lr.x has no place either
+            faults.append(Fault(key, f": no such key{_hint(key, config, known)} (from the command line)"))
+            continue
+        values: list[Any] = []
+        for one in _each(override):
+            try:
+                values.append(OmegaConf.to_container(OmegaConf.create({"value": one.value()})))
+            except OmegaConfBaseException as error:  # ${ without an end
+                faults.append(Fault(key, f"={one.value()}: {str(error).splitlines()[0]}"))
+        last = key.rpartition(".")[2]
+        swept += [(node, last, value["value"]) for value in values[1:]]
+        if values:
+            node[last] = values[0]["value"]
+    typed = [override.key_or_group for override in overrides]
+
+    def check() -> list[Fault]:
+        return validation.check(config, command, lambda key: TYPED if key in typed else "")
+
+    faults += check()
+    for node, last, value in swept:
+        before, node[last] = node[last], value
+        faults += check()
+        node[last] = before
+    return faults
+
+
+def _each(override: Override) -> list[Override]:
+    """An override, or one for each value that it sweeps over."""
+    if not override.is_discrete_sweep():
+        return [override]
+    found = []
+    for value in _swept(override):
+        with contextlib.suppress(HydraException, ValueError):  # for quotes within quotes, say
+            found.append(OverridesParser.create().parse_override(quoted(f"{override.key_or_group}={value}")))
+    return found
+
+
+def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
+    """What to do about a key that is not there: it can be added, is misspelt, or is one of other options."""
+    group, _, parameter = key.partition(".")
+    if group not in registry.GROUPS or not parameter:
+        return suggest(key, known)
+    name = config[group].get("name") if isinstance(config.get(group), dict) else None
+    if not isinstance(name, str):  # a command without options of this group
+        return suggest(key, known)
+    with contextlib.suppress(ConfigError):
+        found = registry.signature(group, name)
+        if found is not None and parameter in found.keys:  # of a person's own code, or left out of their own YAML
+            return f"; to add it write +{key}="
+    if hint := suggest(key, known):
+        return hint
+    options = {other: registry.signature(group, other) for other in registry.names(group)}
+    others = [other for other, own in options.items() if own and parameter in own.keys]
+    return f"; {name} has none, {', '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ""
+
+
+def known_keys(config: dict[str, Any], command: str) -> list[str]:
+    """What can stand before the = of a command line: keys, written with dots, and groups."""
+    keys = [key for key, value in leaves(config).items() if value != {} and not key.startswith("hydra")]
+    return [*keys, *registry.COMMANDS[command][2], *["experiment"] * (command == "train")]

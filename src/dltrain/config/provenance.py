@@ -1,0 +1,80 @@
+"""Where a value comes from: the command line, an experiment, the file of an option, or that of the command."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dltrain.config.dotted import at, has
+from dltrain.config.safe_yaml import Refused, read_yaml
+from dltrain.config.validation import TYPED
+
+RESUMED = "the run to be resumed"
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Origins of one composed config: the dotted keys that were typed, folders with configs, the options chosen.
+
+    Called with a key it gives the place that has the last word on it, or nothing.
+    """
+
+    command: str
+    typed: Sequence[str]
+    implied: Sequence[str]  # groups whose option is that of a run to be resumed
+    sources: Sequence[Path]
+    chosen: Mapping[str, str]
+    _files: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, key: str) -> str:
+        parents = [key.rsplit(".", count)[0] for count in range(key.count(".") + 1)]
+        if any(parent in self.typed and parent not in self.chosen for parent in parents):
+            return TYPED
+        group, _, last = key.partition(".")
+        if last == "name" and group in self.chosen and (choice := self.of_choice(group)):
+            return choice
+        return next((str(file) for file, _ in self._places(key)), "")
+
+    def default(self, key: str) -> tuple[Any, str] | None:
+        """The value of a key where neither a word nor an experiment sets it, and its file; None where it has none."""
+        usual = ((value, str(file)) for file, value in self._places(key) if file.parent.name != "experiment")
+        return next(usual, None)
+
+    def of_choice(self, group: str) -> str:
+        """What chose the option of a group."""
+        if group in self.typed:
+            return TYPED
+        if group in self.implied:
+            return RESUMED
+        names = (f"experiment/{self.chosen.get('experiment')}.yaml", f"{self.command}.yaml")
+        for file, values in (found for name in names for found in self._found(name)):
+            words = values.get("defaults") if isinstance(values, dict) else None
+            chosen = [str(key) for word in words or () if isinstance(word, dict) for key in word]
+            if group in [key.rpartition("/")[2].rpartition(" ")[2] for key in chosen]:
+                return str(file)
+        return ""
+
+    def _places(self, key: str) -> Iterator[tuple[Path, Any]]:
+        """Files that have a key, and its value in each; the first has the last word: experiments come after groups."""
+        group, _, last = key.partition(".")
+        places = [
+            (f"experiment/{self.chosen.get('experiment')}.yaml", key),
+            (f"{group}/{self.chosen.get(group)}.yaml", last),
+            (f"{group}/{last.partition('.')[0]}.yaml", last),  # one of several options of a group
+        ]
+        for name, path in [*places, (f"{self.command}.yaml", key)]:
+            for file, values in self._found(name):
+                if path and has(values, path):
+                    yield file, at(values, path)
+
+    def _found(self, name: str) -> Iterator[tuple[Path, Any]]:
+        """Files of that name, and what is in them."""
+        for source in self.sources:
+            file = source / name
+            if file not in self._files:
+                self._files[file] = None
+                with contextlib.suppress(Refused):
+                    self._files[file] = read_yaml(file) if file.is_file() else None
+            if self._files[file] is not None:
+                yield file, self._files[file]

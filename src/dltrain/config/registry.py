@@ -1,0 +1,214 @@
+"""Checks a whole config at once against the signatures it stands for; names to code. Imports no torch.
+
+A node of a group names one function or class (`name: lenet`) and holds its keyword arguments. Option NAME of group G
+is the public function or class NAME in G/NAME.py or in the group's one file. `name: my_package.nets:MyNet` names a
+user's own code.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dltrain.config import signatures
+from dltrain.config.signatures import PACKAGE, Key, Signature
+from dltrain.runtime.errors import ConfigError
+
+LISTED_GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger", "experiment")
+
+
+def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
+    """Options of a group and the file of each; of two with one name that in the first folder."""
+    files = [path for folder in reversed(list(folders)) for path in (folder / group).glob("*.yaml")]
+    return dict(sorted((path.stem, path) for path in files))
+
+
+def summary(group: str, name: str, path: Path) -> str:
+    """First line of the docstring behind an option, else the comment its file begins with."""
+    if group in GROUPS and (option := signature(group, name)):
+        return option.summary
+    for_machines = ("@package", "yaml-language-server:")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = (line for line in lines if line.startswith("# ") and not any(it in line for it in for_machines))
+    return next(comments, "").lstrip("# ")
+
+
+def of_option(group: str, name: str) -> Signature | None:
+    """The signature of an option; None for `custom` and an experiment, whose keys are not known here."""
+    if place := SHARED.get(group):
+        return signatures.builtin(*place)
+    return signature(group, name) if group in GROUPS else None
+
+
+def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
+    """The node of each group of a config, and "" for the command's own keys, to the signature that they obey.
+
+    Raises ConfigError for a user's own code that cannot be imported.
+    """
+    source, name, places = COMMANDS[command]
+    found: dict[str, Signature | None] = {"": signatures.builtin(source, name)}
+    for node, place in places.items():
+        own: Any = config.get(node)
+        own = own if isinstance(own, dict) else {}
+        chosen = own.get("name")
+        if place is not None:
+            found[node] = signatures.builtin(*place)
+        elif GROUPS[node].several:
+            found |= {f"{node}.{option}": signature(node, option) for option in own}
+        elif isinstance(chosen, str) and chosen != REQUIRED:
+            found[node] = signature(node, chosen)
+    return {node: signature for node, signature in found.items() if signature is not None}
+
+
+def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Key]:
+    """Every key of a config, written with dots, and its rule."""
+    found: dict[str, signatures.Key] = {}
+    for node, signature in nodes(command, config).items():
+        found |= typed_keys(node, signature)
+    return found
+
+
+def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Key]:
+    """The keys of a node as they are typed, "" being that of the command itself."""
+    return {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}
+
+
+Origin = Callable[[str], str]
+REQUIRED = "???"  # Hydra's word for a value that must be set
+WHOLE = "# @package _global_"  # the first line of an experiment, which sets keys of the whole config
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where a group's options are defined, and which of their arguments the program passes in.
+
+    What has the first of these arguments is an option, other functions in the same place are not.
+    """
+
+    source: str
+    injected: tuple[str, ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()  # functions whose keys every option of the group has as well
+    several: bool = False  # whether its node holds a node for each of several options, by its name
+
+
+GROUPS = {
+    "data": Group(
+        "data/datasets",
+        ("split", "source", "seed", "images"),
+        (
+            ("data/splits.py", "train_and_val"),
+            ("data/loader.py", "normalization"),
+            ("data/augmentation.py", "augmentation"),
+        ),
+    ),
+    "model": Group("models", ("input_shape", "num_classes")),
+    "optim": Group(
+        "optim/optimizers.py", ("named_parameters", "optimizer", "model"), (("optim/optimizers.py", "scaled"),)
+    ),
+    "schedule": Group("optim/schedules.py", ("total_steps", "step")),
+    "task": Group("optim/tasks.py"),
+    "logger": Group("report/trackers", ("folder", "config"), several=True),
+}
+OPTIONAL = ("sweep", "logger")  # a run by itself has no sweep; without a logger it keeps metrics.jsonl alone
+# Nodes that always stand for the same function, and the function or class of a command's own keys.
+SHARED: dict[str, tuple[str, str] | None] = {
+    "device": ("runtime/devices.py", "device"),
+    "sweep": ("config/settings.py", "Sweep"),
+}
+COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
+    "train": ("config/settings.py", "Train", {**dict.fromkeys(GROUPS), **SHARED}),
+    "eval": ("config/settings.py", "Eval", {"data": ("config/settings.py", "EvalData"), **SHARED}),
+    "predict": ("config/settings.py", "Predict", SHARED),
+    "export": ("config/settings.py", "Export", SHARED),
+}
+
+
+@functools.cache
+def names(group: str) -> list[str]:
+    """Built-in options of a group, sorted."""
+    source = GROUPS[group].source
+    is_file = source.endswith(".py")
+    found = signatures.public_names(source) if is_file else [path.stem for path in (PACKAGE / source).glob("*.py")]
+    return sorted(name for name in found if builtin(group, name))
+
+
+def builtin(group: str, name: Any) -> Signature | None:
+    """Signature of a built-in option, with what the program passes in; None where there is none.
+
+    Reads the source of that option alone: those of all take a twentieth of a second.
+    """
+    place = GROUPS[group]
+    is_file = place.source.endswith(".py")
+    known = signatures.public_names(place.source) if is_file else [name]
+    if not isinstance(name, str) or not name.isidentifier() or name not in known:
+        return None
+    with contextlib.suppress(signatures.NoSuch):  # or a file of helpers
+        found = signatures.builtin(place.source if is_file else f"{place.source}/{name}.py", name)
+        return found if set(place.injected[:1]) <= set(found.keys) else None
+    return None
+
+
+def chosen(group: str, node: dict[str, Any]) -> str:
+    """What is typed for the built-in options of a group that a node holds; empty for none."""
+    several = GROUPS[group].several
+    known: list[Any] = [name for name in (node if several else [node.get("name")]) if builtin(group, name)]
+    return f"[{','.join(known)}]" if several and known else "".join(known)
+
+
+def signature(group: str, name: str) -> Signature | None:
+    """Signature of an option without what the program itself passes in; None for an unknown name."""
+    place = GROUPS[group]
+    if ":" in name:
+        found = signatures.user_signature(signatures.user_object(name))
+        if group in ("optim", "data"):  # it gets the parameters, or the split, first, whatever it calls them
+            found = replace(found, keys=dict(list(found.keys.items())[1:]))
+    elif (own := builtin(group, name)) is not None:
+        found = own
+    else:
+        return None
+    injected = () if ":" in name and group == "data" else place.injected
+    keys = {key: rule for key, rule in found.keys.items() if key not in injected}
+    return replace(found, keys=keys | _shared(group))
+
+
+@functools.cache
+def _shared(group: str) -> dict[str, Key]:
+    """Keys that every option of a group has."""
+    keys: dict[str, Key] = {}
+    for source, name in GROUPS[group].shared:
+        found = signatures.builtin(source, name)
+        keys |= {key: rule for key, rule in found.keys.items() if key not in GROUPS[group].injected}
+    return keys
+
+
+def bind(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:
+    """What a checked node names, with those of its keys and of `injected` that its signature has."""
+    name = node["name"]
+    function = signatures.user_object(name) if ":" in name else _builtin_object(group, name)
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    # With **options it gets what was meant for it, not what dltrain itself does with every option of the group.
+    taken = parameters.keys() | (node.keys() - _shared(group).keys() if takes_any else set())
+    own = {key: value for key, value in node.items() if key != "name" and key in taken}
+    return functools.partial(function, **own, **{key: value for key, value in injected.items() if key in parameters})
+
+
+def _builtin_object(group: str, name: str) -> Any:
+    source = GROUPS[group].source
+    if builtin(group, name) is None:
+        raise ConfigError(f"{group}={name}: no such option; there are {', '.join(names(group))}")
+    module = source.removesuffix(".py") if source.endswith(".py") else f"{source}.{name}"
+    loaded = importlib.import_module(f"dltrain.{module.replace('/', '.')}")
+    own = {key: found for key, found in vars(loaded).items() if getattr(found, "__module__", "") == loaded.__name__}
+    return next(found for key, found in own.items() if signatures.is_called(key, name))
+
+
+def config_folder() -> Path:
+    """configs/ inside the installed package, else that of the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"  # looked for first: what lies two folders above an installed package is a person's
+    return installed if (installed / "train.yaml").is_file() else package.parents[1] / "configs"

@@ -1,0 +1,76 @@
+"""YAML files somebody else may have written, read within limits of size, depth and aliases."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+
+DEEPEST = 50
+LONGEST = 1 << 20  # bytes of a YAML file
+LARGEST = 10_000  # values of a config once its aliases are written out; dltrain's own have less than 100
+
+
+class Refused(HydraException):
+    """A config that asks Hydra for what dltrain does not let it do."""
+
+
+class _Loader(yaml.BaseLoader):  # it leaves aliases shared and fills in no <<
+    depth = 0
+
+    def compose_node(self, *place: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise Refused(f"it is nested more than {DEEPEST} deep")
+        node = super().compose_node(*place)
+        self.depth -= 1
+        return node
+
+
+def read_yaml(path: Path) -> Any:
+    """The values of a YAML file that somebody else may have written. Raises Refused, with its path."""
+    text = checked_yaml(path)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+
+
+def checked_yaml(path: Path) -> str:
+    """The text of such a file, once it is known to be neither endless nor bottomless. Raises Refused, with its path."""
+    try:
+        if not path.is_file() or path.stat().st_size > LONGEST:
+            raise Refused(f"no file of at most {LONGEST:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        refuse_bomb(_Loader(text).get_single_data())
+        return text
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from None
+
+
+def _unreadable(path: Path, error: Exception) -> Refused:
+    return Refused(f"{path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}")
+
+
+def refuse_bomb(value: Any) -> int:
+    """How many values there are, shared parts written out. Raises Refused for too many, and for what holds itself."""
+    sizes: dict[int, float] = {}
+
+    def size(node: Any) -> float:
+        if not isinstance(node, dict | list):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = float("inf")  # until it is known: what comes by it again contains itself
+            parts = node.values() if isinstance(node, dict) else node
+            sizes[id(node)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(node)]
+
+    try:
+        amount = size(value)
+    except RecursionError:
+        amount = float("inf")
+    if amount > LARGEST:
+        raise Refused(f"its aliases stand for more than {LARGEST:,} values, or it is nested without end")
+    return int(amount)

@@ -1,0 +1,169 @@
+"""The keys of each command outside the groups: their types, ranges and meanings. Defaults stand in configs/."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, Len
+
+from dltrain.config.hints import Matches
+
+Positive = Annotated[int, Interval(ge=1)]
+Duration = Annotated[str, Matches(r"\d+(\.\d+)?[smh]", "a time such as 30s, 5m or 1h")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Keys of a training run outside the groups.
+
+    Args:
+        seed: fixes weights, order, augmentation, dropout and the validation set
+        epochs: passes over the training set
+        batch_size: examples in each part of an update
+        accumulate: parts of an update; an update sees batch_size * accumulate examples
+        clip_norm: largest norm of the gradient; null for no limit
+        ema: share that an average of the weights keeps at a step, such as 0.99; it is validated, tested; null for none
+        log_every: steps between two records of training
+        checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints; the end makes one too
+        keep: checkpoints to go on from that are kept, last.pt and those before it
+        report: write report.html, a page with curves, confusions and mistakes, at the end
+        on_nonfinite: what to do at a loss that is NaN or infinite: `stop`, or `skip` that step's update
+        patience: epochs without a better validation figure after which to stop; null for never
+        max_seconds: time after which to stop; null for no limit
+        limit_steps: steps after which to stop, of all epochs; null for no limit
+        resume: folder of a run to continue in, from its last checkpoint
+        init: checkpoint or state dict to take starting weights from
+        trust: packages of your own code that a resumed checkpoint may name
+        name: added to the name of the run's folder
+    """
+
+    seed: Annotated[int, Interval(ge=0, lt=18446744073709551616)]
+    epochs: Positive
+    batch_size: Positive
+    accumulate: Positive
+    clip_norm: Annotated[float, Interval(gt=0)] | None
+    ema: Annotated[float, Interval(gt=0, lt=1)] | None
+    log_every: Positive
+    checkpoint_every: Positive | Duration
+    keep: Positive
+    report: bool
+    on_nonfinite: Literal["stop", "skip"]
+    patience: Positive | None
+    max_seconds: Annotated[float, Interval(gt=0)] | None
+    limit_steps: Positive | None
+    resume: str | None
+    init: str | None
+    trust: str | list[str]
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Keys of an evaluation outside the groups.
+
+    Args:
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file; several as [A,B] are ranked
+        split: which examples to evaluate
+        tta: test-time augmentation: mean probabilities over mirror images, shifts by one pixel, or both
+        batch_size: examples at a time; null takes that of the training
+        trust: packages of your own code that the checkpoint may name
+    """
+
+    ckpt: str | Annotated[list[str], Len(1)]
+    split: Literal["train", "val", "test"]
+    tta: Literal["none", "flip", "shift", "flip_shift"]
+    batch_size: Positive | None
+    trust: str | list[str]
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """What of the data may differ from the training.
+
+    Args:
+        root: where the data lies; null takes the checkpoint's own
+    """
+
+    root: str | None
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Keys of a prediction outside the groups.
+
+    Args:
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file
+        input: a picture, a folder of pictures, or a pattern such as 'shots/*.png'
+        invert: take the negative, as of black on white for a network of white on black; `auto` goes by the edge
+        center: scale and move what is drawn to where MNIST's digits are; null: in pictures that are inverted
+        top_k: how many classes to show for each picture
+        batch_size: pictures at a time
+        output: CSV file to write
+        trust: packages of your own code that the checkpoint may name
+    """
+
+    ckpt: str
+    input: str
+    invert: bool | Literal["auto"]
+    center: bool | None
+    top_k: Positive
+    batch_size: Positive
+    output: str
+    trust: str | list[str]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Keys of an export outside the groups.
+
+    Args:
+        ckpt: a run folder (its best.pt is taken) or a checkpoint file
+        format: `onnx`, a graph for other programs; `safetensors` or `state_dict`, the weights for init= and torch
+        output: file to write; null for model.onnx, model.safetensors or model.pth
+        normalize: take pictures as bytes and normalise them inside the ONNX graph
+        trust: packages of your own code that the checkpoint may name
+    """
+
+    ckpt: str
+    format: Literal["onnx", "safetensors", "state_dict"]
+    output: str | None
+    normalize: bool
+    trust: str | list[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Keys of a sweep.
+
+    Args:
+        search: `grid` runs every combination, `random` and `tpe` (Optuna) draw them
+        trials: jobs of a search
+        metric: figure that ranks the jobs and that a search improves, such as val_loss; null for the task's own
+        direction: whether a smaller or a larger metric is better; null to go by its name
+        pruner: stops bad jobs of a search early: `median`, or `halving` (asynchronous successive halving)
+        seed: fixes what a search draws
+        workers: jobs at a time; null for as many as there are GPUs, or cores of a CPU
+        job_timeout: time after which a job counts as hanging and is killed; null for no limit
+        retries: how often a job that failed is tried again, from its last checkpoint
+        stop_on_failure: start no further job after one has failed, and stop the others after saving
+        resume: folder of a sweep to continue, or `last`
+        retry_failed: with `resume`, also run the jobs again that failed
+        dry: show the jobs and run none
+        executor: where jobs run: `local` processes, a `ray` cluster, or `slurm`
+        options: for the executor, such as {address: auto} for Ray or {slurm_partition: gpu} for Slurm
+    """
+
+    search: Literal["grid", "random", "tpe"]
+    trials: Positive
+    metric: str | None
+    direction: Literal["minimize", "maximize"] | None
+    pruner: Literal["median", "halving"] | None
+    seed: Annotated[int, Interval(ge=0, lt=4294967296)]
+    workers: Annotated[int, Interval(ge=1, le=4096)] | None
+    job_timeout: Annotated[float, Interval(gt=0)] | Duration | None
+    retries: Annotated[int, Interval(ge=0)]
+    stop_on_failure: bool
+    resume: str | None
+    retry_failed: bool
+    dry: bool
+    executor: Literal["local", "ray", "slurm"]
+    options: dict[str, Any] | None

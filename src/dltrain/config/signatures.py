@@ -1,0 +1,216 @@
+"""Signatures of functions and classes: the schema of the config.
+
+Built-ins are read from their source with `ast`, so that help, checks and completion import no torch. A user's own
+code, named by its import path, is imported.
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import inspect
+import sys
+import typing
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, Len
+
+from dltrain.config.hints import Matches
+from dltrain.runtime.errors import ConfigError
+
+PACKAGE = Path(__file__).parents[1]
+KNOWN = MappingProxyType(
+    {
+        "Annotated": Annotated,
+        "Interval": Interval,
+        "Len": Len,
+        "Literal": Literal,
+        "Matches": Matches,
+        "bool": bool,
+        "dict": dict,
+        "float": float,
+        "int": int,
+        "list": list,
+        "str": str,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One keyword argument: its type hint (Any where it is unknown), whether it must be given, its meaning."""
+
+    hint: Any
+    required: bool
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Keyword arguments of a function or class; `takes_any` where it has **kwargs."""
+
+    summary: str
+    keys: dict[str, Key]
+    takes_any: bool = False
+
+
+class NoSuch(LookupError):
+    """There is no function or class of that name in that file."""
+
+
+@functools.cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse((PACKAGE / source).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def builtin(source: str, name: str) -> Signature:
+    """Signature of the public function or class called `name`, in any case, in a source file of this package.
+
+    A class NetOfMine is `netofmine` or `net_of_mine`. Raises NoSuch where there is none.
+    """
+    if not (PACKAGE / source).is_file():
+        raise NoSuch(source)
+    tree = _parsed(source)
+    aliases = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_called(node.name, name):
+            return _read(node, aliases)
+    raise NoSuch(f"{source} has no {name}")
+
+
+def is_called(definition: str, name: str) -> bool:
+    """Whether a function or class goes by a name: my_net or mynet for MyNet."""
+    return definition.lower() in (name.lower(), name.lower().replace("_", ""))
+
+
+def public_names(source: str) -> list[str]:
+    """Public functions and classes defined in a source file, in lower case."""
+    tree = _parsed(source)
+    definitions = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    return [node.name.lower() for node in definitions if not node.name.startswith("_")]
+
+
+def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) -> Signature:
+    document = ast.get_docstring(node) or ""
+    found: dict[str, tuple[ast.expr | None, bool]] = {}
+    takes_any = False
+    functions = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+    if isinstance(node, ast.FunctionDef):
+        functions = [node]
+    for function in functions:
+        arguments = function.args
+        positional = arguments.posonlyargs + arguments.args
+        first_default = len(positional) - len(arguments.defaults)
+        for index, argument in enumerate(positional):
+            if argument.arg != "self":
+                found[argument.arg] = argument.annotation, index < first_default
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+            found[argument.arg] = argument.annotation, default is None
+        takes_any = arguments.kwarg is not None
+    if not functions:  # a dataclass: its fields are its arguments
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                found[field.target.id] = field.annotation, field.value is None
+    meanings = argument_meanings(document, found)
+    keys = {
+        name: Key(Any if hint is None else _hint(hint, aliases), required, meanings.get(name, ""))
+        for name, (hint, required) in found.items()
+    }
+    return Signature(document.partition("\n")[0], keys, takes_any)
+
+
+def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
+    """The object a type hint stands for, from the few forms that config keys need; anything else is Any."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in KNOWN:
+            return KNOWN[name]
+        case ast.Name(id=name) if name in aliases:
+            return _hint(aliases[name], aliases)
+        case ast.Subscript(value=base, slice=ast.Tuple(elts=elements)):
+            generic = _hint(base, aliases)
+            return generic if generic is Any else generic[tuple(_hint(element, aliases) for element in elements)]
+        case ast.Subscript(value=base, slice=inner):
+            generic = _hint(base, aliases)
+            return generic if generic is Any else generic[_hint(inner, aliases)]
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return typing.Union[_hint(left, aliases), _hint(right, aliases)]  # noqa: UP007  (the operands are values)
+        case ast.Call(func=function, args=arguments, keywords=keywords):
+            called = _hint(function, aliases)
+            if called is Any:
+                return Any
+            positional = [_hint(argument, aliases) for argument in arguments]
+            return called(*positional, **{str(word.arg): _hint(word.value, aliases) for word in keywords})
+    return Any
+
+
+def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, str]:
+    """The entries `name: meaning` of a docstring's Args section; the further lines of one stand further right.
+
+    One of `names` begins an entry wherever it stands.
+    """
+    meanings: dict[str, str] = {}
+    name, depth = "", 0
+    for line in document.partition("Args:")[2].splitlines():
+        if line and not line.startswith(" "):
+            break
+        indent = len(line) - len(line.lstrip())
+        found, colon, meaning = line.strip().partition(": ")
+        if name and indent > depth and not (colon and found in names):
+            meanings[name] += f" {line.strip()}"
+            continue
+        name, depth = (found, indent) if colon and found.isidentifier() else ("", 0)
+        if name:
+            meanings[name] = meaning
+    return meanings
+
+
+def user_object(path: str) -> Any:
+    """What an import path such as `my_package.nets:MyNet` names; the current folder is searched first.
+
+    Raises ConfigError where there is no such module or name.
+    """
+    module_name, _, name = path.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # the console script does not have it, `python -m` does
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a user's module may do anything while it is imported
+        raise ConfigError(f"{path}: cannot import {module_name} ({type(error).__name__}: {error})") from error
+    if not callable(found := getattr(module, name, None)):
+        raise ConfigError(f"{path}: {module_name} has no function or class {name or '(name it after a colon)'}")
+    return found
+
+
+def user_signature(found: Any) -> Signature:
+    """Signature of a user's own function or class."""
+    function = found.__init__ if inspect.isclass(found) else found
+    try:
+        parameters = dict(inspect.signature(found).parameters)
+    except (TypeError, ValueError):  # built in C
+        return Signature(inspect.getdoc(found) or "", {}, takes_any=True)
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # hints that name what is not imported: then they allow every value
+        hints = typing.get_type_hints(function, include_extras=True)
+    document = inspect.getdoc(found) or ""
+    meanings = argument_meanings(document, parameters)
+    keys = {
+        name: Key(hints.get(name, Any), parameter.default is parameter.empty, meanings.get(name, ""))
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return Signature(document.partition("\n")[0], keys, takes_any)

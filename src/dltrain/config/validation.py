@@ -1,0 +1,156 @@
+"""Checks a whole config at once against the signatures it stands for. Imports no torch."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dltrain.config import signatures
+from dltrain.config.hints import as_typed, describe, is_number, obeys
+from dltrain.config.registry import COMMANDS, GROUPS, OPTIONAL, REQUIRED, WHOLE, Origin, builtin, names, signature
+from dltrain.config.signatures import Key, Signature
+from dltrain.runtime.errors import ConfigError
+
+TYPED = "the command line"  # an origin of keys
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a config: the key, what is wrong and what to do."""
+
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.key}{self.text}".splitlines())
+
+
+def refuse(faults: list[Fault]) -> None:
+    """Raise a ConfigError that tells all faults at once, one a line; none is fine."""
+    if faults:
+        raise ConfigError("\n".join(str(fault) for fault in faults))
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest known name, compared whole or by its last part; else all of a few."""
+    known = list(dict.fromkeys(known))
+    # Of three names all can be told: only a near miss is worth a guess (gpu is not meant as cpu).
+    cutoff = 0.8 if len(known) <= 3 else 0.6
+    parent, _, last = word.rpartition(".")
+    beside = {key.rpartition(".")[2]: key for key in known if parent and key.rpartition(".")[0] == parent}
+    # What names share with their neighbours makes none of them nearer; of the group itself they are not meant.
+    others = [key for key in known if key not in beside.values() and not word.startswith(f"{key}.")]
+    nearest = [beside[key] for key in difflib.get_close_matches(last, beside, 1, max(cutoff, 0.65))]
+    nearest = nearest or difflib.get_close_matches(word, others, 1, cutoff)
+    if not nearest:
+        lasts = {key.rpartition(".")[2]: key for key in reversed(others)}
+        nearest = [lasts[key] for key in difflib.get_close_matches(last, lasts, 1, 0.8 if parent else cutoff)]
+    if nearest:
+        return f"; did you mean {nearest[0]}?"
+    return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
+
+
+def require(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
+    """Raise a ConfigError that tells all faults of a config, one a line."""
+    refuse(check(config, command, origin))
+
+
+def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Fault]:
+    """All faults of a composed config, its interpolations resolved; `origin` tells where a key's value is from."""
+
+    def where(key: str) -> str:
+        return f" (from {place})" if (place := origin(key)) else ""
+
+    source, name, nodes = COMMANDS[command]
+    settings = signatures.builtin(source, name)
+    faults = []
+    top = {key: value for key, value in config.items() if key not in nodes}
+    own = top.get("experiment")  # keys of a file that speaks of itself, not of the whole config
+    is_lost = isinstance(own, dict | list) and not any(TYPED in where(f"experiment.{key}") for key in own)
+    if command == "train" and is_lost:
+        del top["experiment"]
+        faults.append(Fault("experiment", f': its YAML must begin with "{WHOLE}", and hold keys and their values'))
+    others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
+    faults += _check_keys("", top, settings, where, others)
+    for node, place in nodes.items():
+        value = config.get(node)
+        if node in OPTIONAL and node not in config:
+            continue
+        if not isinstance(value, dict):
+            faults.append(Fault(node, f"={as_typed(value)}: must be a group of keys{where(node)}"))
+            continue
+        if place is not None:
+            faults += _check_keys(f"{node}.", value, signatures.builtin(*place), where, settings.keys)
+        elif GROUPS[node].several:
+            faults += _check_several(node, value, where, settings.keys)
+        else:
+            faults += _check_option(node, value, where, settings.keys)
+    return faults
+
+
+def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
+    name, key = node.get("name"), f"{group}.name"
+    if not isinstance(name, str) or name == REQUIRED:
+        return [Fault(key, f" is required: set it to module:name, your own code, or to an option's name{where(key)}")]
+    try:
+        found = signature(group, name)
+    except ConfigError as error:
+        return [Fault(key, f"={error}")]
+    if found is None:
+        return [Fault(key, f"={name}: no such {group}{suggest(name, names(group))}{where(key)}")]
+    return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
+
+
+def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
+    faults = []
+    for name, node in nodes.items():
+        key = f"{group}.{name}"
+        found = signature(group, name) if builtin(group, name) else None
+        if found is None:
+            faults.append(Fault(key, f": no such {group}{suggest(name, names(group))}{where(key)}"))
+        elif not isinstance(node, dict):
+            faults.append(Fault(key, f"={as_typed(node)}: must be a group of keys{where(key)}"))
+        else:
+            faults += _check_keys(f"{key}.", node, found, where, others)
+    return faults
+
+
+def _check_keys(
+    prefix: str, node: dict[str, Any], found: Signature, where: Origin, others: Iterable[str]
+) -> list[Fault]:
+    faults = []
+    known = {prefix + key: rule for key, rule in found.keys.items()}
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if key in known:
+            faults += _check_value(key, value, known[key], where)
+        elif not found.takes_any:
+            faults.append(Fault(key, f": no such key{suggest(key, [*known, *others])}{where(key)}"))
+    missing = [key for key, rule in known.items() if rule.required and key.removeprefix(prefix) not in node]
+    return faults + [Fault(key, f" is required: {known[key].meaning or describe(known[key].hint)}") for key in missing]
+
+
+def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
+    if value == REQUIRED:
+        return [Fault(key, f" is required: {rule.meaning or describe(rule.hint)}")]
+    if obeys(value, rule.hint):
+        return []
+    shown, advice = as_typed(value), ""
+    if isinstance(value, int | float) and obeys(shown, rule.hint):
+        advice = f"; as text: '{key}=\"{shown}\"'"
+    elif isinstance(value, str) and is_number(value):
+        shown, advice = f'"{value}"', ", not text"
+    return [Fault(key, f"={shown}: must be {describe(rule.hint)}{advice}{where(key)}")]
+
+
+def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:
+    """Keys of a node as it is configured, for suggestions."""
+    if place is not None:
+        return list(signatures.builtin(*place).keys)
+    own = config.get(node)
+    if GROUPS[node].several and isinstance(own, dict):
+        chosen = [(name, signature(node, name)) for name in own if builtin(node, name)]
+        return [f"{name}.{key}" for name, found in chosen if found for key in found.keys]
+    name: Any = own.get("name") if isinstance(own, dict) else None
+    found = signature(node, name) if builtin(node, name) else None
+    return ["name", *found.keys] if found else []

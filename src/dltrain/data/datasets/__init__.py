@@ -1,0 +1,1 @@
+"""The options of the group `data`: one file and one function each."""

@@ -1,0 +1,139 @@
+"""A person's own pictures: one sub-folder for each class, in train/val/test folders or all together."""
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import PIL
+import torch
+from annotated_types import Interval, Len
+from rich.progress import track
+from torch import Tensor
+
+from dltrain.data import image_cache, image_files
+from dltrain.data.image_cache import Decoded
+from dltrain.data.splits import Examples, stratified
+from dltrain.runtime.errors import InputError
+from dltrain.runtime.folders import expanded
+
+log = logging.getLogger(__name__)
+
+TEST_SHARE = 0.2
+
+
+def folder(
+    split: str,
+    *,
+    root: str,
+    size: Annotated[list[Annotated[int, Interval(ge=1, le=8192)]], Len(2, 2)],
+    channels: Literal[1, 3],
+    fit: Literal["resize", "crop"],
+) -> Examples | None:
+    """Your own pictures: a sub-folder for each class, of any format, size and mode.
+
+    What was decoded once is kept for the next start, see decoded.py.
+
+    Args:
+        root: folder with a sub-folder for each class, or with train/ and test/ (and val/) folders of such
+        size: height and width that every picture is brought to
+        channels: 3 for colour, 1 for grey levels
+        fit: `resize` squeezes to the size, `crop` cuts the middle out
+
+    Raises InputError where there are no pictures to train on.
+    """
+    base = expanded(root)
+    files, classes = find_files(base, split)
+    if not files:
+        return None
+    paths = [path for path, _ in files]
+    decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
+    how = (PIL.__version__, decode.keywords)
+    where = image_cache.place(base.name, base.absolute(), split, how)
+    key = image_cache.fingerprint(base, paths, how)
+    found = None if where is None else image_cache.read(where, key)
+    is_new = found is None
+    may_keep = True
+    if found is None:
+        found, may_keep = _decode_all(paths, decode, split)
+    for index, why in found.left_out.items():
+        # Without root, which may be a value of the environment.
+        log.warning("left out %s: %s", Path(paths[index]).relative_to(base), why)
+    log.info(
+        "%s: %s %d pictures, left out %d damaged",
+        *(split, "read" if is_new else "had decoded", len(found.images), len(found.left_out)),
+    )
+    if not len(found.images):
+        raise InputError(f"{root}: none of the {len(files)} pictures of the {split} split can be read")
+    if is_new and may_keep and where is not None:
+        image_cache.keep(where, key, found)
+    labels = [label for index, (_, label) in enumerate(files) if index not in found.left_out]
+    return Examples(found.images, torch.tensor(labels), classes)
+
+
+def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """Picture files of a split with their labels, and the class names; no files where there is no such split.
+
+    Without train/ and test/ folders a fixed 20 % of each class is the test set.
+    """
+    if not root.is_dir():
+        raise InputError(f"data.root={root}: no such folder. Set it to a folder with a sub-folder for each class")
+    own_splits = (root / "train").is_dir()
+    base = root / "train" if own_splits else root
+    classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if not classes:
+        raise InputError(f"{base}: expected a sub-folder of pictures for each class, found none")
+    if set(classes) <= {"test", "val"}:
+        raise InputError(f"{root}: has {' and '.join(classes)} but no train folder. Add one with the classes in it")
+    if own_splits:
+        base = root / split
+        if not base.is_dir():
+            return [], classes
+        strangers = {path.name for path in base.iterdir() if path.is_dir() and path.name[0] != "."} - set(classes)
+        if strangers:
+            raise InputError(f"{base}: classes that are not in {root / 'train'}: {', '.join(sorted(strangers))}")
+    elif split == "val":
+        return [], classes
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        if (base / name).is_dir()
+        for path in image_files.find(base / name)
+    ]
+    if not files:
+        raise InputError(f"{base}: expected pictures ({', '.join(sorted(image_files.EXTENSIONS))}), found none")
+    if own_splits:
+        return files, classes
+    test = set(stratified(torch.tensor([label for _, label in files]), round(TEST_SHARE * len(files)), 0).tolist())
+    return [file for index, file in enumerate(files) if (index in test) == (split == "test")], classes
+
+
+Decode = Callable[[str], Tensor | ValueError]
+
+
+def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[Decoded, bool]:
+    """The pictures and which cannot be read, and whether that is so for good; decoding releases the interpreter."""
+    with image_files.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(
+            track(
+                pool.map(decode, paths),
+                description=f"reading {split}",
+                total=len(paths),
+                transient=True,
+                disable=not os.isatty(1),
+            )
+        )
+    images = [image for image in results if isinstance(image, Tensor)]
+    left_out = {index: str(why) for index, why in enumerate(results) if isinstance(why, ValueError)}
+    is_final = not any(isinstance(why, image_files.Unreachable) for why in results)
+    return Decoded(torch.stack(images) if images else torch.empty(0), left_out), is_final
+
+
+def _try_decode(path: str, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:
+    try:
+        return image_files.decode(path, channels=channels, size=size, fit=fit)
+    except ValueError as error:
+        return error

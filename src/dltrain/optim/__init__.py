@@ -1,0 +1,1 @@
+"""What changes the weights: losses, the training step, optimizers, schedules, averages."""

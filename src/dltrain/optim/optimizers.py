@@ -1,0 +1,172 @@
+"""Optimizers, torch's own but for Muon: each public function is an option of the group `optim`.
+
+They get named parameters, so that biases and norms can be left out of the weight decay.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Interval
+from torch import nn
+
+from dltrain.optim.muon import Muon
+
+Rate = Annotated[float, Interval(gt=0)]
+Decay = Annotated[float, Interval(ge=0)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Parameters = Iterable[tuple[str, nn.Parameter]]
+
+
+def sgd(
+    named_parameters: Parameters, *, lr: Rate, momentum: Share, nesterov: bool, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum.
+
+    Args:
+        lr: learning rate
+        momentum: share of the last update that is kept
+        nesterov: look ahead along the momentum (needs momentum > 0)
+        weight_decay: pull of the weights towards zero (L2)
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+def adam(
+    named_parameters: Parameters, *, lr: Rate, beta1: Share, beta2: Share, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """Adam (Kingma, Ba, 2015).
+
+    Args:
+        lr: learning rate
+        beta1: memory of the mean of the gradients
+        beta2: memory of their squares
+        weight_decay: pull of the weights towards zero (L2, through the gradient)
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.Adam(groups, lr=lr, betas=(beta1, beta2), fused=True)
+
+
+def adamw(
+    named_parameters: Parameters, *, lr: Rate, beta1: Share, beta2: Share, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov, Hutter, 2019).
+
+    Args:
+        lr: learning rate
+        beta1: memory of the mean of the gradients
+        beta2: memory of their squares
+        weight_decay: pull of the weights towards zero, times the rate
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), fused=True)
+
+
+def rmsprop(
+    named_parameters: Parameters, *, lr: Rate, alpha: Share, momentum: Share, weight_decay: Decay, decay_biases: bool
+) -> torch.optim.Optimizer:
+    """RMSprop: the gradient divided by a running mean of its size (Hinton, 2012).
+
+    Args:
+        lr: learning rate
+        alpha: memory of the squares of the gradients
+        momentum: share of the last update that is kept
+        weight_decay: pull of the weights towards zero (L2)
+        decay_biases: decay biases and norm weights too
+    """
+    groups = _groups(named_parameters, weight_decay, decay_biases)
+    return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum)
+
+
+def muon(
+    named_parameters: Parameters,
+    *,
+    lr: Rate,
+    momentum: Share,
+    iterations: Annotated[int, Interval(ge=1, le=99)],
+    rescale: bool,
+    plain_momentum: Share,
+    weight_decay: Decay,
+    decay_biases: bool,
+) -> torch.optim.Optimizer:
+    """Muon for filters and matrices but the last layer's, Nesterov's momentum for the rest (Jordan et al., 2024).
+
+    Args:
+        lr: learning rate; the rest has it too, times head_factor, bias_factor and norm_factor
+        momentum: share of the last update of a matrix that is kept
+        iterations: of Newton and Schulz, which make an update of a matrix orthogonal
+        rescale: set matrices to the norm of an orthogonal one before each update
+        plain_momentum: share of the last update of the rest that is kept
+        weight_decay: pull of the weights towards zero, times the rate
+        decay_biases: decay biases and norm weights too
+    """
+    named = list(named_parameters)
+    matrices = {
+        parameter
+        for name, parameter in named
+        if "weight" in name
+        and parameter.ndim > 1
+        and not parameter.is_complex()
+        and _layer(name) != _layer(named[-1][0])
+    }
+    groups = []
+    for group in _groups(named, weight_decay, decay_biases):
+        for steps, each in ((iterations, momentum), (0, plain_momentum)):
+            chosen = [parameter for parameter in group["params"] if (parameter in matrices) == bool(steps)]
+            own = {"lr": lr, "momentum": each, "iterations": steps, "rescale": rescale}
+            groups.append(group | own | {"params": chosen})
+    return Muon([group for group in groups if group["params"]])
+
+
+def scaled(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    head_factor: Rate = 1.0,
+    bias_factor: Rate = 1.0,
+    norm_factor: Rate = 1.0,
+) -> torch.optim.Optimizer:
+    """The optimizer, with rates of their own for some parameters; factors that meet are multiplied.
+
+    Args:
+        head_factor: factor on the rate of the last layer that has parameters
+        bias_factor: factor on the rate of biases
+        norm_factor: factor on the rate of the weights of norms
+    """
+    if head_factor == bias_factor == norm_factor == 1:
+        return optimizer
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    head = _layer(list(names.values())[-1])
+
+    def factor(parameter: nn.Parameter) -> float:
+        layer, _, kind = names[parameter].rpartition(".")
+        own = bias_factor if "bias" in kind else norm_factor if parameter.ndim <= 1 else 1.0
+        return own * (head_factor if layer == head else 1.0)
+
+    groups = []
+    for group in optimizer.param_groups:
+        # First those at the plain rate: what is told is the first group's.
+        for each in sorted({factor(parameter) for parameter in group["params"]}, key=lambda found: (found != 1, found)):
+            chosen = [parameter for parameter in group["params"] if factor(parameter) == each]
+            groups.append(group | {"params": chosen, "lr": group["lr"] * each})
+    optimizer.param_groups[:] = groups
+    return optimizer
+
+
+def _layer(name: str) -> str:
+    """Of the parameter `features.3.weight` it is `features.3`."""
+    return name.rpartition(".")[0]
+
+
+def _groups(named_parameters: Parameters, weight_decay: float, decay_biases: bool) -> list[dict[str, Any]]:
+    """Parameters with and without decay: biases and the weights of norms are the ones with at most one dimension."""
+    parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
+    if decay_biases or not weight_decay:
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    free = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

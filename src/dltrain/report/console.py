@@ -1,0 +1,245 @@
+"""What a person sees of a run: a live line on a terminal, plain lines elsewhere. Writes no files."""
+
+import contextlib
+import datetime
+import io
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from dltrain.runtime import terminal
+from dltrain.runtime.errors import clean, printable
+
+if TYPE_CHECKING:
+    from dltrain.engine import Record
+
+import math
+from dataclasses import dataclass, field
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+FEWEST = 6  # blocks of a long curve; at the most twice as many
+
+
+@dataclass
+class Sparkline:
+    """Means of equally many figures each; where they become too many two are made one, so that it stays short."""
+
+    means: list[float] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)
+    each: int = 1  # figures of a mean
+
+    def add(self, figure: float) -> None:
+        """Take in a further figure; one that is no number is left out."""
+        if not math.isfinite(figure):
+            return
+        self.pending.append(figure)
+        if len(self.pending) == self.each:
+            self.means.append(sum(self.pending) / self.each)
+            self.pending = []
+        if len(self.means) == 2 * FEWEST:
+            pairs = zip(self.means[::2], self.means[1::2], strict=True)
+            self.means = [(first + second) / 2 for first, second in pairs]
+            self.each *= 2
+
+    def __str__(self) -> str:
+        if len(self.means) < 2:
+            return ""
+        low, high = min(self.means), max(self.means)
+        scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+        return "".join(BLOCKS[round((mean - low) * scale)] for mean in self.means)
+
+
+log = logging.getLogger(__name__)
+
+REDRAW_SECONDS = 0.1
+PLAIN_SECONDS = 10.0
+MOST_LINES = 50
+CONSOLE = "dltrain console"  # name of the handler, so that there is only one
+PARTS = "parts"  # of a log record: its line in pieces with ranks, for a narrow terminal
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Plain lines; where nobody can read them any more the run goes on, and train.log has them all."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class _Drawn(RichHandler):
+    """Lines on a terminal; of one that is too wide and comes in parts, those that have room."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        parts = getattr(record, PARTS, None)
+        return terminal.fitted(parts, self.console.width) if parts and len(line) > self.console.width else line
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def start_logging() -> None:
+    """Let dltrain's log lines go to the console, once: on a terminal by rich, elsewhere as plain lines."""
+    logger = logging.getLogger("dltrain")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # the root logger belongs to the program that imports dltrain
+    for old in [handler for handler in logger.handlers if handler.name == CONSOLE]:
+        logger.removeHandler(old)
+    handler: logging.Handler = _Lines(sys.stdout)
+    if terminal.is_lively(sys.stdout):
+        handler = _Drawn(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
+    handler.set_name(CONSOLE)
+    handler.addFilter(clean)
+    logger.addHandler(handler)
+
+
+class Display:
+    """Progress of one run: epoch, step, figures, the curve of the loss, the best so far and the time left."""
+
+    def __init__(self, epochs: int, steps: int, first_step: int) -> None:
+        self.epochs, self.steps, self.first_step = epochs, steps, first_step
+        self.figures: dict[str, dict[str, float]] = {}  # split to its latest
+        self.losses = Sparkline()
+        self.began = self.drawn = self.line_at = time.perf_counter()
+        handlers = logging.getLogger("dltrain").handlers
+        console = next((handler.console for handler in handlers if isinstance(handler, _Drawn)), None)
+        self.live: Live | None = None
+        if console is not None:
+            self.live = Live(Text("starts"), console=console, transient=True, auto_refresh=False)
+            with contextlib.suppress(OSError):  # a terminal that was closed; train.log has all
+                self.live.start()
+
+    def show(self, records: "list[Record]", step: int, best: Mapping[str, Any]) -> None:
+        """Show where the run is, and the figures of records where there are some; `best` is the best record so far."""
+        for record in records:
+            self.figures[record.split] = record.values
+            if record.split == "train":
+                self.losses.add(record.values["loss"])
+        if records and self._is_worth_a_line(records[-1]):
+            epoch = records[-1].epoch
+            place = f"{epoch:>{len(str(self.epochs))}.0f}" if epoch.is_integer() else f"{epoch:.2f}"
+            told = [f"{record.split} {_told(record.values)}" for record in records]
+            if shown := _best(best):
+                told.append(f"best {shown[0]} in epoch {shown[1]}")
+            parts = [(0, f"epoch {place}/{self.epochs}"), (8, f"step {step}")]
+            parts += _parts({record.split: record.values for record in records}, best)
+            log.info("epoch %s/%d step %d: %s", place, self.epochs, step, ", ".join(told), extra={PARTS: parts})
+            self.line_at = time.perf_counter()
+        if self.live is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
+            self.drawn = time.perf_counter()
+            # One column is left free: some terminals go to the next line when the last one is written.
+            line = terminal.fitted(self._line(step, best), self.live.console.width - 1)
+            with contextlib.suppress(OSError):
+                self.live.update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self.live is not None:
+            with contextlib.suppress(OSError):
+                self.live.stop()
+
+    def _line(self, step: int, best: Mapping[str, Any]) -> list[tuple[int, str]]:
+        """The parts of the live line."""
+        assert self.live is not None
+        total, done = self.epochs * self.steps, step - self.first_step
+        seconds = (self.drawn - self.began) / max(1, done) * (total - step)
+        drawable = self.live.console.encoding.startswith("utf")
+        return [
+            (7, f"{100 * step // total:3} %"),
+            (5, f"{datetime.timedelta(seconds=round(seconds))} left" if done else "-:--:-- left"),
+            (0, f"epoch {min(step // self.steps + 1, self.epochs)}/{self.epochs}"),
+            (8, f"step {step}"),
+            (3, f"{self.losses!s:{2 * FEWEST - 1}}" if drawable else ""),  # of one width, so that nothing jumps
+            *_parts(self.figures, best),
+        ]
+
+    def _is_worth_a_line(self, record: "Record") -> bool:
+        """Ends of epochs, fifty at the most in a run; without a terminal also a sign of life every few seconds."""
+        if record.epoch.is_integer():
+            return record.epoch == self.epochs or record.epoch % -(-self.epochs // MOST_LINES) == 0
+        return self.live is None and time.perf_counter() - self.line_at > PLAIN_SECONDS
+
+
+def _best(best: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The figure by which weights are the best so far, and the epoch; None without a validation set."""
+    if best.get("split") != "val":
+        return None
+    name = "accuracy" if "accuracy" in best else "loss"
+    return f"val {name} {figure(best[name])}", f"{best['epoch']:g}"
+
+
+def _parts(figures: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Figures one by one, with ranks by which they are left out where there is no room."""
+    parts = []
+    for split, values in figures.items():
+        for key, value in values.items():
+            if key == "examples_per_second":
+                parts.append((9, f"{value:,.0f}/s"))
+            elif key != "lr":
+                name = f"{split} {key}".removeprefix("train loss") or "loss"
+                rank = {"loss": 1, "val accuracy": 4, "val loss": 6}.get(name, 10)
+                parts.append((rank, f"{name} {figure(value)}"))
+    shown = _best(best)
+    return [*parts, (2, f"best {shown[0].rpartition(' ')[2]} at {shown[1]}" if shown else "")]
+
+
+def _told(values: Mapping[str, float]) -> str:
+    """Figures of a record in one piece: loss 0.1674 accuracy 0.9475 5,811/s."""
+    shown = [f"{key} {figure(value)}" for key, value in values.items() if key not in ("lr", "examples_per_second")]
+    rate = values.get("examples_per_second")
+    return " ".join(shown + ([f"{rate:,.0f}/s"] if rate else []))
+
+
+def figure(value: float) -> str:
+    """A figure as it is printed: counts whole, others with four decimals, small ones with three digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.3g}"
+
+
+def show_figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table with a row for each split and a column for each figure."""
+    columns = list(dict.fromkeys(key for values in rows.values() for key in values))
+    table = Table(title=printable(title), title_justify="left", min_width=len(title))
+    for column in ["", *columns]:
+        table.add_column(printable(column), justify="left" if not column else "right")
+    for name, values in rows.items():
+        table.add_row(printable(name), *(figure(values[key]) if key in values else "" for key in columns))
+    show_table(table)
+
+
+def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
+    """The final figures of a run, and where its files are."""
+    best = summary["best"]
+    label = "best" if best["split"] == "val" else best["split"]  # without validation the last weights are tested
+    rows = {"val": summary["val"], label: best, "test": summary["test"]}
+    rows = {name: row for name, row in rows.items() if row and "loss" in row}
+    skipped = ("split", "step", "epoch", "lr", "examples_per_second")
+    show_figures(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
+    log.info("summary     %s", folder / "summary.json")
+    log.info("checkpoints %s", folder / "checkpoints")
+
+
+def show_table(table: Table) -> None:
+    """Print a table, as wide as it needs where there is no terminal to fit into."""
+    with contextlib.suppress(OSError):  # as with lines
+        if not terminal.draws_boxes(sys.stdout):
+            table.box = box.ASCII2
+        if terminal.is_lively(sys.stdout):
+            Console(markup=False).print(table)  # brackets in a path or a class's name are no colours
+            return
+        text = io.StringIO()
+        columns = terminal.width() if sys.stdout.isatty() else 200
+        Console(file=text, width=columns, markup=False, force_terminal=False).print(table)
+        print(text.getvalue(), end="")

@@ -1,0 +1,1 @@
+"""report.html: of one run, and of several side by side."""

@@ -1,0 +1,109 @@
+"""One HTML file that needs nothing beside it: templates, style, scripts and figures in one text.
+
+A page may show what a stranger's folder says. All of it is escaped, and the page's own policy lets a browser run the
+two scripts below and nothing else, and load nothing from anywhere (Content Security Policy, level 2).
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from markupsafe import Markup
+
+from dltrain import __version__
+from dltrain.runtime import atomic_files
+from dltrain.runtime.errors import OutputError
+
+# What drawing a stranger's files can raise: other types, missing keys, numbers of hundreds of digits, endless nesting.
+UNFIT = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, TemplateError)
+ASSETS = Path(__file__).parent
+MARK = '<meta name="generator" content="dltrain '
+FIGURES = ASSETS / "vega.js"  # Vega, Vega-Lite and vega-embed in one; made by hatch_build.py when dltrain is installed
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from one of the templates beside this file."""
+    scripts = [_asset("vega.js"), _asset("page.js")] if FIGURES.exists() else [_asset("page.js")]
+    allowed = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(it.encode()).digest()).decode()}'" for it in scripts)
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(_asset("page.css")),
+            scripts=[Markup(script) for script in scripts],
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}",
+            has_figures=FIGURES.exists(),
+            version=__version__,
+            **content,
+        )
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page whole or not at all. Raises OutputError, also where it would replace another's file."""
+    if path.exists() and not _is_ours(path):
+        raise OutputError(f"{path}: is there already and is no page of dltrain's. Choose another file with -o FILE")
+    atomic_files.replace(path, text.encode(errors="backslashreplace"))
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(2000)
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure, "percent": percent, "as_json": as_json}
+    return environment
+
+
+def figure(value: Any) -> str:
+    """A figure as people read it: counts with commas, others with four digits; nothing for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return "" if value is None or isinstance(value, float) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return (
+        f"{value:.4f}"
+        if 1e-3 <= abs(value) < 1e4 or not value
+        else f"{value:,.0f}"
+        if abs(value) > 1
+        else f"{value:.3g}"
+    )
+
+
+def percent(value: Any) -> str:
+    """A fraction as percent with two decimals."""
+    return f"{100 * value:.2f} %" if isinstance(value, int | float) and math.isfinite(value) else ""
+
+
+def as_typed(value: Any) -> str:
+    """A value of a config as it is typed, drawn numbers with six digits."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def as_json(value: Any) -> Markup:
+    """Data for a script of the page; no text in it can end the element that holds it."""
+    text = json.dumps(value, separators=(",", ":"), default=str)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

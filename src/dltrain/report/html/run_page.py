@@ -1,0 +1,140 @@
+"""report.html of a run: figures, curves, what it gets wrong, and all that it came from."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dltrain.config.dotted import leaves
+from dltrain.report.html import charts, page
+from dltrain.report.run_reader import Recorded, recorded, write_analysis
+from dltrain.runtime.errors import InputError, UserError
+
+log = logging.getLogger(__name__)
+
+NAME = "report.html"
+PICTURE = "data:image/png;base64,"
+MOST_CLASSES = 60  # up to which a confusion matrix is drawn
+
+
+def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any]) -> bool:
+    """Write the page of a run that has just ended, and what it shows; says whether it could be.
+
+    What goes wrong here is a warning: the run is done.
+    """
+    try:
+        if analysis:
+            write_analysis(folder, analysis)
+        write(folder / NAME, folder, config)
+        return True
+    except Exception as error:  # a figure that cannot be drawn must not cost a run
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        log.warning("%s was not written: %s", NAME, " ".join(reason.split())[:300])
+        return False
+
+
+def write(path: Path, folder: Path, config: Mapping[str, Any], missing: str = "") -> None:
+    """Write the page of a run's folder. Raises UserError."""
+    page.write(path, text(recorded(folder), config, missing))
+
+
+def text(run: Recorded, config: Mapping[str, Any], missing: str = "") -> str:
+    """The page of a run; `missing` says why there is no analysis, where there is none. Raises InputError."""
+    try:
+        names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]
+        return page.render(
+            "run.html",
+            title=f"{names[0]} on {names[1]}",
+            folder="/".join(run.folder.parts[-2:]),
+            status=str(run.summary.get("status", "not done")),
+            missing=missing,
+            headline=_headline(run.summary),
+            curves=_curves(run.records),
+            epochs=[it for it in run.records if it.get("split") in ("val", "test")][-200:],
+            analysis=_analysis(run.analysis),
+            has_origins=bool(run.origins),
+            config=_config(config, run.origins),
+            environment=_environment(run.summary),
+        )
+    except page.UNFIT as error:
+        raise InputError(f"{run.folder}: its files are not what a run writes ({type(error).__name__})") from error
+
+
+def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures that people ask for first."""
+    found = []
+    test, best = summary.get("test") or {}, summary.get("best") or {}
+    for split, values in (("test", test), ("best val", best if best.get("split") == "val" else {})):
+        for key, value in values.items():
+            if key in ("accuracy", "loss", "mae", "r2"):
+                found.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.figure(value)))
+    if charts.finite(summary.get("train_seconds")):
+        found.append(("training", f"{summary['train_seconds']:,.1f} s"))
+    for key, label in (("examples_per_second", "examples/s"), ("steps", "steps"), ("parameters", "parameters")):
+        if charts.finite(summary.get(key)):
+            found.append((label, f"{summary[key]:,.0f}"))
+    return found
+
+
+def _curves(records: list[dict[str, Any]]) -> list[charts.Spec]:
+    wanted = {"loss": "loss", "accuracy": "accuracy", "mae": "mean absolute error", "r2": "R2"}
+    wanted |= {"lr": "learning rate", "examples_per_second": "examples per second"}
+    drawn = [charts.curve(records, key, title) for key, title in wanted.items()]
+    return [spec for spec in drawn if spec is not None]
+
+
+def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
+    """What the network gets right and wrong, ready to be shown."""
+    if not analysis:
+        return {}
+    classes = [str(name) for name in analysis.get("classes", ())]
+    shown: dict[str, Any] = {"split": str(analysis["split"]), "examples": int(analysis["examples"])}
+    if "confusion" in analysis and len(classes) <= MOST_CLASSES:
+        shown["confusion"] = charts.confusion(analysis["confusion"], classes)
+    if "per_class" in analysis:
+        columns = ("precision", "recall", "f1", "examples")
+        shown["per_class"] = [(name, [row[key] for key in columns]) for name, row in analysis["per_class"].items()]
+        shown["columns"] = columns
+    if "calibration" in analysis:
+        shown["calibration_error"] = float(analysis["calibration"]["error"])
+        shown["reliability"] = charts.reliability(analysis["calibration"]["bins"])
+    if "points" in analysis:
+        shown["points"] = charts.points(analysis["points"])
+    shown["mistakes"] = list(_pictures(analysis.get("mistakes", ()), "image"))
+    shown["attention"] = [
+        it | {"cells": _shares(it["weights"]), "columns": len(it["weights"][0])}
+        for it in _pictures(analysis.get("attention", ()), "image")
+    ]
+    shown["pictures"] = list(_pictures(analysis.get("pictures", ()), "image", "output"))
+    return shown
+
+
+def _pictures(found: Any, *keys: str) -> Iterator[dict[str, Any]]:
+    """Those whose pictures are in the file itself."""
+    for it in found:
+        if all(str(it[key]).startswith(PICTURE) for key in keys):
+            yield dict(it)
+
+
+def _shares(weights: list[list[float]]) -> list[float]:
+    """Weights (h, w) row by row, as shares of the largest: what is looked at most is fully coloured."""
+    flat = [float(weight) for row in weights for weight in row]
+    most = max(flat)
+    return [round(weight / most, 3) if most > 0 else 0.0 for weight in flat]
+
+
+def _config(config: Mapping[str, Any], origins: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row for each key; `chosen` are those that are no defaults: typed, or of an experiment."""
+    rows = []
+    for key, value in leaves(config).items():
+        origin = origins.get(key, "")
+        chosen = origin.startswith(("the command line", "experiment/"))
+        rows.append({"key": key, "value": page.as_typed(value), "origin": origin, "chosen": chosen})
+    return sorted(rows, key=lambda row: not row["chosen"])
+
+
+def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = {"device": summary.get("device"), **(summary.get("hardware") or {}), "git": summary.get("git")}
+    found |= summary.get("versions") or {}
+    found |= {"total seconds": summary.get("total_seconds")}
+    return [(str(key), str(value)) for key, value in found.items() if value is not None]

@@ -1,0 +1,137 @@
+"""What a run leaves behind: metrics.jsonl, train.log, config.yaml, summary.json."""
+
+import contextlib
+import errno
+import json
+import logging
+import logging.handlers
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dltrain.config.hints import is_number
+from dltrain.engine import Record
+from dltrain.runtime import atomic_files
+from dltrain.runtime.errors import OutputError, UserError, clean
+
+
+@contextlib.contextmanager
+def run_log() -> Iterator[Callable[[Path], None]]:
+    """Keep dltrain's log lines of a run; the function it gives writes them to a file, those from before and after.
+
+    So a picture that is left out while the data is read stands in train.log, though the folder is only made when all
+    that a mistake could stop is done.
+    """
+    held = logging.handlers.MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    held.addFilter(clean)
+    files: list[logging.FileHandler] = []
+
+    def write_to(path: Path) -> None:
+        files.append(_LogFile(path, encoding="utf-8", errors="backslashreplace"))
+        files[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        held.setTarget(files[0])
+        held.flush()
+        held.capacity = 0  # from now on each line at once
+
+    logger = logging.getLogger("dltrain")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(held)
+    try:
+        yield write_to
+    except UserError as error:  # into the file alone: who catches it tells it
+        with contextlib.suppress(OutputError):
+            held.handle(logging.LogRecord("dltrain", logging.ERROR, __file__, 0, str(error), None, None))
+        raise
+    finally:
+        logger.removeHandler(held)
+        for handler in (held, *files):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """train.log; logging itself would print a traceback and go on where a line cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{self.baseFilename}: could not be written ({reason})") from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # a line that was refused, and told, is still in the buffer
+            super().close()
+
+
+class Metrics:
+    """metrics.jsonl, a line for each record; a resumed run cuts it back to what its checkpoint knows."""
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        path.touch()
+        self.file = path.open("r+b", buffering=0)  # a buffer would be written again when it is closed
+        self.file.truncate(min(position, path.stat().st_size))
+        self.file.seek(0, os.SEEK_END)
+
+    def write(self, record: Record) -> dict[str, Any]:
+        """Append a record, which is in the file at once, so that a kill loses none; returns the line as it is there."""
+        values = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
+        line: dict[str, Any] = _without_nan(values)
+        content = (json.dumps(line, allow_nan=False) + "\n").encode()
+        try:
+            if self.file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OutputError(f"{self.file.name}: could not be written ({error.strerror})") from error
+        return line
+
+    @property
+    def position(self) -> int:
+        """Bytes written so far, for the checkpoint."""
+        return self.file.tell()
+
+    def flush(self) -> None:
+        """Flush what is written to the disk, before a checkpoint that counts on it."""
+        with atomic_files.writing(Path(self.file.name)):
+            os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    atomic_files.replace(path, (as_json(content) + "\n").encode())
+
+
+def as_json(content: Any) -> str:
+    """A tree of plain values as a JSON document."""
+    return json.dumps(_without_nan(content), indent=2, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """A tree of plain values with null where a number is NaN or infinite: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML in which a text like 1e3 is quoted: Hydra reads it as a number, PyYAML itself does not."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if is_number(text) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write the config as YAML that Hydra can read again."""
+    with atomic_files.writing(path):
+        path.parent.mkdir(exist_ok=True)
+    atomic_files.replace(path, yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())

@@ -1,0 +1,52 @@
+"""metrics.csv: a row for each record, a column for each figure that any of them has."""
+
+import errno
+import io
+import os
+from csv import DictReader, DictWriter
+from pathlib import Path
+from typing import Any
+
+from dltrain.report.trackers.lines import Line
+from dltrain.runtime import atomic_files
+
+
+class CSV:
+    """A table of all records in metrics.csv, for spreadsheets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.csv"
+        self.path.unlink(missing_ok=True)  # a resumed run's is made anew, from metrics.jsonl
+        self.columns: list[str] = []
+
+    def write(self, line: Line) -> None:
+        """Append a row; with a new figure the file is replaced by one that has a column for it."""
+        if new := [key for key in line if key not in self.columns]:
+            rows: list[Line] = []
+            if self.columns:
+                with self.path.open(encoding="utf-8", newline="") as file:
+                    rows = list(DictReader(file))
+            self.columns += new
+            atomic_files.replace(self.path, self._text([*rows, line], header=True))
+            return
+        content = self._text([line], header=False)
+        with self.path.open("ab", buffering=0) as file:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _text(self, rows: list[Line], *, header: bool) -> bytes:
+        text = io.StringIO()
+        writer = DictWriter(text, self.columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+
+    def saved(self) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any], mistakes: list[Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

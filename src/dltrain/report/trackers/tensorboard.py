@@ -1,0 +1,70 @@
+"""TensorBoard's event files. Reference: tensorboardX, which writes them without TensorBoard being installed."""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+from dltrain.report.trackers.lines import Line, figures, flat
+
+FLUSH_SECONDS = 5.0  # between two: each waits for the disk, some milliseconds
+
+
+class TensorBoard:
+    """Event files in tensorboard/ of the run's folder: curves, hyperparameters, pictures of mistakes."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.config, self.folder = flat(config), folder / "tensorboard"
+        self.folder.mkdir(exist_ok=True)
+        for old in self.folder.glob("*.tfevents.*"):  # a resumed run's are made anew, from metrics.jsonl
+            old.unlink()
+        self.flushed = time.monotonic()
+
+    @functools.cached_property
+    def file(self) -> Any:
+        """The file of events, made by the first one: no run waits for the import before its first step."""
+        from tensorboardX.proto.event_pb2 import Event
+
+        # The plain writer: SummaryWriter has a queue and a thread for what takes 30 us, and puts the host's name into
+        # that of the file.
+        from tensorboardX.record_writer import RecordWriter
+
+        file = RecordWriter(str(self.folder.absolute() / f"events.out.tfevents.{time.time():.0f}.dltrain"))
+        file.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        return file
+
+    def write(self, line: Line) -> None:
+        """One event with all figures of a record."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures(line).items()]
+        self._add(Summary(value=values), line["step"])
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.file.flush()
+            self.flushed = time.monotonic()
+
+    def _add(self, summary: Any, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self.file.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
+
+    def saved(self) -> None:
+        pass  # what is lost with the buffer is made anew when the run is resumed
+
+    def finish(self, summary: dict[str, Any], mistakes: list[tuple[Any, str]]) -> None:
+        """Hyperparameters beside the final figures; pictures, uint8 (C, H, W), each with its title."""
+        from tensorboardX.summary import hparams, image
+
+        step = summary["steps"]
+        final = {f"{split}/{key}": value for split in ("val", "test") for key, value in (summary[split] or {}).items()}
+        for part in hparams(self.config, final):
+            self._add(part, step)
+        for index, (picture, title) in enumerate(mistakes):
+            shown = image(f"mistakes/{index:02}", picture)
+            shown.value[0].metadata.display_name = title
+            self._add(shown, step)
+        self.file.flush()
+
+    def close(self) -> None:
+        if "file" in self.__dict__:
+            self.file.close()

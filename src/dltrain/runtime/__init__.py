@@ -1,0 +1,1 @@
+"""Where and how things run: device, precision, processes, signals, files. Knows no config, no data."""

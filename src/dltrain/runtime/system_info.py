@@ -1,0 +1,54 @@
+"""Versions, hardware and git commit: what a result depends on."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from dltrain import __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {
+        "dltrain": __version__,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the state of the code: what a figure depends on."""
+    return {
+        "versions": versions(),
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
+        },
+        "git": _git_commit(),
+    }
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Commit of the folder the run was started in, with + behind it if files were changed; None outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

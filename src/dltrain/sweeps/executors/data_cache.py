@@ -1,0 +1,39 @@
+"""The data set of a worker's last job, for its next one: most jobs of a sweep use the same."""
+
+import json
+from typing import Any
+
+from dltrain.config import registry
+from dltrain.data.splits import Source
+from dltrain.training import build
+
+
+class DataCache:
+    """Loads data as `build.data` does; keeps the splits as they were read, and as they were divided last."""
+
+    def __init__(self) -> None:
+        self.read_from = self.divided_as = ""
+        self.splits: dict[str, Any] = {}
+        self.divided: build.Data | None = None
+
+    def __call__(self, node: dict[str, Any], seed: int) -> build.Data:
+        # A person's own code may draw random numbers: then another seed is other data.
+        own = {"seed": seed} if ":" in node["name"] else {}
+        read_from = json.dumps([node, own], sort_keys=True, default=str)
+        divided_as = json.dumps([node, seed], sort_keys=True, default=str)
+        if read_from != self.read_from:
+            self.splits, self.divided, self.divided_as = {}, None, ""  # before others take their place in memory
+            self.read_from = read_from
+        if self.divided is None or divided_as != self.divided_as:
+            self.divided = None
+            self.divided = build.data(node, seed, self._kept(registry.bind("data", node)))
+            self.divided_as = divided_as
+        return self.divided
+
+    def _kept(self, source: Source) -> Source:
+        def read(split: str) -> Any:
+            if split not in self.splits:
+                self.splits[split] = source(split)
+            return self.splits[split]
+
+        return read

@@ -1,0 +1,196 @@
+"""Processes on this machine that run jobs, one at a time each.
+
+They are forked from a parent that has imported everything, so that a job starts at once; that parent must never have
+run a parallel tensor operation nor touched CUDA, after which a forked process hangs or fails. A worker that dies, is
+killed or hangs takes its job with it and nothing else.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from dltrain.commands.jobs import Outcome
+from dltrain.sweeps.executors.worker import Figures, Task, work
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10.0  # for a worker that is asked to end
+
+
+@dataclass
+class Worker:
+    process: Any
+    connection: Connection
+    task: Task | None = None
+    began: float = 0.0
+
+
+@dataclass
+class Workers:
+    """`count` processes, started when there is work; `gpus` are the names of devices they share out."""
+
+    count: int
+    threads: int | None
+    gpus: list[str] = field(default_factory=list)
+    awaits_verdict: bool = False  # whether a job waits after each validation to be told to go on
+    workers: list[Worker | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.workers = [None] * self.count
+        self.context: Any = multiprocessing.get_context("fork" if can_fork() else "spawn")
+        # It is closed when this process ends, however it ends: that tells the workers.
+        self.lifeline, self.held = self.context.Pipe(duplex=False)
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can start."""
+        return sum(worker is None or worker.task is None for worker in self.workers)
+
+    def start(self, task: Task) -> None:
+        """Start a job in a free worker."""
+        slot = next(i for i, it in enumerate(self.workers) if it is None or it.task is None)
+        worker = self.workers[slot]
+        if worker is None or not worker.process.is_alive():  # while it had nothing to do
+            worker = self.workers[slot] = self._fork(slot)
+        worker.task, worker.began = task, time.monotonic()
+        with contextlib.suppress(OSError):  # it has just died, and `wait` will find out
+            worker.connection.send(task)
+
+    def _fork(self, slot: int) -> Worker:
+        ours, theirs = self.context.Pipe()
+        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
+        inherited = [ours, self.held] if can_fork() else []
+        settings = (theirs, self.lifeline, inherited, self.threads, gpu, self.awaits_verdict)
+        process = self.context.Process(target=work, args=settings, name=f"dltrain worker {slot}")
+        with warnings.catch_warnings():
+            # From Python 3.12 on it is told that a forked thread may hang; numpy's know how to be forked.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+        return Worker(process, ours)
+
+    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+        """What jobs have told, and how jobs ended, by number; waits a little for it."""
+        busy = [worker for worker in self.workers if worker is not None]
+        ready = wait([worker.connection for worker in busy], POLL_SECONDS)
+        for worker in busy:
+            message: Any = None
+            if worker.connection in ready:
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, OSError):  # it is dying, or its job has closed what is not its own
+                    self._signal(worker, signal.SIGKILL)
+            if message is None and not worker.process.is_alive():
+                message = self._buried(worker)
+            if message is None or worker.task is None:
+                continue
+            number = worker.task.number
+            if isinstance(message, Outcome):
+                worker.task = None
+            yield number, message
+
+    def _buried(self, worker: Worker) -> Outcome:
+        """How a worker's job ended that has died; what it started is killed."""
+        worker.process.join()
+        with contextlib.suppress(OSError):
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        outcome = died(worker.process.exitcode)
+        with contextlib.suppress(EOFError, OSError):
+            while worker.connection.poll():  # it may have ended its job before it died
+                message = worker.connection.recv()
+                outcome = message if isinstance(message, Outcome) else outcome
+        worker.connection.close()
+        self.workers[self.workers.index(worker)] = None
+        return outcome
+
+    def age(self, number: int) -> float:
+        """Seconds for which a job has been running."""
+        return time.monotonic() - self._of(number).began
+
+    def answer(self, number: int, verdict: str) -> None:
+        """Let a job that waits after a validation go on, or end as `verdict` says."""
+        if self.awaits_verdict:
+            with contextlib.suppress(OSError):
+                self._of(number).connection.send(verdict)
+
+    def kill(self, number: int) -> None:
+        """Kill the worker of a job at once."""
+        self._signal(self._of(number), signal.SIGKILL)
+
+    def _of(self, number: int) -> Worker:
+        return next(it for it in self.workers if it is not None and it.task is not None and it.task.number == number)
+
+    def interrupt(self) -> None:
+        """Ask all jobs to save and end."""
+        for worker in self.workers:
+            if worker is not None and worker.task is not None:
+                with contextlib.suppress(OSError):
+                    os.kill(worker.process.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all workers; one that has a job is killed."""
+        for worker in self.workers:
+            if worker is not None:
+                worker.connection.close()  # an idle one ends by itself
+                if worker.task is not None:
+                    self._signal(worker, signal.SIGKILL)
+        for worker in self.workers:
+            if worker is not None:
+                worker.process.join(GRACE_SECONDS)
+                self._signal(worker, signal.SIGKILL)
+                worker.process.join()
+        self.workers = [None] * self.count
+        self.held.close()
+        self.lifeline.close()
+
+    def _signal(self, worker: Worker, number: int) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(worker.process.pid, number)
+
+
+def can_fork() -> bool:
+    """Whether a forked process can compute: elsewhere than on Linux, or after CUDA was touched, it cannot."""
+    torch = sys.modules.get("torch")
+    return sys.platform == "linux" and not (torch and torch.cuda.is_initialized())
+
+
+def died(code: int | None) -> Outcome:
+    """The outcome of a job whose process ended without one; a negative code is a signal's number."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return Outcome(128 - code, f"killed by {name}{hint}")
+    return Outcome(1, f"its process ended with exit code {code}")
+
+
+def gpu_names() -> list[str]:
+    """The GPUs of this machine, found out by a process of its own: who asks can no longer be forked."""
+    if not can_fork():
+        import torch
+
+        count = torch.cuda.device_count()
+    else:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_count_gpus, args=(theirs,))
+        process.start()
+        theirs.close()
+        count = 0
+        with contextlib.suppress(EOFError):
+            count = ours.recv()
+        process.join()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+
+
+def _count_gpus(connection: Connection) -> None:
+    import torch
+
+    connection.send(torch.cuda.device_count())

@@ -1,0 +1,84 @@
+"""Which executor runs the jobs of a sweep, with how many workers and threads; what is imported before it forks."""
+
+import contextlib
+import functools
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dltrain.config import registry
+from dltrain.config.composition import resolve
+from dltrain.config.settings import Sweep
+from dltrain.runtime.startup import import_torch
+
+if TYPE_CHECKING:
+    from dltrain.sweeps.executors.base import Executor
+
+
+@functools.cache
+def all_threads() -> int:
+    """How many threads torch would use here; from now on this process uses one.
+
+    A pool of threads does not survive a fork: a person's module that multiplies matrices when it is imported would let
+    every worker hang.
+    """
+    import_torch()
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return count
+
+
+@contextlib.contextmanager
+def threads_restored() -> Iterator[None]:
+    """Give this process its threads back at the end, if they were taken."""
+    try:
+        yield
+    finally:
+        if all_threads.cache_info().currsize:
+            import torch
+
+            torch.set_num_threads(all_threads())
+            all_threads.cache_clear()
+
+
+def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
+    """Import all that jobs need, once for all workers."""
+    all_threads()
+    if command == "train":
+        import dltrain.training.finish
+        import dltrain.training.run
+    else:
+        import dltrain.commands.evaluation
+        import dltrain.commands.export
+        import dltrain.commands.prediction  # noqa: F401
+    for group in registry.GROUPS:
+        nodes = [config.get(group) for config in configs]
+        chosen = {node.get("name") for node in nodes if isinstance(node, dict)}
+        for name in set(registry.names(group)) & chosen:
+            registry.bind(group, {"name": name})
+        if group == "data" and chosen & {"cifar10", "cifar100", "svhn"}:
+            import torchvision.datasets  # noqa: F401  (which it imports only when it is called)
+
+
+def executor(
+    configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, jobs: int, waits: bool
+) -> "Executor":
+    """The executor that is asked for, for so many jobs; `waits` where they ask after each validation to go on."""
+    # A reference is followed where there is one: that takes milliseconds, and jobs may be thousands.
+    devices = [(resolve(config) if "${" in repr(config["device"]) else config)["device"] for config in configs]
+    own_threads = max((device["threads"] or 0 for device in devices), default=0)
+    wants_gpu = any(device["name"] != "cpu" for device in devices)
+    if settings.executor == "local":
+        from dltrain.sweeps.executors.local import Workers, gpu_names
+
+        gpus = gpu_names() if wants_gpu else []
+        available = len(gpus) or max(1, all_threads() // max(1, own_threads))
+        count = settings.workers or available
+        return Workers(max(1, min(count, jobs)), max(1, all_threads() // count), gpus, waits)
+    from dltrain.sweeps.executors import remote
+
+    if settings.executor == "ray":
+        return remote.Ray(settings.workers, own_threads or 1, int(wants_gpu), settings.options or {})
+    return remote.Slurm(settings.workers, own_threads or 1, int(wants_gpu), settings.options or {}, folder)

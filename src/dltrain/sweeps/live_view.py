@@ -1,0 +1,117 @@
+"""What a person sees of a sweep: a live view on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dltrain.commands.jobs import Outcome
+from dltrain.report.console import figure
+from dltrain.runtime import terminal
+from dltrain.runtime.errors import printable
+from dltrain.sweeps.journal import Entry
+from dltrain.sweeps.results import metric, ranked
+
+REDRAW_SECONDS = 0.2
+MOST_SHOWN = 16  # running jobs
+
+
+@dataclass
+class View:
+    """Jobs that run, are done and have failed, the best so far and the time left."""
+
+    total: int
+    entries: Mapping[int, Entry]
+    constant: Collection[str]  # words that every job has, and that need not be shown
+    metric: str | None = None
+    direction: str | None = None
+    running: dict[int, tuple[float, str]] = field(default_factory=dict)  # number to when it began, and its latest
+    kept: int = 0  # jobs that had ended before
+
+    def __post_init__(self) -> None:
+        self.console = Console(markup=False, highlight=False)
+        self.began = self.drawn = time.monotonic()
+        drawn = terminal.is_lively(sys.stdout)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True) if drawn else None
+        if self.live is not None:
+            self.live.start()
+
+    def begins(self, number: int) -> None:
+        """A job starts."""
+        self.running[number] = time.monotonic(), "starts"
+
+    def tells(self, number: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
+        """A running job has made a record."""
+        shown = [f"{key} {figure(values[key])}" for key in ("loss", "accuracy") if key in values]
+        if number in self.running:
+            self.running[number] = self.running[number][0], f"epoch {epoch:.2f}: {split} {' '.join(shown)}"
+
+    def ends(self, number: int, outcome: Outcome) -> None:
+        """A job has ended: a line that stays."""
+        self.running.pop(number, None)
+        entry = self.entries[number]
+        by = metric([outcome.figures], self.metric, self.direction)
+        best = f"{by.name} {figure(outcome.figures[by.name])}" if by.name in outcome.figures else ""
+        place, took = f"{self._ended()}/{self.total}", f"{outcome.seconds:.1f} s"
+        parts = (place, f"job {number}", outcome.told, best, took, self._words(entry))
+        self.say("  ".join(part for part in parts if part))
+
+    def say(self, line: str) -> None:
+        """A line for a person, above the live view where there is one."""
+        with contextlib.suppress(OSError):  # where nobody reads any more the sweep goes on
+            if self.live is not None:
+                self.live.console.print(Text(printable(line)))
+            else:
+                print(printable(line), flush=True)
+
+    def refresh(self) -> None:
+        """Draw the live view again, now and then."""
+        if self.live is not None and time.monotonic() - self.drawn > REDRAW_SECONDS:
+            self.drawn = time.monotonic()
+            self.live.update(self.picture(), refresh=True)
+
+    def close(self) -> None:
+        """Take the live view away."""
+        if self.live is not None:
+            self.live.stop()
+
+    def picture(self) -> Group:
+        """The live view."""
+        ended = [entry for entry in self.entries.values() if entry.outcome is not None]
+        failed = sum(entry.failed for entry in ended)
+        heading = Table.grid(padding=(0, 2))
+        counts = f"{len(ended) - failed} done, {failed} failed, {len(self.running)} running of {self.total}"
+        heading.add_row(ProgressBar(self.total, len(ended), width=24), Text(counts), Text(self._left(len(ended))))
+        table = Table.grid(padding=(0, 2))
+        now = time.monotonic()
+        for number, (began, latest) in sorted(self.running.items())[:MOST_SHOWN]:
+            words, took = self._words(self.entries[number]), f"{now - began:.0f} s"
+            table.add_row(f"job {number}", Text(words), took, Text(latest))
+        best = Text("")
+        by = metric([entry.figures for entry in ended], self.metric, self.direction)
+        if (first := next(iter(ranked(ended, by)), None)) and by.name in first.figures:
+            value = figure(first.figures[by.name])
+            best = Text(f"best  job {first.number}  {by.name} {value}  {self._words(first)}")
+        return Group(heading, table, best)
+
+    def _ended(self) -> int:
+        return sum(entry.outcome is not None for entry in self.entries.values())
+
+    def _left(self, ended: int) -> str:
+        """Time left, by what the jobs of this start have taken."""
+        done = ended - self.kept
+        if not done:
+            return ""
+        seconds = (time.monotonic() - self.began) / done * (self.total - ended)
+        hours, rest = divmod(round(seconds), 3600)
+        return f"{hours}:{rest // 60:02}:{rest % 60:02} left"
+
+    def _words(self, entry: Entry) -> str:
+        return printable(" ".join(word for word in entry.overrides if word not in self.constant) or "no overrides")

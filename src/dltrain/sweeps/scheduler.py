@@ -1,0 +1,175 @@
+"""Runs the jobs of a sweep to their end: starts them, notes how they end, tries again, stops."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from dltrain.commands.jobs import Outcome, unnoticed
+from dltrain.config import saved_config
+from dltrain.config.composition import Composed
+from dltrain.config.settings import Sweep
+from dltrain.runtime.errors import cleaned
+from dltrain.sweeps import results
+from dltrain.sweeps.executors.base import Executor
+from dltrain.sweeps.executors.worker import Figures, Task
+from dltrain.sweeps.journal import Entry, Journal
+from dltrain.sweeps.live_view import View
+from dltrain.training.stopping import in_seconds
+
+WRONG_CONFIG = 2  # trying again would not help
+
+
+class Source(Protocol):
+    """Where further jobs come from when all that are known have begun: a search."""
+
+    def draw(self) -> tuple[Entry, Composed] | None: ...
+
+    def judge(self, number: int, epoch: float, values: dict[str, float]) -> str: ...
+
+    def tell(self, number: int, outcome: Outcome) -> None: ...
+
+
+@dataclass
+class Conductor:
+    """A sweep while it runs. The journal is written first, then what can be made from it again."""
+
+    command: str
+    folder: Path
+    journal: Journal
+    composed: dict[int, Composed]  # of the jobs that are not done
+    executor: Executor
+    settings: Sweep
+    view: View
+    source: Source | None = None
+    queue: deque[int] = field(default_factory=deque)
+    running: dict[int, float] = field(default_factory=dict)  # to when they began
+    attempts: Counter[int] = field(default_factory=Counter)  # since this start
+    timed_out: set[int] = field(default_factory=set)
+    stopping: bool = False
+    cut_off: bool = False  # whether a job was told to save by a scheduler, say, and not by this sweep
+
+    def run(self, signals: Collection[int]) -> bool:
+        """Run all jobs, until they have ended or `signals` is no longer empty; whether somebody else cut one off."""
+        while True:
+            if signals and not self.stopping:
+                self.view.say("stopping: waits for jobs to save; once more to end at once")
+                self._stop()
+            while not self.stopping and self.executor.free and (number := self._next()) is not None:
+                self._start(number)
+            if not self.running:
+                return self.cut_off
+            for number, message in self.executor.wait():
+                if isinstance(message, Figures):
+                    self._hear(number, message)
+                else:
+                    self._end(number, message)
+            self._kill_hanging()
+            self.view.refresh()
+
+    def _next(self) -> int | None:
+        if self.queue:
+            return self.queue.popleft()
+        drawn = self.source.draw() if self.source is not None else None
+        if drawn is None:
+            return None
+        entry, self.composed[entry.number] = drawn
+        return entry.number
+
+    def _start(self, number: int) -> None:
+        entry, composed = self.journal.entries[number], self.composed[number]
+        config, typed, folder = composed.config, composed.typed, self.folder / entry.folder
+        is_own = self.command == "train" and config["resume"] is None  # else it writes where another run has
+        if is_own and (folder / "checkpoints" / "last.pt").exists():
+            trust = [
+                package for _, package in saved_config.own_code(config)
+            ]  # it was typed, or trusted, for this sweep
+            config = config | {"resume": str(folder), "trust": trust}
+            typed = ["resume", "trust", *(key for key in ("logger", "report") if key in config)]
+        elif is_own:
+            folder.mkdir(exist_ok=True)
+        self.journal.begin(number)
+        self.attempts[number] += 1
+        self.running[number] = time.monotonic()
+        self.view.begins(number)
+        own = folder.absolute() if is_own else None
+        log = folder / "train.log" if is_own else self.folder / f"{number}.log"
+        self.executor.start(Task(self.command, number, composed.overrides, config, typed, own, log.absolute()))
+
+    def _hear(self, number: int, told: Figures) -> None:
+        self.view.tells(number, told.epoch, told.split, told.values)
+        if told.split == "val":
+            verdict = self.source.judge(number, told.epoch, told.values) if self.source is not None else ""
+            self.executor.answer(number, verdict)
+
+    def _end(self, number: int, outcome: Outcome) -> None:
+        took = time.monotonic() - self.running.pop(number)
+        entry = self.journal.entries[number]
+        own = self.folder / entry.folder
+        folder = outcome.folder or (str(own) if own.exists() else "")
+        outcome = replace(outcome, folder=folder, seconds=outcome.seconds or took)
+        was_killed = number in self.timed_out
+        self.timed_out.discard(number)
+        if was_killed and outcome.code:  # else it has just come to its end
+            longest = self.settings.job_timeout
+            outcome = replace(outcome, code=124, status=f"no end after {longest} (sweep.job_timeout)")
+        if self.stopping and outcome.failed and outcome.code > 128:  # killed while it was asked to save
+            outcome = replace(outcome, code=143, status="interrupted")
+        if (
+            outcome.failed
+            and not self.stopping
+            and outcome.code != WRONG_CONFIG
+            and self.attempts[number] <= self.settings.retries
+        ):
+            self.view.say(f"job {number} failed ({outcome.code}): {outcome.status}; tries again")
+            self.queue.appendleft(number)
+            return
+        self.cut_off |= outcome.interrupted and not self.stopping
+        self.journal.end(number, outcome)
+        results.write_results(self.folder / "results.csv", self.journal.entries.values())
+        self.view.ends(number, outcome)
+        if self.command != "train":
+            self._print_log(number)
+        if self.source is not None and not outcome.interrupted:
+            self.source.tell(number, outcome)
+        if not outcome.interrupted:
+            self.composed.pop(number, None)
+        if outcome.failed and self.settings.stop_on_failure and not self.stopping:
+            self.view.say("a job has failed (sweep.stop_on_failure): the others are stopped after saving")
+            self._stop()
+
+    def _print_log(self, number: int) -> None:
+        """What an evaluation or a prediction has printed is what it was asked for."""
+        path = self.folder / f"{number}.log"
+        if path.exists():
+            for line in cleaned(path.read_text(encoding="utf-8", errors="replace")).splitlines():
+                self.view.say(line)
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.executor.interrupt()
+
+    def _kill_hanging(self) -> None:
+        if self.settings.job_timeout is None:
+            return
+        longest = in_seconds(self.settings.job_timeout)
+        for number in self.running.keys() - self.timed_out:
+            if self.executor.age(number) > longest:
+                self.timed_out.add(number)
+                self.executor.kill(number)
+
+
+def unfinished(command: str, folder: Path, journal: Journal, *, retry_failed: bool) -> list[int]:
+    """Jobs that are still to be run, in the order of their numbers; one that ended unnoticed gets its outcome."""
+    found = []
+    for number, entry in sorted(journal.entries.items()):
+        # On a cluster a job outlives the sweep, and one that was started beside it has failed.
+        is_done = entry.outcome is not None and not entry.outcome.code
+        if entry.begun and not is_done and (outcome := unnoticed(command, folder / entry.folder)):
+            journal.end(number, outcome)
+        outcome = entry.outcome
+        if outcome is None or outcome.interrupted or (outcome.failed and retry_failed):
+            found.append(number)
+    return found

@@ -1,0 +1,1 @@
+"""One run: config in, run folder out."""

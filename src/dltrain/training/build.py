@@ -1,0 +1,159 @@
+"""A checked config to the parts of a run: data, model, optimizer. Shared by train, eval and predict."""
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from dltrain.config import registry, settings
+from dltrain.data.augmentation import Augmentation
+from dltrain.data.loader import Batches, Statistics, normalization
+from dltrain.data.splits import Examples, Source, read, train_and_val
+from dltrain.optim import optimizers
+from dltrain.runtime import devices, no_dynamo
+from dltrain.runtime.errors import ConfigError, InputError
+from dltrain.training.checks import check_classes
+
+# Evaluation keeps no activations for a backward pass: larger batches need no more memory.
+EVAL_BATCHES = 4
+SEEN, SEEN_NUMBERS = 5000, 1 << 26  # pictures that a network may begin from, and the numbers in them
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set, and what a network trained on them must know to be used on others."""
+
+    train: Examples
+    val: Examples | None
+    test: Examples | None
+    statistics: Statistics
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or numbers to predict."""
+        return len(self.train.classes) or self.train.targets.shape[-1]
+
+    @functools.cached_property
+    def range(self) -> list[float] | None:
+        """Least and greatest number in the training set's images that is finite; None of bytes."""
+        images = self.train.images
+        if images.dtype == torch.uint8:
+            return None
+        ends = [float(end) for end in images.aminmax()]
+        if not all(map(math.isfinite, ends)):
+            ends = [float(end) for end in images.nan_to_num(0, 0, 0).aminmax()]
+        return ends
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the examples of each split."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: digest(examples) for split, examples in splits.items() if examples is not None}
+
+
+def digest(examples: Examples) -> str:
+    """SHA-256 of examples: their shape, class names, bytes and targets."""
+    found = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
+    for tensor in (examples.images, examples.targets):
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
+    """All splits, in memory. Raises InputError for missing or damaged files, ConfigError for a split that fails."""
+    source = source or registry.bind("data", node)
+    train, val = train_and_val(source, val=node["val"], limit=node["limit"], seed=seed)
+    test = read(source, "test")
+    for split, examples in (("val", val), ("test", test)):
+        if examples is not None and examples.images.shape[1:] != train.images.shape[1:]:
+            shapes = [tuple(part.images.shape[1:]) for part in (train, examples)]
+            raise InputError(f"data: the train split has images of {shapes[0]}, the {split} split of {shapes[1]}")
+        if examples is not None:
+            check_classes(train.classes, examples, split)
+    return Data(train, val, test, normalization(train.images, mean=node["mean"], std=node["std"]))
+
+
+def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], own: settings.Train) -> Batches:
+    """Batches of the training set, shuffled, augmented as the data's node says, and shared among all processes."""
+    # Older checkpoints have less.
+    asked = {key.name: node[key.name] for key in fields(Augmentation) if key.name in node}
+    return Batches(
+        data.train,
+        place.device,
+        batch_size=own.batch_size * own.accumulate,
+        statistics=data.statistics,
+        augmentation=Augmentation(**asked),
+        seed=own.seed,
+        processes=place.processes,
+    )
+
+
+def evaluation_batches(examples: Examples, place: devices.Runtime, statistics: Statistics, batch_size: int) -> Batches:
+    """Batches of a split to be evaluated: without augmentation, and larger than in training."""
+    size = min(EVAL_BATCHES * batch_size, len(examples.images))
+    return Batches(examples, place.device, batch_size=size, statistics=statistics)
+
+
+def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A network with fresh weights on the CPU. Raises ConfigError where its keys do not fit the data."""
+    try:
+        network = registry.bind("model", node, input_shape=input_shape, num_classes=outputs)()
+    except ConfigError:
+        raise
+    except Exception as error:  # a constructor's own check, or whatever a user's code does
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"model={node['name']} cannot be built for data of {input_shape}: {kind}{error}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model={node['name']}: expected a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def initialize(network: nn.Module, data: Data) -> None:
+    """Let a network with a method `initialize_from_pictures(images)` see the training set's first ones, normalised."""
+    if callable(begin := getattr(network, "initialize_from_pictures", None)):
+        few = max(1, min(SEEN, SEEN_NUMBERS // math.prod(data.input_shape)))
+        batches = Batches(data.train, torch.device("cpu"), batch_size=few, statistics=data.statistics)
+        begin(next(batches.in_order())[0])
+
+
+def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer, each group with its `initial_lr`. Raises ConfigError for keys that exclude each other."""
+    no_dynamo.leave_out()
+    factors = {key: node[key] for key in ("head_factor", "bias_factor", "norm_factor") if key in node}
+    own = {key: value for key, value in node.items() if key not in factors}
+    try:
+        built: torch.optim.Optimizer = registry.bind("optim", own)(network.named_parameters())
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optim={node['name']}: {error}") from error
+    if not isinstance(built, torch.optim.Optimizer):
+        raise ConfigError(f"optim={node['name']}: expected a torch.optim.Optimizer, got {type(built).__name__}")
+    built = optimizers.scaled(built, network, **factors)
+    for group in built.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return built
+
+
+def describe(model_name: str, data_name: str, network: nn.Module, found: Data) -> list[str]:
+    """Lines for a person on the model and the data."""
+    sizes = {"train": found.train, "val": found.val, "test": found.test}
+    counts = ", ".join(f"{len(part.images):,} {split}" for split, part in sizes.items() if part is not None)
+    shape = "x".join(map(str, found.input_shape))
+    outputs = f"{found.outputs} classes" if found.train.classes else f"{found.outputs} numbers to predict"
+    return [
+        f"model   {model_name}, {count_parameters(network):,} parameters",
+        f"data    {data_name}, {counts} examples of {shape}, {outputs}",
+    ]
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Numbers that training can change."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

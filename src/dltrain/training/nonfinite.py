@@ -1,0 +1,97 @@
+"""Losses that are NaN or infinite: which tensor was it first? Costs nothing until it has happened."""
+
+import math
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from dltrain.engine import Batches, Record
+from dltrain.optim.step import State, Task, parts_of
+from dltrain.runtime.devices import Generators, Runtime, restore_generators
+from dltrain.runtime.errors import UserError
+
+NOT_FOUND = "not found when the step was computed again"
+ADVICE = "Lower optim.lr or set clip_norm; what was saved before is kept"
+
+
+def name_tensor(
+    state: State,
+    train: Batches,
+    task: Task,
+    runtime: Runtime,
+    *,
+    step: int,
+    since: tuple[int, Generators],
+    accumulate: int,
+) -> str:
+    """Compute `step` (counted from 1) again and name the first tensor in it that is not finite.
+
+    The updates from that step on were masked, so that the weights are still those before it. `since` is a step of the
+    same epoch that was done, with the generators after it: dropout draws again what it drew.
+    """
+    if named := _first(dict(state.model.named_parameters())):
+        return f"parameter {named}"
+    done, generators = since
+    restore_generators(generators)
+    state.model.train()
+    state.optimizer.zero_grad()
+    epoch, first = divmod(done, len(train))
+    *before, (inputs, targets) = islice(train.epoch(epoch, first), step - done)
+    with torch.no_grad():  # for what they draw from the generators
+        for earlier, _ in before:
+            for part in parts_of(earlier, accumulate):
+                with runtime.autocast():
+                    state.model(part)
+    if not _is_finite(inputs) or (targets.is_floating_point() and not _is_finite(targets)):
+        return "its batch of data"
+    for part, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
+        if named := _in_part(state.model, part, part_targets, task, runtime):
+            return named
+    return NOT_FOUND
+
+
+def _in_part(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task, runtime: Runtime) -> str:
+    """Where a forward and a backward pass stop being finite; empty where they do not."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, output: object) -> None:
+        tensors = output if isinstance(output, (tuple, list)) else [output]
+        if not all(_is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
+            found.append(f"the output of {name or 'the model'} ({type(module).__name__})")
+
+    hooks = [
+        module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output))
+        for name, module in model.named_modules()
+    ]
+    with runtime.autocast():
+        loss = task.loss(model(inputs), inputs, targets)
+    for hook in hooks:
+        hook.remove()
+    if not _is_finite(loss):
+        found.append("the loss")
+    loss.backward()
+    # The one nearest to the loss is where it began.
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    if named := _first(dict(reversed(gradients.items()))):
+        found.append(f"the gradient of {named}")
+    return found[0] if found else ""
+
+
+def _first(tensors: dict[str, Tensor]) -> str:
+    return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), "")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+class NoNumber(UserError):
+    """A figure that is NaN or infinite."""
+
+
+def refuse(record: Record) -> None:
+    """Raise NoNumber for a figure that is none, such as a validation loss."""
+    for key, value in record.values.items():
+        if not math.isfinite(value):
+            raise NoNumber(f"{record.split} {key} is {value} at step {record.step}: training diverged\n{ADVICE}")

@@ -1,0 +1,80 @@
+"""Where a run begins: a folder to go on in, with its checkpoint, and the same data in all processes."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dltrain.checkpoints import checkpoint
+from dltrain.runtime import atomic_files, distributed, folders
+from dltrain.runtime.errors import ConfigError, InputError
+from dltrain.runtime.torchrun import Processes
+
+OF_RUN = ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml")
+OF_PAGES = (".hydra/origins.json", "analysis.json", "report.html")
+OF_TRACKERS = ("metrics.csv", "mlflow_run_id")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run goes on: its folder, the checkpoint's file and content."""
+
+    folder: Path
+    path: Path
+    content: dict[str, Any]
+
+
+@contextlib.contextmanager
+def resumed(text: object, processes: Processes) -> Iterator[Start]:
+    """Where the run folder that `resume` names goes on; of several processes the first reads it for all."""
+    if processes.world == 1:
+        with _opened(text) as start:
+            yield start
+    elif processes.rank == 0:
+        with _opened(text) as start:
+            buffer = io.BytesIO()
+            torch.save(start.content, buffer)
+            distributed.handed(buffer.getvalue(), processes)
+            yield start
+    else:
+        buffer = io.BytesIO(distributed.handed(b"", processes))
+        content = torch.load(buffer, map_location="cpu", weights_only=True)
+        if content["sums"] is not None:  # those of all are with the first
+            content["sums"].zero_()
+        folder = Path(str(text))
+        yield Start(folder, folder / "checkpoints" / "last.pt", content)
+
+
+@contextlib.contextmanager
+def _opened(text: object) -> Iterator[Start]:
+    """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"resume={text}: must be the folder of a run")
+    path = checkpoint.find(Path(text), "last.pt").absolute()
+    here, folder = Path.cwd(), path.parent.parent
+    unfit = InputError(f"{text}: only last.pt in the folder of a run can be resumed. Give that folder, or use init=")
+    if path.parent.name != "checkpoints":
+        raise unfit
+    folders.refuse_links(folder)
+    with folders.locked(folder / ".lock", wait=False):
+        for name in (*OF_RUN, *OF_PAGES, *OF_TRACKERS):
+            atomic_files.remove_leftovers(folder / name)
+        path, content = checkpoint.load_newest(path)
+        if "optimizer" not in content:
+            raise unfit
+        yield Start(folder.relative_to(here) if folder.is_relative_to(here) else folder, path, content)
+
+
+def refuse_different_data(digests: dict[str, str], processes: Processes) -> None:
+    """Raise InputError where processes, which may be on several machines, have not all the same data."""
+    found = distributed.gathered(repr(sorted(digests.items())), processes)
+    others = [str(rank) for rank, each in enumerate(found) if each != found[0]]
+    if others:
+        raise InputError(
+            f"data: that of process {', '.join(others[:8])} is not the same as that of process 0\n"
+            "Give all machines the same files"
+        )

@@ -1,0 +1,188 @@
+"""One training run: plain dict in, run folder out. Has the parts built, loops over `fit`, records, saves."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from dltrain.config import registry, saved_config, validation
+from dltrain.engine import Batches, Record, fit
+from dltrain.optim.step import Diverged, require_finite, tally
+from dltrain.report import console, run_files
+from dltrain.report.trackers import run_trackers
+from dltrain.runtime import distributed, torchrun
+from dltrain.runtime.devices import Generators, enough_memory, generator_states
+from dltrain.runtime.distributed import Agreement
+from dltrain.runtime.errors import ConfigError, Interrupted, UserError
+from dltrain.runtime.signals import SIGNALS, noted_signals
+from dltrain.training import build, nonfinite
+from dltrain.training.resume_point import Start, resumed
+from dltrain.training.run_dir import Output, opened
+from dltrain.training.setup import Load, prepare
+from dltrain.training.snapshot import Run
+from dltrain.training.stopping import every, reason_to_stop
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[Record], str]
+
+
+def train(
+    config: dict[str, Any],
+    *,
+    folder: Path | None = None,
+    typed: Collection[str] | None = None,
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+    origin: registry.Origin = lambda key: "",
+    watch: Watch = lambda record: "",
+    load: Load = build.data,
+) -> dict[str, Any]:
+    """Train as a complete config says; returns what is in summary.json, and the run's `folder`.
+
+    With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`; so they must
+    be named, if only as an empty list. The config is stored as it is given; `resolve` fills in what it refers to, such
+    as environment variables. `folder` must exist. `watch` gets every record, and ends the run by returning a status for
+    it; `load` reads the data.
+    Raises UserError, whose `exit_code` says of which kind.
+    """
+    began = time.perf_counter()
+    if typed is None and config.get("resume") is not None:
+        raise ConfigError("resume: only named keys are taken from the config; name them, as in typed=['epochs']")
+    typed = typed or ()
+    config = {key: value for key, value in config.items() if key != "sweep"}
+    processes = torchrun.processes()
+    with run_files.run_log() as log_to, contextlib.ExitStack() as stack:
+        # Of a sweep's job the sweep knows the folder.
+        if (again := distributed.begin(processes, recall=folder is None)) is not None:
+            log.warning("started again by torchrun: goes on with %s", again)
+            config, typed = saved_config.started_again(config, typed, again)
+        start = None
+        if config.get("resume") is None:
+            values = resolve(config)
+            validation.require(values, "train", origin)
+            stack.enter_context(distributed.joined(processes))
+        else:
+            stack.enter_context(distributed.joined(processes))
+            start = stack.enter_context(resumed(config["resume"], processes))
+            trust = config.get("trust") or []
+            config = saved_config.resumed(start.content["config"], config, typed)
+            values = resolve(config)
+            saved_config.refuse_untrusted(values, trust)
+            saved_config.refuse_address(values, typed)
+            saved_config.tell_other_references(values, start.content["digests"].get("config", {}), typed)
+            validation.require(values, "train", origin)
+        run_trackers.require(config)
+        run = prepare(config, values, start, typed, load, processes)
+        noted = stack.enter_context(noted_signals(patient=processes.world > 1))
+        agreement = Agreement(processes, noted)
+        with contextlib.ExitStack() as closing:
+            output = None
+            if processes.rank == 0:
+                output = closing.enter_context(opened(run, start, folder, log_to, origin, typed))
+                output.tell(run, resumed=start is not None)
+            where = output.folder if output else "the run's folder"
+            with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
+                status = _loop(run, output, agreement, began, watch, start)
+                from dltrain.training import (
+                    finish,  # here, not above: what draws the page is not needed for the first step
+                )
+
+                summary = finish.finish(run, output, status, began)
+        agreement(at_once=True)  # until now the first one has written and drawn
+    if agreement.signals:
+        number = Signals(agreement.signals[0])
+        raise Interrupted(f"stopped by {number.name} after saving; continue with resume={where}", SIGNALS[number])
+    return summary | {"folder": str(where)}
+
+
+def _loop(
+    run: Run, output: Output | None, agreement: Agreement, began: float, watch: Watch, start: Start | None
+) -> str:
+    """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
+    settings, data, state, progress = run.settings, run.data, run.state, run.progress
+    processes = run.runtime.processes
+    train = build.training_batches(data, run.runtime, run.values["data"], settings)
+    val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
+    schedule = registry.bind("schedule", run.values["schedule"])
+    loop = {
+        key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema")
+    }
+    save_is_due = every(settings.checkpoint_every)
+    by_steps = isinstance(settings.checkpoint_every, int)
+
+    def reason(seconds: float) -> str:
+        return reason_to_stop(
+            signals=agreement.signals,
+            step=state.step,
+            limit_steps=settings.limit_steps,
+            seconds=seconds,
+            max_seconds=settings.max_seconds,
+            stale_epochs=progress.stale_epochs,
+            patience=settings.patience,
+        )
+
+    def save(keep: int = settings.keep) -> None:
+        require_finite(state, settings.on_nonfinite)
+        tally(state, run.task)
+        distributed.collect(state.sums, processes)
+        if output is not None:
+            output.save(run, keep)
+
+    if start is None or start.content["config"] != run.config:
+        # Whatever happens from now on, the run can be resumed, as it was asked for last; checkpoints before it stay.
+        save(keep=1)
+    if output is not None:
+        distributed.remember(str(output.folder), processes)
+    agreement(at_once=True)
+    status = reason(seconds=0)  # a run that has reached its limit stays there when it is resumed
+    since = state.step, generator_states()  # where the interval of the next record begins
+    distributed.reseed(processes, settings.seed, state.step)
+    try:
+        with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
+            for chunk in () if status else fit(state, train, val, run.task, schedule, run.runtime, **loop):
+                for record in chunk:
+                    if settings.on_nonfinite == "stop":
+                        nonfinite.refuse(record)
+                    if output is not None:
+                        output.write(record)
+                    progress.note(record, run.task, state)
+                    since = state.step, generator_states()
+                    status = watch(record) or status
+                display.show(chunk, state.step, progress.best)
+                due = save_is_due(state.step)
+                seconds, due = agreement(time.perf_counter() - began, due, at_once=by_steps and due)
+                if status := reason(seconds) or status:
+                    break
+                if due:
+                    save()
+                distributed.reseed(processes, settings.seed, state.step)
+        agreement(at_once=True)
+        state.parallel = None  # it holds the group
+        if not progress.best_weights and progress.best.get("step") != state.step:
+            # Stopped between two records: what is tested are the latest weights.
+            progress.best = {"split": "train", "step": state.step, "epoch": state.step / len(train)}
+        save()
+    except (Diverged, nonfinite.NoNumber) as error:
+        if progress.best_weights and output is not None:  # it may be newer than the last checkpoint
+            output.save_best(run)
+        if isinstance(error, nonfinite.NoNumber):
+            raise
+        raise _diverged(error, run, output, train, since) from error
+    complete = state.step == settings.epochs * len(train) and not agreement.signals
+    return "done" if complete else status or "interrupted"  # by a signal in the last save
+
+
+def _diverged(
+    error: Diverged, run: Run, output: Output | None, train: Batches, since: tuple[int, Generators]
+) -> UserError:
+    """What is told of a loss that is no number, with the first tensor; `since` is where its interval began."""
+    tensor = nonfinite.name_tensor(
+        run.state, train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate
+    )
+    found = [each for each in distributed.gathered(tensor, run.runtime.processes) if each != nonfinite.NOT_FOUND]
+    tensor = (found or [nonfinite.NOT_FOUND])[0]
+    where = output.folder if output else "FOLDER"
+    return UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={where} optim.lr=…")

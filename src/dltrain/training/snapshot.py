@@ -1,0 +1,220 @@
+"""The parts of a run, and their image in a checkpoint: all that a run needs to go on to the bit."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dltrain.config import saved_config, settings
+from dltrain.optim.muon import Muon
+from dltrain.optim.step import State, Task
+from dltrain.runtime import system_info
+from dltrain.runtime.devices import Runtime, generator_states, restore_generators
+from dltrain.runtime.errors import ConfigError, InputError, first_line
+from dltrain.training import build
+from dltrain.training.progress import Progress
+from dltrain.training.resume_point import Start
+
+log = logging.getLogger(__name__)
+
+# What optimizers keep of each weight; a momentum where there is one.
+MOMENTS: dict[type, set[str]] = {
+    torch.optim.SGD: set(),
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.RMSprop: {"step", "square_avg"},
+    Muon: set(),
+}
+
+
+@dataclass
+class Run:
+    """The parts of a run; `config` as it is stored, `values` with its references filled in."""
+
+    config: dict[str, Any]
+    values: dict[str, Any]
+    settings: settings.Train
+    runtime: Runtime
+    data: build.Data
+    task: Task
+    state: State
+    progress: Progress
+
+
+def content(run: Run, position: int) -> dict[str, Any]:
+    """What last.pt holds; `position` is that in metrics.jsonl."""
+    return {
+        "model": run.state.model.state_dict(),
+        "optimizer": run.state.optimizer.state_dict(),
+        "averages": run.state.averages,
+        "step": run.state.step,
+        "sums": run.state.sums,
+        "faults": run.state.faults,
+        "generators": generator_states(),
+        "progress": dict(vars(run.progress)),
+        "position": position,
+        "digests": {"data": run.data.digests, "config": saved_config.digests(run.values)},
+        **_common(run),
+    }
+
+
+def best(run: Run) -> dict[str, Any]:
+    """What best.pt holds; without validation the last weights are the best."""
+    weights = run.progress.best_weights or run.state.evaluated()
+    return {"model": weights, "best": run.progress.best, "digests": {"data": run.data.digests}, **_common(run)}
+
+
+def _common(run: Run) -> dict[str, Any]:
+    return {
+        "config": run.config,
+        "data": {
+            "classes": list(run.data.train.classes),
+            "input_shape": list(run.data.input_shape),
+            "outputs": run.data.outputs,
+            "statistics": [list(part) for part in run.data.statistics],
+            "range": run.data.range,
+        },
+        "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads},
+        "environment": environment(run.runtime),
+    }
+
+
+def restore(run: Run, start: Start) -> None:
+    """Set model, optimizer, generators and progress to a checkpoint."""
+    state, content = run.state, start.content
+    refuse_other_data(run.data.digests, content["digests"].get("data", {}))
+    try:
+        state.model.load_state_dict(content["model"])
+        if content["config"]["optim"]["name"] == run.values["optim"]["name"]:
+            restore_optimizer(state.optimizer, content["optimizer"])
+        else:
+            log.warning("resume: the optimizer is another one and starts without moments")
+        _check_figures(run, content)
+        for name in ("sums", "faults"):
+            kept = content[name]
+            setattr(state, name, None if kept is None else kept.to(run.runtime.device))
+        if run.settings.on_nonfinite == "stop":  # steps that were skipped before are no reason to stop now
+            state.faults = None
+        if run.settings.ema is not None and (averages := content.get("averages")) is not None:
+            state.averages = {key: value.to(run.runtime.device) for key, value in averages.items()}
+        state.step = content["step"]
+        run.progress = Progress(**content["progress"])
+        restore_generators(content["generators"])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{start.path}: cannot be gone on from ({first_line(error)})") from error
+
+
+def _check_figures(run: Run, content: dict[str, Any]) -> None:
+    """Raise ValueError, or what a task raises, for figures with which the run would fail later."""
+    sums, faults, progress = content["sums"], content["faults"], content["progress"]
+    if sums is not None:
+        if sums.dtype != torch.float64 or sums.ndim != 1:
+            raise ValueError("sums of another kind")
+        run.task.metrics([max(1.0, float(sums[0])), *sums[1:].tolist()])  # fails for another number of them
+    if faults is not None and ((faults.dtype, faults.ndim) != (torch.float32, 0) or not 0 <= faults < torch.inf):
+        raise ValueError("faults of another kind")
+    numbers = [progress[key] for key in ("train_seconds", "examples_per_second", "epoch_seconds")]
+    figures = [progress["best"], *progress["latest"].values()]
+    numbers += [value for part in figures for key, value in part.items() if key != "split"]
+    if not all(type(value) in (int, float) for value in numbers):
+        raise ValueError("figures that are no numbers")
+    if (best := progress["best"]) and best["split"] not in ["train", "val"]:
+        raise ValueError("figures of a split that is none")
+    if best and not all(type(best[key]) in (int, float) for key in ("step", "epoch")):
+        raise ValueError("figures that are no numbers")
+    if progress["best_weights"]:
+        run.task.score(best)
+    own = run.state.model.state_dict()
+    for weights in (progress["best_weights"], content.get("averages")):
+        if not weights:
+            continue
+        kinds = [{key: (each.shape, each.dtype) for key, each in tensors.items()} for tensors in (weights, own)]
+        if kinds[0] != kinds[1]:
+            raise ValueError("best weights that are not the model's")
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What the bits of a result depend on besides config and data."""
+    where = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else system_info.cpu_name()
+    return {
+        **system_info.versions(),
+        "device": where,
+        "threads": runtime.threads,
+        "precision": runtime.precision,
+        "processes": runtime.processes.world,
+    }
+
+
+def tell_other_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:
+    """Say why a resumed run will not equal the unbroken one; raise ConfigError where it must."""
+    changed = [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
+    if not changed:
+        return
+    line = f"resume: not bit-identical because {'; '.join(changed)}"
+    if deterministic:
+        raise ConfigError(f"{line}\ndevice.deterministic=true asks for equal bits. Set it to false to go on")
+    log.warning("%s", line)
+
+
+def refuse_other_data(now: dict[str, str], before: dict[str, str]) -> None:
+    """Raise InputError where the data is not what the run was trained on."""
+    changed = [split for split in before if before[split] != now.get(split)]
+    if changed:
+        raise InputError(
+            f"resume: the data has changed since ({', '.join(changed)}): it would be another run\n"
+            "Bring the data back, or start a new run with init="
+        )
+
+
+def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str]) -> None:
+    """Raise ValueError for moments that are not as the weights are: fused kernels believe it and write anywhere."""
+    if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
+        raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
+    for key, each in moments.items():
+        if key == "step":
+            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (torch.Size(), torch.float32)
+        elif each is None:
+            fits = key == "momentum_buffer" and key not in needed
+        else:
+            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
+            fits = fits and each.stride() == parameter.stride()
+        if not fits:
+            raise ValueError(f"moments of another kind than the weights ({key})")
+
+
+def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
+    if len(saved["param_groups"]) != len(built.param_groups):
+        raise ConfigError(
+            "resume: optim.weight_decay cannot become 0, or more than 0, where biases do not decay "
+            "(optim.decay_biases=false). Start a new run with init="
+        )
+    options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
+    parameters = [parameter for group in built.param_groups for parameter in group["params"]]
+    moments = [each for kept in saved["state"].values() for each in kept.values() if isinstance(each, Tensor)]
+    if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
+        raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
+    built.load_state_dict(saved)
+    if type(built) not in MOMENTS:  # to which torch gives the weights' type, also where it was a finer one
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for key, each in saved["state"].get(number, {}).items():
+                if isinstance(each, Tensor) and each.dtype != built.state[parameter][key].dtype:
+                    built.state[parameter][key] = each.to(parameter.device)
+    for parameter, kept in built.state.items():
+        for key, each in kept.items():  # laid out in memory as the weights now are
+            # A person's own optimizer may keep what is of all weights under a name, and sparse tensors.
+            is_dense = isinstance(each, Tensor) and isinstance(parameter, Tensor) and each.layout == torch.strided
+            if is_dense and each.shape == parameter.shape and each.stride() != parameter.stride():
+                kept[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
+    if isinstance(built, torch.optim.RMSprop) and any(own.get("momentum") for own in options):
+        for parameter, kept in built.state.items():  # as SGD does by itself for a momentum that comes later
+            kept.setdefault("momentum_buffer", torch.zeros_like(parameter))
+    if type(built) in MOMENTS:
+        needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())
+        for parameter, moments in built.state.items():
+            _check_moments(parameter, moments, needed)
+    for group, own in zip(built.param_groups, options, strict=True):
+        group.update(own)

@@ -1,0 +1,53 @@
+"""Reasons to end a run early, and the time to save: signals, limits, patience. Imports no torch."""
+
+import time
+from collections.abc import Callable
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def reason_to_stop(
+    *,
+    signals: list[int],
+    step: int,
+    limit_steps: int | None,
+    seconds: float,
+    max_seconds: float | None,
+    stale_epochs: int,
+    patience: int | None,
+) -> str:
+    """Name of the limit that is reached, empty for none."""
+    if signals:
+        return "interrupted"
+    if limit_steps is not None and step >= limit_steps:
+        return "limit_steps"
+    if max_seconds is not None and seconds >= max_seconds:
+        return "max_seconds"
+    if patience is not None and stale_epochs >= patience:
+        return "patience"
+    return ""
+
+
+def in_seconds(time: str | float) -> float:
+    """A number of seconds, or a text such as 30s, 5m or 1h."""
+    return float(time[:-1]) * UNITS[time[-1]] if isinstance(time, str) else float(time)
+
+
+def every(interval: int | str) -> Callable[[int], bool]:
+    """A function of the step that is true once each interval: of steps, or of time such as 30s."""
+    if isinstance(interval, int):
+        return lambda step: step % interval == 0
+    longest = in_seconds(interval)
+    # The first is due soon, the next ones at doubling distances: a run that is killed early, again and again, goes on.
+    seconds = min(0.5, longest)
+    last = time.monotonic()
+
+    def is_due(_: int) -> bool:
+        nonlocal last, seconds
+        now = time.monotonic()
+        if now - last < seconds:
+            return False
+        last, seconds = now, min(2 * seconds, longest)
+        return True
+
+    return is_due

@@ -1,0 +1,369 @@
+"""`eval` rebuilds everything from a checkpoint alone and finds the figures of the training."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from dltrain.checkpoints import checkpoint
+from dltrain.commands import evaluation
+from dltrain.data.datasets.digits import digits
+from dltrain.report import run_files
+from dltrain.runtime.errors import OutputError
+from support.command import Command
+
+QUICK = ("model=mlp", "model.hidden=[32]", "epochs=5")
+
+
+def figures(folder: Path, name: str = "eval.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text())
+    return found
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def test_eval_finds_the_same_figures_as_the_training(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    assert dltrain("eval", f"ckpt={folder}").code == 0
+    found = figures(folder / "checkpoints")
+    assert {key: found[key] for key in ("loss", "accuracy")} == summary(folder)["test"]
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "cnn", "resnet", "fastnet", "lstm", "attention"])
+def test_every_classifier_is_rebuilt_from_its_checkpoint_alone(dltrain: Command, model: str) -> None:
+    folder = dltrain("train", f"model={model}", "epochs=1", "data.limit=100").folder
+    trained = summary(folder)["test"]
+    moved = shutil.copy(folder / "checkpoints" / "best.pt", "alone.pt")
+    shutil.rmtree("outputs")
+    assert dltrain("eval", f"ckpt={moved}").code == 0
+    found = figures(Path(), "alone-eval.json")
+    assert {key: found[key] for key in ("loss", "accuracy")} == trained
+
+
+def test_eval_of_val_finds_the_best_validation_figures(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "seed=3").folder
+    dltrain("eval", f"ckpt={folder}", "split=val")
+    assert figures(folder / "checkpoints", "eval-val.json")["accuracy"] == summary(folder)["best"]["accuracy"]
+
+
+def test_eval_of_train_leaves_the_validation_examples_out(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    dltrain("eval", f"ckpt={folder}", "split=train")
+    assert figures(folder / "checkpoints", "eval-train.json")["examples"] == 1294
+
+
+def test_eval_prints_four_decimals_and_a_row_for_each_class(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    out = dltrain("eval", f"ckpt={folder}").out
+    assert f"{summary(folder)['test']['accuracy']:.4f}" in out
+    assert all(f"│ {digit} │" in out for digit in range(10))
+
+
+def test_precision_and_recall_are_those_of_scikit_learn(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "epochs=1").folder
+    dltrain("eval", f"ckpt={folder}")
+    content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    test = digits("test")
+    assert test is not None
+    (mean,), (std,) = content["data"]["statistics"]
+    pixels = ((test.images / 255 - mean) / std).flatten(1)
+    hidden = (pixels @ content["model"]["layers.1.weight"].T + content["model"]["layers.1.bias"]).relu()
+    predicted = (hidden @ content["model"]["layers.3.weight"].T + content["model"]["layers.3.bias"]).argmax(1)
+    precision, recall, f1, support = precision_recall_fscore_support(test.targets, predicted, zero_division=0)
+    found = figures(folder / "checkpoints")["classes"].values()
+    assert [row["precision"] for row in found] == pytest.approx(list(precision))
+    assert [row["recall"] for row in found] == pytest.approx(list(recall))
+    assert [row["f1"] for row in found] == pytest.approx(list(f1))
+    assert [row["examples"] for row in found] == list(support)
+    assert figures(folder / "checkpoints")["confusion"] == confusion_matrix(test.targets, predicted).tolist()
+
+
+def test_another_batch_size_gives_the_same_accuracy(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    dltrain("eval", f"ckpt={folder}", "batch_size=7")
+    assert figures(folder / "checkpoints")["accuracy"] == summary(folder)["test"]["accuracy"]
+
+
+def test_data_may_have_moved_since_the_training(dltrain: Command, data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root, tmp_path / "first")
+    folder = dltrain("train", *QUICK, "data=mnist", "data.root=first").folder
+    (tmp_path / "first").rename(tmp_path / "second")
+    assert dltrain("eval", f"ckpt={folder}", "data.root=second").code == 0
+    assert figures(folder / "checkpoints")["accuracy"] == summary(folder)["test"]["accuracy"]
+
+
+def test_a_root_for_data_without_one_is_code_2(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    result = dltrain("eval", f"ckpt={folder}", "data.root=elsewhere")
+    assert (result.code, result.err) == (2, "error: data.root=elsewhere: data=digits has no root\n")
+
+
+def test_regression_and_reconstruction_are_evaluated_without_classes(dltrain: Command) -> None:
+    regression = dltrain("train", "data=line", "model=linear", "task=regression", "epochs=50").folder
+    assert dltrain("eval", f"ckpt={regression}").code == 0
+    assert {"loss", "mae", "r2"} <= figures(regression / "checkpoints").keys()
+    reconstruction = dltrain("train", "model=autoencoder", "task=reconstruction", "epochs=1").folder
+    assert dltrain("eval", f"ckpt={reconstruction}").code == 0
+    assert figures(reconstruction / "checkpoints")["loss"] == summary(reconstruction)["test"]["loss"]
+
+
+def test_a_split_that_there_is_not_is_code_2(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "data.val=0").folder
+    result = dltrain("eval", f"ckpt={folder}", "split=val")
+    assert (result.code, "split=val: data=digits has none" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a checkpoint", b"PK\x03\x04 half an archive"],
+    ids=["empty", "text", "cut"],
+)
+def test_a_damaged_checkpoint_is_code_66_and_one_line(dltrain: Command, content: bytes) -> None:
+    Path("bad.pt").write_bytes(content)
+    result = dltrain("eval", "ckpt=bad.pt")
+    assert result.code == 66
+    assert result.err.startswith("error: bad.pt: no checkpoint, or a damaged one")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_checkpoint_whose_config_was_changed_is_refused(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    content["config"]["model"]["hidden"] = "many"
+    checkpoint.save(Path("changed.pt"), content)
+    result = dltrain("eval", "ckpt=changed.pt")
+    assert result.code == 66
+    assert "its config is refused" in result.err
+    assert "model.hidden=many" in result.err
+
+
+def test_a_checkpoint_cannot_name_code_through_a_reference(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    for name in ("best.pt", "last.pt"):
+        content = torch.load(folder / "checkpoints" / name, weights_only=True)
+        content["config"]["name"] = "subprocess:call"
+        content["config"]["model"] = {"name": "${name}", "args": "touch PWNED", "shell": True}
+        checkpoint.save(folder / "checkpoints" / name, content)
+    for arguments in (
+        ["eval", f"ckpt={folder}"],
+        ["predict", f"ckpt={folder}", "input=."],
+        ["export", f"ckpt={folder}"],
+        ["train", f"resume={folder}"],
+    ):
+        result = dltrain(*arguments)
+        assert (result.code, "the checkpoint wants to run subprocess:call" in result.err) == (2, True)
+    assert not Path("PWNED").exists()
+
+
+def test_weights_of_another_shape_are_refused_by_name(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK).folder
+    content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    content["config"]["model"]["hidden"] = [31]
+    checkpoint.save(Path("changed.pt"), content)
+    result = dltrain("eval", "ckpt=changed.pt")
+    expected = "its weights do not fit the model: layers.1.weight is torch.float32 (32, 784), the model has"
+    assert (result.code, expected in result.err) == (66, True), result.err
+    assert len(result.err.splitlines()) <= 3
+
+
+def test_evaluations_of_other_splits_views_and_checkpoints_are_kept_side_by_side(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "epochs=1").folder / "checkpoints"
+    for words in ([], ["split=val"], ["tta=flip"], ["split=val", "tta=flip_shift"]):
+        dltrain("eval", f"ckpt={folder}", *words)
+    dltrain("eval", f"ckpt={folder / 'last.pt'}")
+    assert {path.name for path in folder.glob("*.json")} == {
+        "eval.json",
+        "eval-val.json",
+        "eval-test-flip.json",
+        "eval-val-flip_shift.json",
+        "last-eval.json",
+    }
+    found = figures(folder, "eval-val-flip_shift.json")
+    assert (found["split"], found["tta"], found["checkpoint"]) == ("val", "flip_shift", str(folder / "best.pt"))
+
+
+def test_views_of_a_picture_are_averaged(dltrain: Command) -> None:
+    """Of a network that sees pictures and their mirror images with equal eyes nothing changes; of another it does."""
+    folder = dltrain("train", *QUICK, "epochs=2").folder / "checkpoints"
+    content = torch.load(folder / "best.pt", weights_only=True)
+    first = content["model"]["layers.1.weight"].view(-1, 28, 28)
+    content["model"]["layers.1.weight"] = ((first + first.flip(2)) / 2).flatten(1)
+    checkpoint.save(Path("even.pt"), content)
+    losses = {}
+    for path in (folder / "best.pt", Path("even.pt")):
+        for views in ("none", "flip"):
+            result = dltrain("eval", f"ckpt={path}", f"tta={views}", "--json")
+            losses[path.name, views] = json.loads(result.out)["loss"]
+    assert losses["even.pt", "flip"] == pytest.approx(losses["even.pt", "none"], rel=1e-5)
+    assert losses["best.pt", "flip"] != pytest.approx(losses["best.pt", "none"], rel=1e-2)
+
+
+def test_views_need_a_classifier(dltrain: Command) -> None:
+    folder = dltrain("train", "data=line", "model=linear", "task=regression", "epochs=1").folder
+    result = dltrain("eval", f"ckpt={folder}", "tta=flip")
+    assert (result.code, "tta=flip: needs a classifier" in result.err) == (2, True)
+
+
+def test_figures_add_up_to_the_accuracy(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "epochs=1").folder
+    out = dltrain("eval", f"ckpt={folder}").out
+    found = figures(folder / "checkpoints")
+    matrix = torch.tensor(found["confusion"])
+    assert int(matrix.sum()) == found["examples"]
+    assert int(matrix.diagonal().sum()) / found["examples"] == pytest.approx(found["accuracy"])
+    assert [row["examples"] for row in found["classes"].values()] == matrix.sum(dim=1).tolist()
+    bins = found["calibration"]["bins"]
+    assert sum(each["count"] * each["accuracy"] for each in bins) == pytest.approx(int(matrix.diagonal().sum()))
+    assert f"{found['calibration']['error']:.4f}" in out
+    assert "image" not in json.dumps(found)
+
+
+def test_the_confusion_matrix_is_printed_with_true_classes_as_rows(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "epochs=1").folder
+    lines = dltrain("eval", f"ckpt={folder}").out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("confusion"))
+    shown = [line.split() for line in lines[start : start + 14]]
+    found = figures(folder / "checkpoints")["confusion"]
+    for digit, row in enumerate(found):
+        assert [str(digit), *(str(count) if count else "·" for count in row)] in shown
+
+
+def test_several_checkpoints_are_ranked_in_one_table(dltrain: Command) -> None:
+    good = dltrain("train", *QUICK).folder
+    bad = dltrain("train", *QUICK, "epochs=1", "optim.lr=1e-6").folder
+    result = dltrain("eval", f"ckpt=[{bad},{good}]")
+    assert result.code == 0
+    rows = [line for line in result.out.splitlines() if line.startswith("│")]
+    assert [str(folder) in row for folder, row in zip((good, bad), rows, strict=True)] == [True, True]
+    for folder, row in zip((good, bad), rows, strict=True):
+        found = figures(folder / "checkpoints")
+        assert {key: found[key] for key in ("loss", "accuracy")} == summary(folder)["test"]
+        assert f"{found['accuracy']:.4f}" in row
+
+
+def test_a_bad_checkpoint_among_several_is_told_and_the_others_are_evaluated(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "epochs=1").folder
+    Path("bad.pt").write_bytes(b"not a checkpoint")
+    result = dltrain("eval", f"ckpt=[bad.pt,{folder},nowhere]", "--json")
+    documents = json.loads(result.out)
+    assert result.code == 66
+    assert "2 of 3 checkpoints could not be evaluated; the first: bad.pt: no checkpoint" in result.err
+    assert ["error" in each for each in documents] == [True, False, True]
+    assert documents[2] == {"checkpoint": "nowhere", "error": "nowhere: no such file or folder"}
+    assert figures(folder / "checkpoints")["accuracy"] == documents[1]["accuracy"]
+
+
+def test_only_bad_checkpoints_are_an_error_and_no_checkpoint_is_one_too(dltrain: Command) -> None:
+    assert dltrain("eval", "ckpt=[nowhere,neither]").code == 66
+    assert dltrain("eval", "ckpt=[]").code == 2
+
+
+def test_a_loss_that_is_no_number_ranks_last(dltrain: Command) -> None:
+    folder = dltrain("train", "data=line", "model=linear", "task=regression", "epochs=2").folder
+    content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    content["model"] = {key: value * torch.nan for key, value in content["model"].items()}
+    checkpoint.save(Path("nan.pt"), content)
+    result = dltrain("eval", f"ckpt=[nan.pt,{folder}]")
+    rows = [line for line in result.out.splitlines() if line.startswith("│")]
+    assert (result.code, str(folder) in rows[0], "nan.pt" in rows[1]) == (0, True, True)
+
+
+def test_json_alone_is_on_stdout_and_is_what_the_file_holds(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "epochs=1").folder
+    result = dltrain("eval", "--json", f"ckpt={folder}")
+    assert result.code == 0
+    assert json.loads(result.out) == figures(folder / "checkpoints")
+    assert "per class" in result.err
+
+
+def test_json_of_an_error_is_nothing_on_stdout(dltrain: Command) -> None:
+    result = dltrain("eval", "ckpt=nowhere", "--json")
+    assert (result.code, result.out, result.err) == (66, "", "error: nowhere: no such file or folder\n")
+
+
+@pytest.mark.parametrize("line", [["eval", "-m", "ckpt=a,b"], ["predict", "-m", "ckpt=a,b", "input=."]])
+def test_a_sweep_prints_no_json(dltrain: Command, line: list[str]) -> None:
+    result = dltrain(*line, "--json")
+    assert (result.code, "--json: a sweep prints no document" in result.err) == (2, True)
+
+
+def test_a_training_knows_no_json(dltrain: Command) -> None:
+    assert dltrain("train", "--json").code == 2
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_shown() -> None:
+    names = [f"class {number}" for number in range(21)]
+    counts = [[0] * 21 for _ in names]
+    counts[3][3], counts[3][4], counts[5][6] = 6, 2, 7
+    console = Console(file=io.StringIO(), width=120)
+    console.print(evaluation.table(names, counts))
+    rows = [line.split("│")[1:5] for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["class 5", "class 6", "7", "1.0000"],
+        ["class 3", "class 4", "2", "0.2500"],
+    ]
+
+
+@pytest.mark.parametrize(("columns", "kind"), [("80", "most frequent"), ("120", "confusion (rows")])
+def test_a_matrix_too_wide_for_the_terminal_is_not_squeezed(
+    columns: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes that for a terminal
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = evaluation.table([str(number) for number in range(20)], [[100] * 20] * 20)
+    assert str(shown.title).startswith(kind)
+
+
+def test_names_of_classes_cannot_steer_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    console.print(evaluation.table(["\x1b[31mred", "[bold]b[/]"], [[1, 2], [3, 4]]))
+    assert "\x1b" not in console.file.getvalue()
+    assert "[bold]b[/]" in console.file.getvalue()
+
+
+def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = dltrain("train", "epochs=1", "limit_steps=3").folder
+
+    def refused(path: Path, *_: object) -> None:
+        raise OutputError(f"{path}: could not be written (Permission denied)")
+
+    monkeypatch.setattr(run_files, "write_json", refused)
+    result = dltrain("eval", f"ckpt={folder}", "--json")
+    assert result.code == 0
+    assert "could not be written (Permission denied)" in result.err
+    assert 0 <= json.loads(result.out)["accuracy"] <= 1
+
+
+def test_eval_tells_where_it_computes_in_another_precision(dltrain: Command) -> None:
+    folder = dltrain("train", *QUICK, "device.precision=bf16").folder
+    told = "computed in fp32, trained in bf16"
+    same, other = dltrain("eval", f"ckpt={folder}"), dltrain("eval", f"ckpt={folder}", "device=cpu")
+    assert (same.code, told in same.out + same.err) == (0, False)
+    assert (other.code, told in other.out + other.err) == (0, True)
+
+
+def test_eval_tells_where_a_split_is_not_that_of_the_training(dltrain: Command, tmp_path: Path) -> None:
+    for label, level in (("dark", 20), ("light", 200)):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for number in range(30):
+            Image.new("L", (8, 8), level + number).save(tmp_path / "pictures" / label / f"{number}.png")
+    words = ("data=folder", f"data.root={tmp_path / 'pictures'}", "data.size=[8,8]", "model=linear", "epochs=1")
+    folder = dltrain("train", *words).folder
+    told = "test: not the examples of the training's"
+    same = dltrain("eval", f"ckpt={folder}")
+    assert (same.code, told in same.out + same.err) == (0, False)
+    Image.new("L", (8, 8), 99).save(tmp_path / "pictures" / "dark" / "another.png")
+    other = dltrain("eval", f"ckpt={folder}")
+    assert (other.code, told in other.out + other.err) == (0, True)

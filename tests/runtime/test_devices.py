@@ -1,0 +1,222 @@
+"""Device, precision, threads and seeds: decided once, and the generators of a process can be kept and brought back."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from dltrain.checkpoints import checkpoint
+from dltrain.runtime import devices
+from dltrain.runtime.devices import Runtime
+from dltrain.runtime.errors import DeviceError, UserError
+from support.contents import content
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+AUTO: dict[str, Any] = {"name": "auto", "precision": None, "threads": None, "deterministic": False}
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bring back torch's determinism and its environment variable."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@without_cuda
+def test_cuda_without_a_gpu_is_a_device_error_with_what_to_set() -> None:
+    with pytest.raises(DeviceError) as caught:
+        devices.device(**(AUTO | {"name": "cuda"}))
+    assert caught.value.exit_code == 69
+    assert str(caught.value).startswith("device=cuda: ")
+    assert str(caught.value).endswith("Set device=cpu, or device=auto to take what there is")
+
+
+@without_cuda
+def test_auto_without_a_gpu_is_the_cpu_in_fp32() -> None:
+    found = devices.device(**AUTO)
+    assert (found.device, found.precision) == (torch.device("cpu"), "fp32")
+
+
+@with_cuda
+def test_auto_with_a_gpu_is_cuda() -> None:
+    assert devices.device(**AUTO).device.type == "cuda"
+
+
+def test_cpu_is_the_cpu_whatever_there_is() -> None:
+    found = devices.device(**(AUTO | {"name": "cpu"}))
+    assert (found.device, found.precision) == (torch.device("cpu"), "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_is_named_is_taken(precision: str) -> None:
+    assert devices.device(**(AUTO | {"name": "cpu", "precision": precision})).precision == precision
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_set_for_the_process_and_told(threads: int) -> None:
+    found = devices.device(**(AUTO | {"name": "cpu", "threads": threads}))
+    assert (found.threads, torch.get_num_threads()) == (threads, threads)
+
+
+def test_no_number_of_threads_leaves_torchs_own() -> None:
+    torch.set_num_threads(2)
+    assert devices.device(**(AUTO | {"name": "cpu"})).threads == 2
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_is_switched_for_the_process(deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(not deterministic)
+    devices.device(**(AUTO | {"name": "cpu", "deterministic": deterministic}))
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+def test_determinism_gives_cublas_its_workspace_but_keeps_a_persons_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices.device(**(AUTO | {"name": "cpu", "deterministic": True}))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    devices.device(**(AUTO | {"name": "cpu", "deterministic": True}))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+@pytest.mark.parametrize(
+    ("precision", "threads", "words"), [("fp32", 1, "cpu, 1 thread, fp32"), ("bf16", 8, "cpu, 8 threads, bf16")]
+)
+def test_a_runtime_is_told_in_one_line(precision: str, threads: int, words: str) -> None:
+    assert Runtime(torch.device("cpu"), precision, threads).describe() == words
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_computes_a_product_in_the_precision(precision: str, dtype: torch.dtype) -> None:
+    matrix = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    with Runtime(torch.device("cpu"), precision, 1).autocast():
+        product = matrix @ matrix
+    expected = matrix.to(dtype) @ matrix.to(dtype)
+    assert product.dtype == dtype
+    assert torch.equal(product, expected)
+
+
+def test_bf16_ends_with_the_autocast() -> None:
+    with Runtime(torch.device("cpu"), "bf16", 1).autocast():
+        pass
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+DRAWS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: torch.rand(3).tolist(),
+    "random": random.random,
+    "numpy": lambda: numpy.random.random(3).tolist(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("seed", [0, 5, 2**32, 2**64 - 1])
+def test_a_seed_makes_every_generator_repeat(name: str, seed: int) -> None:
+    devices.seed_everything(seed)
+    first = DRAWS[name]()
+    DRAWS[name]()
+    devices.seed_everything(seed)
+    assert DRAWS[name]() == first
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_another_seed_draws_other_numbers(name: str) -> None:
+    drawn = []
+    for seed in (0, 1):
+        devices.seed_everything(seed)
+        drawn.append(DRAWS[name]())
+    assert drawn[0] != drawn[1]
+
+
+def draw_all() -> list[Any]:
+    """Of each kind of number, also those that a generator draws in pairs and keeps one of."""
+    return [*(draw() for draw in DRAWS.values()), random.gauss(0, 1), numpy.random.normal(), torch.randn(3).tolist()]
+
+
+@pytest.mark.parametrize("before", range(5))
+def test_restored_generators_draw_what_they_would_have_drawn(before: int) -> None:
+    devices.seed_everything(0)
+    for _ in range(before):
+        draw_all()
+    states = devices.generator_states()
+    expected = draw_all()
+    devices.seed_everything(1)
+    devices.restore_generators(states)
+    assert draw_all() == expected
+
+
+def test_the_states_of_generators_pass_through_a_checkpoint(tmp_path: Path) -> None:
+    devices.seed_everything(0)
+    random.gauss(0, 1)
+    checkpoint.save(tmp_path / "last.pt", content() | {"generators": devices.generator_states()})
+    expected = draw_all()
+    devices.restore_generators(checkpoint.load(tmp_path / "last.pt")["generators"])
+    assert draw_all() == expected
+
+
+def what_torch_says() -> str:
+    """The error of torch itself where the host has too little memory."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"), "CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+        (numpy.exceptions.AxisError("no"), None),
+        (RuntimeError("shapes cannot be multiplied"), None),
+        (RuntimeError(), None),
+        (NotImplementedError("no kernel for bfloat16"), None),
+        (RecursionError("too deep"), None),
+        (KeyError("memory"), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: str | None) -> None:
+    with pytest.raises(type(error) if told is None else UserError) as caught, devices.enough_memory("Lower it"):
+        raise error
+    if told is None:
+        assert caught.value is error
+    else:
+        first, advice = str(caught.value).splitlines()
+        assert first.startswith(f"out of memory: {told}")
+        assert advice == "Lower it"
+
+
+def test_a_lack_of_memory_is_known_by_what_torch_says() -> None:
+    with pytest.raises(UserError, match="tried to allocate 4000000000000000 bytes"), devices.enough_memory("Lower it"):
+        torch.empty(10**15)
+    older = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    of_the_driver = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+    of_a_library = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    for text in (what_torch_says(), older, of_the_driver, of_a_library):
+        with pytest.raises(UserError, match="out of memory: "), devices.enough_memory("Lower it"):
+            raise RuntimeError(text)
+
+
+def test_noted_generators_do_not_move_with_the_process() -> None:
+    devices.seed_everything(0)
+    states = devices.generator_states()
+    before = states["cpu"].clone()
+    torch.rand(5)
+    assert torch.equal(states["cpu"], before)
+
+
+@without_cuda
+def test_the_states_of_a_gpu_are_left_alone_where_there_is_none() -> None:
+    devices.seed_everything(0)
+    states = devices.generator_states() | {"cuda": torch.zeros(16, dtype=torch.uint8)}
+    expected = torch.rand(3)
+    devices.restore_generators(states)
+    assert torch.equal(torch.rand(3), expected)

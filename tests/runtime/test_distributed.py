@@ -1,0 +1,461 @@
+"""Several processes train as one does: equal results, one writer, stops that all agree on, deaths that are survived.
+
+Lives (see lives.py) are started as torchrun starts processes, by RANK and WORLD_SIZE; torchrun itself where it matters.
+"""
+
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dltrain.checkpoints import checkpoint
+from dltrain.data.loader import Batches
+from dltrain.data.splits import Examples
+from dltrain.runtime import distributed
+from dltrain.runtime import torchrun as launch
+from dltrain.runtime.errors import ConfigError, UserError
+from dltrain.runtime.torchrun import Processes
+from support.command import Command
+from support.lives import Life, Nursery, finish, nursery, outcome, run_folder
+
+COMMON = ("train", "data.limit=200", "epochs=3", "batch_size=9", "log_every=4", "checkpoint_every=3")
+COMMON += ("data.crop=1", "data.flip=true", "report=false", "logger=none", "device.threads=1")  # 180 examples, 60 steps
+SIZES = [(20, 4), (20, 7), (9, 4), (21, 5), (3, 3)]  # examples, in a batch
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[Nursery]:
+    with nursery() as ready:
+        yield ready
+
+
+def some(count: int, whole: int) -> Any:
+    """A test in a short version by default, and in its whole under `-m torture`."""
+    return pytest.mark.parametrize("count", [count, pytest.param(whole, marks=pytest.mark.torture)])
+
+
+def start(lives: Nursery, folder: Path, *words: str, world: int = 2) -> list[Life]:
+    """Begin a run of several processes; each prints into a log of its own."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        lives.start(folder, *words, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log=f"{rank}")
+        for rank in range(world)
+    ]
+
+
+def end(lives: Nursery, processes: list[Life]) -> list[int]:
+    """Exit codes; as torchrun does, end the others once one has failed, by SIGKILL after ten seconds."""
+    failed = 0.0
+    waiting = dict(enumerate(processes))
+    codes = [0] * len(processes)
+    while waiting:
+        for rank, life in list(waiting.items()):
+            if lives.has_ended(life):
+                codes[rank] = lives.wait(waiting.pop(rank))
+                if codes[rank] and not failed:
+                    failed = time.monotonic()
+                    for other in waiting.values():
+                        os.kill(other.pid, signal.SIGTERM)
+            elif failed and time.monotonic() > failed + 10:
+                os.kill(life.pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return codes
+
+
+def printed(processes: list[Life]) -> list[str]:
+    return [life.log.read_text() for life in processes]
+
+
+def run(lives: Nursery, folder: Path, *words: str, world: int = 2) -> list[str]:
+    """Let a run come to its end; what each process printed."""
+    processes = start(lives, folder, *words, world=world)
+    assert end(lives, processes) == [0] * world, printed(processes)
+    return printed(processes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    run = run_folder(folder)
+    assert run is not None
+    found: dict[str, torch.Tensor] = checkpoint.load(run / "checkpoints" / "last.pt")["model"]
+    return found
+
+
+def farthest(one: Path, other: Path) -> tuple[float, float]:
+    """The largest difference of two runs in a weight and in a figure of a record."""
+    theirs, records = weights(other), outcome(other)["records"]
+    of_weights = max(float((value - theirs[key]).abs().max()) for key, value in weights(one).items())
+    pairs = list(zip(outcome(one)["records"], records, strict=True))
+    assert [(a["split"], a["step"]) for a, _ in pairs] == [(b["split"], b["step"]) for _, b in pairs]
+    return of_weights, max(abs(a[key] - b[key]) for a, b in pairs for key in a if key != "split")
+
+
+def batches(count: int, size: int, processes: Processes) -> Batches:
+    images = torch.arange(count, dtype=torch.uint8).view(count, 1, 1, 1)
+    examples = Examples(images, torch.arange(count), tuple(map(str, range(count))))
+    return Batches(
+        examples, torch.device("cpu"), batch_size=size, statistics=((0.0,), (1.0,)), processes=processes, seed=3
+    )
+
+
+# --- shares
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("count, size", SIZES)
+def test_the_parts_of_all_processes_are_the_batch_of_one(count: int, size: int, world: int) -> None:
+    whole = [targets.tolist() for _, targets in batches(count, size, launch.ALONE).epoch(2, 0)]
+    of_each = [batches(count, size, Processes(rank, world)) for rank in range(world)]
+    epochs = [[targets.tolist() for _, targets in each.epoch(2, 0)] for each in of_each]
+    for index, batch in enumerate(whole):
+        shares = [each.share(index) for each in of_each]
+        assert {examples for examples, _ in shares} == {len(batch)}
+        parts = [epoch[index] for epoch in epochs]
+        # Who has none gets one that does not count: it takes part in all that the others do.
+        assert all(len(part) == 1 for part, (_, weight) in zip(parts, shares, strict=True) if not weight)
+        counting = [part for part, (_, weight) in zip(parts, shares, strict=True) if weight]
+        assert list(itertools.chain(*counting)) == batch
+        mean = sum(weight / world * sum(part) / len(part) for part, (_, weight) in zip(parts, shares, strict=True))
+        assert mean == pytest.approx(sum(batch) / len(batch))
+
+
+def test_batches_of_an_evaluation_are_dealt_out() -> None:
+    source = batches(20, 3, launch.ALONE)
+    dealt = [[targets.tolist() for _, targets in source.in_order(rank, 3)] for rank in range(3)]
+    assert sorted(itertools.chain(*dealt)) == [targets.tolist() for _, targets in source.in_order()]
+    assert [len(each) for each in dealt] == [3, 2, 2]
+
+
+# --- the environment
+
+
+@pytest.mark.parametrize(
+    "environment, told",
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "must be numbers"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be below WORLD_SIZE"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "not MASTER_ADDR and MASTER_PORT"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_told(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], told: str
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=told):
+        launch.processes()
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be the second of two processes."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torchrun, "SECONDS_FOR_THE_FIRST", 0.0)
+
+
+@pytest.mark.usefixtures("second")
+def test_what_one_process_does_alone_the_others_leave_to_it(dltrain: Command) -> None:
+    for words in (("eval", "ckpt=nowhere"), ("export", "ckpt=nowhere"), ("list",), ("--version",)):
+        assert tuple(vars(dltrain(*words)).values()) == (0, "", "")
+
+
+@pytest.mark.usefixtures("second")
+def test_a_process_other_than_the_first_tells_of_its_own_faults_alone(dltrain: Command) -> None:
+    result = dltrain("train", "epochs=0")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("process 1: error: epochs=0")
+
+
+def test_a_process_that_waits_for_the_others_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never_meets(processes: Processes) -> None:
+        time.sleep(0.5)
+        raise RuntimeError("nobody came")
+
+    monkeypatch.setenv("MASTER_ADDR", "somewhere")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(distributed, "_join", never_meets)
+    monkeypatch.setattr(distributed, "SECONDS_IN_SILENCE", 0.05)
+    with pytest.raises(UserError, match="somewhere:1: nobody came"), distributed.joined(Processes(0, 2)):
+        pass
+    assert "process 0 of 2 waits at somewhere:1" in capsys.readouterr().err
+
+
+def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    result = dltrain("train", "-m", "seed=1,2")
+    assert result.code == 2
+    assert "starts processes itself" in result.err
+
+
+# --- equal to one process
+
+
+@pytest.mark.parametrize(
+    "world, words",
+    [
+        # Of the last batch one process has no example; a part of an update is as large as in one process or smaller.
+        # Not the CNN: where rounding makes another pixel the largest, its pooling goes another way (as with threads).
+        (2, ("model=lenet", "batch_size=179", "epochs=10", "optim.lr=0.1")),
+        (3, ("model=lenet", "batch_size=30", "accumulate=3", "clip_norm=0.5", "epochs=20", "optim.lr=0.1")),
+    ],
+)
+def test_several_processes_come_to_what_one_comes_to(
+    lives: Nursery, tmp_path: Path, world: int, words: tuple[str, ...]
+) -> None:
+    finish(lives, new(tmp_path / "one"), (*COMMON, *words))
+    run(lives, tmp_path / "several", *COMMON, *words, world=world)
+    of_weights, of_records = farthest(tmp_path / "one", tmp_path / "several")
+    start = weights_at_start(tmp_path / "one")
+    moved = max(float((value - start[key]).abs().max()) for key, value in weights(tmp_path / "one").items())
+    print(
+        f"{world} processes and one: weights to {of_weights:.1e} (they moved by {moved:.2f}), records {of_records:.1e}"
+    )
+    assert of_weights < 1e-5 * moved
+    assert of_records < 1e-5
+
+
+def new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def weights_at_start(folder: Path) -> dict[str, torch.Tensor]:
+    from dltrain.training import build
+
+    run = run_folder(folder)
+    assert run is not None
+    content = checkpoint.load(run / "checkpoints" / "last.pt")
+    torch.manual_seed(content["config"]["seed"])
+    network = build.model(content["config"]["model"], tuple(content["data"]["input_shape"]), 10)
+    return network.state_dict()
+
+
+# --- to the bit: several processes, again, stopped, resumed
+
+# Draws numbers, has running statistics, and gradients of three processes, which are added in some order.
+WORDS = (*COMMON, "model=mlp", "model.hidden=[16]", "model.dropout=0.2", "model.batch_norm=true", "optim=adam")
+WORDS += ("optim.lr=0.003", "batch_size=12", "accumulate=2")  # 45 steps
+
+
+def test_three_processes_stopped_and_resumed_come_to_the_same_bits(lives: Nursery, tmp_path: Path) -> None:
+    told = run(lives, tmp_path / "whole", *WORDS, world=3)
+    assert "batch norm goes by a process's own part" in told[0]
+    assert told[1:] == ["", ""]
+    run(lives, tmp_path / "stopped", *WORDS, "limit_steps=13", world=3)
+    folder = run_folder(tmp_path / "stopped")
+    told = run(lives, tmp_path / "stopped", "train", f"resume={folder}", "limit_steps=null", world=3)
+    assert "not bit-identical" not in told[0]
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+def test_another_number_of_processes_goes_on_and_says_so(lives: Nursery, tmp_path: Path) -> None:
+    words = (*COMMON, "model=lenet", "epochs=2")
+    finish(lives, new(tmp_path / "one"), words)
+    run(lives, tmp_path / "several", *words, "limit_steps=7")
+    folder = run_folder(tmp_path / "several")
+    again = ("train", f"resume={folder}")
+    refused = start(lives, tmp_path / "several", *again, "device.deterministic=true", world=3)
+    assert end(lives, refused)[0] == 2
+    assert "processes was 2, is 3" in printed(refused)[0]
+    told = run(lives, tmp_path / "several", *again, "limit_steps=15", world=3)
+    assert "not bit-identical because processes was 2, is 3" in told[0]
+    assert lives.run(tmp_path / "several", *again, "limit_steps=null") == 0
+    assert "processes was 3, is 1" in (tmp_path / "several" / "life.log").read_text()
+    of_weights, of_records = farthest(tmp_path / "one", tmp_path / "several")
+    assert of_weights < 1e-5
+    assert of_records < 1e-4
+
+
+# --- stops
+
+
+@some(2, 20)
+def test_a_signal_to_one_process_stops_all_with_one_checkpoint(lives: Nursery, tmp_path: Path, count: int) -> None:
+    words = (*COMMON, "model=lenet", "epochs=10", "checkpoint_every=1h")
+    run(lives, tmp_path / "whole", *words)
+    expected, chance = outcome(tmp_path / "whole"), random.Random(5)
+    delays = []
+    for number in range(count):
+        folder = tmp_path / f"stopped-{number}"
+        processes = start(lives, folder, *words)
+        wait_for(processes[0], "epoch  1/10")
+        time.sleep(chance.uniform(0, 0.3))
+        sent = time.perf_counter()
+        os.kill(processes[number % 2].pid, signal.SIGTERM)
+        assert end(lives, processes) == [143, 143], printed(processes)
+        delays.append(time.perf_counter() - sent)
+        told = printed(processes)
+        assert told[0].count("stopped by SIGTERM after saving") == 1
+        assert told[1] == ""
+        assert len(list(folder.glob("outputs/*/*/checkpoints/last*.pt"))) == 2  # that of the start, and this one
+        again = run(lives, folder, "train", f"resume={run_folder(folder)}")
+        assert "not bit-identical" not in again[0]
+        assert outcome(folder) == expected
+    print(f"{count} of {count} signals: one checkpoint, equal after a resume; at most {max(delays):.2f} s to the end")
+    assert max(delays) < 10
+
+
+def wait_for(life: Life, words: str) -> None:
+    end = time.monotonic() + 60
+    while words not in life.log.read_text():
+        assert time.monotonic() < end, life.log.read_text()
+        time.sleep(0.01)
+
+
+def test_limits_hold_for_all_processes(lives: Nursery, tmp_path: Path) -> None:
+    words = (*COMMON, "model=lenet", "epochs=100000", "schedule=constant")
+    run(lives, tmp_path, *words, "max_seconds=1")
+    assert outcome(tmp_path)["status"] == "max_seconds"
+
+
+NETWORK = """
+import os
+import torch
+from torch import nn
+
+class Faulty(nn.Module):
+    '''In the second process something goes wrong, in the fifth step.'''
+
+    def __init__(self, input_shape, num_classes, fault):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
+        self.fault, self.steps = fault, 0
+
+    def forward(self, images):
+        outputs = self.layers(images)
+        self.steps += self.training and len(images) > 2
+        if os.environ.get("RANK") == "1" and self.steps == 5:
+            if self.fault == "raise":
+                raise ValueError("a fault of its own")
+            if self.fault == "die":
+                os.kill(os.getpid(), 9)
+            self.steps -= self.fault == "wrong"  # again when it is looked for
+            return outputs * (float("nan"))
+        return outputs
+"""
+FAULTY = (*COMMON, "model=custom", "model.name=faulty:Faulty", "checkpoint_every=1")
+
+
+def faulty(lives: Nursery, folder: Path, *words: str) -> tuple[list[int], list[str]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "faulty.py").write_text(NETWORK)
+    processes = start(lives, folder, *FAULTY, *words)
+    return end(lives, processes), printed(processes)
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all_at_its_step(lives: Nursery, tmp_path: Path) -> None:
+    codes, told = faulty(lives, tmp_path, "+model.fault=wrong")
+    assert codes[0] == 1
+    assert "error: the loss is not finite at step 5, first in the output of the model (Faulty)" in told[0]
+    assert told[1] == ""
+    folder = run_folder(tmp_path)
+    assert folder is not None
+    assert checkpoint.load(folder / "checkpoints" / "last.pt")["step"] == 4
+
+
+def test_a_step_is_left_out_in_all_processes_or_in_none(lives: Nursery, tmp_path: Path) -> None:
+    codes, told = faulty(lives, tmp_path, "+model.fault=once", "on_nonfinite=skip")
+    assert codes == [0, 0], told
+    skipped = {each["step"]: each["skipped_steps"] for each in outcome(tmp_path)["records"] if "skipped_steps" in each}
+    assert skipped == {8: 1}
+
+
+@pytest.mark.parametrize("fault", ["raise", "die"])
+def test_a_process_that_fails_ends_all_and_is_told_once(lives: Nursery, tmp_path: Path, fault: str) -> None:
+    began = time.monotonic()
+    codes, told = faulty(lives, tmp_path, f"+model.fault={fault}")
+    assert time.monotonic() - began < 20
+    assert codes[1] == (1 if fault == "raise" else -signal.SIGKILL)
+    assert codes[0] not in (0, -signal.SIGKILL)  # it ends by itself
+    if fault == "raise":
+        assert sum(text.count("a fault of its own") for text in told) >= 1
+        assert "process 1: Traceback" in told[1]
+    assert "Traceback" not in told[0]
+    folder = run_folder(tmp_path)
+    assert folder is not None
+    assert checkpoint.load(folder / "checkpoints" / "last.pt")["step"] == 4
+    assert not list(folder.glob("checkpoints/.*"))
+
+
+# --- torchrun
+
+
+def torchrun(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3", "-m", "dltrain"]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen([*command, *words], cwd=folder, stdout=log, stderr=log)
+
+
+def workers(agent: int) -> list[int]:
+    """The processes that torchrun has started, by their rank."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    environment = {int(child): Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
+    ranks = {
+        next(int(each[5:]) for each in entries if each.startswith(b"RANK=")): child
+        for child, entries in environment.items()
+        if any(each.startswith(b"RANK=") for each in entries)
+    }
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+@some(1, 20)
+def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
+    lives: Nursery, tmp_path: Path, count: int
+) -> None:
+    words = (*COMMON, "model=lenet", "epochs=12", "name=kept", "checkpoint_every=15")
+    run(lives, tmp_path / "whole", *words)
+    expected, chance = outcome(tmp_path / "whole"), random.Random(6)
+    seconds = []
+    for number in range(count):
+        folder = tmp_path / f"killed-{number}"
+        with torchrun(folder, *words) as agent:
+            life = Life(agent.pid, folder, folder / "log")
+            wait_for(life, "epoch  1/12")
+            time.sleep(chance.uniform(0, 0.5))
+            os.kill(workers(agent.pid)[number % 2], signal.SIGKILL)
+            killed = time.perf_counter()
+        seconds.append(time.perf_counter() - killed)
+        told = life.log.read_text()
+        assert agent.returncode == 0, told
+        assert "started again by torchrun: goes on with outputs" in told
+        assert "Traceback" not in told
+        assert len(list(folder.glob("outputs/*/*"))) == 1
+        assert outcome(folder) == expected
+    print(f"{count} of {count} kills: equal; from kill to end at most {max(seconds):.1f} s")
+
+
+def test_the_reason_of_nccl_is_the_one_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = """NCCL error in: c10d/NCCLUtils.cpp:94, invalid usage (run with NCCL_DEBUG=WARN), NCCL version 2.29
+ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
+Last error:
+Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50"""
+
+    def fail(processes: Processes) -> None:
+        raise torch.distributed.DistBackendError(told)
+
+    monkeypatch.setattr(distributed, "_join", fail)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError) as caught, distributed.joined(Processes(rank=0, world=2)):
+        pytest.fail("went on")
+    assert str(caught.value).endswith(": Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50")

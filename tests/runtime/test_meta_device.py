@@ -1,0 +1,150 @@
+"""What a GPU would compute, on torch's meta device, which has shapes and no numbers.
+
+There a tensor left on the CPU fails, and so does a host that looks at a number, for which it would have to wait.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dltrain.commands.tta import Averaged
+from dltrain.config import registry
+from dltrain.data.augmentation import Augmentation
+from dltrain.data.loader import Batches
+from dltrain.data.splits import Examples
+from dltrain.models import lenet
+from dltrain.optim import step as steps
+from dltrain.optim.ema import average, averaged
+from dltrain.optim.step import Found, State, Task, added, tally, train_step
+from dltrain.runtime.devices import Runtime
+from dltrain.training import build
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+META = Runtime(torch.device("meta"), "fp32", 1)
+SHAPE = (3, 32, 32)
+PLAIN: dict[str, Any] = {"accumulate": 1, "clip_norm": None, "on_nonfinite": "stop"}
+# elastic is left out: it draws its noise on the CPU, and has to know there for which examples.
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "crop": Augmentation(crop=2),
+    "flip": Augmentation(flip=True),
+    "alternate": Augmentation(flip="alternate"),
+    "rotate": Augmentation(rotate=10.0),
+    "cutout": Augmentation(cutout=4),
+    "mixup": Augmentation(mixup=1.0),
+    "cutmix": Augmentation(cutmix=1.0),
+    "all": Augmentation(crop=2, flip=True, rotate=10.0, cutout=4, mixup=0.5, cutmix=0.5),
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is not finite fused kernels take notice on the device, and there is none for meta; others would look."""
+    monkeypatch.setattr(steps, "_update", lambda optimizer, _fault: optimizer.step())
+
+
+@pytest.fixture(autouse=True)
+def _as_with_many_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeNet-5 has another way with them, on the CPU alone."""
+    monkeypatch.setattr(lenet, "MANY", 2)
+
+
+def test_lenets_way_with_many_examples_is_the_cpus_alone() -> None:
+    first = state("lenet").model.features[0]
+    assert first(torch.zeros(2, *SHAPE, device="meta")).shape[1] == 6
+    assert first.to_empty(device="cpu")(torch.zeros(2, *SHAPE)).shape[1] == 24
+
+
+def node(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+
+
+def state(model: str = "cnn", optimizer: str = "sgd", **changes: Any) -> State:
+    network = build.model(node("model", model) | changes, SHAPE, 10).to("meta")
+    made = build.optimizer(node("optim", optimizer), network)
+    for group in made.param_groups:
+        group["fused"] = False
+    return State(network, made)
+
+
+def batches(augmentation: Augmentation = AUGMENTATIONS["none"]) -> Batches:
+    examples = Examples(
+        torch.zeros(40, *SHAPE, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64), tuple("abcdefghij")
+    )
+    statistics = ((0.1,) * 3, (0.3,) * 3)
+    return Batches(examples, META.device, batch_size=12, statistics=statistics, augmentation=augmentation)
+
+
+def task(smoothing: float = 0.0) -> Task:
+    return registry.bind("task", node("task", "classification") | {"label_smoothing": smoothing})()
+
+
+def steps_of(state: State, batches: Batches, task: Task, **options: Any) -> Iterator[int]:
+    """Two epochs, whose last batches are smaller."""
+    for epoch in (0, 1):
+        for inputs, targets in batches.epoch(epoch, 0):
+            state.found += train_step(state, inputs, targets, task, META, **(PLAIN | options))
+            state.step += 1
+            yield state.step
+    tally(state, task)
+
+
+def done(state: State) -> bool:
+    on_meta = [*state.model.parameters(), *state.model.buffers(), state.sums]
+    return state.step == 8 and all(each is not None and each.is_meta for each in on_meta)
+
+
+@pytest.mark.parametrize("name", sorted({*registry.names("model")} - {"custom", "autoencoder"}))
+def test_a_model_trains_on_another_device_without_a_look_at_its_numbers(name: str) -> None:
+    trained = state(name)
+    assert list(steps_of(trained, batches(), task()))
+    assert done(trained)
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "muon"])
+def test_an_optimizer_updates_on_another_device_without_a_look_at_its_numbers(name: str) -> None:
+    trained = state("resnet", name, widths=[4], blocks=1)
+    assert list(steps_of(trained, batches(), task()))
+    assert done(trained)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_pictures_are_augmented_on_another_device_without_a_look_at_them(name: str, smoothing: float) -> None:
+    trained = state("linear")
+    assert list(steps_of(trained, batches(AUGMENTATIONS[name]), task(smoothing)))
+    assert done(trained)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_parts_clipping_and_averages_work_on_another_device(on_nonfinite: str) -> None:
+    trained = state("resnet", widths=[4], blocks=1)
+    options = {"accumulate": 5, "clip_norm": 1.0, "on_nonfinite": on_nonfinite}
+    for _ in steps_of(trained, batches(), task(), **options):
+        average(trained, 0.9)
+    with averaged(trained):
+        assert done(trained)
+    assert trained.averages is not None
+    assert all(each.is_meta for each in trained.averages.values())
+
+
+@pytest.mark.parametrize("views", ["flip", "shift", "flip_shift"])
+def test_evaluation_adds_up_on_another_device(views: Any) -> None:
+    model, total = Averaged(state().model, views).eval(), None
+    for inputs, targets in itertools.islice(batches().in_order(), 2):
+        outputs = model(inputs)
+        total = added(total, [Found(task().loss(outputs, inputs, targets), outputs, targets)], task())
+    assert total is not None
+    assert total.is_meta
+
+
+def test_a_tensor_that_stays_on_the_cpu_is_found_so() -> None:
+    trained = state("linear")
+    (inputs, targets), *_ = batches().epoch(0, 0)
+    with pytest.raises(RuntimeError, match="device"):
+        train_step(trained, inputs, torch.zeros(targets.shape, dtype=torch.int64), task(), META, **PLAIN)

@@ -1,0 +1,154 @@
+"""Ray, Slurm (through submitit's local executor) and a launcher of Hydra's: same folders, same table, same faults."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.command import Command
+from support.sweeping import MODEL, processes_in, rows, run_alone, write_faulty
+
+ENGINES = {
+    "local": ["sweep.workers=2"],
+    "ray": ["sweep.executor=ray", "sweep.workers=2", "sweep.options={num_cpus: 2}"],
+    "slurm": ["sweep.executor=slurm", "sweep.workers=2", "sweep.options={cluster: local}"],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+}
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    (found,) = folder.glob("outputs/sweeps/*/*")
+    for row in rows(found):
+        if row["status"] == "done":
+            summary = json.loads((found / row["folder"] / "summary.json").read_text())
+            assert float(row["test_loss"]) == summary["test"]["loss"], name
+            assert (found / row["folder"] / "checkpoints" / "last.pt").is_file()
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(found)]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("reference")
+    return swept(folder, "local")
+
+
+def swept(folder: Path, name: str) -> list[dict[str, str]]:
+    """The table of a sweep of three jobs of which the middle one is killed."""
+    write_faulty(folder)
+    words = [*MODEL, "+model.how=none-1,kill,none-2", "device=cpu", "device.threads=1", *ENGINES[name]]
+    process = run_alone("train", "-m", *words, cwd=folder)
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert "Traceback" not in process.stderr
+    return table(folder, name)
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+def test_an_engine_gives_the_same_table_and_a_killed_worker_is_a_row(
+    tmp_path: Path, reference: list[dict[str, str]], name: str
+) -> None:
+    found = swept(tmp_path, name)
+    assert [row["status"].split(" ")[0] for row in found] == ["done", "failed", "done"]
+    assert "lost: its worker died" in found[1]["status"]
+    assert [row for row in found if row["status"] == "done"] == [row for row in reference if row["status"] == "done"]
+    assert processes_in(tmp_path) == []
+
+
+def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    words = [*MODEL, "+model.how=hang", "seed=1", "device=cpu", "device.threads=1", "sweep.job_timeout=8"]
+    process = run_alone("train", "-m", *words, *ENGINES["ray"], cwd=tmp_path)
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert process.returncode == 1, process.stderr
+    assert [row["status"] for row in rows(folder)] == ["failed (124): no end after 8 (sweep.job_timeout)"]
+
+
+def test_a_job_s_time_in_the_queue_of_an_engine_is_not_its_own(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    words = [*MODEL, "+model.how=nap-1,nap-2,nap-3,nap-4", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
+    engine = ["sweep.executor=ray", "sweep.workers=3", "sweep.options={num_cpus: 1}"]
+    process = run_alone("train", "-m", *words, *engine, cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_a_job_whose_time_on_slurm_is_over_saves_and_goes_on_with_a_resume(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    mark = tmp_path / "mark"
+    words = [*MODEL, "+model.how=usr2", f"+model.mark={mark}", "seed=1", "device=cpu", "device.threads=1"]
+    process = run_alone("train", "-m", *words, *ENGINES["slurm"], cwd=tmp_path)
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert [row["status"] for row in rows(folder)] == ["interrupted"], process.stdout + process.stderr
+    resumed = run_alone("train", "sweep.resume=last", "trust=[faulty_nets]", cwd=tmp_path)
+    assert [row["status"] for row in rows(folder)] == ["done"], resumed.stdout + resumed.stderr
+
+
+def test_another_launcher_of_hydras_gives_the_same_table(tmp_path: Path, reference: list[dict[str, str]]) -> None:
+    write_faulty(tmp_path)
+    words = [*MODEL, "+model.how=none-1,none-2", "device=cpu", "device.threads=1", *ENGINES["joblib"]]
+    process = run_alone("train", "-m", *words, cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+    figures = [row["test_loss"] for row in table(tmp_path, "joblib")]
+    assert figures == [row["test_loss"] for row in reference if row["status"] == "done"]
+
+
+def test_after_a_job_of_another_launcher_was_told_to_save_none_begins(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    words = [*MODEL, "+model.how=usr2,none", "device=cpu", "device.threads=1", "hydra/launcher=joblib"]
+    process = run_alone("train", "-m", *words, "hydra.launcher.n_jobs=1", cwd=tmp_path)
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert [row["status"] for row in rows(folder)] == ["interrupted", "interrupted"], process.stderr
+    assert (process.returncode, "continue with" in process.stdout) == (143, True)
+
+
+def test_what_another_launcher_loses_is_a_row_that_can_be_retried(tmp_path: Path) -> None:
+    found = swept(tmp_path, "joblib")
+    assert len(found) == 3
+    assert "lost by the launcher" in found[1]["status"]
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    words = ["train", f"sweep.resume={folder}", "sweep.retry_failed=true", "trust=[faulty_nets]"]
+    process = run_alone(*words, cwd=tmp_path)
+    assert [row["status"][:6] for row in table(tmp_path, "joblib")] == ["done", "failed", "done"], process.stderr
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["typed", "file"])
+def test_a_launcher_is_chosen_by_who_types_and_by_no_file(dltrain: Command, tmp_path: Path, file: bool) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    content = "# @package _global_\nhydra:\n  launcher:\n    n_jobs: 7\n"
+    if file:
+        content = "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\n"
+    (tmp_path / "mine" / "experiment" / "gift.yaml").write_text(content)
+    typed = [] if file else ["hydra/launcher=joblib"]
+    result = dltrain("train", "-m", "--config-dir", "mine", "experiment=gift", *typed, "seed=1,2")
+    assert (result.code, "hydra.launcher" in result.err) == (2, True), result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["sweep.executor=slurm"], 69, "there is no sbatch here"),
+        (["sweep.executor=slurm", "sweep.options={cluster: local, nodez: 3}"], 2, "nodez"),
+        (["sweep.executor=ray", "sweep.options={address: '127.0.0.1:1'}"], 69, "sweep.executor=ray"),
+        (["sweep.executor=ray", "sweep.options={adress: auto}"], 69, "adress"),
+        (["sweep.executor=ray", "sweep.options={num_cpus: 1}", "device.threads=2"], 69, "wants 2 CPUs"),
+        (["sweep.executor=slurm", "sweep.options={cluster: local, timeout_min: 0.2}"], 2, "timeout_min"),
+    ],
+)
+def test_an_engine_that_is_not_there_is_told(tmp_path: Path, words: list[str], code: int, told: str) -> None:
+    process = run_alone("train", "-m", "seed=1,2", *words, cwd=tmp_path)
+    assert (process.returncode, told in process.stderr) == (code, True), process.stderr
+    assert not list(tmp_path.glob("outputs/sweeps/*/*"))
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm", "search"])
+def test_an_engine_that_is_not_installed_is_named_with_its_extra(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import importlib.util
+    import sys
+
+    module = {"ray": "ray", "slurm": "submitit", "search": "optuna"}[name]
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda it: None if it == module else real(it))
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    word = "sweep.search=tpe" if name == "search" else f"sweep.executor={name}"
+    result = dltrain("train", "-m", "seed=1,2", word)
+    assert (result.code, f"pip install '.[{name}]'" in result.err) == (2, True)

@@ -1,0 +1,207 @@
+"""A job that dies, whatever it dies of, is a row with its reason; the others finish and nothing is left running."""
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dltrain.commands.jobs import Outcome
+from dltrain.config.composition import compose
+from dltrain.sweeps.executors import local
+from dltrain.sweeps.executors.worker import Task
+from support.command import Command
+from support.sweeping import MODEL, QUICK, processes_in, rows, run_alone, sweep_folder, write_faulty
+
+# A model that meets its end in its first step: how is a key of its own.
+REASONS = {
+    "exit": "failed (1): its process ended with exit code 3",
+    "leave": "failed (1): its code left with exit code 4",
+    "raise": "failed (1): RuntimeError: it was asked for",
+    "kill": "failed (137): killed by SIGKILL (out of memory?)",
+    "abort": "failed (134): killed by SIGABRT",
+    "segv": "failed (139): killed by SIGSEGV",
+    "hang": "failed (124): no end after 2 (sweep.job_timeout)",
+    "spin": "failed (124): no end after 2 (sweep.job_timeout)",
+    "children": "failed (137): killed by SIGKILL (out of memory?)",
+}
+
+
+@pytest.fixture(autouse=True)
+def _faulty(tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ways = [*REASONS, *["none"] * 11]
+    order = [f"{ways[7 * place % 20]}-{place}" for place in range(20)]
+    words = [f"+model.how={','.join(order)}", "sweep.job_timeout=2", f"sweep.workers={count}", "device.threads=1"]
+    process = run_alone("train", "-m", *MODEL, *words)
+    assert process.returncode == 1, process.stderr
+    (table,) = tmp_path.glob("outputs/sweeps/*/*/results.csv")
+    found = rows(table.parent)
+    assert [row["job"] for row in found] == [str(number) for number in range(20)]
+    expected = [REASONS.get(way.partition("-")[0], "done") for way in order]
+    assert [row["status"] for row in found] == expected
+    assert all(float(row["seconds"]) > 0 and (table.parent / row["folder"]).is_dir() for row in found)
+    assert all(reason in process.stdout for reason in REASONS.values())
+    assert processes_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("way", ["kill", "raise"])
+def test_a_job_that_fails_once_is_tried_again(dltrain: Command, tmp_path: Path, way: str) -> None:
+    mark = tmp_path / "mark"
+    words = [f"+model.how={way},none", f"+model.mark={mark}", "device.threads=1"]
+    result = dltrain("train", "-m", *MODEL, *words, "sweep.retries=1", "sweep.workers=1")
+    assert (result.code, [row["status"] for row in rows(sweep_folder(result))]) == (0, ["done", "done"])
+    assert "tries again" in result.out
+
+
+def test_a_job_is_not_tried_more_often_than_asked(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *MODEL, "+model.how=raise-1,none", "sweep.retries=2", "device.threads=1")
+    assert result.code == 1
+    assert result.out.count("tries again") == 2
+
+
+def test_a_number_of_threads_may_be_a_reference(dltrain: Command) -> None:
+    assert dltrain("train", "-m", *QUICK, "seed=1,2", "keep=1", "device.threads=${keep}").code == 0
+
+
+def test_earlier_starts_of_a_sweep_take_no_try_away(dltrain: Command, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    words = ["+model.how=raise", f"+model.mark={mark}", "seed=1", "device.threads=1"]
+    folder = sweep_folder(dltrain("train", "-m", *MODEL, *words))
+    mark.unlink()
+    again = ["sweep.retry_failed=true", "sweep.retries=1", "trust=[faulty_nets]"]
+    result = dltrain("train", f"sweep.resume={folder}", *again)
+    assert (result.code, [row["status"] for row in rows(folder)]) == (0, ["done"]), result.err
+    assert "tries again" in result.out
+
+
+def test_after_a_failure_no_further_job_starts_where_that_is_asked_for(dltrain: Command) -> None:
+    words = ["+model.how=raise-0,none-1,none-2", "sweep.stop_on_failure=true", "sweep.workers=1", "device.threads=1"]
+    result = dltrain("train", "-m", *MODEL, *words)
+    assert result.code == 1
+    assert [row["status"] for row in rows(sweep_folder(result))] == [REASONS["raise"]]
+
+
+def test_a_failure_that_stops_the_others_ends_the_sweep_with_code_1(dltrain: Command) -> None:
+    words = ["+model.how=none,raise", "sweep.stop_on_failure=true", "sweep.workers=2", "device.threads=1"]
+    result = dltrain("train", "-m", *MODEL, *words, "epochs=3000", "schedule=constant")
+    assert (result.code, "continue with" in result.out) == (1, False)
+    assert [row["status"] for row in rows(sweep_folder(result))] == ["interrupted", REASONS["raise"]]
+
+
+def test_what_a_job_prints_and_the_place_where_it_crashed_are_in_its_log(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *MODEL, "+model.how=segv,raise", "device.threads=1")
+    folder = sweep_folder(result)
+    crash, error = ((folder / row["folder"] / "train.log").read_text() for row in rows(folder))
+    assert "Segmentation fault" in crash
+    assert "faulty_nets.py" in crash
+    assert "RuntimeError: it was asked for" in error
+    assert "Traceback" not in result.out + result.err
+
+
+def test_a_first_ctrl_c_saves_all_jobs_a_resume_ends_them_as_if_nothing_had_been(tmp_path: Path) -> None:
+    words = ["-m", "model=mlp", "data.limit=200", "epochs=120", "seed=1,2,3", "device.threads=1", "sweep.workers=2"]
+    command = [sys.executable, "-m", "dltrain", "train", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while len(list(tmp_path.glob("outputs/sweeps/*/*/*/metrics.jsonl"))) < 2:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all of the group
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
+    assert [row["status"] for row in rows(folder)] == ["interrupted", "interrupted"]
+    assert f"continue with dltrain train sweep.resume={folder.relative_to(tmp_path)}" in out
+    assert processes_in(tmp_path) == []
+    resumed = subprocess.run(
+        [sys.executable, "-m", "dltrain", "train", "sweep.resume=last", "sweep.workers=2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    found = rows(folder)
+    assert [row["status"] for row in found] == ["done"] * 3
+    assert "resumed at step" in (folder / found[0]["folder"] / "train.log").read_text()
+
+
+def test_workers_die_with_their_parent(tmp_path: Path) -> None:
+    words = ["-m", *MODEL, "+model.how=hang-1,family-2,spin-3", "device.threads=1", "sweep.workers=3"]
+    process = subprocess.Popen([sys.executable, "-m", "dltrain", "train", *words], cwd=tmp_path)
+    while len(list(tmp_path.glob("outputs/sweeps/*/*/*/metrics.jsonl"))) < 3:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while (left := processes_in(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left == []
+
+
+def test_each_worker_sees_a_gpu_of_its_own(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "gpu_names", lambda: ["5", "GPU-7"])
+    result = dltrain("train", "-m", *MODEL, "+model.how=gpu-1,gpu-2,gpu-3,gpu-4", "device.threads=1", "epochs=20")
+    folder = sweep_folder(result)
+    seen = [set(re.findall("GPU (.*)", (folder / row["folder"] / "train.log").read_text())) for row in rows(folder)]
+    assert all(len(names) == 1 for names in seen)
+    assert set.union(*seen) == {"5", "GPU-7"}
+
+
+def test_no_gpu_is_found_where_there_is_none_and_the_parent_can_still_be_forked() -> None:
+    import torch
+
+    assert local.gpu_names() == [str(number) for number in range(torch.cuda.device_count())]
+    assert local.can_fork()
+
+
+def test_on_a_terminal_there_is_a_live_view(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = ["-m", "model=mlp", "data.limit=200", "epochs=60", "seed=1,2", "device.threads=1", "sweep.workers=2"]
+    environment = os.environ | {"COLUMNS": "150", "TERM": "xterm"}
+    command = [sys.executable, "-m", "dltrain", "train", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert "0 done, 0 failed, 2 running of 2" in text
+    assert re.search(r"job 1 +seed=2 +\d+ s +epoch \d+\.00: (train|val) loss \d", text)
+    assert "2 jobs, 0 failed, best val_accuracy first" in text
+
+
+def test_a_worker_that_dies_between_two_jobs_costs_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose("train", ["model=mlp", "data.limit=50", "epochs=1", "device.threads=1"])
+    pool = local.Workers(1, 1)
+    with contextlib.closing(pool):
+        for number in range(2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            pool.start(Task("train", number, [], config, [], folder, folder / "train.log"))
+            outcome = None
+            while outcome is None:
+                outcome = next((it for _, it in pool.wait() if isinstance(it, Outcome)), None)
+            assert (outcome.code, outcome.status) == (0, "done")
+            (worker,) = pool.workers
+            assert worker is not None
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.join()

@@ -1,0 +1,134 @@
+"""Pages in Chromium with the network cut: all is drawn, in light and dark, wide and narrow; tables sort and filter."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dltrain.report.html import charts, run_page
+from dltrain.sweeps import pages
+from dltrain.sweeps.results import Metric
+from support import pages as folders
+from support.browser import chromium, not_drawn, opened
+
+pytestmark = pytest.mark.skipif(not run_page.page.FIGURES.exists(), reason="needs dltrain to be installed")
+
+ACCURACY = Metric("val_accuracy", smaller_is_better=False)
+SIZES = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 400)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = folders.write_run(tmp_path_factory.mktemp("run") / "run", [str(digit) for digit in range(10)])
+    run_page.write(folder / "report.html", folder, {"model": {"name": "mlp"}, "data": {"name": "digits"}})
+    return folder / "report.html"
+
+
+def written_set(folder: Path, count: int) -> Path:
+    members = folders.write_set(folder, count)
+    pages.write(folder / "report.html", f"{count} runs", members, pages.differing(members), ACCURACY)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written_set(tmp_path_factory.mktemp("set"), 24)
+
+
+def column(page: Any, number: int) -> list[str]:
+    """Texts of a column of the table of runs, of the rows that are shown."""
+    return page.eval_on_selector_all(
+        "#runs tbody tr:not([hidden])", f"rows => rows.map(row => row.cells[{number}].textContent)"
+    )
+
+
+@pytest.mark.parametrize(("scheme", "width"), SIZES)
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_page_is_drawn_whole_and_fits_the_screen(
+    browser: Any, kind: str, scheme: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    with opened(browser, request.getfixturevalue(kind), scheme=scheme, width=width) as page:
+        assert page.locator("figure.drawn").count() >= 4
+        assert not_drawn(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
+
+
+def test_the_page_of_500_runs_is_drawn(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, written_set(tmp_path, 500)) as page:
+        assert not_drawn(page) == []
+        assert len(column(page, 0)) == 500
+
+
+def test_the_button_changes_the_colours_of_page_and_figures(browser: Any, run: Path) -> None:
+    with opened(browser, run) as page:
+        grid = "document.querySelector('.mark-rule.role-axis-grid line').getAttribute('stroke')"
+        before = page.evaluate(grid)
+        page.click("#theme")
+        page.wait_for_function(f"{grid} !== {before!r}")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+
+
+def test_a_table_is_sorted_by_a_click_and_by_the_keyboard_with_what_is_empty_last(browser: Any, sweep: Path) -> None:
+    with opened(browser, sweep) as page:
+        head = page.locator("#runs th", has_text="test_accuracy").locator("button")
+        head.click()
+        found = column(page, 6)
+        assert found[-3:] == ["", "", ""]
+        assert [float(it) for it in found[:-3]] == sorted(float(it) for it in found[:-3])
+        head.focus()
+        page.keyboard.press("Enter")
+        turned = column(page, 6)
+        assert [float(it) for it in turned[:-3]] == sorted((float(it) for it in turned[:-3]), reverse=True)
+        assert turned[-3:] == ["", "", ""]
+        assert page.locator("#runs th[aria-sort=descending]").count() == 1
+
+
+def test_a_table_is_filtered_by_words(browser: Any, sweep: Path) -> None:
+    with opened(browser, sweep) as page:
+        page.fill("input[type=search]", "failed lenet")
+        statuses, models = column(page, 1), column(page, 2)
+        assert statuses
+        assert set(zip(statuses, models, strict=True)) == {("failed", "lenet")}
+        assert page.text_content("#shown") == f"{len(statuses)} of 24"
+        page.fill("input[type=search]", "")
+        assert len(column(page, 0)) == 24
+
+
+def test_all_that_can_be_used_is_reached_by_the_keyboard(browser: Any, sweep: Path) -> None:
+    with opened(browser, sweep) as page:
+        reached = set()
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        assert {"theme", "INPUT", "BUTTON", "A"} <= reached
+
+
+def test_a_stranger_s_texts_do_nothing_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=\"document.title='caught'\"></script><script>document.title='caught'</script>"
+    folder = folders.write_run(tmp_path / "run", [hostile, "b"])
+    run_page.write(folder / "report.html", folder, {"model": {"name": hostile}, "data": {"name": "digits"}})
+    with opened(browser, folder / "report.html") as page:
+        assert page.title().endswith("· dltrain")
+        assert not_drawn(page) == []
+
+
+def test_a_figure_that_cannot_be_drawn_says_so_and_the_others_are_drawn(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        charts, "reliability", lambda bins: {"description": "x", "height": 1, "data": {"values": []}, "mark": 7}
+    )
+    folder = folders.write_run(tmp_path / "run", ["a", "b"])
+    run_page.write(folder / "report.html", folder, {})
+    with opened(browser, folder / "report.html") as page:
+        assert not_drawn(page) == ["x"]
+        assert "could not be drawn" in page.text_content("figure[data-drawn=no]")

@@ -1,0 +1,132 @@
+"""The words of a sweep to its jobs: as Hydra would compose each, checked before the first runs, none twice."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dltrain.config import composition
+from dltrain.sweeps import plan
+from support.command import Command
+from support.sweeping import QUICK
+
+LINES = [
+    ["model=mlp,lenet", "optim.lr=0.1,0.2", "seed=range(3)"],
+    ["model=mlp", "model.hidden=[1],[2,3],[]", "++data.val=0,0.1,20", "optim=sgd,adam"],
+    ["experiment=mlp_mnist,lenet_mnist", "optim.lr=0.1,1e-3,1", "name=a,'b c',null,\"x=y\",1e3x"],
+    ["optim=adam,adamw", "optim.beta1=0.9,0.8", "~schedule.warmup", "schedule=onecycle"],
+    ["model=mlp", "name='${oc.env:HOME}',b", "seed=choice(1,2)", "epochs=3,5"],
+    ["optim.lr=0.5,0.6", "optim={lr:0.1,momentum:0.5}", "seed=1,2"],  # the order of words counts
+    ["sweep.options={a:1}", "trust=[a],[b]", "+trust=[c]"],
+    ["schedule=glob(c*)", "data.limit=100,0.5,null", "seed=shuffle(range(3))"],
+    ["model=mlp", "model.hidden.0=64,32", "seed=1,2"],
+    ["model=custom", "model.name=a:B,c:D", "+model.width=1,2", "+model.deep.er=true,false"],
+]
+
+
+def planned(line: list[str], use: Callable[[plan.Composer], int]) -> int:
+    def sweep(sweeping: composition.Sweeping) -> int:
+        return use(plan.Composer(sweeping))
+
+    return composition.run("train", ["-m", *line], lambda _: None, sweep)
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_each_job_is_composed_as_hydra_would(line: list[str]) -> None:
+    def compare(composer: plan.Composer) -> int:
+        jobs = [(words, composer.compose(words)) for words in plan.grid(composer)]
+        assert len(jobs) > 1
+        for words, composed in jobs:
+            expected = composer._by_hydra(words)
+            assert composed.config == expected.config
+            assert (composed.overrides, composed.typed) == (expected.overrides, expected.typed)
+            assert composed.origin("seed") == expected.origin("seed")
+        return 0
+
+    assert planned(line, compare) == 0
+
+
+def test_hydra_composes_once_for_each_combination_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = plan.Composer._by_hydra
+    monkeypatch.setattr(plan.Composer, "_by_hydra", lambda self, words: calls.append(words) or real(self, words))
+
+    def compose_all(composer: plan.Composer) -> int:
+        return len([composer.compose(words) for words in plan.grid(composer)])
+
+    assert planned(["model=mlp,lenet", "optim=sgd,adam", "optim.lr=0.1,0.2", "seed=range(50)"], compose_all) == 400
+    assert len(calls) == 4
+
+
+@pytest.mark.torture
+def test_a_job_costs_at_most_ten_milliseconds_to_compose_and_check() -> None:
+    def compose_all(composer: plan.Composer) -> int:
+        began = time.process_time()
+        found, _ = plan.checked(map(composer.compose, plan.grid(composer)), "train")
+        assert len(found) == 1000
+        print(f"{time.process_time() - began:.2f} s", file=sys.stderr)
+        return int((time.process_time() - began) * 1000)
+
+    assert planned(["model=mlp,lenet", "optim.lr=0.1,0.2", "seed=range(250)"], compose_all) < 10_000
+
+
+def test_all_faults_of_all_jobs_are_told_at_once_and_nothing_runs(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=-1,0.1,0", "seed=-3,1", "batch_size=0")
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "error: seed=-3: must be a whole number >= 0, < 18446744073709551616 (from the command line) (3 of 6 jobs)",
+        "batch_size=0: must be a whole number >= 1 (from the command line)",
+        "optim.lr=-1: must be a number > 0 (from the command line) (2 of 6 jobs)",
+        "optim.lr=0: must be a number > 0 (from the command line) (2 of 6 jobs)",
+    ]
+    assert not Path("outputs").exists()
+
+
+def test_the_same_job_is_run_once(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.10,1e-1", "sweep.dry=true")
+    assert result.code == 0
+    assert "1 jobs; 2 more would be the same again" in result.out
+
+
+def test_a_dry_sweep_prints_its_jobs_and_leaves_nothing(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "seed=3,4", "sweep.dry=true")
+    assert result.code == 0
+    assert [line.split()[-1] for line in result.out.splitlines() if line.startswith("job ")] == ["seed=3", "seed=4"]
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optim.lr=interval(0,1)", "an interval needs sweep.search=random or tpe"),
+        ("sweep.workers=1,2", "a sweep has one value of it"),
+        ("sweep.workers=0", "sweep.workers=0: must be a whole number >= 1"),
+        ("sweep.metric=accuracy", "must be a figure of val or test"),
+        ("sweep.pruner=median", "needs sweep.search=random or tpe"),
+        ("sweep.search=grids", "sweep.search=grids: must be one of grid, random, tpe"),
+        ("sweep.worker=2", "did you mean sweep.workers?"),
+        ("sweep.job_timeout=soon", "a time such as 30s, 5m or 1h"),
+        ("seed=range(100001)", "are 100,001 jobs; at most 100,000 are run"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_told_before_it_begins(dltrain: Command, word: str, told: str) -> None:
+    result = dltrain("train", "-m", *QUICK, word)
+    assert (result.code, told in result.err) == (2, True), result.err
+    assert not Path("outputs").exists()
+
+
+def test_no_torch_is_imported_for_a_dry_sweep(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dltrain import cli; code = cli.main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules and code == 0"
+    )
+    words = ["train", "-m", "seed=1,2", "sweep.dry=true"]
+    assert subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=False).returncode == 0
+
+
+def test_a_key_that_an_option_lacks_is_told_with_the_nearest(dltrain: Command) -> None:
+    result = dltrain("train", "-m", "model=mlp,lenet", "model.hiden=[1],[2]")
+    assert (result.code, "did you mean model.hidden?" in result.err) == (2, True)

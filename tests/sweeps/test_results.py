@@ -1,0 +1,113 @@
+"""The table of a sweep: ranked by its metric, grouped over seeds with an honest interval, written whole."""
+
+import csv
+import math
+import random
+from pathlib import Path
+
+import pytest
+import scipy.stats
+
+from dltrain.commands.jobs import Outcome
+from dltrain.sweeps import results
+from dltrain.sweeps.journal import Entry
+from dltrain.sweeps.live_view import View
+
+
+def entry(number: int, words: str, code: int = 0, status: str = "done", **figures: float) -> Entry:
+    return Entry(
+        number, words.split(), str(number), f"{number}_x", 1, Outcome(code, status, figures, 1.0, f"/x/{number}_x")
+    )
+
+
+def test_jobs_are_ranked_by_the_validation_and_those_without_a_figure_come_last() -> None:
+    entries = [
+        entry(0, "a", val_accuracy=0.2, test_accuracy=0.9),
+        entry(1, "b", 1, "RuntimeError"),
+        entry(2, "c", val_accuracy=0.8, test_accuracy=0.1),
+        entry(3, "d", val_accuracy=math.nan),
+    ]
+    by = results.metric([entry.figures for entry in entries])
+    assert (by.name, by.smaller_is_better) == ("val_accuracy", False)
+    assert [it.number for it in results.ranked(entries, by)] == [2, 0, 1, 3]
+    by = results.metric([entry.figures for entry in entries], "test_accuracy", "minimize")
+    assert [it.number for it in results.ranked(entries, by)][:2] == [2, 0]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 30])
+def test_the_interval_is_that_of_students_t(count: int) -> None:
+    draw = random.Random(count)
+    values = [draw.gauss(0, 1) for _ in range(count)]
+    low, high = scipy.stats.t.interval(0.95, count - 1, scipy.stats.tmean(values), scipy.stats.sem(values))
+    assert results.interval(values) == pytest.approx((high - low) / 2)
+
+
+def test_the_interval_covers_the_mean_nineteen_times_of_twenty() -> None:
+    draw = random.Random(0)
+    covered = 0
+    for _ in range(2000):
+        values = [draw.gauss(3.0, 2.0) for _ in range(4)]
+        covered += abs(sum(values) / 4 - 3.0) <= results.interval(values)
+    assert 0.935 <= covered / 2000 <= 0.965
+
+
+def test_a_figure_that_is_no_number_has_no_interval() -> None:
+    assert math.isnan(results.interval([math.nan, 1.0]))
+    assert math.isnan(results.interval([math.inf, 1.0]))
+
+
+def test_jobs_that_differ_by_their_seed_alone_are_one_group() -> None:
+    entries = [entry(i, f"optim.lr={lr} seed={seed}", val_loss=lr + seed) for i, (lr, seed) in enumerate(
+        [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
+    )]  # fmt: skip
+    entries.append(entry(9, "optim.lr=0.2 seed=3", 1, "failed"))
+    one, other = results.of_seeds(entries)
+    assert (one.words, one.count, one.mean) == (("optim.lr=0.1",), 2, {"val_loss": pytest.approx(1.6)})
+    assert (other.words, other.count) == (("optim.lr=0.2",), 2)
+    assert other.spread["val_loss"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
+
+
+def test_results_are_written_whole_with_brackets_commas_and_quotes(tmp_path: Path) -> None:
+    words = 'name="a,b" model.hidden=[1,2]'
+    results.write_results(tmp_path / "results.csv", [entry(1, "x", val_loss=1.0), entry(0, words, 2, "a\nb")])
+    with (tmp_path / "results.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["job"] for row in found] == ["0", "1"]
+    assert found[0]["overrides"] == words
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_a_large_table_is_cut_and_says_so() -> None:
+    entries = [entry(number, f"seed={number}", val_loss=number) for number in range(100)]
+    shown = results.table(entries, results.metric([entry.figures for entry in entries]))
+    assert shown.row_count == results.MOST_ROWS
+    assert shown.caption == "70 more in results.csv"
+
+
+def test_the_live_view_tells_running_done_failed_best_and_the_time_left() -> None:
+    entries = {number: Entry(number, ["optim.lr=0.1", f"seed={number}"], str(number), "x") for number in range(4)}
+    view = View(4, entries, {"optim.lr=0.1"})
+    view.begins(0)
+    view.begins(1)
+    view.begins(2)
+    entries[0].outcome = Outcome(0, "done", {"val_accuracy": 0.75}, 2.0)
+    view.ends(0, entries[0].outcome)
+    entries[1].outcome = Outcome(137, "killed by SIGKILL", {}, 1.0)
+    view.ends(1, entries[1].outcome)
+    view.tells(2, 1.5, "val", {"loss": 0.5, "accuracy": 0.25})
+    with view.console.capture() as captured:
+        view.console.print(view.picture())
+    shown = captured.get()
+    assert "1 done, 1 failed, 1 running of 4" in shown
+    assert "job 2  seed=2  0 s  epoch 1.50: val loss 0.5000 accuracy 0.2500" in shown
+    assert "best  job 0  val_accuracy 0.7500  seed=0" in shown
+    assert " left" in shown
+
+
+def test_without_a_terminal_each_job_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = {0: Entry(0, ["seed=\x1b[31m0"], "0", "x")}
+    view = View(1, entries, set())
+    view.begins(0)
+    entries[0].outcome = Outcome(0, "done", {"val_accuracy": 0.75}, 2.0)
+    view.ends(0, entries[0].outcome)
+    assert capsys.readouterr().out == "1/1  job 0  done  val_accuracy 0.7500  2.0 s  seed=?[31m0\n"

@@ -1,0 +1,360 @@
+"""A sweep whose parent is killed at any moment goes on: nothing done runs again, nothing is lost or orphaned."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dltrain.commands.jobs import Outcome
+from dltrain.sweeps import sweep_file
+from dltrain.sweeps.journal import Entry, Journal
+from support.command import Command
+from support.lives import Nursery, nursery
+from support.sweeping import QUICK, events, generate_pictures, processes_in, rows, sweep_folder, wait_for_no_orphan
+
+WORDS = ("model=mlp", "model.hidden=[8]", "data.limit=200", "device.threads=1", "checkpoint_every=20")
+CLOCK = ("seconds", "folder")
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[Nursery]:
+    with nursery() as found:
+        yield found
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows(folder)]
+
+
+def check_killed_sweep(lives: Nursery, tmp_path: Path, kills: int, sweep: tuple[str, ...], seed: int) -> None:
+    """Kill the parent `kills` times at random moments and let it go on; it ends as one that was left alone."""
+    reference, killed = tmp_path / "reference", tmp_path / "killed"
+    for folder in (reference, killed):
+        (folder / "sweep").mkdir(parents=True)
+    words = ("train", "-m", *WORDS, *sweep, "sweep.workers=2", "sweep.resume=sweep")
+    began = time.monotonic()
+    assert lives.run(reference, *words) == 0
+    alone = time.monotonic() - began
+    draw = random.Random(seed)
+    done: set[int] = set()
+    met = 0
+    for _ in range(50 * kills):
+        if met == kills:
+            break
+        life = lives.start(killed, *words)
+        time.sleep(draw.uniform(0.0, 0.3) if draw.random() < 0.3 else draw.uniform(0.3, max(0.5, alone / 4)))
+        if lives.has_ended(life):
+            break
+        os.kill(life.pid, signal.SIGKILL)
+        lives.wait(life)
+        met += 1
+        wait_for_no_orphan(killed, set())
+        if (killed / "sweep" / "results.csv").exists():  # it can be read at any moment
+            assert all(row["status"] == "done" for row in rows(killed / "sweep"))
+        now_done = {
+            event["job"] for event in events(killed / "sweep") if event["event"] == "ended" and not event["code"]
+        }
+        assert done <= now_done
+        done = now_done
+    assert lives.run(killed, *words) == 0
+    assert table(killed / "sweep") == table(reference / "sweep")
+    log = events(killed / "sweep")
+    for number in {event["job"] for event in log}:
+        own = [event["event"] for event in log if event["job"] == number]
+        assert own.count("planned") == own.count("ended") == 1
+        assert own[-1] == "ended"  # what was done did not begin again
+    assert processes_in(killed) == []
+    print(f"{met} kills")
+
+
+def test_a_killed_sweep_goes_on_to_the_same_table(lives: Nursery, tmp_path: Path) -> None:
+    check_killed_sweep(lives, tmp_path, 4, ("epochs=20", "optim.lr=0.1,0.01", "seed=range(4)"), seed=0)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("seed", range(5))
+def test_fifty_killed_parents_lose_nothing(lives: Nursery, tmp_path: Path, seed: int) -> None:
+    check_killed_sweep(lives, tmp_path, 10, ("epochs=60", "optim.lr=0.1,0.01", "seed=range(15)"), seed)
+
+
+def sweep_of_two(dltrain: Command, *words: str) -> Path:
+    return sweep_folder(dltrain("train", "-m", *QUICK, "device.threads=1", "seed=1,2", *words))
+
+
+def test_a_finished_sweep_runs_nothing_again(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+    result = dltrain("train", "sweep.resume=last")
+    assert result.code == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
+    assert f"resumes {folder}: 0 of 2 jobs are to be run" in result.out
+
+
+def test_new_jobs_are_added_behind_the_old_ones_whose_numbers_stay(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    before = table(folder)
+    result = dltrain("train", "-m", *QUICK, "device.threads=1", "seed=0,2,1,3", f"sweep.resume={folder}")
+    found = table(folder)
+    assert result.code == 0
+    assert found[:2] == before
+    assert [row["overrides"].split()[-1] for row in found] == ["seed=1", "seed=2", "seed=0", "seed=3"]
+    assert [row["job"] for row in found] == ["0", "1", "2", "3"]
+
+
+def test_the_words_of_a_sweep_need_not_be_typed_again(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    (folder / "journal.jsonl").unlink()
+    before = table(folder)
+    assert dltrain("train", f"sweep.resume={folder}", "sweep.workers=1").code == 0
+    assert table(folder) == before
+
+
+def test_what_a_stopped_sweep_says_has_the_words_that_are_not_taken_from_its_folder() -> None:
+    request = sweep_file.Request("predict", ["--config-dir", "mine", "-m"], [])
+    words = ["ckpt=a,b", "output=${ckpt}/x", "sweep.workers=2"]
+    told = "dltrain predict --config-dir mine 'sweep.resume=a b' 'output=${ckpt}/x'"
+    assert sweep_file.command_to_resume(request, Path("a b"), words) == told
+    assert sweep_file.command_to_resume(request, Path("a b"), words, {"nets"}) == f"{told} 'trust=[nets]'"
+    assert sweep_file.command_to_resume(request, Path("a b"), [*words, "trust=nets"], {"nets"}) == f"{told} trust=nets"
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("resume=other", "has resume=other, which must be typed"),
+        ("+experiment@_global_=../../sent/evil", "puts an option elsewhere"),
+    ],
+)
+def test_a_sweeps_file_chooses_no_run_to_alter_and_no_config_of_its_own(
+    dltrain: Command, tmp_path: Path, word: str, told: str
+) -> None:
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": [*QUICK, word]}))
+    result = dltrain("train", "sweep.resume=sent")
+    assert (result.code in (2, 66), told in result.err) == (True, True), result.err
+
+
+def test_what_a_kill_left_half_written_is_removed(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    leftovers = [folder / f".{name}.0123456789abcdef" for name in ("results.csv", "sweep.json", "report.html")]
+    for leftover in leftovers:
+        leftover.touch()
+    assert dltrain("train", f"sweep.resume={folder}").code == 0
+    assert not [leftover for leftover in leftovers if leftover.exists()]
+
+
+def test_an_empty_folder_is_fine(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert dltrain("train", "-m", *QUICK, "device.threads=1", "seed=1,2", "sweep.resume=empty").code == 0
+    assert [row["status"] for row in rows(Path("empty"))] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["sweep.resume=nowhere"], 66, "sweep.resume=nowhere: no such folder"),
+        (["sweep.resume=last"], 66, "there is no sweep in outputs/sweeps"),
+        (["sweep.resume=empty"], 66, "sweep.json: is not there. Type the words of the sweep again"),
+        (["sweep.resume=broken"], 66, "sweep.json: cannot be read"),
+        (["-m", "seed=1", "sweep.resume=torn"], 66, "journal.jsonl, line 1: cannot be read"),
+        (["seed=1", "sweep.workers=2"], 2, "sweep.workers=2: is a key of a sweep. Add -m"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_told(
+    dltrain: Command, tmp_path: Path, words: list[str], code: int, told: str
+) -> None:
+    for name in ("empty", "broken", "torn"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "sweep.json").write_text("[1, 2]")
+    (tmp_path / "torn" / "journal.jsonl").write_text('{"event": "planned"}\n')
+    result = dltrain("train", *words)
+    assert (result.code, told in result.err) == (code, True), result.err
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".pt"]
+
+
+def test_a_failed_job_is_run_again_on_request_alone(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    words = ["-m", *QUICK[:2], "epochs=1", "device.threads=1", "data=folder", "data.root=photos", "seed=1"]
+    result = dltrain("train", *words)
+    folder = sweep_folder(result)
+    assert (result.code, rows(folder)[0]["status"][:11]) == (1, "failed (66)")
+    assert dltrain("train", f"sweep.resume={folder}").code == 1
+    generate_pictures(tmp_path / "photos")
+    assert dltrain("train", f"sweep.resume={folder}").code == 1
+    assert dltrain("train", f"sweep.resume={folder}", "sweep.retry_failed=true").code == 0
+    assert [row["status"] for row in rows(folder)] == ["done"]
+
+
+def test_a_sweeps_folder_runs_a_persons_code_only_where_that_is_trusted(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
+    (tmp_path / "sent").mkdir()
+    words = ["model=custom", "model.name=own_nets:Net", "seed=1,2", "trust=[own_nets]"]
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
+    result = dltrain("train", "sweep.resume=sent")
+    assert result.code == 2
+    assert "this sweep wants to run own_nets:Net. If you trust that code, add trust=[own_nets]" in result.err
+    assert not (tmp_path / "IMPORTED").exists()
+    assert dltrain("train", "sweep.resume=sent", "trust=[own_nets]").code == 2  # it has no Net
+    assert (tmp_path / "IMPORTED").exists()
+
+
+@pytest.mark.parametrize(
+    "word", ["hydra.callbacks.x=1", "--config-dir=mine", "sweep.executor=ray", "+sweep.options={a: 1}"]
+)
+def test_a_sweeps_folder_does_not_say_how_it_runs(dltrain: Command, tmp_path: Path, word: str) -> None:
+    (tmp_path / "sent").mkdir()
+    words = [*QUICK, "device.threads=1", "seed=1", word]
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
+    assert dltrain("train", "sweep.resume=sent").code == 0
+
+
+def send(folder: Path, words: list[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
+
+
+@pytest.mark.parametrize("option", ["../../../{}/evil", "{}/evil", "~/evil"])
+def test_a_sweeps_folder_names_no_config_outside_the_folders_for_configs(
+    dltrain: Command, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "evil.yaml").write_text("# @package _global_\nmodel:\n  name: evil_nets:Net\ntrust: [evil_nets]\n")
+    (tmp_path / "evil_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
+    send(tmp_path / "sent", ["+experiment=" + option.format(tmp_path), "seed=1,2"])
+    result = dltrain("train", "sweep.resume=sent")
+    assert (result.code, "leads out of the folders with configs" in result.err) == (66, True), result.err
+    assert not (tmp_path / "IMPORTED").exists()
+
+
+def test_a_config_that_a_sweeps_folder_names_neither_trusts_nor_says_how_it_runs(
+    dltrain: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    experiment = tmp_path / "mine" / "experiment" / "gift.yaml"
+    (tmp_path / "gift_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
+    send(tmp_path / "sent", ["+experiment=gift", "seed=1,2"])
+    experiment.write_text("# @package _global_\nmodel:\n  name: gift_nets:Net\ntrust: [gift_nets]\n")
+    result = dltrain("train", "--config-dir", "mine", "sweep.resume=sent")
+    assert (result.code, "this sweep wants to run gift_nets:Net" in result.err) == (2, True), result.err
+    experiment.write_text("# @package _global_\nsweep:\n  executor: ray\n")
+    result = dltrain("train", "--config-dir", "mine", "sweep.resume=sent")
+    assert (result.code, "sweep.executor=ray: is set by a file" in result.err) == (2, True), result.err
+    assert not (tmp_path / "IMPORTED").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "../elsewhere"},
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "/tmp"},
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": 3},
+        {"event": "planned", "job": "0", "overrides": [], "digest": "x", "folder": "x"},
+        {"event": "planned", "job": 0, "overrides": [1], "digest": "x", "folder": "x"},
+        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "x", "params": 3},
+        {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": [1]},
+        {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": {"val_loss": "x"}},
+        {"event": "ended", "job": 0, "code": "0", "status": "done"},
+        {"event": "begun", "job": 7},
+        [],
+    ],
+    ids=str,
+)
+def test_a_forged_journal_is_refused(dltrain: Command, tmp_path: Path, line: object) -> None:
+    send(tmp_path / "sent", [*QUICK, "seed=1"])
+    first = {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "0_x"}
+    (tmp_path / "sent" / "journal.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(line)}\n")
+    result = dltrain("train", "sweep.resume=sent")
+    assert (result.code, "journal.jsonl, line 2: cannot be read" in result.err) == (66, True), result.err
+
+
+def test_a_launcher_that_is_typed_again_leaves_the_words_of_the_sweep(dltrain: Command, tmp_path: Path) -> None:
+    send(tmp_path / "sent", [*QUICK, "seed=1,2"])
+    result = dltrain("train", "sweep.resume=sent", "hydra/launcher=joblib", "sweep.dry=true")
+    assert (result.code, "2 jobs" in result.out) == (0, True)
+
+
+def test_a_sweep_of_another_command_is_refused(dltrain: Command, tmp_path: Path) -> None:
+    send(tmp_path / "sent", [*QUICK, "seed=1,2"])
+    for words in (["ckpt=x"], []):
+        result = dltrain("eval", "sweep.resume=sent", *words)
+        assert (result.code, "is no sweep of dltrain eval" in result.err) == (2, True), result.err
+
+
+def test_two_sweeps_never_share_a_folder(lives: Nursery, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    words = ("train", "-m", *WORDS, "epochs=60", "seed=range(3)", "sweep.resume=sweep", "sweep.workers=1")
+    first = lives.start(tmp_path, *words)
+    while not (tmp_path / "sweep" / "journal.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)  # else it may be done before the second one has started
+    try:
+        assert lives.run(tmp_path, *words) == 74
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert lives.wait(first) == 0
+
+
+def check_torn_journal(folder: Path, cuts: int, seed: int) -> None:
+    """Cut the file of a journal anywhere: every whole line counts once, and it can be written on."""
+    path = folder / "journal.jsonl"
+    journal = Journal(path)
+    journal.plan([Entry(number, [f"seed={number}"], str(number), f"{number}_x") for number in range(20)])
+    for number in range(20):
+        journal.begin(number)
+        journal.end(number, Outcome(0, "done", {"val_loss": number / 7}, 1.0, "x"))
+    journal.close()
+    content = path.read_bytes()
+    draw = random.Random(seed)
+    for _ in range(cuts):
+        kept = content[: draw.randrange(len(content) + 1)]
+        path.write_bytes(kept)
+        whole = [json.loads(line) for line in kept[: kept.rfind(b"\n") + 1].splitlines()]
+        journal = Journal(path)
+        assert len(journal.entries) == sum(event["event"] == "planned" for event in whole)
+        ended = {event["job"] for event in whole if event["event"] == "ended"}
+        assert {number for number, entry in journal.entries.items() if entry.outcome} == ended
+        new = Entry(99, ["seed=99"], "99", "99_x")
+        journal.plan([new])
+        journal.close()
+        again = Journal(path)
+        assert again.entries == journal.entries
+        again.close()
+
+
+def test_a_figure_that_is_no_number_is_a_figure_that_is_no_number(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    path = folder / rows(folder)[1]["folder"] / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["test"]["loss"] = None  # as JSON has NaN
+    path.write_text(json.dumps(summary))
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(lines[:-1]))  # killed before the outcome was noted
+    for _ in range(2):
+        assert dltrain("train", f"sweep.resume={folder}").code == 0
+        assert rows(folder)[1]["test_loss"] == "nan"
+
+
+def test_a_job_that_ended_on_its_own_after_it_was_taken_for_failed_is_done(dltrain: Command) -> None:
+    folder = sweep_of_two(dltrain)
+    before = table(folder)
+    with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
+        journal.end(1, Outcome(74, "another process is writing here"))
+    assert dltrain("train", f"sweep.resume={folder}").code == 0
+    assert table(folder) == before
+
+
+def test_an_outcome_that_cannot_be_never_reaches_the_journal(tmp_path: Path) -> None:
+    with contextlib.closing(Journal(tmp_path / "journal.jsonl")) as journal:
+        journal.plan([Entry(0, [], "a", "0_")])
+        with pytest.raises(ValueError, match="cannot be"):
+            journal.end(0, Outcome(0, "done", {"test_loss": None}))  # type: ignore[dict-item]
+    assert len(events(tmp_path)) == 1
+
+
+def test_a_journal_that_was_cut_off_keeps_every_whole_line_once(tmp_path: Path) -> None:
+    check_torn_journal(tmp_path, 200, seed=0)

@@ -1,0 +1,139 @@
+"""Sweeps: every job has its folder and its row, a failed one does not stop the others, the table is ranked."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.command import Command
+from support.sweeping import QUICK, rows, sweep_folder
+
+
+def test_every_job_has_a_folder_named_by_number_and_overrides_and_a_row(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.01", "seed=1,2")
+    folder = sweep_folder(result)
+    found = rows(folder)
+    assert result.code == 0
+    assert folder.parent.parent == Path("outputs/sweeps")
+    assert [row["job"] for row in found] == ["0", "1", "2", "3"]
+    assert found[1]["overrides"].endswith("optim.lr=0.1 seed=2")
+    assert all(row["status"] == "done" and float(row["seconds"]) > 0 for row in found)
+    for row in found:
+        assert row["folder"].startswith(f"{row['job']}_")
+        summary = json.loads((folder / row["folder"] / "summary.json").read_text())
+        assert float(row["test_accuracy"]) == summary["test"]["accuracy"]
+        assert float(row["val_accuracy"]) == summary["best"]["accuracy"]
+
+
+def test_results_columns_stand_in_the_promised_order(dltrain: Command) -> None:
+    found = rows(sweep_folder(dltrain("train", "-m", *QUICK, "seed=1,2")))
+    figures = ["test_loss", "test_accuracy", "val_loss", "val_accuracy"]
+    assert list(found[0]) == ["job", "overrides", "status", *figures, "seconds", "folder"]
+
+
+def test_a_failed_job_is_a_row_and_the_others_still_run(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=0.1,1e30,0.01", "epochs=3")
+    found = rows(sweep_folder(result))
+    assert result.code == 1
+    assert [row["status"].split(":")[0] for row in found] == ["done", "failed (1)", "done"]
+    assert "the loss is not finite" in found[1]["status"]
+    assert "3 jobs, 1 failed" in result.out
+
+
+def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "optim.lr=0.000001,0.1", "epochs=10")
+    table = result.out[result.out.index("2 jobs, 0 failed") :]
+    assert table.index("optim.lr=0.1") < table.index("optim.lr=1e-06")
+
+
+def test_a_sweep_of_evaluations_keeps_the_figures_of_each_split(dltrain: Command) -> None:
+    run = dltrain("train", *QUICK).folder
+    (row, other) = rows(sweep_folder(dltrain("eval", "-m", f"ckpt={run}", "split=val,test")))
+    summary = json.loads((run / "summary.json").read_text())
+    assert float(row["val_accuracy"]) == summary["best"]["accuracy"]
+    assert float(other["test_accuracy"]) == summary["test"]["accuracy"]
+
+
+def test_the_whole_grammar_of_sweeps_is_understood(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "seed=range(2)", "optim=choice(sgd,adam)", "schedule=glob(c*)")
+    assert len(rows(sweep_folder(result))) == 2 * 2 * 2
+
+
+def test_a_sweep_that_is_refused_leaves_nothing_behind(dltrain: Command) -> None:
+    assert dltrain("train", "-m", "model=mlp,lennet").code == 2
+    assert not list(Path("outputs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_equals_the_same_run_started_alone_with_the_same_threads(
+    dltrain: Command, tmp_path: Path, workers: int
+) -> None:
+    """Whatever ran before it in its worker, and whoever read its data."""
+    same = ("data.limit=200", "data.flip=true", "data.crop=1", "epochs=2", "optim=adam", "device.threads=1")
+    models, seeds = ("mlp", "lenet", "lstm", "attention"), (4, 5)
+    words = (f"model={','.join(models)}", "seed=4,5", f"sweep.workers={workers}")
+    folder = sweep_folder(dltrain("train", "-m", *same, *words))
+    for row, (model, seed) in zip(rows(folder), itertools.product(models, seeds), strict=True):
+        alone = dltrain("train", *same, f"model={model}", f"seed={seed}").folder
+        for name in ("last.pt", "best.pt"):
+            one, other = (
+                torch.load(it / "checkpoints" / name, weights_only=True)["model"]
+                for it in (alone, folder / row["folder"])
+            )
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one), (model, seed, name)
+        assert records(alone) == records(folder / row["folder"])
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    """metrics.jsonl without what the clock says."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "examples_per_second"} for line in lines]
+
+
+def test_log_lines_of_a_job_are_in_its_own_log_alone(dltrain: Command) -> None:
+    folder = sweep_folder(dltrain("train", "-m", *QUICK, "seed=4,5"))
+    for row in rows(folder):
+        assert (folder / row["folder"] / "train.log").read_text().count("parameters") == 1
+
+
+def check_eight_pairs(dltrain: Command, root: Path, *overrides: str) -> list[dict[str, str]]:
+    """Train four models on two data sets in one sweep; evaluate each from its checkpoint alone to the same figure."""
+    models = "model=mlp,lenet,lstm,attention"
+    result = dltrain("train", "-m", models, "data=mnist,cifar10", f"data.root={root}", "epochs=1", *overrides)
+    folder = sweep_folder(result)
+    found = rows(folder)
+    assert result.code == 0
+    assert len(found) == 8
+    for row in found:
+        run = folder / row["folder"]
+        assert dltrain("eval", f"ckpt={run}").code == 0
+        figures = json.loads((run / "checkpoints" / "eval.json").read_text())
+        assert figures["accuracy"] == float(row["test_accuracy"])
+        assert figures["loss"] == float(row["test_loss"])
+        assert len(figures["classes"]) == 10
+    return found
+
+
+@pytest.mark.usefixtures("cifar10_sums")
+def test_four_models_and_two_data_sets_train_checkpoint_evaluate_and_sweep(dltrain: Command, data_root: Path) -> None:
+    check_eight_pairs(dltrain, data_root)
+
+
+def test_four_models_and_two_data_sets_do_so_on_the_real_data(dltrain: Command, real_data: Path) -> None:
+    found = check_eight_pairs(dltrain, real_data, "data.limit=2000", "optim=adam", "optim.lr=0.003")
+    chance = 0.1
+    assert all(float(row["test_accuracy"]) > 1.5 * chance for row in found)
+
+
+def test_an_epoch_of_the_real_mnist_gives_95_percent(dltrain: Command, real_data: Path) -> None:
+    result = dltrain("train", "data=mnist", f"data.root={real_data}", "model=mlp", "epochs=1")
+    assert json.loads((result.folder / "summary.json").read_text())["test"]["accuracy"] >= 0.95
+
+
+@pytest.mark.parametrize("sweep", ["seed=range(0)", "seed=glob(*)"])
+def test_a_sweep_over_nothing_is_refused(dltrain: Command, sweep: str) -> None:
+    result = dltrain("train", "-m", *QUICK, sweep)
+    assert (result.code, f"{sweep}: sweeps over nothing" in result.err) == (2, True)
