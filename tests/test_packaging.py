@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from dltrain.config import registry
-from dltrain.runtime import folders
 
 ROOT = Path(__file__).parents[1]
 
