@@ -38,9 +38,10 @@ def cost(runs: int) -> None:
 def opening(runs: int) -> None:
     """Seconds until all of a page of 500 runs is drawn."""
     from browser import chromium, opened
+    from pages import write_set
+
     from dltrain.sweeps import pages
     from dltrain.sweeps.results import Metric
-    from pages import write_set
 
     with tempfile.TemporaryDirectory() as name, chromium() as browser:
         path = Path(name) / "report.html"

@@ -19,7 +19,7 @@ from dltrain.commands.usage import COMMANDS
 from dltrain.config import registry, signatures
 from dltrain.config.hints import describe
 from dltrain.config.registry import config_folder
-from dltrain.config.signatures import Key
+from dltrain.config.signatures import Param
 from dltrain.runtime import errors
 from dltrain.runtime import signals as stopping
 
@@ -58,7 +58,7 @@ def block(content: str, language: str = "text") -> str:
     return f"```{language}\n{content.rstrip()}\n```\n"
 
 
-def keys(prefix: str, rules: dict[str, Key], *options: tuple[str, dict[str, Any]]) -> str:
+def keys(prefix: str, rules: dict[str, Param], *options: tuple[str, dict[str, Any]]) -> str:
     """A table of keys; where options of a group differ in a default, with a column for each of them."""
 
     def default(values: dict[str, Any], key: str) -> str:
@@ -94,7 +94,7 @@ def docstring(path: Path) -> str:
     return match[1] if match else ""
 
 
-def found(place: tuple[str, str]) -> dict[str, Key]:
+def found(place: tuple[str, str]) -> dict[str, Param]:
     return signatures.builtin(*place).keys
 
 
@@ -158,7 +158,7 @@ def _group(group: str, place: tuple[str, str] | None) -> str:
             shared = [signatures.builtin(*each) for each in registry.GROUPS[group].shared]
             rules = {key: rule for each in shared for key, rule in each.keys.items()}
             rules = {key: rule for key, rule in rules.items() if key not in registry.GROUPS[group].injected}
-            rules = {"name": Key(str, True, "import path of your own code"), **rules}
+            rules = {"name": Param(str, True, "import path of your own code"), **rules}
             summary = " ".join(comment(path))
         else:
             summary, rules = signature.summary, signature.keys

@@ -55,7 +55,7 @@ def test_peers_begin_with_the_same_network_to_the_bit(model: str, data: str) -> 
     node = yaml.safe_load((BENCHMARKS.parent / "configs" / "model" / f"{model}.yaml").read_text())
     shape = networks.SHAPES[data]
     torch.manual_seed(3)
-    own = registry.bind("model", node)(input_shape=shape, num_classes=10)
+    own = registry.partial_call("model", node)(input_shape=shape, num_classes=10)
     torch.manual_seed(3)
     theirs = networks.network(model, data)
     images = torch.rand(4, *shape)

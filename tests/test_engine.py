@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.data.augmentation import Augmentation
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import Record, evaluate, fit, predict, set_lr
 from dltrain.optim import schedules
-from dltrain.optim.step import State, tally, train_step
+from dltrain.optim.step import TrainState, accumulate_metrics, train_step
 from dltrain.optim.tasks import Classification, Regression
 from dltrain.runtime.devices import Runtime, generator_states, restore_generators
 from dltrain.training import build, snapshot
@@ -35,13 +35,13 @@ def examples(count: int, seed: int = 0) -> Examples:
     return Examples(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long(), tuple("0123456789"))
 
 
-def batches(count: int = 18, batch_size: int = 4, **augmentation: Any) -> Batches:
+def batches(count: int = 18, batch_size: int = 4, **augmentation: Any) -> TensorLoader:
     """18 examples in batches of 4: five steps, the last of two examples."""
     settings = {"batch_size": batch_size, "statistics": STATISTICS, "seed": 3}
-    return Batches(examples(count), CPU.device, augmentation=Augmentation(**augmentation), **settings)
+    return TensorLoader(examples(count), CPU.device, augmentation=Augmentation(**augmentation), **settings)
 
 
-def fresh(dropout: float = 0.0, optimizer: str = "sgd", lr: float = 0.05) -> State:
+def fresh(dropout: float = 0.0, optimizer: str = "sgd", lr: float = 0.05) -> TrainState:
     """A small seeded perceptron and its optimizer."""
     torch.manual_seed(0)
     node = {"name": "mlp", "hidden": [8], "activation": "relu", "dropout": dropout, "batch_norm": False}
@@ -50,10 +50,12 @@ def fresh(dropout: float = 0.0, optimizer: str = "sgd", lr: float = 0.05) -> Sta
         "sgd": {"momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "decay_biases": True},
         "adam": {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "decay_biases": True},
     }
-    return State(model, build.optimizer({"name": optimizer, "lr": lr, **settings[optimizer]}, model))
+    return TrainState(model, build.optimizer({"name": optimizer, "lr": lr, **settings[optimizer]}, model))
 
 
-def run(state: State, train: Batches, val: Batches | None = None, **changes: Any) -> Iterator[list[Record]]:
+def run(
+    state: TrainState, train: TensorLoader, val: TensorLoader | None = None, **changes: Any
+) -> Iterator[list[Record]]:
     loop: dict[str, Any] = {
         "epochs": EPOCHS,
         "log_every": 2,
@@ -153,7 +155,7 @@ def test_a_run_that_stopped_at_any_step_continues_to_the_same_bits(
     restored = fresh(dropout=0.5, optimizer="adam")  # seeds anew, as a new process does
     restored.model.load_state_dict(state.model.state_dict())
     snapshot.restore_optimizer(restored.optimizer, copy.deepcopy(state.optimizer.state_dict()))
-    tally(state, TASK)
+    accumulate_metrics(state, TASK)
     restored.step, restored.sums = state.step, state.sums
     restore_generators(generators)
     for chunk in run(restored, batches(**AUGMENTED), batches(6), log_every=3):
@@ -177,10 +179,10 @@ def test_accumulation_equals_one_large_batch(size: int, accumulate: int) -> None
     inputs, targets = next(batches(size, batch_size=size).in_order())
     whole, parts = fresh(), fresh()
     for state, count in ((whole, 1), (parts, accumulate)):
-        state.found += train_step(
+        state.pending += train_step(
             state, inputs, targets, TASK, CPU, accumulate=count, clip_norm=None, on_nonfinite="stop"
         )
-        tally(state, TASK)
+        accumulate_metrics(state, TASK)
     torch.testing.assert_close(parts.sums, whole.sums, rtol=1e-6, atol=1e-6)
     for one, other in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
@@ -310,13 +312,13 @@ def test_loss_falls_and_accuracy_rises_on_what_can_be_learned() -> None:
 
 def test_linear_regression_finds_the_line() -> None:
     x = torch.linspace(-2, 2, 20)
-    split = Batches(
+    split = TensorLoader(
         Examples(x.view(-1, 1, 1, 1), 2 * x.view(-1, 1) + 1, ()), CPU.device, batch_size=5, statistics=((0.0,), (1.0,))
     )
     torch.manual_seed(0)
     model = build.model({"name": "linear"}, (1, 1, 1), 1)
     node = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decay_biases": True}
-    state = State(model, build.optimizer(node, model))
+    state = TrainState(model, build.optimizer(node, model))
     loop: dict[str, Any] = {"epochs": 50, "log_every": 100, "accumulate": 1, "clip_norm": None, "on_nonfinite": "stop"}
     list(fit(state, split, None, Regression(), CONSTANT, CPU, **loop))
     assert [float(parameter.detach()) for parameter in model.parameters()] == pytest.approx([2.0, 1.0], abs=1e-4)
@@ -379,14 +381,14 @@ class Shared(nn.Module):
 def test_figures_are_of_the_weights_before_the_update_also_where_an_output_is_a_weight(count: int) -> None:
     model, task = Shared(count), Regression()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    state = State(model, optimizer)
+    state = TrainState(model, optimizer)
     targets = torch.ones(4, 1)
     options: dict[str, Any] = {"accumulate": 1, "clip_norm": None, "on_nonfinite": "stop"}
     expected = []
     for _ in range(3):
         expected.append(float(task.loss(model(torch.zeros(4, 1)).detach(), targets, targets)))
-        state.found += train_step(state, torch.zeros(4, 1), targets, task, CPU, **options)
-    tally(state, task)
+        state.pending += train_step(state, torch.zeros(4, 1), targets, task, CPU, **options)
+    accumulate_metrics(state, task)
     assert state.sums is not None
     assert task.metrics(state.sums.tolist())["loss"] == pytest.approx(sum(expected) / 3)
     assert expected[0] == 1

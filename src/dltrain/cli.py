@@ -15,8 +15,8 @@ from dltrain.commands import usage
 from dltrain.config import registry, validation
 from dltrain.config.validation import suggest
 from dltrain.runtime import startup, terminal, torchrun
-from dltrain.runtime.errors import ConfigError, OutputError, UserError, cleaned, printable
-from dltrain.runtime.signals import Stop, exit_code, foreseen, raised_signals
+from dltrain.runtime.errors import ConfigError, OutputError, UserError, printable, sanitized
+from dltrain.runtime.signals import Stop, as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def console() -> None:
         # A reader, such as `head`, who has seen enough; or a terminal that was closed: nobody is there to be told.
         unread = isinstance(error, BrokenPipeError) or terminal.is_gone(sys.stdout.fileno())
         terminal.silence(sys.stdout.fileno())
-        terminal.let_go()
+        terminal.detach_if_closed()
         if not unread:
             code = _tell(OutputError(f"standard output: could not be written ({error.strerror})"))
     sys.exit(code)
@@ -47,10 +47,10 @@ def console() -> None:
 def main(argv: list[str]) -> int:
     """Run a command line and return its exit code; never raises for a user's mistake."""
     try:
-        with raised_signals(), torchrun.speaking((argv or ["--help"])[0]) as takes_part:
+        with signals_as_exceptions(), torchrun.rank_zero_stdout((argv or ["--help"])[0]) as takes_part:
             return _dispatch(argv or ["--help"]) if takes_part else 0
     except (Exception, KeyboardInterrupt) as error:
-        if (told := foreseen(error)) is None:
+        if (told := as_user_error(error)) is None:
             raise
         return _tell(told)
 
@@ -60,7 +60,7 @@ def _dispatch(argv: list[str]) -> int:
     if command in COMMANDS and HELP & set(rest):
         return _help(command, [word for word in rest if word not in HELP])
     if command in registry.COMMANDS:
-        explained, words = usage.explained(rest)
+        explained, words = usage.split_explain(rest)
         return _explain(command, words, explained) if explained else _run(command, words)
     if command in ("-sc", "--shell-completion"):
         return _complete(argv)
@@ -83,13 +83,13 @@ def _dispatch(argv: list[str]) -> int:
 
 def _tell(error: UserError | KeyboardInterrupt) -> int:
     """Print an error, or by what we were stopped; returns the exit code."""
-    if torchrun.may_tell(error):
+    if torchrun.should_report(error):
         if isinstance(error, KeyboardInterrupt):
             print(error if isinstance(error, Stop) else "stopped", file=sys.stderr)
         elif os.environ.get("DLTRAIN_TRACEBACK"):
             traceback.print_exception(error)
         else:
-            print(f"error: {cleaned(str(error))}", file=sys.stderr)
+            print(f"error: {sanitized(str(error))}", file=sys.stderr)
     return exit_code(error)
 
 
@@ -124,7 +124,7 @@ def _diagnosed(command: str, words: list[str]) -> "Iterator[None]":
 
     try:
         yield
-    except composition.REFUSED as error:
+    except composition.COMPOSE_ERRORS as error:
         from dltrain.config import diagnostics
 
         raise diagnostics.explain(command, words, error) from error
@@ -161,7 +161,7 @@ def _complete(argv: list[str]) -> int:
 
         try:
             return composition.run(command, arguments, lambda _: None)
-        except composition.REFUSED:  # a half-typed line need not compose
+        except composition.COMPOSE_ERRORS:  # a half-typed line need not compose
             return 2
 
     shell = next((word.partition("=")[2] for word in argv if word.startswith("query=")), None)
@@ -191,7 +191,7 @@ def _run(command: str, argv: list[str], deliver: "Callable[[str], None] | None" 
     job = "summary" if is_summary else command
     words = [word for word in argv if word != "--summary"] if is_summary else argv
     codes: list[int] = []
-    with startup.without_collections():
+    with startup.gc_paused():
         code = _compose(command, words, lambda composed: codes.append(_job(job, composed, of_sweep, deliver)))
     return codes[0] if codes else code
 
@@ -222,7 +222,7 @@ def _compose(
 def _sweep(command: str, argv: list[str]) -> int:
     from dltrain.sweeps import sweep, sweep_file
 
-    request = sweep_file.requested(command, argv)
+    request = sweep_file.parse_request(command, argv)
     words = [*request.flags, *request.words]
     return _compose(command, words, lambda _: None, lambda sweeping: sweep.run(request, sweeping))
 
@@ -236,7 +236,7 @@ def _job(
     if of_sweep:
         of = "train" if command == "summary" else command
         try:
-            faults = validation.check(composition.resolve(composed.config), of, composed.origin)
+            faults = validation.find_problems(composition.resolve(composed.config), of, composed.origin)
         except ConfigError as error:  # a reference that leads nowhere; raised, it would pass through Hydra
             return _tell(error)
         lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
@@ -245,4 +245,4 @@ def _job(
 
     start_logging()
     hooks = {} if deliver is None else {"deliver": deliver}
-    return jobs.attempt(command, composed.config, _tell, typed=composed.typed, origin=composed.origin, **hooks).code
+    return jobs.run_job(command, composed.config, _tell, typed=composed.typed, origin=composed.origin, **hooks).code

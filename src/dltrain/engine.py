@@ -2,7 +2,7 @@
 
 `fit` is a generator. It yields after every chunk of work (one step, with the validation that follows the last step of
 an epoch), so that the caller's `for` body takes the place of callbacks: it logs, saves, and stops by `break`. Between
-two chunks `State` is all there is to save.
+two chunks `TrainState` is all there is to save.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,15 +14,25 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dltrain.optim.ema import average, averaged
-from dltrain.optim.step import WAITING, Found, OnNonfinite, State, Task, added, interval_metrics, tally, train_step
+from dltrain.optim.ema import swapped_in_ema, update_ema
+from dltrain.optim.step import (
+    MAX_PENDING_OUTPUTS,
+    OnNonfinite,
+    StepOutput,
+    Task,
+    TrainState,
+    accumulate,
+    accumulate_metrics,
+    interval_metrics,
+    train_step,
+)
 from dltrain.runtime import distributed
 from dltrain.runtime.devices import Runtime
 
 Schedule = Callable[[int, int], float]
 
 
-class Batches(Protocol):
+class Loader(Protocol):
     """Batches as a pure function of the epoch: nothing to save, nothing to lose."""
 
     def __len__(self) -> int:
@@ -31,7 +41,7 @@ class Batches(Protocol):
     def epoch(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (B, C, H, W) and targets (B, ...) of training, from step `first` of the epoch on."""
 
-    def share(self, index: int) -> tuple[int, float]:
+    def rank_weight(self, index: int) -> tuple[int, float]:
         """Of batch `index` of an epoch: all its examples, and what this process's part counts in the mean over all."""
 
     def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -51,9 +61,9 @@ class Record:
 
 
 def fit(
-    state: State,
-    train: Batches,
-    val: Batches | None,
+    state: TrainState,
+    train: Loader,
+    val: Loader | None,
     task: Task,
     schedule: Schedule,
     runtime: Runtime,
@@ -74,7 +84,7 @@ def fit(
     steps = len(train)
     total = steps * epochs
     update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
-    alone = runtime.processes.world == 1
+    alone = runtime.processes.world_size == 1
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -82,22 +92,22 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
-            count, weight = (inputs.shape[0], 1.0) if alone else train.share(state.step % steps)
+            count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
             found = update(state, inputs, targets, task, runtime, weight=weight)
             # Without weight others have all the examples of a small batch.
-            state.found += found if weight else [part._replace(left_out=True) for part in found]
-            if len(state.found) * found[-1].outputs.numel() > WAITING:
-                tally(state, task)
+            state.pending += found if weight else [part._replace(skipped=True) for part in found]
+            if len(state.pending) * found[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
+                accumulate_metrics(state, task)
             state.step += 1
             if ema is not None:
-                average(state, ema)
+                update_ema(state, ema)
             examples += count
             records = []
             epoch_ends = state.step % steps == 0
             if epoch_ends or state.step % log_every == 0:
-                tally(state, task)
+                accumulate_metrics(state, task)
                 assert state.sums is not None
-                distributed.add_up(state.sums, runtime.processes)
+                distributed.all_reduce_sum(state.sums, runtime.processes)
                 metrics = interval_metrics(state, task, on_nonfinite)
                 seconds += perf_counter() - started
                 values = metrics | {"lr": lr, "examples_per_second": examples / seconds}
@@ -105,7 +115,7 @@ def fit(
                 seconds, examples = 0.0, 0
                 started = perf_counter()
             if epoch_ends and val is not None:
-                with averaged(state):
+                with swapped_in_ema(state):
                     metrics = evaluate(state.model, val, task, runtime)
                 records.append(Record("val", state.step, state.step / steps, metrics))
                 started = perf_counter()
@@ -115,32 +125,32 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, task: Task, runtime: Runtime) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) -> dict[str, float]:
     """Figures over all batches, which several processes share among them, the same in each.
 
     Returns, never yields: a generator would leak no_grad into its caller.
     """
     was_training = model.training
     model.eval()
-    distributed.follow_first(model, runtime.processes)
+    distributed.broadcast_buffers(model, runtime.processes)
     total: Tensor | None = None
-    rank, world = runtime.processes.rank, runtime.processes.world
+    rank, world = runtime.processes.rank, runtime.processes.world_size
     has_own = world == 1 or rank < len(batches)  # who has none takes the first, for its shape alone
     own = batches.in_order() if world == 1 else batches.in_order(rank if has_own else 0, world)
     for inputs, targets in own:
         with runtime.autocast():
             outputs = model(inputs)
             loss = task.loss(outputs, inputs, targets)
-        total = added(total, [Found(loss, outputs, targets)], task)
+        total = accumulate(total, [StepOutput(loss, outputs, targets)], task)
     model.train(was_training)
     assert total is not None
     if not has_own:
         total.zero_()
-    return task.metrics(distributed.add_up(total, runtime.processes).tolist())
+    return task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batches: Batches, runtime: Runtime) -> Tensor:
+def predict(model: nn.Module, batches: Loader, runtime: Runtime) -> Tensor:
     """The network's outputs (N, ...) in float32 on the CPU, in the order of the examples."""
     model.eval()
     outputs = []

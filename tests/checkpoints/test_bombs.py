@@ -245,7 +245,7 @@ def refuse_contents(folder: Path, honest: dict[str, Any], names: list[str]) -> N
         device = {"name": "cpu", "precision": "fp32", "threads": 1, "deterministic": False}
         config = {"ckpt": str(path), "trust": [], "device": device}
         with contextlib.redirect_stdout(io.StringIO()):
-            restore.load(config, (), resolve)
+            restore.load_trained(config, (), resolve)
 
     faults = []
     for name in names:

@@ -173,7 +173,7 @@ def test_weights_are_copied_where_name_and_shape_match_and_the_rest_is_told(tmp_
     torch.save({"0.weight": torch.ones(3, 2), "1.weight": torch.ones(9, 3), "old": torch.ones(4)}, tmp_path / "w.pt")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1))
-    assert weights.copied(network, torch.load(tmp_path / "w.pt"), tmp_path / "w.pt") == [
+    assert weights.copy_matching(network, torch.load(tmp_path / "w.pt"), tmp_path / "w.pt") == [
         "1.bias (1,): not in the file, left as initialised",
         "1.weight: (9, 3) in the file, (1, 3) in the model",
         "old (4,): not in the model",
@@ -184,7 +184,7 @@ def test_weights_are_copied_where_name_and_shape_match_and_the_rest_is_told(tmp_
 def test_weights_of_another_model_are_an_input_error(tmp_path: Path) -> None:
     torch.save({"other": torch.ones(1)}, tmp_path / "w.pt")
     with pytest.raises(InputError, match="no weight in it matches the model"):
-        weights.copied(nn.Linear(1, 1), torch.load(tmp_path / "w.pt"), tmp_path / "w.pt")
+        weights.copy_matching(nn.Linear(1, 1), torch.load(tmp_path / "w.pt"), tmp_path / "w.pt")
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_left_as_it_is(
     def fails(*_: object) -> None:
         raise error
 
-    for place in ("verified", "read"):
+    for place in ("verified_size", "read"):
         with monkeypatch.context() as patch, pytest.raises(InputError, match=r"could not be read|too little memory"):
             patch.setattr(archive, place, fails)
             checkpoint.load_newest(path)

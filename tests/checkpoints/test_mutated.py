@@ -97,13 +97,13 @@ def read(folder: Path, base: bytes, number: int) -> list[str]:
     rng, path = random.Random(-number - 1), folder / "case.pt"
     path.write_bytes(data)
     readers: dict[str, Callable[[], object]] = {
-        "load": lambda: checkpoint.load(path),
+        "load_trained": lambda: checkpoint.load(path),
         "load_weights": lambda: checkpoint.load_weights(path),
         "inspect": lambda: cli.main(["inspect", str(path)]),
     }
     if kind.startswith("content") or rng.random() < USED:
         config = {"ckpt": str(path), "trust": [], "device": DEVICE}
-        readers["eval"] = lambda: restore.load(config, (), resolve)
+        readers["eval"] = lambda: restore.load_trained(config, (), resolve)
     if kind == "content of checkpoints" and rng.random() < RESUMED:
         case = folder / "case"
         shutil.rmtree(case, ignore_errors=True)

@@ -26,7 +26,7 @@ from dltrain.report import run_files
 from dltrain.runtime import atomic_files, folders
 from dltrain.runtime.errors import InputError, OutputError
 from dltrain.training import finish as ending
-from dltrain.training.run_dir import Output
+from dltrain.training.run_dir import RunDir
 from support.command import Command
 from support.contents import content, equal, files
 from support.faults import FAILURES, KILLS, Child, Ended, Fault, at_call, file_limit, forked, limited, obey_permissions
@@ -516,12 +516,12 @@ def test_a_save_on_a_full_disk_tells_the_bytes_that_are_needed(tmp_path: Path, k
 
 # Each file of a run: the function that writes it, and which of its calls finds the disk full.
 WRITERS = {
-    "config.yaml": (atomic_files, "replace", 1),
+    "config.yaml": (atomic_files, "atomic_write", 1),
     "train.log": (run_files._LogFile, "emit", 5),
     "metrics.jsonl": (run_files.Metrics, "write", 2),
-    "last.pt": (atomic_files, "replace", 3),
-    "best.pt": (atomic_files, "replace", 1),
-    "summary.json": (atomic_files, "replace", 1),
+    "last.pt": (atomic_files, "atomic_write", 3),
+    "best.pt": (atomic_files, "atomic_write", 1),
+    "summary.json": (atomic_files, "atomic_write", 1),
 }
 
 
@@ -703,7 +703,7 @@ def test_of_two_resumes_at_once_one_goes_on_and_one_is_refused(stopped: Path, un
 def test_a_new_run_holds_the_lock_of_its_folder_to_its_end(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     real, refused = ending.finish, []
 
-    def finish(run: Any, output: Output, *arguments: Any) -> dict[str, Any]:
+    def finish(run: Any, output: RunDir, *arguments: Any) -> dict[str, Any]:
         folder = output.folder
         with (
             pytest.raises(OutputError, match="another process is writing here"),

@@ -40,7 +40,7 @@ def test_an_example_is_a_command_line_that_can_be_used(command: str, line: str) 
     assert first == command
     if command in registry.COMMANDS:
         composed = composition.preview(command, words)
-        assert validation.check(resolve(composed.config), command) == []
+        assert validation.find_problems(resolve(composed.config), command) == []
     for word in words:
         if word.startswith("--"):
             assert word in [flag for flag, _ in COMMANDS[command].flags]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from dltrain.commands.json_schema import schema_of_configs, value_schema
 from dltrain.config import registry
 from dltrain.config.composition import compose
-from dltrain.config.hints import obeys
+from dltrain.config.hints import conforms
 from dltrain.config.registry import config_folder
 from support.command import Command
 
@@ -24,7 +24,7 @@ def validator() -> Draft202012Validator:
     return Draft202012Validator(json.loads(json.dumps(schema_of_configs(config_folder()))))
 
 
-def conforms(validator: Draft202012Validator, text: str) -> bool:
+def is_valid(validator: Draft202012Validator, text: str) -> bool:
     return validator.is_valid(yaml.safe_load(text))
 
 
@@ -54,7 +54,7 @@ def test_every_composed_config_conforms(validator: Draft202012Validator, words: 
 
 def test_the_config_that_a_run_leaves_conforms(dltrain: Command, validator: Draft202012Validator) -> None:
     run = dltrain("train", "model=linear", "data.limit=100", "epochs=1").folder
-    assert conforms(validator, (run / ".hydra" / "config.yaml").read_text())
+    assert is_valid(validator, (run / ".hydra" / "config.yaml").read_text())
 
 
 RIGHT = [
@@ -101,12 +101,12 @@ WRONG = [
 
 @pytest.mark.parametrize("text", RIGHT)
 def test_what_dltrain_takes_conforms(validator: Draft202012Validator, text: str) -> None:
-    assert conforms(validator, text)
+    assert is_valid(validator, text)
 
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_typical_mistake_does_not_conform(validator: Draft202012Validator, text: str) -> None:
-    assert not conforms(validator, text)
+    assert not is_valid(validator, text)
 
 
 def test_every_key_of_every_option_is_there_with_its_meaning_and_default(validator: Draft202012Validator) -> None:
@@ -143,7 +143,7 @@ def test_the_schema_of_a_type_hint_says_what_the_checks_say() -> None:
         for value in VALUES:
             if isinstance(value, float) and value.is_integer():  # JSON has no two kinds of numbers
                 continue
-            assert checker.is_valid(value) == obeys(value, hint), (hint, value)
+            assert checker.is_valid(value) == conforms(value, hint), (hint, value)
 
 
 def test_hydra_reads_an_experiment_with_the_line_for_editors(dltrain: Command) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dltrain.commands.tta import Averaged, moved
+from dltrain.commands.tta import AveragedViews, shifted
 
 FLIPPED = [lambda x: x, lambda x: x.flip(3)]
 SHIFTED = [
@@ -34,11 +34,11 @@ def images() -> Tensor:
 def test_the_output_is_the_logarithm_of_the_mean_probability(views: str) -> None:
     model = network()
     expected = torch.stack([model(view(images())).softmax(dim=1) for view in VIEWS[views]]).mean(dim=0)
-    found = Averaged(model, views)(images())  # type: ignore[arg-type]
+    found = AveragedViews(model, views)(images())  # type: ignore[arg-type]
     torch.testing.assert_close(found.exp(), expected)
     torch.testing.assert_close(found.softmax(dim=1), expected)
 
 
 def test_a_picture_of_one_pixel_moves_to_itself() -> None:
     image = torch.full((1, 1, 1, 1), 3.0)
-    assert torch.equal(moved(image, 1, 0), image)
+    assert torch.equal(shifted(image, 1, 0), image)

@@ -92,13 +92,13 @@ def main(line: list[str]) -> tuple[int, str, str, list[dict[str, Any]]]:
     found = []
 
     def execute(command: str, config: dict[str, Any], *, typed: list[str], origin: registry.Origin) -> dict[str, Any]:
-        validation.require(composition.resolve(config), command, origin)
+        validation.validate(composition.resolve(config), command, origin)
         found.append(config)
         return {}
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(jobs, "execute", execute)
+        patch.setattr(jobs, "dispatch", execute)
         code = cli.main(line)
     return code, out.getvalue(), err.getvalue(), found
 

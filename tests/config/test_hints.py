@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 import pytest
 from annotated_types import Interval, Len
 
-from dltrain.config.hints import Matches, choices, describe, obeys
+from dltrain.config.hints import Matches, choices, conforms, describe
 
 Positive = Annotated[int, Interval(ge=1)]
 Rate = Annotated[float, Interval(gt=0)]
@@ -53,12 +53,12 @@ BREAKING = [pytest.param(hint, it, id=f"{name}: {it!r:.20}") for name, (hint, _,
 
 @pytest.mark.parametrize(("hint", "value"), OBEYING)
 def test_a_value_within_the_rule_obeys(hint: Any, value: Any) -> None:
-    assert obeys(value, hint)
+    assert conforms(value, hint)
 
 
 @pytest.mark.parametrize(("hint", "value"), BREAKING)
 def test_a_value_outside_the_rule_is_refused(hint: Any, value: Any) -> None:
-    assert not obeys(value, hint)
+    assert not conforms(value, hint)
 
 
 @pytest.mark.parametrize(
@@ -116,5 +116,5 @@ def test_values_that_can_be_counted_are_offered(hint: Any, words: list[str]) -> 
 
 
 def test_a_remark_that_is_no_rule_allows_every_value_of_the_type() -> None:
-    assert obeys(5, Annotated[int, "a remark"])
-    assert not obeys("5", Annotated[int, "a remark"])
+    assert conforms(5, Annotated[int, "a remark"])
+    assert not conforms("5", Annotated[int, "a remark"])

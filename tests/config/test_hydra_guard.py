@@ -312,7 +312,7 @@ def test_hydra_itself_would_run_and_import_what_is_refused_here(
     dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the tests above could not fail."""
-    monkeypatch.setattr(composition, "guarded", lambda **_: nullcontext())
+    monkeypatch.setattr(composition, "hydra_sandbox", lambda **_: nullcontext())
     with pytest.warns(UserWarning, match="marker"):
         dltrain("train", *QUICK, "hydra.searchpath=[pkg://marker]")
     assert (tmp_path / "IMPORTED").exists()
@@ -328,7 +328,7 @@ def test_hydra_is_left_as_it_was() -> None:
         dict(vars(owner))
         for owner in (hydra_guard.ConfigLoaderImpl, hydra_guard.file_source(), hydra_guard.ConfigRepository)
     ]
-    with pytest.raises(ZeroDivisionError), hydra_guard.guarded():
+    with pytest.raises(ZeroDivisionError), hydra_guard.hydra_sandbox():
         raise ZeroDivisionError
     after = [
         dict(vars(owner))

@@ -53,17 +53,17 @@ def given(**changes: Any) -> dict[str, Any]:
     ids=str,
 )
 def test_what_is_typed_lies_over_what_is_stored_and_nothing_else(typed: list[str], changes: dict[str, Any]) -> None:
-    assert saved_config.overlay(STORED, given(), typed) == STORED | changes
+    assert saved_config.merge_overrides(STORED, given(), typed) == STORED | changes
 
 
 def test_a_key_of_a_group_that_was_not_stored_is_added() -> None:
     without = {key: value for key, value in STORED.items() if key != "optim"}
-    assert saved_config.overlay(without, given(), ["optim.lr"])["optim"] == {"lr": 0.9}
+    assert saved_config.merge_overrides(without, given(), ["optim.lr"])["optim"] == {"lr": 0.9}
 
 
 def test_the_overlay_shares_nothing_with_its_sources() -> None:
     now, before = given(), copy.deepcopy(STORED)
-    joined = saved_config.overlay(STORED, now, ["optim"])
+    joined = saved_config.merge_overrides(STORED, now, ["optim"])
     joined["optim"]["lr"] = joined["model"]["hidden"] = "changed"
     assert (STORED, now) == (before, given())
 
@@ -83,23 +83,23 @@ def test_the_overlay_shares_nothing_with_its_sources() -> None:
 )
 def test_a_change_that_makes_another_run_is_refused_by_name(typed: list[str], named: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        saved_config.resumed(STORED, given(), typed)
+        saved_config.resume_config(STORED, given(), typed)
     assert str(caught.value) == f"resume: {named} cannot change in a resumed run. Start a new one with init="
 
 
 def test_what_is_typed_as_it_was_is_no_change() -> None:
     now = given(seed=0, data=STORED["data"])
-    assert saved_config.resumed(STORED, now, ["seed", "data", "data.val"]) == STORED
+    assert saved_config.resume_config(STORED, now, ["seed", "data", "data.val"]) == STORED
 
 
 @pytest.mark.parametrize("typed", [["data.root"], ["epochs"], ["optim.lr"], ["optim"], ["schedule"]], ids=str)
 def test_a_resumed_run_may_find_its_data_elsewhere_and_train_otherwise(typed: list[str]) -> None:
-    assert saved_config.resumed(STORED, given(), typed) == saved_config.overlay(STORED, given(), typed)
+    assert saved_config.resume_config(STORED, given(), typed) == saved_config.merge_overrides(STORED, given(), typed)
 
 
 def test_a_resumed_run_keeps_its_own_resume_and_trust() -> None:
     now = given(trust=["my_package"])
-    assert saved_config.resumed(STORED, now, ["resume", "trust"]) == STORED
+    assert saved_config.resume_config(STORED, now, ["resume", "trust"]) == STORED
 
 
 @pytest.fixture
@@ -115,12 +115,12 @@ def told() -> Iterator[list[str]]:
 
 
 def test_a_change_is_told_in_the_log(told: list[str]) -> None:
-    saved_config.resumed(STORED, given(), ["resume", "epochs", "optim.lr"])
+    saved_config.resume_config(STORED, given(), ["resume", "epochs", "optim.lr"])
     assert told == ["resume: epochs, optim.lr changed: from here on the run is not what it would have been"]
 
 
 def test_no_change_is_not_told(told: list[str]) -> None:
-    saved_config.resumed(STORED, given(), ["resume"])
+    saved_config.resume_config(STORED, given(), ["resume"])
     assert told == []
 
 
@@ -128,7 +128,7 @@ def test_no_change_is_not_told(told: list[str]) -> None:
 def test_own_code_in_a_checkpoint_is_refused_with_the_key_to_trust_it(group: str) -> None:
     config = STORED | {group: {"name": "my_package.nets:Net"}}
     with pytest.raises(ConfigError) as caught:
-        saved_config.refuse_untrusted(config, [])
+        saved_config.require_trusted(config, [])
     assert str(caught.value) == (
         "the checkpoint wants to run my_package.nets:Net. If you trust that code, add trust=[my_package]"
     )
@@ -139,20 +139,20 @@ OWN = STORED | {"model": {"name": "my_package.nets:Net"}}
 
 @pytest.mark.parametrize("trust", [["my_package"], ["other", "my_package"], ("my_package",), "my_package"], ids=str)
 def test_own_code_is_taken_from_a_package_that_is_trusted(trust: list[str] | str) -> None:
-    assert saved_config.refuse_untrusted(OWN, trust) is None
+    assert saved_config.require_trusted(OWN, trust) is None
 
 
 @pytest.mark.parametrize("trust", [[], "", ["other"], "other", ["my_pack"], "my_package_and_more", ["nets"]], ids=str)
 def test_own_code_is_refused_where_another_package_is_trusted(trust: list[str] | str) -> None:
     with pytest.raises(ConfigError, match="wants to run my_package"):
-        saved_config.refuse_untrusted(OWN, trust)
+        saved_config.require_trusted(OWN, trust)
 
 
 def test_every_package_needs_trust() -> None:
     config = OWN | {"optim": {"name": "other.optim:Lion"}}
     with pytest.raises(ConfigError, match=r"wants to run other\.optim:Lion"):
-        saved_config.refuse_untrusted(config, ["my_package"])
+        saved_config.require_trusted(config, ["my_package"])
 
 
 def test_built_in_code_needs_no_trust() -> None:
-    assert saved_config.refuse_untrusted(STORED, []) is None
+    assert saved_config.require_trusted(STORED, []) is None

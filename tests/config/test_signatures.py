@@ -152,11 +152,11 @@ def test_a_function_is_read_from_its_source(package: Path) -> None:
     assert found is not None
     assert found.summary == "The summary."
     assert found.keys == {
-        "data": signatures.Key(Any, True, ""),
-        "rate": signatures.Key(Annotated[float, Interval(gt=0)], True, "how fast"),
-        "kind": signatures.Key(Literal["a", "b"], False, "which one"),
-        "mystery": signatures.Key(Any, True, ""),
-        "bare": signatures.Key(Any, False, ""),
+        "data": signatures.Param(Any, True, ""),
+        "rate": signatures.Param(Annotated[float, Interval(gt=0)], True, "how fast"),
+        "kind": signatures.Param(Literal["a", "b"], False, "which one"),
+        "mystery": signatures.Param(Any, True, ""),
+        "bare": signatures.Param(Any, False, ""),
     }
     assert not found.takes_any
 
@@ -181,14 +181,14 @@ def test_a_class_without_a_constructor_is_read_from_its_fields(package: Path) ->
     found = signatures.builtin("source.py", "Plain")
     assert found is not None
     assert found.keys == {
-        "size": signatures.Key(float | None, True, "how large"),
-        "steps": signatures.Key(list[int], False, ""),
+        "size": signatures.Param(float | None, True, "how large"),
+        "steps": signatures.Param(list[int], False, ""),
     }
 
 
 @pytest.mark.parametrize(("source", "name"), [("source.py", "nothing"), ("nowhere.py", "option")])
 def test_what_is_not_there_has_no_signature(package: Path, source: str, name: str) -> None:
-    with pytest.raises(signatures.NoSuch):
+    with pytest.raises(signatures.SignatureNotFound):
         signatures.builtin(source, name)
 
 
@@ -252,10 +252,10 @@ def test_a_persons_own_class_is_read_by_import_path(write: Write) -> None:
     found = signatures.user_signature(signatures.user_object("own_nets:Net"))
     assert found.summary == "My net."
     assert found.keys == {
-        "input_shape": signatures.Key(tuple, True, ""),
-        "width": signatures.Key(Annotated[int, Interval(ge=1)], True, "how wide"),
-        "depth": signatures.Key(int, False, ""),
-        "free": signatures.Key(Any, False, ""),
+        "input_shape": signatures.Param(tuple, True, ""),
+        "width": signatures.Param(Annotated[int, Interval(ge=1)], True, "how wide"),
+        "depth": signatures.Param(int, False, ""),
+        "free": signatures.Param(Any, False, ""),
     }
     assert not found.takes_any
 
@@ -269,7 +269,7 @@ def test_a_persons_own_function_with_any_keywords_says_so(write: Write) -> None:
 def test_hints_that_cannot_be_resolved_allow_any_value_but_no_other_key(write: Write) -> None:
     write("own_nets", OWN)
     found = signatures.user_signature(signatures.user_object("own_nets:forward_reference"))
-    key = signatures.Key(Any, True, "")
+    key = signatures.Param(Any, True, "")
     assert found == signatures.Signature("Its hint names what is not imported.", {"x": key}, takes_any=False)
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from dltrain.config import registry, validation
 from dltrain.config.composition import compose
-from dltrain.config.validation import Fault, refuse, suggest
+from dltrain.config.validation import Problem, raise_problems, suggest
 from dltrain.data.augmentation import Augmentation
 from dltrain.runtime.errors import ConfigError
 
@@ -37,7 +37,7 @@ def config(composed: dict[str, Any]) -> dict[str, Any]:
 
 
 def faults(config: dict[str, Any], origin: registry.Origin = lambda key: "") -> list[str]:
-    return [str(fault) for fault in validation.check(config, "train", origin)]
+    return [str(fault) for fault in validation.find_problems(config, "train", origin)]
 
 
 def written(group: str, name: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_a_custom_option_lacks_nothing_but_its_name(group: str) -> None:
 def test_the_other_commands_lack_nothing_but_their_inputs(command: str) -> None:
     values = {"ckpt": "run", "input": "a.png"}
     overrides = [f"{key}={value}" for key, value in values.items() if key == "ckpt" or command == "predict"]
-    assert validation.check(compose(command, overrides), command) == []
+    assert validation.find_problems(compose(command, overrides), command) == []
 
 
 @pytest.mark.parametrize(("group", "name"), BUILT_IN)
@@ -167,7 +167,7 @@ def test_a_wrong_value_is_told_with_the_rule(config: dict[str, Any], key: str, v
 
 def test_a_group_without_keys_is_one_fault(config: dict[str, Any]) -> None:
     config["optim"] = None
-    (fault,) = validation.check(config, "train")
+    (fault,) = validation.find_problems(config, "train")
     assert (fault.key, fault.text.endswith(": must be a group of keys")) == ("optim", True)
 
 
@@ -188,7 +188,7 @@ def test_what_the_program_passes_in_is_no_key(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("group", registry.GROUPS)
 def test_helpers_beside_the_options_are_no_options(group: str) -> None:
-    assert not {"generator_of", "augmentation", "data_root", "block", "examples", "pictures", "batches"} & set(
+    assert not {"seeded_generator", "augmentation", "data_root", "block", "examples", "pictures", "batches"} & set(
         registry.names(group)
     )
     assert all(registry.signature(group, name) for name in registry.names(group))
@@ -200,19 +200,19 @@ def test_an_unknown_built_in_has_no_signature() -> None:
 
 @pytest.mark.parametrize(("group", "name"), BUILT_IN)
 def test_bind_finds_the_code_behind_every_option(group: str, name: str) -> None:
-    bound = registry.bind(group, written(group, name))
+    bound = registry.partial_call(group, written(group, name))
     assert bound.func.__name__.lower() == name
 
 
 def test_bind_passes_own_and_injected_arguments_and_no_others() -> None:
     node = {"name": "line", "count": 3, "val": 0, "limit": None, "flip": True}
-    bound = registry.bind("data", node, device="not for this function")
+    bound = registry.partial_call("data", node, device="not for this function")
     assert (bound.args, bound.keywords) == ((), {"count": 3})
 
 
 def test_bind_refuses_an_unknown_option_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="task=zzz: no such option; there are classification, reconstruction, regr"):
-        registry.bind("task", {"name": "zzz"})
+        registry.partial_call("task", {"name": "zzz"})
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_a_persons_own_code_is_checked_like_the_built_in(config: dict[str, Any])
 def test_own_code_with_any_keywords_takes_all_keys(config: dict[str, Any]) -> None:
     config["optim"] = {"name": "schema_own:lenient", "anything": [1, 2]}
     assert faults(config) == []
-    assert registry.bind("optim", config["optim"]).keywords == {"anything": [1, 2]}
+    assert registry.partial_call("optim", config["optim"]).keywords == {"anything": [1, 2]}
 
 
 @pytest.mark.usefixtures("own_code")
@@ -267,11 +267,11 @@ def test_a_suggestion_is_the_nearest_name_or_all_of_a_few(word: str, known: list
 
 
 def test_every_fault_is_told_on_a_line_of_its_own() -> None:
-    found = [Fault("a", "=1: must be 2"), Fault("b", ": no such key")]
+    found = [Problem("a", "=1: must be 2"), Problem("b", ": no such key")]
     with pytest.raises(ConfigError) as caught:
-        refuse(found)
+        raise_problems(found)
     assert (str(caught.value), caught.value.exit_code) == ("a=1: must be 2\nb: no such key", 2)
 
 
 def test_no_fault_is_fine() -> None:
-    assert refuse([]) is None
+    assert raise_problems([]) is None

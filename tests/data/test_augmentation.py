@@ -15,13 +15,13 @@ from dltrain.data.augmentation import (
     SMOOTH,
     Augmentation,
     cutout,
-    mixed_pictures,
+    mix_images,
     random_crop,
     random_flip,
-    smoothed,
-    warped,
+    smooth,
+    warp,
 )
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.optim.tasks import Classification
 from dltrain.runtime.torchrun import Processes
@@ -48,14 +48,14 @@ def random_bytes(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def batches(ways: dict[str, Any], *, processes: Processes = Processes(), seed: int = 3) -> Batches:  # noqa: B008
+def batches(ways: dict[str, Any], *, processes: Processes = Processes(), seed: int = 3) -> TensorLoader:  # noqa: B008
     examples = Examples(random_bytes(COUNT, 3, 8, 6), torch.arange(COUNT) % CLASSES, tuple("abcd"))
     statistics = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     settings = {"batch_size": SIZE, "statistics": statistics, "seed": seed, "processes": processes}
-    return Batches(examples, CPU, augmentation=Augmentation(**ways), **settings)
+    return TensorLoader(examples, CPU, augmentation=Augmentation(**ways), **settings)
 
 
-def epoch(source: Batches, number: int = 0, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+def epoch(source: TensorLoader, number: int = 0, first: int = 0) -> list[tuple[Tensor, Tensor]]:
     return list(source.epoch(number, first))
 
 
@@ -158,7 +158,7 @@ def mirrored(number: int) -> Tensor:
     """Which of 400 examples, each its own number as a picture of two pixels, `alternate` mirrors in an epoch."""
     count = 400
     pictures = torch.stack([torch.arange(count) % 200, torch.full((count,), 255)], dim=1).byte().view(count, 1, 1, 2)
-    source = Batches(
+    source = TensorLoader(
         Examples(pictures, torch.arange(count), tuple(map(str, range(count)))),
         CPU,
         batch_size=32,
@@ -200,7 +200,7 @@ def test_warped_equals_a_loop_over_the_pixels() -> None:
     images, angles = random_bytes(5, 2, 9, 7), torch.tensor([0.0, 0.3, -0.7, 2.0, 0.0])
     displacements = torch.empty(5, 2, 9, 7).uniform_(-2, 2, generator=generator)
     displacements[0] = 0
-    found = warped(images, angles, displacements)
+    found = warp(images, angles, displacements)
     for image, angle, displacement, bent in zip(images, angles.tolist(), displacements, found, strict=True):
         torch.testing.assert_close(bent.double(), warped_by_loops(image, angle, displacement), rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(found[0], images[0].float(), rtol=0, atol=1e-3)
@@ -210,7 +210,7 @@ def test_a_quarter_turn_is_rot90() -> None:
     images = random_bytes(3, 2, 6, 6)
     angles = torch.tensor([math.pi / 2, -math.pi / 2, math.pi])
     expected = torch.stack([image.rot90(turns, (1, 2)) for image, turns in zip(images, (1, -1, 2), strict=True)])
-    torch.testing.assert_close(warped(images, angles, None), expected.float(), rtol=0, atol=1e-2)
+    torch.testing.assert_close(warp(images, angles, None), expected.float(), rtol=0, atol=1e-2)
 
 
 def test_angles_are_even_within_what_is_asked_for() -> None:
@@ -221,11 +221,11 @@ def test_angles_are_even_within_what_is_asked_for() -> None:
     assert float(angles.std()) == pytest.approx(60 / math.sqrt(12), rel=0.1)
 
 
-def drawn_of(source: Batches, number: int) -> Any:
+def drawn_of(source: TensorLoader, number: int) -> Any:
     """What is drawn for an epoch, without the pictures."""
     generator = torch.Generator().manual_seed(number)
     told = {"seed": 0, "epoch": number, "batch_size": SIZE, "device": CPU}
-    return batches_module.draw(source.augmentation, torch.arange(COUNT), (3, 8, 6), generator, **told)
+    return batches_module.sample_augmentations(source.augmentation, torch.arange(COUNT), (3, 8, 6), generator, **told)
 
 
 def test_smoothed_noise_is_noise_weighed_by_a_bell() -> None:
@@ -236,13 +236,15 @@ def test_smoothed_noise_is_noise_weighed_by_a_bell() -> None:
         distance = ((row - near_row) / (SMOOTH * 7)) ** 2 + ((column - near_column) / (SMOOTH * 14)) ** 2
         expected[:, :, row, column] += math.exp(-distance / 2) * noise[:, :, near_row, near_column]
         norm += math.exp(-distance) if (row, column) == (3, 7) else 0.0
-    torch.testing.assert_close(smoothed(noise.float()).double(), expected / math.sqrt(norm / 3), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(smooth(noise.float()).double(), expected / math.sqrt(norm / 3), rtol=1e-4, atol=1e-4)
 
 
 def test_elastic_moves_the_middle_by_as_many_pixels_as_asked_for() -> None:
     examples = Examples(random_bytes(500, 1, 28, 28), torch.zeros(500, dtype=torch.int64), ("one",))
-    source = Batches(examples, CPU, batch_size=100, statistics=((0.0,), (1.0,)), augmentation=Augmentation(elastic=1.4))
-    draws = batches_module.draw(
+    source = TensorLoader(
+        examples, CPU, batch_size=100, statistics=((0.0,), (1.0,)), augmentation=Augmentation(elastic=1.4)
+    )
+    draws = batches_module.sample_augmentations(
         source.augmentation,
         torch.arange(500),
         (1, 28, 28),
@@ -279,7 +281,7 @@ def test_mixed_pictures_equal_a_loop_over_the_pixels() -> None:
     images, others = (torch.randn(4, 2, 5, 6, generator=generator) for _ in range(2))
     shares = torch.tensor([0.25, 0.6, 1.0, 0.8])
     boxes = torch.tensor([[0, 0, 0, 0], [1, 4, 2, 6], [2, 2, 0, 6], [0, 2, 0, 3]])
-    found = mixed_pictures(images, others, shares, boxes)
+    found = mix_images(images, others, shares, boxes)
     torch.testing.assert_close(found[0], 0.25 * images[0] + 0.75 * others[0])
     assert torch.equal(found[2], images[2])
     for number in (1, 3):
@@ -295,7 +297,7 @@ def test_targets_are_mixed_as_the_pictures_are(ways: dict[str, Any]) -> None:
     greys = torch.tensor([0, 50, 100, 250], dtype=torch.uint8)[torch.arange(COUNT) % CLASSES]
     examples = Examples(greys.view(-1, 1, 1, 1).expand(-1, 1, 9, 11), torch.arange(COUNT) % CLASSES, tuple("abcd"))
     augmentation = Augmentation(**ways)
-    source = Batches(examples, CPU, batch_size=SIZE, statistics=((0.0,), (1 / 255,)), augmentation=augmentation)
+    source = TensorLoader(examples, CPU, batch_size=SIZE, statistics=((0.0,), (1 / 255,)), augmentation=augmentation)
     for images, targets in source.epoch(0, 0):
         assert targets.shape == (len(images), CLASSES)
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(images)))
@@ -337,8 +339,10 @@ def test_both_ways_of_mixing_take_half_of_the_pictures_each() -> None:
 
 def test_numbers_to_predict_are_mixed_too() -> None:
     examples = Examples(torch.rand(COUNT, 1, 2, 2), torch.arange(COUNT).float().view(-1, 1), ())
-    source = Batches(examples, CPU, batch_size=COUNT, statistics=((0.0,), (1.0,)), augmentation=Augmentation(mixup=1.0))
-    (_, targets), (_, plain) = next(source.epoch(0, 0)), next(Batches.epoch(batches({}), 0, 0))
+    source = TensorLoader(
+        examples, CPU, batch_size=COUNT, statistics=((0.0,), (1.0,)), augmentation=Augmentation(mixup=1.0)
+    )
+    (_, targets), (_, plain) = next(source.epoch(0, 0)), next(TensorLoader.epoch(batches({}), 0, 0))
     assert targets.shape == (COUNT, 1)
     assert len(plain) == SIZE
     assert not torch.equal(targets.round(), targets)
@@ -348,7 +352,7 @@ def test_a_number_for_each_example_is_mixed_as_one() -> None:
     draws = drawn_of(batches({"mixup": 1.0}), 0)
     targets = torch.arange(COUNT).float()
     places = torch.arange(6)
-    _, found = draws.mixed(torch.zeros(6, 3, 8, 6), targets[:6], torch.zeros(6, 3, 8, 6), targets[6:12], places)
+    _, found = draws.apply_mix(torch.zeros(6, 3, 8, 6), targets[:6], torch.zeros(6, 3, 8, 6), targets[6:12], places)
     torch.testing.assert_close(found, draws.shares[:6] * targets[:6] + (1 - draws.shares[:6]) * targets[6:12])
 
 

@@ -379,21 +379,21 @@ def test_pictures_are_found_by_their_ending_in_any_case_and_depth_in_order(tmp_p
     for name in [*names, "notes.txt", "png", "g.png.zip", "labels.csv"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert image_files.find(tmp_path) == list(map(str, sorted(tmp_path / name for name in names)))
+    assert image_files.find_images(tmp_path) == list(map(str, sorted(tmp_path / name for name in names)))
 
 
 def test_hidden_files_and_folders_are_not_found(tmp_path: Path) -> None:
     for name in ["seen.png", ".hidden.png", ".thumbnails/small.png", "deep/.cache/x/small.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert image_files.find(tmp_path) == [str(tmp_path / "seen.png")]
+    assert image_files.find_images(tmp_path) == [str(tmp_path / "seen.png")]
 
 
 def test_pictures_are_found_below_a_folder_that_lies_in_a_hidden_one(tmp_path: Path) -> None:
     picture = tmp_path / ".home" / "birds" / "a.png"
     picture.parent.mkdir(parents=True)
     picture.touch()
-    assert image_files.find(picture.parent) == [str(picture)]
+    assert image_files.find_images(picture.parent) == [str(picture)]
 
 
 def test_links_that_lead_nowhere_or_to_themselves_are_no_pictures(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_links_that_lead_nowhere_or_to_themselves_are_no_pictures(tmp_path: Path
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "inside.png").symlink_to("seen.png/x")
     (tmp_path / "gone.png").symlink_to("away.png")
-    assert image_files.find(tmp_path) == [str(tmp_path / name) for name in ("other.png", "seen.png")]
+    assert image_files.find_images(tmp_path) == [str(tmp_path / name) for name in ("other.png", "seen.png")]
 
 
 def test_a_folder_that_is_closed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +416,7 @@ def test_a_folder_that_is_closed_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "scandir", guarded)
     with pytest.raises(InputError, match=f"{tmp_path / 'closed'}: cannot be read .Permission denied"):
-        image_files.find(tmp_path)
+        image_files.find_images(tmp_path)
 
 
 def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> None:

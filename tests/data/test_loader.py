@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dltrain.data.augmentation import Augmentation
-from dltrain.data.loader import Batches, channel_statistics, normalization
+from dltrain.data.loader import TensorLoader, channel_statistics, normalization
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import ConfigError
 
@@ -20,18 +20,18 @@ def random_bytes(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def batches(*, crop: int = 0, flip: bool = False, seed: int = 0) -> Batches:
+def batches(*, crop: int = 0, flip: bool = False, seed: int = 0) -> TensorLoader:
     """Random pictures, higher than wide, with their number as target."""
     examples = Examples(random_bytes(COUNT, 3, 8, 6), torch.arange(COUNT), tuple(map(str, range(COUNT))))
     augmentation = Augmentation(crop=crop, flip=flip)
-    return Batches(examples, CPU, batch_size=SIZE, statistics=AS_BYTES, augmentation=augmentation, seed=seed)
+    return TensorLoader(examples, CPU, batch_size=SIZE, statistics=AS_BYTES, augmentation=augmentation, seed=seed)
 
 
-def targets(source: Batches, epoch: int) -> list[int]:
+def targets(source: TensorLoader, epoch: int) -> list[int]:
     return torch.cat([target for _, target in source.epoch(epoch, 0)]).tolist()
 
 
-def images(source: Batches, epoch: int) -> Tensor:
+def images(source: TensorLoader, epoch: int) -> Tensor:
     return torch.cat([image for image, _ in source.epoch(epoch, 0)])
 
 
@@ -104,7 +104,7 @@ def test_the_last_partial_batch_is_kept() -> None:
 
 def test_a_batch_larger_than_the_data_set_is_the_data_set() -> None:
     examples = Examples(random_bytes(3, 1, 2, 2), torch.arange(3), ("a", "b", "c"))
-    source = Batches(examples, CPU, batch_size=100, statistics=((0.0,), (1.0,)))
+    source = TensorLoader(examples, CPU, batch_size=100, statistics=((0.0,), (1.0,)))
     assert [len(target) for _, target in source.epoch(0, 0)] == [3]
 
 
@@ -126,7 +126,7 @@ def by_channel(values: tuple[float, ...]) -> Tensor:
 
 def test_bytes_become_shares_less_mean_over_std() -> None:
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
-    source = Batches(Examples(levels, torch.arange(2), ("a", "b")), CPU, batch_size=2, statistics=(MEAN, STD))
+    source = TensorLoader(Examples(levels, torch.arange(2), ("a", "b")), CPU, batch_size=2, statistics=(MEAN, STD))
     found, _ = next(source.in_order())
     expected = (levels.double() / 255 - by_channel(MEAN)) / by_channel(STD)
     assert found.dtype == torch.float32
@@ -135,7 +135,7 @@ def test_bytes_become_shares_less_mean_over_std() -> None:
 
 def test_floats_become_less_mean_over_std() -> None:
     values = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    source = Batches(Examples(values, torch.arange(2), ("a", "b")), CPU, batch_size=2, statistics=(MEAN, STD))
+    source = TensorLoader(Examples(values, torch.arange(2), ("a", "b")), CPU, batch_size=2, statistics=(MEAN, STD))
     found, _ = next(source.in_order())
     expected = (values.double() - by_channel(MEAN)) / by_channel(STD)
     assert found.dtype == torch.float32
@@ -145,7 +145,7 @@ def test_floats_become_less_mean_over_std() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
 def test_normalising_leaves_the_data_set_as_it_is(dtype: torch.dtype) -> None:
     pictures = random_bytes(4, 3, 6, 6).to(dtype)
-    source = Batches(Examples(pictures, torch.arange(4), tuple("abcd")), CPU, batch_size=4, statistics=(MEAN, STD))
+    source = TensorLoader(Examples(pictures, torch.arange(4), tuple("abcd")), CPU, batch_size=4, statistics=(MEAN, STD))
     before = pictures.clone()
     once, _ = next(source.in_order())
     again, _ = next(source.in_order())
@@ -155,7 +155,7 @@ def test_normalising_leaves_the_data_set_as_it_is(dtype: torch.dtype) -> None:
 
 def test_the_data_set_own_statistics_bring_it_to_mean_0_and_std_1() -> None:
     pictures = random_bytes(50, 3, 6, 6)
-    source = Batches(
+    source = TensorLoader(
         Examples(pictures, torch.arange(50), tuple(map(str, range(50)))),
         CPU,
         batch_size=50,
@@ -223,7 +223,9 @@ def one_picture(picture: Tensor, *, crop: int = 0, flip: bool = False, count: in
     """The same picture (H, W) count times, augmented in batches of 20: (count, H, W)."""
     examples = Examples(picture.repeat(count, 1, 1, 1), torch.zeros(count, dtype=torch.int64), ("one",))
     augmentation = Augmentation(crop=crop, flip=flip)
-    source = Batches(examples, CPU, batch_size=20, statistics=((0.0,), (1 / 255,)), augmentation=augmentation, seed=0)
+    source = TensorLoader(
+        examples, CPU, batch_size=20, statistics=((0.0,), (1 / 255,)), augmentation=augmentation, seed=0
+    )
     return images(source, 0).squeeze(1).round().byte()
 
 

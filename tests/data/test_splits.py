@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from dltrain.data.splits import Examples, Source, read, stratified, train_and_val
+from dltrain.data.splits import Examples, Source, read_split, split_train_val, stratified
 from dltrain.runtime.errors import ConfigError, InputError
 
 CLASS_SIZES = [50, 30, 17, 3]
@@ -57,25 +57,25 @@ class Pictures(Dataset[Any]):
 
 @pytest.mark.parametrize(("limit", "left"), [(0.25, 25), (25, 25), (1, 1), (0.999, 100), (100, 100), (None, 100)])
 def test_limit_is_a_share_or_a_count_of_the_training_examples(limit: float | None, left: int) -> None:
-    train, _ = train_and_val(source_of(train=numbered()), val=0, limit=limit, seed=0)
+    train, _ = split_train_val(source_of(train=numbered()), val=0, limit=limit, seed=0)
     assert len(train.images) == left
 
 
 @pytest.mark.parametrize(("val", "held"), [(0.1, 10), (10, 10), (1, 1), (0.99, 99), (99, 99)])
 def test_val_is_a_share_or_a_count_of_the_training_examples(val: float, held: int) -> None:
-    train, own = train_and_val(source_of(train=numbered()), val=val, limit=None, seed=0)
+    train, own = split_train_val(source_of(train=numbered()), val=val, limit=None, seed=0)
     assert own is not None
     assert (len(train.images), len(own.images)) == (TOTAL - held, held)
 
 
 def test_val_0_takes_no_validation_set() -> None:
-    train, val = train_and_val(source_of(train=numbered(), val=numbered(5)), val=0, limit=None, seed=0)
+    train, val = split_train_val(source_of(train=numbered(), val=numbered(5)), val=0, limit=None, seed=0)
     assert len(train.images) == TOTAL
     assert val is None
 
 
 def test_val_is_a_share_of_what_the_limit_leaves() -> None:
-    train, val = train_and_val(source_of(train=numbered()), val=0.2, limit=50, seed=0)
+    train, val = split_train_val(source_of(train=numbered()), val=0.2, limit=50, seed=0)
     assert val is not None
     assert (len(train.images), len(val.images)) == (40, 10)
 
@@ -83,20 +83,20 @@ def test_val_is_a_share_of_what_the_limit_leaves() -> None:
 @pytest.mark.parametrize("val", [0.001, 0.999, 100, 101])
 def test_a_val_that_leaves_no_training_or_no_validation_examples_is_refused(val: float) -> None:
     with pytest.raises(ConfigError, match=rf"data\.val={val} .* 100 training examples") as caught:
-        train_and_val(source_of(train=numbered()), val=val, limit=None, seed=0)
+        split_train_val(source_of(train=numbered()), val=val, limit=None, seed=0)
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("limit", [0, 0.001, 101])
 def test_a_limit_that_leaves_nothing_or_is_more_than_there_is_is_refused(limit: float) -> None:
     with pytest.raises(ConfigError, match=rf"data\.limit={limit} .* 100 training examples") as caught:
-        train_and_val(source_of(train=numbered()), val=0, limit=limit, seed=0)
+        split_train_val(source_of(train=numbered()), val=0, limit=limit, seed=0)
     assert caught.value.exit_code == 2
 
 
 def test_a_val_that_the_limit_makes_too_large_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.val=20 is more than the 10 training examples"):
-        train_and_val(source_of(train=numbered()), val=20, limit=10, seed=0)
+        split_train_val(source_of(train=numbered()), val=20, limit=10, seed=0)
 
 
 # --- which
@@ -124,48 +124,48 @@ def test_a_subset_of_examples_with_numbers_is_distinct_and_random() -> None:
 
 
 def test_the_validation_set_keeps_each_class_share() -> None:
-    _, val = train_and_val(source_of(train=numbered()), val=0.2, limit=None, seed=0)
+    _, val = split_train_val(source_of(train=numbered()), val=0.2, limit=None, seed=0)
     assert val is not None
     found = torch.bincount(val.targets, minlength=4).tolist()
     assert all(abs(have - 0.2 * size) < 1 for have, size in zip(found, CLASS_SIZES, strict=True))
 
 
 def test_a_limited_training_set_keeps_each_class_share() -> None:
-    train, _ = train_and_val(source_of(train=numbered()), val=0, limit=0.5, seed=0)
+    train, _ = split_train_val(source_of(train=numbered()), val=0, limit=0.5, seed=0)
     found = torch.bincount(train.targets, minlength=4).tolist()
     assert all(abs(have - 0.5 * size) < 1 for have, size in zip(found, CLASS_SIZES, strict=True))
 
 
 @pytest.mark.parametrize("limit", [None, 50])
 def test_training_and_validation_set_part_what_the_limit_leaves(limit: int | None) -> None:
-    whole, _ = train_and_val(source_of(train=numbered()), val=0, limit=limit, seed=4)
-    train, val = train_and_val(source_of(train=numbered()), val=0.2, limit=limit, seed=4)
+    whole, _ = split_train_val(source_of(train=numbered()), val=0, limit=limit, seed=4)
+    train, val = split_train_val(source_of(train=numbered()), val=0.2, limit=limit, seed=4)
     assert val is not None
     assert sorted(numbers(train) + numbers(val)) == numbers(whole)
 
 
 def test_pictures_keep_their_labels_and_class_names() -> None:
     everything = numbered()
-    for part in train_and_val(source_of(train=everything), val=0.3, limit=0.7, seed=1):
+    for part in split_train_val(source_of(train=everything), val=0.3, limit=0.7, seed=1):
         assert part is not None
         assert part.targets.tolist() == everything.targets[numbers(part)].tolist()
         assert part.classes == everything.classes
 
 
 def test_the_same_seed_draws_the_same_validation_set() -> None:
-    first, second = (train_and_val(source_of(train=numbered()), val=0.2, limit=0.5, seed=7)[1] for _ in range(2))
+    first, second = (split_train_val(source_of(train=numbered()), val=0.2, limit=0.5, seed=7)[1] for _ in range(2))
     assert first is not None and second is not None
     assert numbers(first) == numbers(second)
 
 
 def test_another_seed_draws_another_validation_set() -> None:
-    first, second = (train_and_val(source_of(train=numbered()), val=0.2, limit=None, seed=seed)[1] for seed in (7, 8))
+    first, second = (split_train_val(source_of(train=numbered()), val=0.2, limit=None, seed=seed)[1] for seed in (7, 8))
     assert first is not None and second is not None
     assert numbers(first) != numbers(second)
 
 
 def test_another_seed_draws_another_limited_training_set() -> None:
-    first, second = (train_and_val(source_of(train=numbered()), val=0, limit=0.5, seed=seed)[0] for seed in (7, 8))
+    first, second = (split_train_val(source_of(train=numbered()), val=0, limit=0.5, seed=seed)[0] for seed in (7, 8))
     assert numbers(first) != numbers(second)
 
 
@@ -178,7 +178,7 @@ def test_the_draw_does_not_depend_on_torch_own_seed() -> None:
 
 def test_a_data_set_own_validation_split_is_used_and_nothing_is_held_back() -> None:
     own = numbered(5)
-    train, val = train_and_val(source_of(train=numbered(), val=own), val=0.2, limit=None, seed=0)
+    train, val = split_train_val(source_of(train=numbered(), val=own), val=0.2, limit=None, seed=0)
     assert len(train.images) == TOTAL
     assert val is not None
     assert numbers(val) == numbers(own)
@@ -186,7 +186,7 @@ def test_a_data_set_own_validation_split_is_used_and_nothing_is_held_back() -> N
 
 def test_a_data_set_without_a_train_split_is_refused() -> None:
     with pytest.raises(InputError, match="no train split") as caught:
-        train_and_val(source_of(test=numbered()), val=0, limit=None, seed=0)
+        split_train_val(source_of(test=numbered()), val=0, limit=None, seed=0)
     assert caught.value.exit_code == 66
 
 
@@ -195,7 +195,7 @@ def test_a_data_set_without_a_train_split_is_refused() -> None:
 
 def test_a_tuple_is_read_as_it_is() -> None:
     images, labels = byte_images(3, 1, 2, 2), torch.tensor([0, 1, 0])
-    found = read(source_of(train=(images, labels, ("cat", "dog"))), "train")
+    found = read_split(source_of(train=(images, labels, ("cat", "dog"))), "train")
     assert found is not None
     assert found.images is images and found.targets is labels
     assert found.classes == ("cat", "dog")
@@ -203,25 +203,25 @@ def test_a_tuple_is_read_as_it_is() -> None:
 
 @pytest.mark.parametrize("classes", [None, (), []])
 def test_classes_without_names_are_named_by_their_numbers(classes: Any) -> None:
-    found = read(source_of(train=(byte_images(3, 1, 2, 2), torch.tensor([0, 2, 1]), classes)), "train")
+    found = read_split(source_of(train=(byte_images(3, 1, 2, 2), torch.tensor([0, 2, 1]), classes)), "train")
     assert found is not None
     assert found.classes == ("0", "1", "2")
 
 
 def test_numbers_to_predict_have_no_classes() -> None:
-    found = read(source_of(train=(torch.zeros(3, 1, 1, 1), torch.zeros(3, 2), None)), "train")
+    found = read_split(source_of(train=(torch.zeros(3, 1, 1, 1), torch.zeros(3, 2), None)), "train")
     assert found is not None
     assert found.classes == ()
 
 
 def test_a_split_that_a_source_does_not_have_is_none() -> None:
-    assert read(source_of(train=numbered()), "test") is None
+    assert read_split(source_of(train=numbered()), "test") is None
 
 
 def test_a_torch_data_set_of_tensors_is_read_whole_and_in_order() -> None:
     images = torch.rand(5, 3, 2, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 1, 0])
-    found = read(source_of(train=TensorDataset(images, labels)), "train")
+    found = read_split(source_of(train=TensorDataset(images, labels)), "train")
     assert found is not None
     assert torch.equal(found.images, images)
     assert torch.equal(found.targets, labels)
@@ -230,7 +230,7 @@ def test_a_torch_data_set_of_tensors_is_read_whole_and_in_order() -> None:
 
 def test_grey_pil_pictures_become_one_channel() -> None:
     pixels = numpy.arange(12, dtype=numpy.uint8).reshape(3, 4)
-    found = read(source_of(train=Pictures(Image.fromarray(pixels))), "train")
+    found = read_split(source_of(train=Pictures(Image.fromarray(pixels))), "train")
     assert found is not None
     assert found.images.dtype == torch.uint8
     assert numpy.array_equal(found.images, pixels[None, None])
@@ -238,7 +238,7 @@ def test_grey_pil_pictures_become_one_channel() -> None:
 
 def test_colour_pil_pictures_become_channels_first() -> None:
     pixels = numpy.arange(36, dtype=numpy.uint8).reshape(3, 4, 3)
-    found = read(source_of(train=Pictures(Image.fromarray(pixels))), "train")
+    found = read_split(source_of(train=Pictures(Image.fromarray(pixels))), "train")
     assert found is not None
     assert found.images.dtype == torch.uint8
     assert numpy.array_equal(found.images[0], pixels.transpose(2, 0, 1))
@@ -246,7 +246,7 @@ def test_colour_pil_pictures_become_channels_first() -> None:
 
 def test_arrays_with_channels_last_become_channels_first() -> None:
     pixels = numpy.arange(24, dtype=numpy.float32).reshape(3, 4, 2)
-    found = read(source_of(train=Pictures(pixels)), "train")
+    found = read_split(source_of(train=Pictures(pixels)), "train")
     assert found is not None
     assert numpy.array_equal(found.images[0], pixels.transpose(2, 0, 1))
 
@@ -254,7 +254,7 @@ def test_arrays_with_channels_last_become_channels_first() -> None:
 def test_a_torch_data_set_gives_labels_and_its_own_class_names() -> None:
     dataset = Pictures(Image.new("L", (2, 2)), Image.new("L", (2, 2)))
     dataset.classes = ["cat", "dog", "bird"]  # type: ignore[attr-defined]
-    found = read(source_of(train=dataset), "train")
+    found = read_split(source_of(train=dataset), "train")
     assert found is not None
     assert found.targets.tolist() == [0, 1]
     assert found.classes == ("cat", "dog", "bird")
@@ -295,7 +295,7 @@ PROBLEMS: dict[str, tuple[Callable[[], Any], str]] = {
 def test_a_split_that_cannot_be_trained_on_is_refused_by_name(problem: str) -> None:
     returned, message = PROBLEMS[problem]
     with pytest.raises(InputError, match=f"^data: the test split {message}") as caught:
-        read(source_of(test=returned()), "test")
+        read_split(source_of(test=returned()), "test")
     assert caught.value.exit_code == 66
 
 
@@ -310,13 +310,13 @@ def test_a_split_that_cannot_be_trained_on_is_refused_by_name(problem: str) -> N
 )
 def test_a_tuple_of_other_things_is_refused_with_what_is_expected(returned: Any) -> None:
     with pytest.raises(InputError, match=r"expected \(images, labels, class names\)") as caught:
-        read(source_of(train=returned), "train")
+        read_split(source_of(train=returned), "train")
     assert caught.value.exit_code == 66
 
 
 def test_a_torch_data_set_without_examples_is_refused() -> None:
     with pytest.raises(InputError, match="empty") as caught:
-        read(source_of(train=Pictures()), "train")
+        read_split(source_of(train=Pictures()), "train")
     assert caught.value.exit_code == 66
 
 
@@ -329,7 +329,7 @@ def test_a_torch_data_set_of_numbers_to_predict_has_a_row_for_each_example(kind:
         "list": lambda x: [x],
     }
     items = [(torch.zeros(1, 2, 2), made[kind](number / 2)) for number in range(3)]
-    found = read(source_of(train=items), "train")
+    found = read_split(source_of(train=items), "train")
     assert found is not None
     assert found.targets.tolist() == [[0.0], [0.5], [1.0]]
     assert found.targets.dtype == torch.float32
@@ -337,7 +337,7 @@ def test_a_torch_data_set_of_numbers_to_predict_has_a_row_for_each_example(kind:
 
 def test_several_numbers_for_each_example_of_a_torch_data_set_are_a_row() -> None:
     items = [(torch.zeros(1, 2, 2), torch.tensor([number, 1.0])) for number in (2.0, 3.0)]
-    found = read(source_of(train=items), "train")
+    found = read_split(source_of(train=items), "train")
     assert found is not None
     assert found.targets.tolist() == [[2.0, 1.0], [3.0, 1.0]]
 
@@ -345,10 +345,10 @@ def test_several_numbers_for_each_example_of_a_torch_data_set_are_a_row() -> Non
 def test_labels_of_several_shapes_are_refused() -> None:
     items = [(torch.zeros(1, 2, 2), torch.zeros(number)) for number in (1, 2)]
     with pytest.raises(InputError, match="labels must be numbers, or tensors of one shape"):
-        read(source_of(train=items), "train")
+        read_split(source_of(train=items), "train")
 
 
 def test_a_tuple_with_one_number_for_each_example_has_rows_of_one() -> None:
-    found = read(source_of(train=(torch.zeros(3, 1, 2, 2), torch.arange(3.0), None)), "train")
+    found = read_split(source_of(train=(torch.zeros(3, 1, 2, 2), torch.arange(3.0), None)), "train")
     assert found is not None
     assert found.targets.shape == (3, 1)

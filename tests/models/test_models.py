@@ -408,7 +408,7 @@ def test_a_size_that_does_not_fit_is_a_value_error(
     variant: str, shape: tuple[int, ...], changes: dict[str, Any], message: str
 ) -> None:
     node = VARIANTS[variant] | changes
-    make = registry.bind("model", DEFAULTS[node["name"]] | node, input_shape=shape, num_classes=10)
+    make = registry.partial_call("model", DEFAULTS[node["name"]] | node, input_shape=shape, num_classes=10)
     with pytest.raises(ValueError) as caught:
         make()
     assert message in str(caught.value)

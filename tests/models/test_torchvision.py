@@ -35,7 +35,7 @@ EACH = [pytest.param(name, marks=[] if name in KINDS else pytest.mark.torture) f
 
 
 def node(arch: str = SMALL, **keys: Any) -> dict[str, Any]:
-    return {"name": "torchvision", "arch": arch, "pretrained": False, "freeze": None} | keys
+    return {"name": "torchvision", "arch": arch, "pretrained_weights": False, "freeze": None} | keys
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:
@@ -166,10 +166,10 @@ def test_names_of_densenets_published_weights_are_brought_to_those_of_today(hub:
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in own.items()}
     assert sum(key not in own for key in old) > 500
     torch.save(old, hub.with_name(models.get_model_weights("densenet121").DEFAULT.url.rpartition("/")[2]))
-    found = weights.pretrained(network, {"name": "torchvision"})
+    found = weights.pretrained_weights(network, {"name": "torchvision"})
     assert found is not None
     assert found.keys() == own.keys()
-    assert len(weights.copied(network, found, hub)) == 2  # the last layer
+    assert len(weights.copy_matching(network, found, hub)) == 2  # the last layer
 
 
 def test_a_run_that_started_from_them_is_resumed_and_evaluated_without_them(dltrain: Command, hub: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_run_that_started_from_them_is_resumed_and_evaluated_without_them(dltr
 
 
 def test_a_model_without_trained_weights_has_none() -> None:
-    assert weights.pretrained(nn.Linear(1, 1), {"name": "mlp"}) is None
+    assert weights.pretrained_weights(nn.Linear(1, 1), {"name": "mlp"}) is None
 
 
 @pytest.mark.parametrize(

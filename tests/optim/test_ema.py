@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.checkpoints import checkpoint
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import evaluate, fit
 from dltrain.optim import schedules
-from dltrain.optim.ema import average, averaged
-from dltrain.optim.step import State
+from dltrain.optim.ema import swapped_in_ema, update_ema
+from dltrain.optim.step import TrainState
 from dltrain.optim.tasks import Classification
 from dltrain.runtime.devices import Runtime
 from support.command import Command
@@ -33,20 +33,20 @@ RUN = (
 RUN += ("batch_size=20", "log_every=3", "ema=0.9")
 
 
-def fresh() -> State:
+def fresh() -> TrainState:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
-    return State(model, torch.optim.SGD([{"params": model.parameters(), "initial_lr": 0.5}], lr=0.5))
+    return TrainState(model, torch.optim.SGD([{"params": model.parameters(), "initial_lr": 0.5}], lr=0.5))
 
 
-def batches() -> Batches:
+def batches() -> TensorLoader:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (40, 1, 2, 2), generator=generator, dtype=torch.uint8)
     examples = Examples(images, torch.randint(0, 3, (40,), generator=generator), tuple("abc"))
-    return Batches(examples, CPU.device, batch_size=8, statistics=((0.5,), (0.25,)))
+    return TensorLoader(examples, CPU.device, batch_size=8, statistics=((0.5,), (0.25,)))
 
 
-def trained(state: State, ema: float | None, epochs: int = 2) -> Any:
+def trained(state: TrainState, ema: float | None, epochs: int = 2) -> Any:
     settings = {
         "epochs": epochs,
         "log_every": 100,
@@ -60,7 +60,7 @@ def trained(state: State, ema: float | None, epochs: int = 2) -> Any:
     )
 
 
-def copied(state: State) -> dict[str, Tensor]:
+def copied(state: TrainState) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in state.model.state_dict().items()}
 
 
@@ -105,7 +105,7 @@ def test_the_weights_are_given_back_to_the_bit_also_after_a_fault() -> None:
     state = fresh()
     list(trained(state, 0.9))
     before = copied(state)
-    with pytest.raises(KeyError), averaged(state):
+    with pytest.raises(KeyError), swapped_in_ema(state):
         assert state.averages is not None
         assert all(torch.equal(value, state.averages[key]) for key, value in copied(state).items())
         raise KeyError
@@ -117,12 +117,12 @@ def test_averages_of_a_layout_of_its_own_are_the_same() -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         model = nn.Conv2d(3, 4, 3).to(memory_format=layout)
-        state = State(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
         for step in range(4):
             with torch.no_grad():
                 model.weight.mul_(0.5).add_(step)
             state.step += 1
-            average(state, 0.9)
+            update_ema(state, 0.9)
         states.append(state.averages)
     torch.testing.assert_close(states[0], states[1])
 
@@ -130,10 +130,10 @@ def test_averages_of_a_layout_of_its_own_are_the_same() -> None:
 def test_a_mask_of_infinite_numbers_stays_what_it_is() -> None:
     model = nn.Linear(2, 2)
     model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
-    state = State(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
     for _ in range(3):
         state.step += 1
-        average(state, 0.9)
+        update_ema(state, 0.9)
     assert state.averages is not None
     assert torch.equal(state.averages["mask"], model.state_dict()["mask"])
 

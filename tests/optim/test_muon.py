@@ -117,7 +117,7 @@ def test_steps_are_what_the_formula_says() -> None:
         model[0].weight.grad = gradient.clone()
         optimizer.step()
         momentum = 0.9 * momentum + gradient
-        update = muon.orthogonal(gradient + 0.9 * momentum, 5) * math.sqrt(10 / 6)
+        update = muon.orthogonalize(gradient + 0.9 * momentum, 5) * math.sqrt(10 / 6)
         weight = weight * (1 - 0.02 * 0.1) - 0.02 * update
     torch.testing.assert_close(model[0].weight, weight)
 
@@ -137,12 +137,12 @@ def test_without_anything_to_train_it_is_a_config_error() -> None:
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (16, 16)])
 def test_an_orthogonal_update_has_singular_values_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(muon.orthogonal(matrix, 5))
+    values = torch.linalg.svdvals(muon.orthogonalize(matrix, 5))
     assert 0.5 < float(values.min()) <= float(values.max()) < 1.3
 
 
 def test_a_gradient_of_zeros_changes_nothing() -> None:
-    assert muon.orthogonal(torch.zeros(3, 4), 5).eq(0).all()
+    assert muon.orthogonalize(torch.zeros(3, 4), 5).eq(0).all()
 
 
 def test_rescaled_weights_have_the_norm_of_an_orthogonal_matrix_before_the_update() -> None:

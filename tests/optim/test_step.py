@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dltrain.data import loader as batches_module
-from dltrain.data.augmentation import Augmentation, generator_of
-from dltrain.data.loader import Batches
+from dltrain.data.augmentation import Augmentation, seeded_generator
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import fit
 from dltrain.optim import schedules
-from dltrain.optim.step import State
+from dltrain.optim.step import TrainState
 from dltrain.optim.tasks import Classification
 from dltrain.runtime import memory
 from dltrain.runtime import precision as placement
@@ -49,7 +49,7 @@ def as_drawn(network: nn.Module) -> nn.Module:
 
 def plain_batches(examples: Examples, epoch: int, crop: int, flip: bool) -> list[tuple[Tensor, Tensor]]:
     """Shuffled batches, one picture at a time with numpy."""
-    generator = generator_of(SEED, epoch)
+    generator = seeded_generator(SEED, epoch)
     order = torch.randperm(COUNT, generator=generator)
     shifts = torch.randint(0, 2 * crop + 1, (COUNT, 2), generator=generator) if crop else torch.zeros(COUNT, 2).long()
     flips = torch.rand(COUNT, generator=generator) < 0.5 if flip else torch.zeros(COUNT).bool()
@@ -82,16 +82,16 @@ def by_hand(
     return network.state_dict()
 
 
-def batches(**augmentation: Any) -> Batches:
+def batches(**augmentation: Any) -> TensorLoader:
     settings = {"batch_size": SIZE, "statistics": (MEAN, STD), "seed": SEED}
-    return Batches(pictures(), CPU.device, augmentation=Augmentation(**augmentation), **settings)
+    return TensorLoader(pictures(), CPU.device, augmentation=Augmentation(**augmentation), **settings)
 
 
 def by_dltrain(network: nn.Module, *, crop: int, flip: bool, **loop: Any) -> dict[str, Tensor]:
     """Weights after dltrain's loop, the network placed as a run does it."""
-    network = memory.placed(network, CPU, (3, 14, 12))
+    network = memory.to_device(network, CPU, (3, 14, 12))
     train = batches(crop=crop, flip=flip)
-    state = State(network, build.optimizer(SGD, network))
+    state = TrainState(network, build.optimizer(SGD, network))
     settings = {"epochs": EPOCHS, "log_every": 3, "on_nonfinite": "stop"} | loop
     list(fit(state, train, None, Classification(0.0), partial(schedules.constant, warmup=0.0), CPU, **settings))
     return network.state_dict()
@@ -146,7 +146,7 @@ def test_batches_gathered_at_once_are_those_gathered_one_by_one(
 def test_a_batch_begins_at_the_same_place_in_memory_from_wherever_an_epoch_goes_on(first: int) -> None:
     """Products round by it: sizes that are no multiple of 16 bytes."""
     examples = Examples(torch.zeros(60, 1, 15, 15, dtype=torch.uint8), torch.zeros(60).long(), ("a",))
-    train = Batches(examples, CPU.device, batch_size=9, statistics=((0.0,), (1.0,)), seed=SEED)
+    train = TensorLoader(examples, CPU.device, batch_size=9, statistics=((0.0,), (1.0,)), seed=SEED)
     whole = [(images.storage_offset(), len(images)) for images, _ in train.epoch(0, 0)]
     assert [(images.storage_offset(), len(images)) for images, _ in train.epoch(0, first)] == whole[first:]
     assert len({offset for offset, _ in whole}) > 1
@@ -154,7 +154,7 @@ def test_a_batch_begins_at_the_same_place_in_memory_from_wherever_an_epoch_goes_
 
 def test_large_pictures_are_not_gathered_beyond_their_batch() -> None:
     examples = Examples(torch.zeros(8, 3, 300, 300, dtype=torch.uint8), torch.zeros(8).long(), ("a",))
-    train = Batches(examples, CPU.device, batch_size=2, statistics=((0.0,) * 3, (1.0,) * 3), seed=SEED)
+    train = TensorLoader(examples, CPU.device, batch_size=2, statistics=((0.0,) * 3, (1.0,) * 3), seed=SEED)
     held = [images.untyped_storage().nbytes() for images, _ in train.epoch(0, 0)]
     assert held == [2 * 3 * 300 * 300 * 4] * 4
 
@@ -189,7 +189,7 @@ def test_rows_of_grey_pictures_are_embedded_in_bf16_from_their_numbers_alone(col
     """A convolution of torch's read memory that nobody had written: here it holds NaN."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 16, (1, columns), stride=(1, columns)), nn.ReLU(), nn.Conv2d(16, 4, 1))
-    network = memory.placed(network, Runtime(torch.device("cpu"), "bf16", 1), (1, columns, columns))
+    network = memory.to_device(network, Runtime(torch.device("cpu"), "bf16", 1), (1, columns, columns))
     images = torch.randn(64, 1, columns, columns)
     expected = network(images)
     for _ in range(20):
@@ -200,10 +200,10 @@ def test_rows_of_grey_pictures_are_embedded_in_bf16_from_their_numbers_alone(col
 
 
 def test_convolutions_lie_with_channels_last_unless_a_network_counts_on_another_layout() -> None:
-    placed = memory.placed(build.model(CNN, (3, 14, 12), 10), CPU, (3, 14, 12))
+    placed = memory.to_device(build.model(CNN, (3, 14, 12), 10), CPU, (3, 14, 12))
     assert placed.features[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert placed.training
-    viewed = memory.placed(Viewed(), CPU, (3, 14, 12))
+    viewed = memory.to_device(Viewed(), CPU, (3, 14, 12))
     assert viewed.conv.weight.is_contiguous()
     assert viewed(torch.zeros(2, 3, 14, 12)).shape == (2, 10)
 
@@ -227,7 +227,7 @@ class Auxiliary(Viewed):
 def test_a_network_that_only_trains_with_its_own_layout_keeps_it_and_nothing_else_is_changed() -> None:
     network = Auxiliary()
     before = torch.get_rng_state()
-    placed = memory.placed(network, CPU, (3, 14, 12))
+    placed = memory.to_device(network, CPU, (3, 14, 12))
     assert placed.conv.weight.is_contiguous()
     assert torch.equal(torch.get_rng_state(), before)
     assert (float(placed.seen), placed.training) == (0.0, True)
@@ -270,7 +270,7 @@ def test_auto_takes_bf16_where_it_was_measured_to_pay(
 ) -> None:
     native(monkeypatch, "avx512_bf16")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = placement.settled(Runtime(CPU.device, "auto", 1), network, batch_size, "classification")
+    found = placement.resolve_precision(Runtime(CPU.device, "auto", 1), network, batch_size, "classification")
     assert found.precision == precision
     assert found.describe().startswith(f"cpu, 1 thread, {precision} (auto: ")
 
@@ -279,7 +279,7 @@ def test_auto_takes_bf16_where_it_was_measured_to_pay(
 def test_auto_is_fp32_on_a_cpu_without_bf16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native(monkeypatch, "avx512_f", "avx2")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = placement.settled(Runtime(CPU.device, "auto", 1), network, 512, "classification")
+    found = placement.resolve_precision(Runtime(CPU.device, "auto", 1), network, 512, "classification")
     assert (found.precision, found.reason) == ("fp32", "this CPU has no bf16")
 
 
@@ -296,14 +296,17 @@ def test_auto_is_fp32_on_intel_without_amx_where_bf16_was_measured_to_be_slower(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True) | {"cpu_name": cpu})
     network = build.model(NETWORKS["mlp"], (3, 14, 12), 10)
-    assert placement.settled(Runtime(CPU.device, "auto", 1), network, 512, "classification").precision == precision
+    assert (
+        placement.resolve_precision(Runtime(CPU.device, "auto", 1), network, 512, "classification").precision
+        == precision
+    )
 
 
 @pytest.mark.parametrize(("precision", "batch_size"), list(itertools.product(["fp32", "bf16"], [1, 512])))
 def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> None:
     named = Runtime(CPU.device, precision, 1)
     for task in ("classification", "regression"):
-        assert placement.settled(named, build.model(CNN, (3, 14, 12), 10), batch_size, task) == named
+        assert placement.resolve_precision(named, build.model(CNN, (3, 14, 12), 10), batch_size, task) == named
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -313,7 +316,7 @@ def test_auto_is_fp32_where_outputs_are_compared_with_numbers(
 ) -> None:
     native(monkeypatch, "avx512_bf16")
     network = build.model(NETWORKS["mlp"], (3, 14, 12), 10)
-    found = placement.settled(Runtime(torch.device(device), "auto", 1), network, 512, task)
+    found = placement.resolve_precision(Runtime(torch.device(device), "auto", 1), network, 512, task)
     assert (found.precision, found.reason) == ("fp32", f"{task} needs more digits than bf16 has")
 
 

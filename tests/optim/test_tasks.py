@@ -9,7 +9,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from dltrain.optim.step import Found, Task, added
+from dltrain.optim.step import StepOutput, Task, accumulate
 from dltrain.optim.tasks import Classification, Reconstruction, Regression
 
 TASKS: dict[str, Task] = {
@@ -33,7 +33,7 @@ def batch(name: str, count: int = 12, seed: int = 0) -> Batch:
 
 def sums(task: Task, parts: Batch) -> Tensor:
     outputs, _, targets = parts
-    total = added(None, [Found(task.loss(*parts), outputs, targets)], task)
+    total = accumulate(None, [StepOutput(task.loss(*parts), outputs, targets)], task)
     assert total is not None
     return total
 
@@ -175,10 +175,10 @@ def test_sums_are_the_same_to_the_bit_however_many_batches_are_added_at_once(nam
     for seed, size in enumerate(sizes):
         outputs, inputs, targets = batch(name, size, seed)
         left_out = torch.tensor(True) if seed == 1 else seed == 4
-        found.append(Found(task.loss(outputs, inputs, targets), outputs, targets, left_out))
+        found.append(StepOutput(task.loss(outputs, inputs, targets), outputs, targets, left_out))
     total = None
     for start in range(0, len(found), at_once):
-        total = added(total, found[start : start + at_once], task)
+        total = accumulate(total, found[start : start + at_once], task)
     assert total is not None
     expected = [sums(task, batch(name, size, seed)) for seed, size in enumerate(sizes) if seed not in (1, 4)]
     assert total.tolist() == functools.reduce(torch.add, expected).tolist()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dltrain.config import registry
 from dltrain.config.signatures import PACKAGE
-from dltrain.data.loader import Batches, channel_statistics
+from dltrain.data.loader import TensorLoader, channel_statistics
 from dltrain.data.splits import Examples
 from dltrain.report import analysis
 from dltrain.runtime.devices import Runtime
@@ -46,10 +46,10 @@ def examples(targets: list[int], shape: tuple[int, ...] = (1, 4, 4)) -> Examples
     return Examples(images, torch.tensor(targets), CLASSES)
 
 
-def as_they_are(found: Examples, batch_size: int = 2) -> Batches:
+def as_they_are(found: Examples, batch_size: int = 2) -> TensorLoader:
     """Batches that are not normalised: a byte n is the number n."""
     channels = found.images.shape[1]
-    return Batches(found, CPU.device, batch_size=batch_size, statistics=((0.0,) * channels, (1 / 255,) * channels))
+    return TensorLoader(found, CPU.device, batch_size=batch_size, statistics=((0.0,) * channels, (1 / 255,) * channels))
 
 
 def analyzed(logits: list[list[float]], targets: list[int]) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def pictures(count: int, shape: tuple[int, int, int] = (1, 8, 12), seed: int = 0
     return Examples(images, torch.arange(count) % 3, CLASSES)
 
 
-def normalized(found: Examples) -> Batches:
-    return Batches(found, CPU.device, batch_size=4, statistics=channel_statistics(found.images))
+def normalized(found: Examples) -> TensorLoader:
+    return TensorLoader(found, CPU.device, batch_size=4, statistics=channel_statistics(found.images))
 
 
 def test_confusions_and_shares_are_those_counted_by_hand() -> None:
@@ -208,7 +208,7 @@ def test_large_pictures_are_shown_small() -> None:
 def test_regression_is_told_as_at_most_500_points() -> None:
     x = torch.linspace(-1, 1, 1203).view(-1, 1, 1, 1)
     found = Examples(x, 3 * x.view(-1, 1), ())
-    batches = Batches(found, CPU.device, batch_size=100, statistics=((0.0,), (1.0,)))
+    batches = TensorLoader(found, CPU.device, batch_size=100, statistics=((0.0,), (1.0,)))
     told = analysis.analyze(nn.Flatten(), found, batches, (), "regression", CPU, split="test")
     assert told.keys() == {"task", "split", "examples", "points"}
     assert len(told["points"]) == 500
@@ -217,7 +217,7 @@ def test_regression_is_told_as_at_most_500_points() -> None:
 
 def test_numbers_that_json_has_not_are_no_points() -> None:
     found = Examples(torch.tensor([1.0, math.nan, math.inf]).view(-1, 1, 1, 1), torch.ones(3, 1), ())
-    batches = Batches(found, CPU.device, batch_size=3, statistics=((0.0,), (1.0,)))
+    batches = TensorLoader(found, CPU.device, batch_size=3, statistics=((0.0,), (1.0,)))
     assert analysis.analyze(nn.Flatten(), found, batches, (), "regression", CPU, split="test")["points"] == [[1.0, 1.0]]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dltrain.report.console import BLOCKS
-from dltrain.runtime.terminal import fitted, is_gone, is_lively
+from dltrain.runtime.terminal import fit_parts, is_gone, is_interactive
 from support.command import Command
 from support.terminals import lines, terminal
 
@@ -74,13 +74,13 @@ def test_a_terminal_is_drawn_on_unless_it_or_its_person_cannot_bear_it(
         monkeypatch.setenv(key, value)
     ends = pty.openpty()
     with open(ends[1], "w", encoding="utf-8") as stream:  # noqa: PTH123  (a descriptor has no path)
-        assert is_lively(stream) == lively
+        assert is_interactive(stream) == lively
     os.close(ends[0])
 
 
 def test_a_pipe_is_not_drawn_on(tmp_path: Path) -> None:
     with (tmp_path / "a.txt").open("w") as stream:
-        assert not is_lively(stream)
+        assert not is_interactive(stream)
 
 
 def test_no_line_is_wider_than_the_terminal_and_the_curve_is_there(tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ def test_a_file_is_no_terminal_that_was_closed(tmp_path: Path) -> None:
 
 def test_parts_of_a_line_are_left_out_by_rank_and_stay_in_order() -> None:
     parts = [(3, "time"), (0, "epoch"), (1, "loss"), (9, ""), (2, "best")]
-    assert fitted(parts, 80) == "time  epoch  loss  best"
-    assert fitted(parts, 22) == "epoch  loss  best"
-    assert fitted(parts, 12) == "epoch  loss"
-    assert fitted(parts, 4) == "loss"  # what has room is better than nothing
-    assert fitted(parts, 3) == ""
+    assert fit_parts(parts, 80) == "time  epoch  loss  best"
+    assert fit_parts(parts, 22) == "epoch  loss  best"
+    assert fit_parts(parts, 12) == "epoch  loss"
+    assert fit_parts(parts, 4) == "loss"  # what has room is better than nothing
+    assert fit_parts(parts, 3) == ""
 
 
 def test_without_validation_there_is_no_best(dltrain: Command) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dltrain.report.html import charts, comparison_page, page, run_page
-from dltrain.report.run_reader import leaves, recorded, records
+from dltrain.report.run_reader import leaves, read_records, read_run
 from dltrain.runtime.errors import InputError, OutputError
 from dltrain.sweeps import pages
 from dltrain.sweeps.results import Metric
@@ -23,7 +23,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{7*7}}"
 
 
 def text_of(folder: Path, config: dict[str, object] = CONFIG) -> str:
-    return run_page.text(recorded(folder), config)
+    return run_page.text(read_run(folder), config)
 
 
 def specs(text: str) -> list[charts.Spec]:
@@ -86,13 +86,13 @@ def test_the_weights_of_an_attention_are_shares_of_the_largest(tmp_path: Path) -
 def test_a_run_without_an_analysis_says_why_and_shows_the_rest(tmp_path: Path) -> None:
     folder = folders.write_run(tmp_path / "run", ["a", "b"])
     (folder / "analysis.json").unlink()
-    text = run_page.text(recorded(folder), CONFIG, "no test set")
+    text = run_page.text(read_run(folder), CONFIG, "no test set")
     assert '<p class="note">no test set</p>' in text
     assert len(specs(text)) == 4
 
 
 def test_an_empty_folder_has_a_page_as_well(tmp_path: Path) -> None:
-    assert "not done" in run_page.text(recorded(tmp_path), {})
+    assert "not done" in run_page.text(read_run(tmp_path), {})
 
 
 def test_figures_that_are_no_numbers_are_left_out_of_curves() -> None:
@@ -114,7 +114,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> Non
     folder = folders.write_run(tmp_path / "run", ["a", "b"])
     (folder / name).write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=Path(name).name):
-        recorded(folder)
+        read_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_an_analysis_that_no_run_writes_is_one_error(tmp_path: Path, change: dic
 def test_half_a_line_at_the_end_of_the_records_is_left_out_one_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert records(path) == [{"step": 1}, {"step": 2}]
+    assert read_records(path) == [{"step": 1}, {"step": 2}]
     path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
     with pytest.raises(InputError, match="line 2"):
-        records(path)
+        read_records(path)
 
 
 # --- strangers
@@ -153,8 +153,8 @@ def test_no_text_of_a_stranger_becomes_markup_or_script(tmp_path: Path) -> None:
     folder = folders.write_run(tmp_path / "run", [HOSTILE, "b"])
     text = text_of(folder, {"model": {"name": HOSTILE, HOSTILE: HOSTILE}, "data": {"name": "digits"}})
     members = [
-        comparison_page.Member(folder, HOSTILE, {"a": HOSTILE, HOSTILE: 1}, "failed", {HOSTILE: 0.5}, 1.0, HOSTILE),
-        comparison_page.Member(folder, "b", {"a": 2}, "done", {"val_accuracy": 0.5}, 1.0),
+        comparison_page.RunRow(folder, HOSTILE, {"a": HOSTILE, HOSTILE: 1}, "failed", {HOSTILE: 0.5}, 1.0, HOSTILE),
+        comparison_page.RunRow(folder, "b", {"a": 2}, "done", {"val_accuracy": 0.5}, 1.0),
     ]
     other = comparison_page.text(HOSTILE, members, ["a", HOSTILE], [], "val_accuracy", tmp_path)
     for written in (text, other):
@@ -227,8 +227,8 @@ def test_the_page_of_500_runs_is_below_3_megabytes_and_of_a_run_below_2(tmp_path
 
 def test_a_key_that_only_one_option_has_is_no_difference_of_its_own() -> None:
     members = [
-        comparison_page.Member(Path(), "a", {"model.name": "mlp", "model.width": 8, "optim.lr": 1}, "done", {}, 1.0),
-        comparison_page.Member(Path(), "b", {"model.name": "lenet", "optim.lr": 2}, "done", {}, 1.0),
+        comparison_page.RunRow(Path(), "a", {"model.name": "mlp", "model.width": 8, "optim.lr": 1}, "done", {}, 1.0),
+        comparison_page.RunRow(Path(), "b", {"model.name": "lenet", "optim.lr": 2}, "done", {}, 1.0),
     ]
     keys = pages.differing(members)
     assert keys == ["model.name", "model.width", "optim.lr"]
@@ -287,7 +287,7 @@ def test_a_run_leaves_its_page_its_analysis_and_where_each_value_came_from(dltra
     assert ["batch_size", "64", "configs/train.yaml"] in rows
     found = json.loads((result.folder / "analysis.json").read_text())
     assert (found["split"], sum(map(sum, found["confusion"]))) == ("test", found["examples"])
-    origins = recorded(result.folder).origins
+    origins = read_run(result.folder).origins
     assert not any(Path(it).is_absolute() for it in origins.values())
     assert len(origins) > 30
 
@@ -341,7 +341,7 @@ def test_an_analysis_that_fails_does_not_fail_the_run(
 def test_a_resumed_run_keeps_where_its_values_came_from_and_notes_what_was_typed_then(dltrain: Command) -> None:
     folder = dltrain("train", "model=mlp", "epochs=1", "optim.lr=0.05").folder
     assert dltrain("train", f"resume={folder}", "epochs=2").code == 0
-    origins = recorded(folder).origins
+    origins = read_run(folder).origins
     assert origins["optim.lr"] == "the command line"
     assert origins["epochs"] == "the command line, on resume"
     assert ["epochs", "2", "the command line, on resume"] in table_rows((folder / "report.html").read_text())
@@ -470,7 +470,7 @@ def test_of_a_run_from_python_no_origins_are_told(tmp_path: Path, monkeypatch: p
 
 def test_only_runs_that_are_done_and_of_other_seeds_are_averaged(tmp_path: Path) -> None:
     members = [
-        comparison_page.Member(tmp_path, str(seed), {"seed": seed}, status, {"val_accuracy": accuracy}, 1.0)
+        comparison_page.RunRow(tmp_path, str(seed), {"seed": seed}, status, {"val_accuracy": accuracy}, 1.0)
         for seed, status, accuracy in ((0, "done", 0.8), (1, "done", 0.9), (2, "interrupted", 0.1))
     ]
     (group,) = pages.seeds(members, ["seed"])
@@ -480,7 +480,7 @@ def test_only_runs_that_are_done_and_of_other_seeds_are_averaged(tmp_path: Path)
 
 def test_runs_of_one_name_have_a_curve_each(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path, 3)
-    same = [comparison_page.Member(it.folder, "one name", it.config, it.status, it.figures, 1.0) for it in members]
+    same = [comparison_page.RunRow(it.folder, "one name", it.config, it.status, it.figures, 1.0) for it in members]
     pages.write(tmp_path / "report.html", "three", same, ["seed"], ACCURACY)
     (curves, _) = [
         spec for spec in specs((tmp_path / "report.html").read_text()) if "a line for each" in spec["description"]

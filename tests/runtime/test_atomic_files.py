@@ -22,28 +22,28 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_parts_are_joined_in_the_place_of_what_was_there(path: Path) -> None:
-    atomic_files.replace(path, NEW, memoryview(OLD), b"")
+    atomic_files.atomic_write(path, NEW, memoryview(OLD), b"")
     assert path.read_bytes() == NEW + OLD
     assert files(path.parent) == ["file"]
 
 
 def test_the_bytes_are_flushed_before_the_rename_and_the_name_after_it(path: Path) -> None:
     with at_call() as made:
-        atomic_files.replace(path, NEW)
-    assert made == ["open", "write", "fsync", "close", "replace", "open", "fsync", "close", "unlink"]
+        atomic_files.atomic_write(path, NEW)
+    assert made == ["open", "write", "fsync", "close", "atomic_write", "open", "fsync", "close", "unlink"]
 
 
 def test_writes_that_take_a_few_bytes_at_once_are_made_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
-    atomic_files.replace(path, NEW, OLD)
+    atomic_files.atomic_write(path, NEW, OLD)
     assert path.read_bytes() == NEW + OLD
 
 
 def test_the_rights_of_a_file_are_those_that_the_user_s_mask_leaves(path: Path) -> None:
     before = os.umask(0o027)
     try:
-        atomic_files.replace(path, NEW)
+        atomic_files.atomic_write(path, NEW)
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
@@ -52,17 +52,17 @@ def test_the_rights_of_a_file_are_those_that_the_user_s_mask_leaves(path: Path) 
 @pytest.mark.parametrize("fault", FAILURES, ids=str)
 def test_a_failure_at_any_call_leaves_old_or_new_alone_and_is_told(path: Path, fault: Fault) -> None:
     with at_call() as made:
-        atomic_files.replace(path, OLD)
+        atomic_files.atomic_write(path, OLD)
     for number, name in enumerate(made):
         path.write_bytes(OLD)
         told = False
         with at_call(number, fault):
             try:
-                atomic_files.replace(path, NEW)
+                atomic_files.atomic_write(path, NEW)
             except OutputError as error:
                 told = True
                 assert str(error).startswith(f"{path}: could not be written ({os.strerror(fault.number)}); 600 bytes")
-        assert path.read_bytes() == (OLD if number <= made.index("replace") else NEW), name
+        assert path.read_bytes() == (OLD if number <= made.index("atomic_write") else NEW), name
         assert told == (name != "unlink"), name  # nothing is left to unlink
         assert files(path.parent) == ["file"], name
 
@@ -70,16 +70,16 @@ def test_a_failure_at_any_call_leaves_old_or_new_alone_and_is_told(path: Path, f
 @pytest.mark.parametrize("fault", KILLS, ids=str)
 def test_a_kill_at_any_call_leaves_old_or_new_and_what_is_left_over_can_be_removed(path: Path, fault: Fault) -> None:
     with at_call() as made:
-        atomic_files.replace(path, OLD)
+        atomic_files.atomic_write(path, OLD)
 
     def child() -> None:
         with at_call(number, fault):
-            atomic_files.replace(path, NEW)
+            atomic_files.atomic_write(path, NEW)
 
     for number, name in enumerate(made):
         path.write_bytes(OLD)
         assert forked(child).code == -9
-        renamed = number > made.index("replace") or (name == "replace" and fault.moment == "after")
+        renamed = number > made.index("atomic_write") or (name == "atomic_write" and fault.moment == "after")
         assert path.read_bytes() == (NEW if renamed else OLD), name
         atomic_files.remove_leftovers(path)
         assert files(path.parent) == ["file"], name
@@ -87,7 +87,7 @@ def test_a_kill_at_any_call_leaves_old_or_new_and_what_is_left_over_can_be_remov
 
 def test_a_full_disk_is_told_with_the_path_and_the_bytes_needed(path: Path) -> None:
     with file_limit(len(NEW) - 1), pytest.raises(OutputError) as caught:
-        atomic_files.replace(path, NEW)
+        atomic_files.atomic_write(path, NEW)
     assert caught.value.exit_code == 74
     assert str(caught.value) == (
         f"{path}: could not be written (File too large); 600 bytes are needed. Free the disk or change its rights"
@@ -96,7 +96,7 @@ def test_a_full_disk_is_told_with_the_path_and_the_bytes_needed(path: Path) -> N
 
 
 def test_an_error_without_a_size_names_the_file_that_it_is_about(tmp_path: Path) -> None:
-    with pytest.raises(OutputError) as caught, atomic_files.writing(tmp_path):
+    with pytest.raises(OutputError) as caught, atomic_files.output_errors(tmp_path):
         (tmp_path / "gone" / "file").touch()
     assert str(caught.value).startswith(f"{tmp_path / 'gone' / 'file'}: could not be written (No such file")
 
@@ -104,8 +104,8 @@ def test_an_error_without_a_size_names_the_file_that_it_is_about(tmp_path: Path)
 @pytest.mark.parametrize("links", [True, False])
 def test_what_is_held_outlives_being_replaced(path: Path, links: bool) -> None:
     with at_call(links=links):
-        held = atomic_files.hold(path)
-    atomic_files.replace(path, NEW)
+        held = atomic_files.keep_link(path)
+    atomic_files.atomic_write(path, NEW)
     assert held is not None
     assert (held.read_bytes(), path.read_bytes()) == (OLD, NEW)
     atomic_files.remove_leftovers(path)
@@ -113,33 +113,33 @@ def test_what_is_held_outlives_being_replaced(path: Path, links: bool) -> None:
 
 
 def test_nothing_is_held_where_nothing_is(tmp_path: Path) -> None:
-    assert atomic_files.hold(tmp_path / "file") is None
+    assert atomic_files.keep_link(tmp_path / "file") is None
     assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("fault", FAILURES, ids=str)
 def test_a_copy_that_fails_leaves_nothing(path: Path, fault: Fault) -> None:
     with at_call(links=False) as made:
-        held = atomic_files.hold(path)
+        held = atomic_files.keep_link(path)
     assert held is not None
     held.unlink()
     for number in range(1, len(made)):
         with at_call(number, fault, links=False), pytest.raises(OSError, match=os.strerror(fault.number)):
-            atomic_files.hold(path)
+            atomic_files.keep_link(path)
         assert files(path.parent) == ["file"], made[number]
 
 
 def test_a_copy_is_flushed_before_it_can_take_a_place(path: Path) -> None:
     with at_call(links=False) as made:
-        atomic_files.hold(path)
+        atomic_files.keep_link(path)
     assert made == ["link", "copyfile", "open", "fsync", "close"]
 
 
 def test_a_file_system_that_cannot_flush_folders_is_no_fault(tmp_path: Path) -> None:
     with at_call(1, Fault(errno.EINVAL)):
-        atomic_files.sync(tmp_path)
+        atomic_files.fsync(tmp_path)
     with at_call(1, Fault(errno.EIO)), pytest.raises(OSError, match="Input/output error"):
-        atomic_files.sync(tmp_path)
+        atomic_files.fsync(tmp_path)
 
 
 def test_only_what_its_own_writers_left_over_is_removed(path: Path) -> None:

@@ -184,7 +184,7 @@ def what_torch_says() -> str:
     ids=lambda value: type(value).__name__,
 )
 def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: str | None) -> None:
-    with pytest.raises(type(error) if told is None else UserError) as caught, devices.enough_memory("Lower it"):
+    with pytest.raises(type(error) if told is None else UserError) as caught, devices.memory_errors("Lower it"):
         raise error
     if told is None:
         assert caught.value is error
@@ -195,13 +195,13 @@ def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: str | None
 
 
 def test_a_lack_of_memory_is_known_by_what_torch_says() -> None:
-    with pytest.raises(UserError, match="tried to allocate 4000000000000000 bytes"), devices.enough_memory("Lower it"):
+    with pytest.raises(UserError, match="tried to allocate 4000000000000000 bytes"), devices.memory_errors("Lower it"):
         torch.empty(10**15)
     older = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
     of_the_driver = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
     of_a_library = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
     for text in (what_torch_says(), older, of_the_driver, of_a_library):
-        with pytest.raises(UserError, match="out of memory: "), devices.enough_memory("Lower it"):
+        with pytest.raises(UserError, match="out of memory: "), devices.memory_errors("Lower it"):
             raise RuntimeError(text)
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dltrain.checkpoints import checkpoint
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.runtime import distributed
 from dltrain.runtime import torchrun as launch
@@ -103,10 +103,10 @@ def farthest(one: Path, other: Path) -> tuple[float, float]:
     return of_weights, max(abs(a[key] - b[key]) for a, b in pairs for key in a if key != "split")
 
 
-def batches(count: int, size: int, processes: Processes) -> Batches:
+def batches(count: int, size: int, processes: Processes) -> TensorLoader:
     images = torch.arange(count, dtype=torch.uint8).view(count, 1, 1, 1)
     examples = Examples(images, torch.arange(count), tuple(map(str, range(count))))
-    return Batches(
+    return TensorLoader(
         examples, torch.device("cpu"), batch_size=size, statistics=((0.0,), (1.0,)), processes=processes, seed=3
     )
 
@@ -117,11 +117,11 @@ def batches(count: int, size: int, processes: Processes) -> Batches:
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("count, size", SIZES)
 def test_the_parts_of_all_processes_are_the_batch_of_one(count: int, size: int, world: int) -> None:
-    whole = [targets.tolist() for _, targets in batches(count, size, launch.ALONE).epoch(2, 0)]
+    whole = [targets.tolist() for _, targets in batches(count, size, launch.SINGLE_PROCESS).epoch(2, 0)]
     of_each = [batches(count, size, Processes(rank, world)) for rank in range(world)]
     epochs = [[targets.tolist() for _, targets in each.epoch(2, 0)] for each in of_each]
     for index, batch in enumerate(whole):
-        shares = [each.share(index) for each in of_each]
+        shares = [each.rank_weight(index) for each in of_each]
         assert {examples for examples, _ in shares} == {len(batch)}
         parts = [epoch[index] for epoch in epochs]
         # Who has none gets one that does not count: it takes part in all that the others do.
@@ -133,7 +133,7 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(count: int, size: int, 
 
 
 def test_batches_of_an_evaluation_are_dealt_out() -> None:
-    source = batches(20, 3, launch.ALONE)
+    source = batches(20, 3, launch.SINGLE_PROCESS)
     dealt = [[targets.tolist() for _, targets in source.in_order(rank, 3)] for rank in range(3)]
     assert sorted(itertools.chain(*dealt)) == [targets.tolist() for _, targets in source.in_order()]
     assert [len(each) for each in dealt] == [3, 2, 2]
@@ -193,7 +193,7 @@ def test_a_process_that_waits_for_the_others_says_so(
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setattr(distributed, "_join", never_meets)
     monkeypatch.setattr(distributed, "SECONDS_IN_SILENCE", 0.05)
-    with pytest.raises(UserError, match="somewhere:1: nobody came"), distributed.joined(Processes(0, 2)):
+    with pytest.raises(UserError, match="somewhere:1: nobody came"), distributed.process_group(Processes(0, 2)):
         pass
     assert "process 0 of 2 waits at somewhere:1" in capsys.readouterr().err
 
@@ -456,6 +456,6 @@ Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50"""
     monkeypatch.setattr(distributed, "_join", fail)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError) as caught, distributed.joined(Processes(rank=0, world=2)):
+    with pytest.raises(UserError) as caught, distributed.process_group(Processes(rank=0, world=2)):
         pytest.fail("went on")
     assert str(caught.value).endswith(": Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50")

@@ -12,15 +12,15 @@ import pytest
 import torch
 import yaml
 
-from dltrain.commands.tta import Averaged
+from dltrain.commands.tta import AveragedViews
 from dltrain.config import registry
 from dltrain.data.augmentation import Augmentation
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.models import lenet
 from dltrain.optim import step as steps
-from dltrain.optim.ema import average, averaged
-from dltrain.optim.step import Found, State, Task, added, tally, train_step
+from dltrain.optim.ema import swapped_in_ema, update_ema
+from dltrain.optim.step import StepOutput, Task, TrainState, accumulate, accumulate_metrics, train_step
 from dltrain.runtime.devices import Runtime
 from dltrain.training import build
 
@@ -64,37 +64,37 @@ def node(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
 
 
-def state(model: str = "cnn", optimizer: str = "sgd", **changes: Any) -> State:
+def state(model: str = "cnn", optimizer: str = "sgd", **changes: Any) -> TrainState:
     network = build.model(node("model", model) | changes, SHAPE, 10).to("meta")
     made = build.optimizer(node("optim", optimizer), network)
     for group in made.param_groups:
         group["fused"] = False
-    return State(network, made)
+    return TrainState(network, made)
 
 
-def batches(augmentation: Augmentation = AUGMENTATIONS["none"]) -> Batches:
+def batches(augmentation: Augmentation = AUGMENTATIONS["none"]) -> TensorLoader:
     examples = Examples(
         torch.zeros(40, *SHAPE, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64), tuple("abcdefghij")
     )
     statistics = ((0.1,) * 3, (0.3,) * 3)
-    return Batches(examples, META.device, batch_size=12, statistics=statistics, augmentation=augmentation)
+    return TensorLoader(examples, META.device, batch_size=12, statistics=statistics, augmentation=augmentation)
 
 
 def task(smoothing: float = 0.0) -> Task:
-    return registry.bind("task", node("task", "classification") | {"label_smoothing": smoothing})()
+    return registry.partial_call("task", node("task", "classification") | {"label_smoothing": smoothing})()
 
 
-def steps_of(state: State, batches: Batches, task: Task, **options: Any) -> Iterator[int]:
+def steps_of(state: TrainState, batches: TensorLoader, task: Task, **options: Any) -> Iterator[int]:
     """Two epochs, whose last batches are smaller."""
     for epoch in (0, 1):
         for inputs, targets in batches.epoch(epoch, 0):
             state.found += train_step(state, inputs, targets, task, META, **(PLAIN | options))
             state.step += 1
             yield state.step
-    tally(state, task)
+    accumulate_metrics(state, task)
 
 
-def done(state: State) -> bool:
+def done(state: TrainState) -> bool:
     on_meta = [*state.model.parameters(), *state.model.buffers(), state.sums]
     return state.step == 8 and all(each is not None and each.is_meta for each in on_meta)
 
@@ -126,8 +126,8 @@ def test_parts_clipping_and_averages_work_on_another_device(on_nonfinite: str) -
     trained = state("resnet", widths=[4], blocks=1)
     options = {"accumulate": 5, "clip_norm": 1.0, "on_nonfinite": on_nonfinite}
     for _ in steps_of(trained, batches(), task(), **options):
-        average(trained, 0.9)
-    with averaged(trained):
+        update_ema(trained, 0.9)
+    with swapped_in_ema(trained):
         assert done(trained)
     assert trained.averages is not None
     assert all(each.is_meta for each in trained.averages.values())
@@ -135,10 +135,10 @@ def test_parts_clipping_and_averages_work_on_another_device(on_nonfinite: str) -
 
 @pytest.mark.parametrize("views", ["flip", "shift", "flip_shift"])
 def test_evaluation_adds_up_on_another_device(views: Any) -> None:
-    model, total = Averaged(state().model, views).eval(), None
+    model, total = AveragedViews(state().model, views).eval(), None
     for inputs, targets in itertools.islice(batches().in_order(), 2):
         outputs = model(inputs)
-        total = added(total, [Found(task().loss(outputs, inputs, targets), outputs, targets)], task())
+        total = accumulate(total, [StepOutput(task().loss(outputs, inputs, targets), outputs, targets)], task())
     assert total is not None
     assert total.is_meta
 

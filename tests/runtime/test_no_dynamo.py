@@ -93,7 +93,7 @@ def test_a_torch_that_does_it_in_another_way_is_left_as_it_is(monkeypatch: pytes
     step = Own.step
     monkeypatch.setattr(no_dynamo, "Optimizer", Other)
     monkeypatch.setattr(no_dynamo, "_is_there", lambda: False)
-    no_dynamo.leave_out()
+    no_dynamo.skip_dynamo_import()
     assert Own.step is step
     assert not any(hasattr(getattr(Other, name), no_dynamo.KEPT) for name in no_dynamo.SHIELDED)
 
@@ -101,5 +101,5 @@ def test_a_torch_that_does_it_in_another_way_is_left_as_it_is(monkeypatch: pytes
 def test_where_the_compiler_is_there_already_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(no_dynamo, "_is_there", lambda: True)
     steps = {kind: kind.step for kind in torch.optim.Optimizer.__subclasses__()}
-    no_dynamo.leave_out()
+    no_dynamo.skip_dynamo_import()
     assert all(kind.step is step for kind, step in steps.items())

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from dltrain.report.html.comparison_page import Member
+from dltrain.report.html.comparison_page import RunRow
 
 
 def picture(shade: int = 120) -> str:
@@ -91,7 +91,7 @@ def write_run(folder: Path, classes: list[str], config: dict[str, Any] | None = 
     return folder
 
 
-def write_set(folder: Path, count: int) -> list[Member]:
+def write_set(folder: Path, count: int) -> list[RunRow]:
     """Runs of two models, several rates and four seeds, every tenth of which failed."""
     members = []
     for number in range(count):
@@ -104,5 +104,5 @@ def write_set(folder: Path, count: int) -> list[Member]:
         config = {"model": ["mlp", "lenet"][number % 2], "optim.lr": 10.0 ** -(number % 3 + 1), "seed": number // 6}
         figures = {} if failed else {"val_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "test_loss": 0.3}
         reason = "exit code 1: RuntimeError: <b>no</b>" if failed else ""
-        members.append(Member(own, f"job {number}", config, "failed" if failed else "done", figures, 1.5, reason))
+        members.append(RunRow(own, f"job {number}", config, "failed" if failed else "done", figures, 1.5, reason))
     return members

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dltrain.commands.jobs import Outcome
+from dltrain.commands.jobs import JobResult
 from dltrain.config.composition import compose
 from dltrain.sweeps.executors import local
 from dltrain.sweeps.executors.worker import Task
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_between_two_jobs_costs_no_job(tmp_path: Path, monkey
             pool.start(Task("train", number, [], config, [], folder, folder / "train.log"))
             outcome = None
             while outcome is None:
-                outcome = next((it for _, it in pool.wait() if isinstance(it, Outcome)), None)
+                outcome = next((it for _, it in pool.wait() if isinstance(it, JobResult)), None)
             assert (outcome.code, outcome.status) == (0, "done")
             (worker,) = pool.workers
             assert worker is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from dltrain.commands.jobs import Outcome
+from dltrain.commands.jobs import JobResult
 from dltrain.sweeps import results
 from dltrain.sweeps.journal import Entry
 from dltrain.sweeps.live_view import View
@@ -16,7 +16,7 @@ from dltrain.sweeps.live_view import View
 
 def entry(number: int, words: str, code: int = 0, status: str = "done", **figures: float) -> Entry:
     return Entry(
-        number, words.split(), str(number), f"{number}_x", 1, Outcome(code, status, figures, 1.0, f"/x/{number}_x")
+        number, words.split(), str(number), f"{number}_x", 1, JobResult(code, status, figures, 1.0, f"/x/{number}_x")
     )
 
 
@@ -87,14 +87,14 @@ def test_a_large_table_is_cut_and_says_so() -> None:
 def test_the_live_view_tells_running_done_failed_best_and_the_time_left() -> None:
     entries = {number: Entry(number, ["optim.lr=0.1", f"seed={number}"], str(number), "x") for number in range(4)}
     view = View(4, entries, {"optim.lr=0.1"})
-    view.begins(0)
-    view.begins(1)
-    view.begins(2)
-    entries[0].outcome = Outcome(0, "done", {"val_accuracy": 0.75}, 2.0)
-    view.ends(0, entries[0].outcome)
-    entries[1].outcome = Outcome(137, "killed by SIGKILL", {}, 1.0)
-    view.ends(1, entries[1].outcome)
-    view.tells(2, 1.5, "val", {"loss": 0.5, "accuracy": 0.25})
+    view.on_start(0)
+    view.on_start(1)
+    view.on_start(2)
+    entries[0].outcome = JobResult(0, "done", {"val_accuracy": 0.75}, 2.0)
+    view.on_end(0, entries[0].outcome)
+    entries[1].outcome = JobResult(137, "killed by SIGKILL", {}, 1.0)
+    view.on_end(1, entries[1].outcome)
+    view.on_metrics(2, 1.5, "val", {"loss": 0.5, "accuracy": 0.25})
     with view.console.capture() as captured:
         view.console.print(view.picture())
     shown = captured.get()
@@ -107,7 +107,7 @@ def test_the_live_view_tells_running_done_failed_best_and_the_time_left() -> Non
 def test_without_a_terminal_each_job_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
     entries = {0: Entry(0, ["seed=\x1b[31m0"], "0", "x")}
     view = View(1, entries, set())
-    view.begins(0)
-    entries[0].outcome = Outcome(0, "done", {"val_accuracy": 0.75}, 2.0)
-    view.ends(0, entries[0].outcome)
+    view.on_start(0)
+    entries[0].outcome = JobResult(0, "done", {"val_accuracy": 0.75}, 2.0)
+    view.on_end(0, entries[0].outcome)
     assert capsys.readouterr().out == "1/1  job 0  done  val_accuracy 0.7500  2.0 s  seed=?[31m0\n"

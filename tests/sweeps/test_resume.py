@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dltrain.commands.jobs import Outcome
+from dltrain.commands.jobs import JobResult
 from dltrain.sweeps import sweep_file
 from dltrain.sweeps.journal import Entry, Journal
 from support.command import Command
@@ -306,7 +306,7 @@ def check_torn_journal(folder: Path, cuts: int, seed: int) -> None:
     journal.plan([Entry(number, [f"seed={number}"], str(number), f"{number}_x") for number in range(20)])
     for number in range(20):
         journal.begin(number)
-        journal.end(number, Outcome(0, "done", {"val_loss": number / 7}, 1.0, "x"))
+        journal.end(number, JobResult(0, "done", {"val_loss": number / 7}, 1.0, "x"))
     journal.close()
     content = path.read_bytes()
     draw = random.Random(seed)
@@ -343,7 +343,7 @@ def test_a_job_that_ended_on_its_own_after_it_was_taken_for_failed_is_done(dltra
     folder = sweep_of_two(dltrain)
     before = table(folder)
     with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
-        journal.end(1, Outcome(74, "another process is writing here"))
+        journal.end(1, JobResult(74, "another process is writing here"))
     assert dltrain("train", f"sweep.resume={folder}").code == 0
     assert table(folder) == before
 
@@ -352,7 +352,7 @@ def test_an_outcome_that_cannot_be_never_reaches_the_journal(tmp_path: Path) -> 
     with contextlib.closing(Journal(tmp_path / "journal.jsonl")) as journal:
         journal.plan([Entry(0, [], "a", "0_")])
         with pytest.raises(ValueError, match="cannot be"):
-            journal.end(0, Outcome(0, "done", {"test_loss": None}))  # type: ignore[dict-item]
+            journal.end(0, JobResult(0, "done", {"test_loss": None}))  # type: ignore[dict-item]
     assert len(events(tmp_path)) == 1
 
 

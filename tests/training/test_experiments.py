@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dltrain.config.composition import compose
-from dltrain.config.validation import check
+from dltrain.config.validation import find_problems
 from support.command import Command
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiment"
@@ -34,7 +34,7 @@ def test_a_recipe_is_for_the_data_it_is_called_after_and_holds_nothing_back(name
     config = compose("train", [f"+experiment={name}"])
     assert name.split("_")[0] == config["data"]["name"]
     assert config["data"]["val"] == 0
-    assert check(config, "train") == []
+    assert find_problems(config, "train") == []
 
 
 @pytest.mark.parametrize("name", SEEDS)
@@ -44,7 +44,7 @@ def test_an_experiment_composes_to_its_seed_settings(name: str) -> None:
     assert (*found, config["batch_size"], config["epochs"]) == SEEDS[name]
     assert config["data"]["val"] == 0
     assert config["schedule"]["name"] == "constant"
-    assert check(config, "train") == []
+    assert find_problems(config, "train") == []
 
 
 @pytest.mark.parametrize("name", NAMES)

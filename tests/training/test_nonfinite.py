@@ -19,7 +19,7 @@ from dltrain.checkpoints import checkpoint
 from dltrain.engine import Record, fit
 from dltrain.models import lenet
 from dltrain.optim import step as steps
-from dltrain.optim.step import Diverged, State, train_step
+from dltrain.optim.step import NonFiniteLoss, TrainState, train_step
 from dltrain.optim.tasks import Classification
 from dltrain.runtime.devices import Runtime, generator_states, seed_everything
 from dltrain.training import build, nonfinite, snapshot
@@ -141,7 +141,7 @@ class Fault:
             return Stream()
         return Stream((self.step,), self.place, self.value if self.kind == "data" else MARK)
 
-    def state(self) -> State:
+    def state(self) -> TrainState:
         """A fresh model that answers the marked example with the value, and its optimizer."""
         state = fresh(self.model, self.optimizer)
         if self.kind in ("output", "gradient"):
@@ -194,18 +194,18 @@ def is_marked(inputs: Tensor) -> bool:
     return bool((inputs[:, 0, 0, 0] == MARK).any())
 
 
-def fresh(model: str, optimizer: str) -> State:
+def fresh(model: str, optimizer: str) -> TrainState:
     seed_everything(0)
     network = build.model(MODELS[model], SHAPE, CLASSES)
-    return State(network, build.optimizer(OPTIMIZERS[optimizer], network))
+    return TrainState(network, build.optimizer(OPTIMIZERS[optimizer], network))
 
 
-def run(state: State, train: Stream, task: Any = TASK, **changes: Any) -> Iterator[list[Record]]:
+def run(state: TrainState, train: Stream, task: Any = TASK, **changes: Any) -> Iterator[list[Record]]:
     loop = {"epochs": EPOCHS, "log_every": 100, "accumulate": 1, "clip_norm": None, "on_nonfinite": "stop"}
     return fit(state, train, None, task, lambda step, total: 1.0, CPU, **(loop | changes))
 
 
-def image(state: State) -> dict[str, Tensor]:
+def image(state: TrainState) -> dict[str, Tensor]:
     """All that an update changes: weights and moments by name; moments that are not there yet count as zero."""
     found = {name: tensor.detach().clone() for name, tensor in state.model.named_parameters()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
@@ -220,7 +220,7 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
-def caught(fault: Fault) -> tuple[State, int, str]:
+def caught(fault: Fault) -> tuple[TrainState, int, str]:
     """Train as a run does until the fault is noticed: the state then, the step that is told, the tensor's name."""
     state, train, task = fault.state(), fault.stream(), fault.task()
     seed_everything(1)
@@ -233,7 +233,7 @@ def caught(fault: Fault) -> tuple[State, int, str]:
             _spoil_weight(state, fault)
             if chunk:
                 since = state.step, generator_states()
-    except Diverged as error:
+    except NonFiniteLoss as error:
         seed_everything(99)
         named = nonfinite.name_tensor(
             state, train, task, CPU, step=error.step, since=since, accumulate=fault.accumulate
@@ -242,7 +242,7 @@ def caught(fault: Fault) -> tuple[State, int, str]:
     raise AssertionError("not noticed")
 
 
-def _spoil_weight(state: State, fault: Fault) -> None:
+def _spoil_weight(state: TrainState, fault: Fault) -> None:
     if fault.kind == "weight" and state.step == fault.step - 1:
         weight = state.model.get_submodule(LAST[fault.model]).weight
         assert isinstance(weight, Tensor)
@@ -307,7 +307,7 @@ def test_a_gradient_without_clip_norm_is_told_a_step_late_by_the_weight_it_spoil
     """To look at every gradient would cost a sixth of a small network's step."""
     fault = Fault("mlp", "sgd", "gradient", math.nan, 3)
     state, since = fault.state(), (0, generator_states())
-    with pytest.raises(Diverged) as error:
+    with pytest.raises(NonFiniteLoss) as error:
         list(run(state, fault.stream()))
     named = nonfinite.name_tensor(state, fault.stream(), TASK, CPU, step=error.value.step, since=since, accumulate=1)
     assert (error.value.step, named) == (4, "parameter layers.1.weight")
@@ -323,7 +323,7 @@ def test_weights_that_are_not_finite_are_never_saved(on_nonfinite: steps.OnNonfi
         steps.require_finite(state, on_nonfinite)
         assert state.step == expected
     next(chunks)
-    with pytest.raises(Diverged) as error:
+    with pytest.raises(NonFiniteLoss) as error:
         steps.require_finite(state, on_nonfinite)
     assert error.value.step == 3
     since = 3, generator_states()  # also where a record has just been written
@@ -351,17 +351,17 @@ class Drawing(nn.Module):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_that_is_computed_again_draws_what_it_drew(seed: int, accumulate: int) -> None:
-    def trained(limit: float) -> tuple[State, list[float], int]:
+    def trained(limit: float) -> tuple[TrainState, list[float], int]:
         torch.manual_seed(0)
         model = Drawing(limit)
-        state = State(model, build.optimizer(OPTIMIZERS["sgd"], model))
+        state = TrainState(model, build.optimizer(OPTIMIZERS["sgd"], model))
         seed_everything(seed)
         since = 0, generator_states()
         try:
             for chunk in run(state, Stream(), accumulate=accumulate, log_every=4):
                 if chunk:
                     since = state.step, generator_states()
-        except Diverged as error:
+        except NonFiniteLoss as error:
             first = list(model.seen)
             seed_everything(99)
             named = nonfinite.name_tensor(
@@ -396,7 +396,7 @@ def names_read_by_the_host(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(params=["at hand", "on a device"])
 def where_a_loss_is(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decide on an update as on the CPU, or by the mask that a GPU gets."""
-    monkeypatch.setattr(steps, "at_hand", lambda tensor: request.param == "at hand")
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda tensor: request.param == "at hand"))
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
@@ -406,7 +406,7 @@ def test_no_step_is_waited_for_by_the_host(
     optimizer: str, clip_norm: float | None, on_nonfinite: steps.OnNonfinite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = fresh("norm", optimizer)
-    monkeypatch.setattr(steps, "at_hand", lambda tensor: False)  # as of a GPU's
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))  # as of a GPU's
     options: dict[str, Any] = {"accumulate": 2, "clip_norm": clip_norm, "on_nonfinite": on_nonfinite}
     batches = list(Stream((4,), mark=math.nan).epoch(0, 0))
     train_step(state, *batches[0], TASK, CPU, **options)  # the first of all may look once
@@ -423,7 +423,7 @@ def test_no_step_is_waited_for_by_the_host(
 def test_no_step_is_waited_for_on_cuda(optimizer: str) -> None:
     cuda = Runtime(torch.device("cuda"), "bf16", 1)
     state = fresh("norm", optimizer)
-    state = State(state.model.to("cuda"), build.optimizer(OPTIMIZERS[optimizer], state.model.to("cuda")))
+    state = TrainState(state.model.to("cuda"), build.optimizer(OPTIMIZERS[optimizer], state.model.to("cuda")))
     batches = [(inputs.to("cuda"), targets.to("cuda")) for inputs, targets in Stream((4,), mark=math.nan).epoch(0, 0)]
     options: dict[str, Any] = {"accumulate": 2, "clip_norm": 1.0, "on_nonfinite": "skip"}
     train_step(state, *batches[0], TASK, cuda, **options)
@@ -436,7 +436,7 @@ def test_no_step_is_waited_for_on_cuda(optimizer: str) -> None:
     assert float(state.faults) == 1  # type: ignore[arg-type]
 
 
-def everything(state: State) -> dict[str, bytes]:
+def everything(state: TrainState) -> dict[str, bytes]:
     return bits(image(state) | {f"buffer {name}": value.clone() for name, value in state.model.named_buffers()})
 
 
@@ -511,7 +511,7 @@ def test_an_epoch_of_bad_steps_alone_is_told_as_such() -> None:
 
 @pytest.mark.parametrize("stop", range(1, TOTAL))
 def test_a_run_that_skips_continues_from_any_step_to_the_same_bits(stop: int) -> None:
-    def records(state: State, until: int) -> list[Any]:
+    def records(state: TrainState, until: int) -> list[Any]:
         found = []
         for chunk in run(state, Stream((2, 5, 8), 2, math.nan), on_nonfinite="skip", log_every=3):
             found += [(record.step, record.values["loss"], record.values.get("skipped_steps")) for record in chunk]
@@ -526,7 +526,7 @@ def test_a_run_that_skips_continues_from_any_step_to_the_same_bits(stop: int) ->
     found = records(first, stop)
     second.model.load_state_dict(first.model.state_dict())
     snapshot.restore_optimizer(second.optimizer, copy.deepcopy(first.optimizer.state_dict()))
-    steps.tally(first, TASK)
+    steps.accumulate_metrics(first, TASK)
     second.step, second.sums, second.faults = first.step, first.sums, first.faults
     assert found + records(second, TOTAL) == expected
     assert everything(second) == everything(whole)
@@ -628,7 +628,7 @@ def test_a_network_of_ones_own_that_turns_nan_ends_the_run_in_two_lines(
     folder = run_folder()
     last, best = (checkpoint.load(folder / "checkpoints" / name) for name in ("last.pt", "best.pt"))
     assert last["step"] < 9
-    assert math.isfinite(best["best"]["loss"])
+    assert math.isfinite(best["best_checkpoint"]["loss"])
     assert all(bool(torch.isfinite(value).all()) for value in best["model"].values())
     monkeypatch.delenv("BAD_STEP")
     assert own(f"resume={folder}", "trust=[own_nets]").code == 0
@@ -731,7 +731,7 @@ def test_nan_in_the_validation_is_null_where_bad_steps_are_skipped_and_never_bes
     assert result.code == 0
     found = strict(result.folder / "metrics.jsonl")
     assert [line["loss"] for line in found if line["split"] == "val"] == [None] * 3
-    best = checkpoint.load(result.folder / "checkpoints" / "best.pt")["best"]
+    best = checkpoint.load(result.folder / "checkpoints" / "best.pt")["best_checkpoint"]
     assert best["split"] == "train"
     assert math.isfinite(best["loss"])
 

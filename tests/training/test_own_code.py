@@ -205,7 +205,7 @@ def test_passes_that_try_a_network_out_leave_its_buffers_as_they_were(own: Comma
     network = signatures.user_object("mine:Counting")(input_shape=(1, 4, 4), num_classes=2)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     generator = torch.get_rng_state()
-    with pytest.raises(ValueError, match="the true reason"), devices.tried_out(network):
+    with pytest.raises(ValueError, match="the true reason"), devices.preserved_state(network):
         network(torch.rand(2, 1, 4, 4))
         raise ValueError("the true reason")
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dltrain.engine import Record
-from dltrain.optim.step import State, Task
+from dltrain.optim.step import Task, TrainState
 from dltrain.optim.tasks import Classification, Regression
 from dltrain.training.progress import Progress
 
@@ -24,11 +24,11 @@ def train(epoch: float, examples: int = 10, seconds: float = 1.0) -> Record:
     return Record("train", int(5 * epoch), epoch, {"loss": 1.0}, examples, seconds)
 
 
-def weighing(value: float) -> State:
+def weighing(value: float) -> TrainState:
     """Of a model with one weight."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, value)
-    return State(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    return TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def noted(records: list[Record], task: Task = TASK) -> Progress:

@@ -72,7 +72,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         from dltrain.commands import evaluation
 
         monkeypatch.setattr(build, "data", fail)
-        monkeypatch.setattr(evaluation, "examples_of", fail)
+        monkeypatch.setattr(evaluation, "load_examples", fail)
 
     return forbid
 

@@ -15,7 +15,7 @@ import pytest
 from dltrain import cli
 from dltrain.commands import jobs
 from dltrain.runtime.errors import ConfigError
-from dltrain.runtime.signals import SIGNALS, Stop, exit_code, noted_signals, raised_signals
+from dltrain.runtime.signals import SIGNALS, Stop, exit_code, recorded_signals, signals_as_exceptions
 from dltrain.training.stopping import every, reason_to_stop
 
 NOTHING: dict[str, Any] = {
@@ -99,7 +99,7 @@ def outer() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("number", BOTH)
 def test_a_signal_is_noted_and_does_not_reach_the_handler_before(number: int, outer: list[int]) -> None:
-    with noted_signals() as noted:
+    with recorded_signals() as noted:
         os.kill(os.getpid(), number)
         assert noted == [number]
     assert outer == []
@@ -108,7 +108,7 @@ def test_a_signal_is_noted_and_does_not_reach_the_handler_before(number: int, ou
 @pytest.mark.parametrize("first", BOTH)
 @pytest.mark.parametrize("second", BOTH)
 def test_a_second_signal_acts_as_before(first: int, second: int, outer: list[int]) -> None:
-    with noted_signals() as noted:
+    with recorded_signals() as noted:
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), second)
         assert (noted, outer) == ([first], [second])
@@ -116,7 +116,7 @@ def test_a_second_signal_acts_as_before(first: int, second: int, outer: list[int
 
 def test_a_second_ctrl_c_is_a_keyboard_interrupt(outer: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with noted_signals():
+    with recorded_signals():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_is_a_keyboard_interrupt(outer: list[int]) -> None:
 @pytest.mark.parametrize("signalled", [False, True])
 def test_the_handlers_before_are_restored(signalled: bool, outer: list[int]) -> None:
     before = [signal.getsignal(number) for number in BOTH]
-    with noted_signals():
+    with recorded_signals():
         assert [signal.getsignal(number) for number in BOTH] != before
         if signalled:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -134,13 +134,13 @@ def test_the_handlers_before_are_restored(signalled: bool, outer: list[int]) -> 
 
 def test_the_handlers_before_are_restored_after_an_error(outer: list[int]) -> None:
     before = [signal.getsignal(number) for number in BOTH]
-    with pytest.raises(ZeroDivisionError), noted_signals():
+    with pytest.raises(ZeroDivisionError), recorded_signals():
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in BOTH] == before
 
 
 def test_no_signal_is_an_empty_list(outer: list[int]) -> None:
-    with noted_signals() as noted:
+    with recorded_signals() as noted:
         pass
     assert noted == []
 
@@ -150,7 +150,7 @@ def test_another_thread_notes_nothing_and_changes_no_handler(outer: list[int]) -
     found: list[Any] = []
 
     def work() -> None:
-        with noted_signals() as noted:
+        with recorded_signals() as noted:
             found.extend([noted, [signal.getsignal(number) for number in BOTH]])
 
     thread = threading.Thread(target=work)
@@ -169,7 +169,7 @@ def hang_up() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hang_up")
 def test_a_second_hang_up_is_no_impatience_and_ctrl_c_still_is(outer: list[int]) -> None:
-    with noted_signals() as noted:
+    with recorded_signals() as noted:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGINT)
@@ -179,7 +179,7 @@ def test_a_second_hang_up_is_no_impatience_and_ctrl_c_still_is(outer: list[int])
 
 @pytest.mark.usefixtures("hang_up")
 def test_a_hang_up_before_there_is_anything_to_save_stops_once() -> None:
-    with raised_signals():
+    with signals_as_exceptions():
         with pytest.raises(Stop) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -189,7 +189,7 @@ def test_a_hang_up_before_there_is_anything_to_save_stops_once() -> None:
 @pytest.mark.usefixtures("hang_up")
 def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with raised_signals(), noted_signals() as noted:
+    with signals_as_exceptions(), recorded_signals() as noted:
         os.kill(os.getpid(), signal.SIGHUP)
     assert noted == []
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -197,7 +197,7 @@ def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
 
 @pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("place", ["_run", "execute"])
+@pytest.mark.parametrize("place", ["_run", "dispatch"])
 def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
     number: int, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +213,7 @@ def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
         except AttributeError as error:
             raise ConfigError("cannot be composed") from error
 
-    monkeypatch.setattr(*(jobs, place, work) if place == "execute" else (cli, place, refused))
+    monkeypatch.setattr(*(jobs, place, work) if place == "dispatch" else (cli, place, refused))
     assert cli.main(["train"]) == SIGNALS[signal.Signals(number)]
     assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name}\n"
 
@@ -251,8 +251,8 @@ def test_a_job_whose_mistake_is_a_signals_doing_was_interrupted(monkeypatch: pyt
         except Stop as stop:
             raise ConfigError("model.name: cannot import half of a library") from stop
 
-    monkeypatch.setattr(jobs, "execute", execute)
-    outcome = jobs.attempt("train", {}, exit_code)
+    monkeypatch.setattr(jobs, "dispatch", execute)
+    outcome = jobs.run_job("train", {}, exit_code)
     assert (outcome.code, outcome.status, outcome.interrupted) == (143, "interrupted", True)
 
 
@@ -268,8 +268,8 @@ def test_a_signal_while_torch_is_imported_waits_for_the_import_and_is_not_lost(
     )
     code = (
         "import sys\nsys.path.insert(0, sys.argv[1])\nfrom dltrain import startup, stopping\n"
-        "with stopping.raised_signals():\n    try:\n"
-        f"        {'with stopping.noted_signals() as noted: ' if is_noted else ''}startup.import_torch()\n"
+        "with stopping.signals_as_exceptions():\n    try:\n"
+        f"        {'with stopping.recorded_signals() as noted: ' if is_noted else ''}startup.import_torch()\n"
         f"        print(sys.modules['torch'].whole, 'noted', *noted)\n"
         "    except stopping.Stop as stop:\n        print(sys.modules['torch'].whole, stop)\n"
     )

@@ -13,7 +13,7 @@ import struct
 import zipfile
 from typing import Any, BinaryIO
 
-from dltrain.checkpoints.pickle_reader import Refused, values
+from dltrain.checkpoints.pickle_reader import UnsafePickle, values
 
 TRAILER = b"\ndltrain sha256 "  # then 64 hexadecimal digits and a line feed
 TRAILER_SIZE = len(TRAILER) + 64 + 1
@@ -30,7 +30,7 @@ def trailer(archive: bytes | memoryview) -> bytes:
     return TRAILER + hashlib.sha256(archive).hexdigest().encode() + b"\n"
 
 
-def verified(file: BinaryIO) -> tuple[int, str | None]:
+def verified_size(file: BinaryIO) -> tuple[int, str | None]:
     """Size of the archive in a file, and the digest that it was saved with; None where it was saved without.
 
     Raises Refused where the bytes are not those that were saved.
@@ -47,7 +47,7 @@ def verified(file: BinaryIO) -> tuple[int, str | None]:
         digest.update(block)
         rest -= len(block)
     if (found := digest.hexdigest()) != saved:
-        raise Refused(f"its SHA-256 is {found[:16]}…, it was saved with {saved[:16]}…")
+        raise UnsafePickle(f"its SHA-256 is {found[:16]}…, it was saved with {saved[:16]}…")
     return size - TRAILER_SIZE, saved
 
 
@@ -59,12 +59,12 @@ def read(file: BinaryIO, size: int) -> Any:
             sizes = _entries(archive.infolist(), size)
             (pickled,) = (name for name in sizes if name.endswith("/data.pkl"))
             data = archive.read(pickled)
-    except (Refused, MemoryError):
+    except (UnsafePickle, MemoryError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's fault, not the file's
             raise
-        raise Refused(f"no archive of torch ({str(error)[:80] or type(error).__name__})") from error
+        raise UnsafePickle(f"no archive of torch ({str(error)[:80] or type(error).__name__})") from error
     prefix = pickled.removesuffix("data.pkl")
     storages = {name.removeprefix(f"{prefix}data/"): length for name, length in sizes.items()}
     return values(data, storages)
@@ -80,7 +80,7 @@ def _check_ends(file: BinaryIO, size: int) -> None:
     file.seek(max(0, size - 98))
     tail = file.read(min(size, 98))
     if len(tail) < 22 or begin != BEGIN or tail[-22:].rfind(END) != 0:
-        raise Refused("no archive of torch, or its end is missing")
+        raise UnsafePickle("no archive of torch, or its end is missing")
     *disks, count, here, length, start, comment = struct.unpack("<4H2LH", tail[-18:])
     end, told = size - 22, (count, length, start)
     if tail[-42:-38] == b"PK\6\7":  # torch always writes the records of large archives as well
@@ -88,30 +88,30 @@ def _check_ends(file: BinaryIO, size: int) -> None:
         disks += large[4:6]
         here, (count, length, start), end = large[6], large[7:], size - 98
         if large[:2] != (b"PK\6\6", 44) or struct.unpack("<LQL", tail[-38:-22]) != (0, end, 1):
-            raise Refused("two ends that differ")
+            raise UnsafePickle("two ends that differ")
         if told != (min(count, 0xFFFF), min(length, 0xFFFFFFFF), min(start, 0xFFFFFFFF)):
-            raise Refused("two ends that differ")
+            raise UnsafePickle("two ends that differ")
     if any(disks) or comment or here != count or start + length != end:
-        raise Refused("a directory that is not where its end says")
+        raise UnsafePickle("a directory that is not where its end says")
     if count > MOST_ENTRIES or length > MOST_DIRECTORY:
-        raise Refused(f"{count:,} entries in {length:,} bytes; at most {MOST_ENTRIES:,} are read")
+        raise UnsafePickle(f"{count:,} entries in {length:,} bytes; at most {MOST_ENTRIES:,} are read")
 
 
 def _entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
     """Length of each entry by name, of an archive as torch writes it."""
     names = [entry.orig_filename for entry in entries]
     if names != [entry.filename for entry in entries]:  # Python may take a name from an extra field, torch does not
-        raise Refused("entries with two names")
+        raise UnsafePickle("entries with two names")
     if any(not ENTRY.fullmatch(name) for name in names) or len({name.partition("/")[0] for name in names}) > 1:
-        raise Refused("entries that torch does not write")
+        raise UnsafePickle("entries that torch does not write")
     if len({name.lower() for name in names}) < len(names):
-        raise Refused("an entry that is there twice")
+        raise UnsafePickle("an entry that is there twice")
     if any(each.compress_type != zipfile.ZIP_STORED or each.compress_size != each.file_size for each in entries):
-        raise Refused("packed entries; torch stores them as they are")
+        raise UnsafePickle("packed entries; torch stores them as they are")
     if sum(entry.file_size for entry in entries) > size:
-        raise Refused("entries that overlap")
+        raise UnsafePickle("entries that overlap")
     sizes = {entry.filename: entry.file_size for entry in entries}
     pickled = [length for name, length in sizes.items() if name.endswith("/data.pkl")]
     if len(pickled) != 1 or pickled[0] > MOST_PICKLED:
-        raise Refused("must have one data.pkl of a sensible size")
+        raise UnsafePickle("must have one data.pkl of a sensible size")
     return sizes

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from dltrain.checkpoints import archive, content_check
-from dltrain.checkpoints.pickle_reader import Refused
+from dltrain.checkpoints.pickle_reader import UnsafePickle
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import ConfigError, InputError, first_line
-from dltrain.runtime.folders import expanded
+from dltrain.runtime.folders import expand_user
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ FORMAT = 2
 LAST = Path("checkpoints", "last.pt")
 
 
-class Damaged(InputError):
+class DamagedFile(InputError):
     """A file whose bytes are not those that were written."""
 
 
@@ -42,10 +42,10 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1, check: bool = Fa
     if check:
         _require_readable(buffer, content)
     body = buffer.getbuffer()
-    with atomic_files.writing(path, len(body)):
-        held = atomic_files.hold(path) if keep > 1 else None
+    with atomic_files.output_errors(path, len(body)):
+        held = atomic_files.keep_link(path) if keep > 1 else None
         try:
-            atomic_files.replace(path, body, archive.trailer(body))
+            atomic_files.atomic_write(path, body, archive.trailer(body))
             if held is not None:
                 for number in reversed(_numbers(path)):  # not up to `keep`, which may be any number
                     if 1 <= number < keep - 1:
@@ -59,8 +59,8 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1, check: bool = Fa
 def _require_readable(buffer: io.BytesIO, content: dict[str, Any]) -> None:
     try:
         archive.read(buffer, len(buffer.getbuffer()))
-        problem = content_check.problem(content)
-    except Refused as error:
+        problem = content_check.validation_error(content)
+    except UnsafePickle as error:
         problem = str(error)
     if problem:
         raise ConfigError(
@@ -79,7 +79,7 @@ def load(path: Path) -> dict[str, Any]:
     if type(number) is not int or number != FORMAT:  # a stranger's may be a tensor, or text of many lines
         told = " ".join(str(number).split())[:40]
         raise InputError(f"{path}: format {told}, this dltrain reads {FORMAT}. Install a newer one")
-    if problem := content_check.problem(content):
+    if problem := content_check.validation_error(content):
         raise InputError(f"{path}: not a checkpoint of dltrain, or altered by hand: {problem}")
     return content
 
@@ -94,14 +94,14 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
     for candidate in _with_previous(path):
         try:
             content = load(candidate)
-        except Damaged as error:
+        except DamagedFile as error:
             log.warning("%s", error)
             damaged.append(candidate)
             fault = error
             continue
         if candidate != path:
             log.warning("%s cannot be used: going on from the one before, %s", path, candidate)
-        with atomic_files.writing(path):
+        with atomic_files.output_errors(path):
             for other in damaged:
                 other.replace(other.with_name(f"{other.name}.damaged"))
         return candidate, content
@@ -121,13 +121,15 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 break
         named = {key: value for key, value in weights.items() if isinstance(key, str)}
         if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
-            return tensors, content["data"] if "config" in content and not content_check.problem(content) else None
+            return tensors, content["data"] if "config" in content and not content_check.validation_error(
+                content
+            ) else None
     raise InputError(f"{path}: holds no weights; expected a checkpoint or a state dict")
 
 
 def find(path: Path, name: str) -> Path:
     """A checkpoint file, given itself, a checkpoints/ folder or a run folder."""
-    path = expanded(path)
+    path = expand_user(path)
     if path.is_file():
         return path
     for candidate in (path / name, path / "checkpoints" / name):
@@ -166,10 +168,10 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             if path.suffix == ".safetensors":  # plain tensors alone: a length, names in JSON, bytes
                 return safetensors.torch.load(file.read())
-            size, digest = archive.verified(file)
+            size, digest = archive.verified_size(file)
             seen = archive.read(file, size)
             if digest is None and isinstance(seen, dict) and seen.get("format") not in (None, 1):
-                raise Refused("its end, which holds the SHA-256, is missing or altered")
+                raise UnsafePickle("its end, which holds the SHA-256, is missing or altered")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
@@ -178,12 +180,12 @@ def _read(path: Path) -> Any:
         raise InputError(
             f"{path}: could not be read ({error.strerror or error}). Try again, or take another"
         ) from error
-    except Refused as error:
-        raise Damaged(f"{path}: no checkpoint, or a damaged one: {error}. Take another") from error
+    except UnsafePickle as error:
+        raise DamagedFile(f"{path}: no checkpoint, or a damaged one: {error}. Take another") from error
     except Exception as error:  # torch raises nearly anything
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise InputError(f"{path}: there is too little memory to read it") from error
-        raise Damaged(f"{path}: no checkpoint, or a damaged one: {first_line(error)}. Take another") from error
+        raise DamagedFile(f"{path}: no checkpoint, or a damaged one: {first_line(error)}. Take another") from error
 
 
 def _from_1(content: dict[str, Any]) -> dict[str, Any]:

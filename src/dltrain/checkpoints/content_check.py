@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, Len
 from torch import Tensor
 
-from dltrain.config.hints import describe, obeys
+from dltrain.config.hints import conforms, describe
 
 Count = Annotated[int, Interval(ge=0)]
 Threads = Annotated[int, Interval(ge=1, le=1024)]
@@ -68,7 +68,7 @@ def _is_line(value: object) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()
 
 
-def problem(content: dict[str, Any]) -> str:
+def validation_error(content: dict[str, Any]) -> str:
     """What is wrong with the content of a checkpoint; empty where nothing is."""
     for key, hint in (OF_EACH | OF_LAST if "optimizer" in content else OF_EACH).items():
         *parents, last = key.split(".")
@@ -77,11 +77,11 @@ def problem(content: dict[str, Any]) -> str:
             node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last not in node:
             return f"{key} is missing"
-        if not obeys(node[last], hint):
+        if not conforms(node[last], hint):
             return f"{key} must be {describe(hint)}"
-    if not obeys(content.get("averages"), dict[str, Any] | None):  # older ones have none
+    if not conforms(content.get("averages"), dict[str, Any] | None):  # older ones have none
         return "averages must be weights by name"
-    if not obeys(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # likewise
+    if not conforms(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # likewise
         return "data.range must be two numbers"
     for name in ("model", "averages"):
         weights = content.get(name) or {}

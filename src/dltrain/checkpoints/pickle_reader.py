@@ -16,7 +16,7 @@ SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4,
 SIZES |= {"Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}  # bytes of a number, by the name of its storage
 
 
-class Refused(ValueError):
+class UnsafePickle(ValueError):
     """Why a file is not read, in a few words."""
 
 
@@ -42,16 +42,16 @@ class _Storage:
 def values(data: bytes, storages: dict[str, int]) -> Any:
     """What is pickled in `data`, tensors as TensorInfo; `storages` are the bytes there are of each. Raises Refused."""
     try:
-        found = _Machine(storages).read(data)
-    except Refused:
+        found = _Unpickler(storages).read(data)
+    except UnsafePickle:
         raise
     except Exception as error:  # what is pickled in a wrong way raises nearly anything
-        raise Refused(f"its values are damaged ({type(error).__name__})") from error
+        raise UnsafePickle(f"its values are damaged ({type(error).__name__})") from error
     _check_amount(found)
     return found
 
 
-class _Machine:
+class _Unpickler:
     """A machine for the few instructions that torch.save writes for tensors and plain values."""
 
     def __init__(self, storages: dict[str, int]) -> None:
@@ -63,7 +63,7 @@ class _Machine:
     def read(self, data: bytes) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count > MOST_STEPS:
-                raise Refused(f"more than {MOST_STEPS:,} instructions")
+                raise UnsafePickle(f"more than {MOST_STEPS:,} instructions")
             self.step(opcode.name, argument)
         (value,) = self.stack
         return value
@@ -72,7 +72,7 @@ class _Machine:
         stack = self.stack
         match name:
             case "PROTO" if argument != 2:  # torch reads others too, with a warning
-                raise Refused(f"values that torch does not write (protocol {argument})")
+                raise UnsafePickle(f"values that torch does not write (protocol {argument})")
             case "PROTO" | "STOP":
                 pass
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "LONG1":
@@ -98,7 +98,7 @@ class _Machine:
             case "SETITEM" | "SETITEMS":
                 parts = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.since_mark()
                 if not all(type(key) in (str, int) for key in parts[::2]):
-                    raise Refused("keys that are no names")
+                    raise UnsafePickle("keys that are no names")
                 self.top(dict).update(zip(parts[::2], parts[1::2], strict=True))
             case "GLOBAL":
                 stack.append(_Global(argument))
@@ -111,7 +111,7 @@ class _Machine:
                 _check_attributes(stack.pop())
                 self.top(dict)
             case _:
-                raise Refused(f"values that torch does not write ({name})")
+                raise UnsafePickle(f"values that torch does not write ({name})")
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -121,16 +121,16 @@ class _Machine:
 
     def top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise Refused(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
+            raise UnsafePickle(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
         return self.stack[-1]
 
     def storage(self, tag: str, kind: _Global, key: str, location: str, numbers: int) -> _Storage:
         name = kind.name.removeprefix("torch ").removesuffix("Storage")
         kinds = type(key), type(location), type(numbers)
         if (tag, kind.name) != ("storage", f"torch {name}Storage") or name not in SIZES or kinds != (str, str, int):
-            raise Refused(f"a storage of another kind ({kind.name[:60]})")
+            raise UnsafePickle(f"a storage of another kind ({kind.name[:60]})")
         if numbers < 0 or numbers * SIZES[name] > self.storages[key]:
-            raise Refused(f"{numbers:,} numbers where the file has {self.storages[key]:,} bytes")
+            raise UnsafePickle(f"{numbers:,} numbers where the file has {self.storages[key]:,} bytes")
         return _Storage(name, numbers)
 
     def built(self, function: Any, arguments: Any) -> Any:
@@ -144,18 +144,18 @@ class _Machine:
                 (_Storage() as storage, int(offset), tuple(shape), tuple(stride), bool(), dict(hooks)),
             ) if not hooks:
                 if not _fits(storage.numbers, offset, shape, stride):
-                    raise Refused("a tensor of numbers that are not there")
+                    raise UnsafePickle("a tensor of numbers that are not there")
                 return TensorInfo(storage.kind.lower(), shape)
-        raise Refused(f"the name of code ({str(getattr(function, 'name', type(function).__name__))[:60]})")
+        raise UnsafePickle(f"the name of code ({str(getattr(function, 'name', type(function).__name__))[:60]})")
 
 
 def _check_attributes(state: Any) -> None:
     """Raise Refused for attributes of an OrderedDict but `_metadata` as a state dict has it: `items` is one as well."""
     known = state.get("_metadata") if isinstance(state, dict) and list(state) == ["_metadata"] else None
     if not isinstance(known, dict) or not all(type(name) is str and isinstance(of, dict) for name, of in known.items()):
-        raise Refused("attributes that torch does not write")
+        raise UnsafePickle("attributes that torch does not write")
     if not all(type(of.get("version", 1)) is int and "assign_to_params_buffers" not in of for of in known.values()):
-        raise Refused("attributes that torch does not write")
+        raise UnsafePickle("attributes that torch does not write")
 
 
 def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
@@ -187,12 +187,12 @@ def _check_amount(content: Any) -> None:
             own = [amounts.get(id(part)) or (1, len(part) if isinstance(part, str) else 0) for part in parts]
             amounts[id(value)] = 1 + sum(count for count, _ in own), sum(length for _, length in own)
             if amounts[id(value)][0] > MOST_VALUES or amounts[id(value)][1] > MOST_TEXT:
-                raise Refused(f"more than {MOST_VALUES:,} values, or {MOST_TEXT:,} characters")
+                raise UnsafePickle(f"more than {MOST_VALUES:,} values, or {MOST_TEXT:,} characters")
         elif id(value) in inside:
-            raise Refused("a value that holds itself")
+            raise UnsafePickle("a value that holds itself")
         elif id(value) not in amounts:
             inside.add(id(value))
             if len(inside) > DEEPEST:
-                raise Refused(f"values deeper than {DEEPEST} levels")
+                raise UnsafePickle(f"values deeper than {DEEPEST} levels")
             stack.append((value, True))
             stack.extend((part, False) for part in parts)

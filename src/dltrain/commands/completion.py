@@ -155,7 +155,7 @@ def _options(node: str, place: tuple[str, str] | None) -> list[signatures.Signat
     return [option for name in registry.names(node) if (option := registry.signature(node, name)) is not None]
 
 
-def _own_keys(command: str) -> dict[str, signatures.Key]:
+def _own_keys(command: str) -> dict[str, signatures.Param]:
     """Keys of a subcommand outside the groups."""
     return signatures.builtin(*registry.COMMANDS[command][:2]).keys
 

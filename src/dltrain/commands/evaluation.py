@@ -16,7 +16,7 @@ from torch import Tensor
 from dltrain.commands import tta
 from dltrain.config import registry, saved_config, validation
 from dltrain.data import download
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import evaluate
 from dltrain.optim.step import Task
@@ -24,7 +24,7 @@ from dltrain.report import analysis, console, run_files
 from dltrain.runtime import devices, system_info
 from dltrain.runtime.errors import ConfigError, InputError, OutputError, UserError, printable
 from dltrain.training import build, checks
-from dltrain.training.restore import Loaded, Resolve, examples_of, load
+from dltrain.training.restore import Resolve, TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def evaluate_checkpoints(
     list if `ckpt` is one, in its order, with `checkpoint` and `error` for those without figures.
     Raises UserError, whose `exit_code` says of which kind: that of the first one that could not be evaluated.
     """
-    validation.require(config, "eval")
+    validation.validate(config, "eval")
     if isinstance(config["ckpt"], str):
         result, _ = _evaluate(config, typed, resolve)
         _show(result)
@@ -67,7 +67,7 @@ def evaluate_checkpoints(
     ranked.sort(key=lambda each: each[0], reverse=True)
     if ranked:
         rows = {result["checkpoint"]: _figures(result) for _, result in ranked}
-        console.show_figures(f"{config['split']}, best first", rows)
+        console.show_metrics(f"{config['split']}, best first", rows)
     deliver(run_files.as_json(documents))
     if faults:
         told = UserError(
@@ -83,17 +83,17 @@ def _evaluate(
 ) -> tuple[dict[str, Any], tuple[float, ...]]:
     """What is written of one checkpoint, and its task's score, greater being better."""
     began = time.perf_counter()
-    loaded = load(config, typed, resolve)
+    loaded = load_trained(config, typed, resolve)
     is_classification = loaded.values["task"]["name"] == "classification"
     if config["tta"] != "none" and not is_classification:
         raise ConfigError(f"tta={config['tta']}: needs a classifier, {loaded.path} was trained with another task")
     task, examples, batches = _ready(loaded, config, typed)
     known = loaded.content["data"]
-    model = loaded.model if config["tta"] == "none" else tta.Averaged(loaded.model, config["tta"])
+    model = loaded.model if config["tta"] == "none" else tta.AveragedViews(loaded.model, config["tta"])
     outputs: list[Tensor] = []  # as `evaluate` makes them, for one pass in all
     if is_classification:
         model.register_forward_hook(lambda module, inputs, output: outputs.append(output.float().cpu()))
-    with devices.enough_memory("Lower batch_size"):
+    with devices.memory_errors("Lower batch_size"):
         figures = evaluate(model, batches, task, loaded.runtime)
     result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": config["split"], "tta": config["tta"]}
     result |= {"examples": len(examples.images), **figures}
@@ -112,20 +112,20 @@ def _evaluate(
     return result, score
 
 
-def analyzed(config: dict[str, Any], *, resolve: Resolve = lambda config: config) -> dict[str, Any]:
+def analyze_checkpoint(config: dict[str, Any], *, resolve: Resolve = lambda config: config) -> dict[str, Any]:
     """What `analysis.analyze` finds of a checkpoint on a split, for the page of a run. Raises UserError."""
-    loaded = load(config, (), resolve)
+    loaded = load_trained(config, (), resolve)
     _, examples, batches = _ready(loaded, config, ())
     classes, task = loaded.content["data"]["classes"], loaded.values["task"]["name"]
-    with devices.enough_memory("Lower batch_size"):
+    with devices.memory_errors("Lower batch_size"):
         return analysis.analyze(loaded.model, examples, batches, classes, task, loaded.runtime, split=config["split"])
 
 
-def _ready(loaded: Loaded, config: dict[str, Any], typed: Collection[str]) -> tuple[Task, Examples, Batches]:
+def _ready(loaded: TrainedModel, config: dict[str, Any], typed: Collection[str]) -> tuple[Task, Examples, TensorLoader]:
     """The task of a checkpoint and the examples of a split, also as batches; checked to fit the network."""
-    task: Task = registry.bind("task", loaded.values["task"])()
-    with download.forbidden(saved_config.why_only_read(loaded.values, typed)):
-        examples = examples_of(loaded, config["split"])
+    task: Task = registry.partial_call("task", loaded.values["task"])()
+    with download.forbidden(saved_config.read_only_reason(loaded.values, typed)):
+        examples = load_examples(loaded, config["split"])
     # Own code may draw other examples each time; other data that are typed are meant to differ.
     may_differ = ":" in loaded.values["data"]["name"] or "data.root" in typed
     digest = loaded.content.get("digests", {}).get("data", {}).get(config["split"])  # older checkpoints have none
@@ -163,7 +163,7 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
 
 def _show(result: dict[str, Any]) -> None:
     views = "" if result["tta"] == "none" else f", tta={result['tta']}"
-    console.show_figures(f"{result['checkpoint']}{views}", {result["split"]: _figures(result)})
+    console.show_metrics(f"{result['checkpoint']}{views}", {result["split"]: _figures(result)})
     if "classes" not in result:
         return
     classes = result["classes"]
@@ -171,11 +171,11 @@ def _show(result: dict[str, Any]) -> None:
         console.show_table(table(list(classes), result["confusion"]))
     worst = sorted(classes, key=lambda name: classes[name]["f1"])[:SHOWN_CLASSES]
     if len(classes) > SHOWN_CLASSES:
-        console.show_figures(
+        console.show_metrics(
             f"per class, the {SHOWN_CLASSES} of the lowest f1", {name: classes[name] for name in worst}
         )
     else:
-        console.show_figures("per class", classes)
+        console.show_metrics("per class", classes)
 
 
 MOST_COLUMNS = 20

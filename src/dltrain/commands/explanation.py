@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dltrain.config import registry
 from dltrain.config.composition import Composed
 from dltrain.config.dotted import at, has
-from dltrain.config.hints import as_typed, describe
-from dltrain.config.signatures import Key
+from dltrain.config.hints import describe, to_cli
+from dltrain.config.signatures import Param
 from dltrain.config.validation import suggest
 from dltrain.runtime.errors import ConfigError
 
@@ -39,20 +39,20 @@ def _group(group: str, composed: Composed) -> Iterator[str]:
     if chosen in files and (summary := registry.summary(group, chosen, files[chosen])):
         yield f"  means    {summary}"
     yield f"  is       one of {', '.join(files)}"
-    yield f"  from     {origin.of_choice(group)}"
+    yield f"  from     {origin.of_option(group)}"
 
 
-def _key(key: str, composed: Composed, rules: dict[str, Key]) -> Iterator[str]:
+def _key(key: str, composed: Composed, rules: dict[str, Param]) -> Iterator[str]:
     rule, default = rules[key], composed.origin.default(key)
     given = has(composed.config, key) and at(composed.config, key) != registry.REQUIRED
-    yield f"{key}={as_typed(at(composed.config, key))}" if given else f"{key} is required"
+    yield f"{key}={to_cli(at(composed.config, key))}" if given else f"{key} is required"
     if rule.meaning:
         yield f"  means    {rule.meaning}"
     yield f"  is       {describe(rule.hint)}"
     if given:
         yield f"  from     {composed.origin(key)}"
     if default is not None and default[0] != registry.REQUIRED:
-        yield f"  default  {as_typed(default[0])} ({default[1]})"
+        yield f"  default  {to_cli(default[0])} ({default[1]})"
     if composed.config.get("resume") is not None and not any(
         f"{key}.".startswith(f"{each}.") for each in composed.typed
     ):

@@ -14,13 +14,13 @@ from dltrain import __version__
 from dltrain.commands import onnx_graph
 from dltrain.config import validation
 from dltrain.data import download
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.runtime import atomic_files
-from dltrain.runtime.devices import enough_memory
+from dltrain.runtime.devices import memory_errors
 from dltrain.runtime.errors import ConfigError, OutputError, UserError, first_line
-from dltrain.runtime.folders import expanded
-from dltrain.training.restore import Loaded, Resolve, examples_of, load
+from dltrain.runtime.folders import expand_user
+from dltrain.training.restore import Resolve, TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +35,16 @@ def export(config: dict[str, Any], *, typed: Collection[str] = (), resolve: Reso
 
     Raises UserError, whose `exit_code` says of which kind.
     """
-    validation.require(config, "export")
+    validation.validate(config, "export")
     kind = config["format"]
     if kind == "onnx":
         onnx_graph.require_packages()
     elif "normalize" in typed:
         raise ConfigError(f"normalize: format={kind} holds weights and no graph to normalise in. Leave it out")
-    path = expanded(config["output"] or OUTPUTS[kind])
-    loaded = load(config, typed, resolve)
+    path = expand_user(config["output"] or OUTPUTS[kind])
+    loaded = load_trained(config, typed, resolve)
     loaded.model.cpu().eval()  # what is exported knows no device, and float32 is computed to the end on a CPU
-    with enough_memory("Set format=safetensors, which needs less"):
+    with memory_errors("Set format=safetensors, which needs less"):
         if kind == "onnx":
             content, lines = _onnx(loaded, path, normalize=config["normalize"])
         elif kind == "safetensors":
@@ -52,7 +52,7 @@ def export(config: dict[str, Any], *, typed: Collection[str] = (), resolve: Reso
         else:
             content, lines = _state_dict(loaded), _of_weights(loaded, path)
     try:
-        atomic_files.replace(path, content)
+        atomic_files.atomic_write(path, content)
     except ValueError as error:  # a zero byte in its name
         raise OutputError(f"output={path}: cannot be written ({error})") from error
     log.info("%-9s %s, %s bytes", "file", path, f"{len(content):,}")
@@ -61,10 +61,12 @@ def export(config: dict[str, Any], *, typed: Collection[str] = (), resolve: Reso
     return path
 
 
-def _onnx(loaded: Loaded, path: Path, *, normalize: bool) -> tuple[bytes, list[str]]:
+def _onnx(loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, list[str]]:
     """A verified ONNX file, and lines for a person."""
     examples, named = _examples(loaded)
-    batches = Batches(examples, torch.device("cpu"), batch_size=onnx_graph.BATCHES[-1], statistics=loaded.statistics)
+    batches = TensorLoader(
+        examples, torch.device("cpu"), batch_size=onnx_graph.BATCHES[-1], statistics=loaded.statistics
+    )
     is_bytes = examples.images.dtype == torch.uint8
     number = "a byte / 255" if is_bytes else "a number as in the data set"
     network, images, layout = loaded.model, batches.normalize(examples.images), _normalised(loaded, number)
@@ -79,12 +81,12 @@ def _onnx(loaded: Loaded, path: Path, *, normalize: bool) -> tuple[bytes, list[s
     layout = f"images (N, {_sides(images.shape[1:])}), {layout}"
     try:
         file = onnx_graph.build(network, images[:1], output=output, metadata=_facts(loaded) | {"input": layout})
-    except onnx_graph.Unusable as error:
+    except onnx_graph.ExportError as error:
         name = loaded.values["model"]["name"]
         raise ConfigError(f"model={name} cannot be exported to ONNX: {error}\nSet format=safetensors") from error
     try:
         greatest = onnx_graph.difference(file, images, expected, threads=loaded.runtime.threads)
-    except onnx_graph.Unusable as error:
+    except onnx_graph.ExportError as error:
         raise OutputError(f"{path}: not written, {error}\nSet format=safetensors") from error
     return file, [
         f"input     {layout}; any N",
@@ -94,13 +96,13 @@ def _onnx(loaded: Loaded, path: Path, *, normalize: bool) -> tuple[bytes, list[s
     ]
 
 
-def _examples(loaded: Loaded) -> tuple[Examples, str]:
+def _examples(loaded: TrainedModel) -> tuple[Examples, str]:
     """What an export is verified on, and what that is: test examples where they are here, else random pixels."""
     shape = tuple(loaded.content["data"]["input_shape"])
     count = max(sum(onnx_graph.BATCHES[:2]) + 1, min(MOST_EXAMPLES, MOST_NUMBERS // math.prod(shape)))
     try:
         with download.forbidden("an export downloads nothing"):
-            found = examples_of(loaded, "test")
+            found = load_examples(loaded, "test")
         if found.images.shape[1:] == shape:
             images = found.images[:count]
             return Examples(images, torch.zeros(len(images)), ()), f"{len(images):,} examples of the test split"
@@ -117,7 +119,7 @@ def _examples(loaded: Loaded) -> tuple[Examples, str]:
     return Examples(pixels, torch.zeros(count), ()), f"{count:,} pictures of random pixels"
 
 
-def _safetensors(loaded: Loaded) -> bytes:
+def _safetensors(loaded: TrainedModel) -> bytes:
     """The weights with what a stranger must know to use them, as texts: JSON but for safetensors' own `format`."""
     from safetensors.torch import save
 
@@ -132,13 +134,13 @@ def _safetensors(loaded: Loaded) -> bytes:
         raise ConfigError(f"format=safetensors has no {error}, which a weight is. Set format=state_dict") from error
 
 
-def _state_dict(loaded: Loaded) -> bytes:
+def _state_dict(loaded: TrainedModel) -> bytes:
     buffer = io.BytesIO()
     torch.save(loaded.model.state_dict(), buffer)
     return buffer.getvalue()
 
 
-def _facts(loaded: Loaded) -> dict[str, str]:
+def _facts(loaded: TrainedModel) -> dict[str, str]:
     """What goes with the weights into a file; lists are JSON."""
     mean, std = loaded.statistics
     return {
@@ -151,7 +153,7 @@ def _facts(loaded: Loaded) -> dict[str, str]:
     }
 
 
-def _of_weights(loaded: Loaded, path: Path) -> list[str]:
+def _of_weights(loaded: TrainedModel, path: Path) -> list[str]:
     """Lines for a person on a file of weights."""
     return [
         f"input     {_layout(loaded)}{_classes(loaded)}",
@@ -159,13 +161,13 @@ def _of_weights(loaded: Loaded, path: Path) -> list[str]:
     ]
 
 
-def _layout(loaded: Loaded) -> str:
+def _layout(loaded: TrainedModel) -> str:
     """How an input of bare weights must look."""
     shape = _sides(loaded.content["data"]["input_shape"])
     return f"images (N, {shape}), {_normalised(loaded, 'a byte / 255, or the number itself')}"
 
 
-def _normalised(loaded: Loaded, number: str) -> str:
+def _normalised(loaded: TrainedModel, number: str) -> str:
     mean, std = (", ".join(f"{value:.6g}" for value in part) for part in loaded.statistics)
     return f"float32, (x - mean) / std of each channel with mean {mean}, std {std}; x is {number}"
 
@@ -174,11 +176,11 @@ def _sides(shape: Sequence[int]) -> str:
     return ", ".join(map(str, shape))
 
 
-def _classes(loaded: Loaded) -> str:
+def _classes(loaded: TrainedModel) -> str:
     names = loaded.content["data"]["classes"]
     shown = ", ".join(names[:SHOWN_CLASSES]) + (", …" if len(names) > SHOWN_CLASSES else "")
     return f"; classes {shown}" if names else ""
 
 
-def _task(loaded: Loaded) -> str:
+def _task(loaded: TrainedModel) -> str:
     return str(loaded.values["task"]["name"])

@@ -12,8 +12,8 @@ from dltrain.commands.usage import COMMANDS
 from dltrain.config import registry
 from dltrain.config.composition import Composed
 from dltrain.config.dotted import at, has
-from dltrain.config.hints import as_typed, describe
-from dltrain.config.signatures import Key
+from dltrain.config.hints import describe, to_cli
+from dltrain.config.signatures import Param
 from dltrain.runtime import terminal
 from dltrain.runtime.errors import printable
 
@@ -68,22 +68,22 @@ def _keys(command: str, composed: Composed) -> Iterator[Section]:
 def _set(key: str, composed: Composed) -> str:
     """A key with the value it has."""
     value = at(composed.config, key) if has(composed.config, key) else registry.REQUIRED
-    return f"{key} (required)" if value == registry.REQUIRED else f"{key}={as_typed(value)}"
+    return f"{key} (required)" if value == registry.REQUIRED else f"{key}={to_cli(value)}"
 
 
-def _meaning(key: str, rule: Key, composed: Composed) -> str:
+def _meaning(key: str, rule: Param, composed: Composed) -> str:
     """What a key takes and means, and its default where another value is shown."""
     told = [describe(rule.hint), *filter(None, [rule.meaning])]
     default = composed.origin.default(key)
     if default is not None and has(composed.config, key) and default[0] != at(composed.config, key):
-        told.append(f"default {as_typed(default[0])}")
+        told.append(f"default {to_cli(default[0])}")
     return "; ".join(told)
 
 
 def _page(title: str, sections: Iterable[Section]) -> str:
     """Sections as wide as the terminal."""
     columns = min(terminal.width(), WIDEST)
-    start, end = ("\033[1m", "\033[0m") if terminal.is_lively(sys.stdout) else ("", "")
+    start, end = ("\033[1m", "\033[0m") if terminal.is_interactive(sys.stdout) else ("", "")
     lines = textwrap.wrap(title, columns)
     for heading, rows in sections:
         lines += ["", f"{start}{heading}{end}"]

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from dltrain.checkpoints import archive
-from dltrain.checkpoints.pickle_reader import Refused, TensorInfo
+from dltrain.checkpoints.pickle_reader import TensorInfo, UnsafePickle
 from dltrain.runtime.errors import ConfigError, InputError
-from dltrain.runtime.folders import expanded
+from dltrain.runtime.folders import expand_user
 
 SHOWN_WEIGHTS = 40
 MOST_VALUES = 10_000  # of a config that is shown
@@ -20,11 +20,11 @@ def lines(path: Path) -> Iterator[str]:
     """A checkpoint file or a bare state dict, for a person. Raises InputError for what would not be read."""
     try:
         with path.open("rb") as file:
-            size, digest = archive.verified(file)
+            size, digest = archive.verified_size(file)
             content = archive.read(file, size)
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from error
-    except (Refused, ValueError) as error:
+    except (UnsafePickle, ValueError) as error:
         raise InputError(f"{path}: no checkpoint, or a damaged one: {error}") from error
     yield f"{path}, {size:,} bytes"
     yield f"digest       SHA-256 {digest}, verified" if digest else "digest       none: damage would not be noticed"
@@ -93,7 +93,7 @@ def checked_path(arguments: list[str]) -> Path:
     """The one file that is named; `ckpt=` before it is fine too. Raises ConfigError."""
     if len(arguments) != 1:
         raise ConfigError("inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")
-    path = expanded(arguments[0].removeprefix("ckpt="))
+    path = expand_user(arguments[0].removeprefix("ckpt="))
     for candidate in (path, path / "best.pt", path / "checkpoints" / "best.pt"):
         if candidate.is_file():
             return candidate

@@ -16,8 +16,8 @@ from dltrain.config import registry, saved_config, validation
 from dltrain.config.composition import resolve
 from dltrain.runtime import torchrun
 from dltrain.runtime.errors import Interrupted, UserError, first_line
-from dltrain.runtime.folders import expanded
-from dltrain.runtime.signals import SIGNALS, foreseen
+from dltrain.runtime.folders import expand_user
+from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How a job ended: an exit code; a run's status, or why it failed; its figures by split, such as test_accuracy."""
 
     code: int
@@ -46,7 +46,7 @@ class Outcome:
         return self.code in SIGNALS.values()
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The status, of a failed job with its code."""
         return f"failed ({self.code}): {self.status}" if self.failed else self.status
 
@@ -56,29 +56,29 @@ class Outcome:
         return f"exit code {self.code}: {self.status}" if self.failed else ""
 
 
-INTERRUPTED = Outcome(143, "interrupted")
+INTERRUPTED = JobResult(143, "interrupted")
 
 
-def attempt(
+def run_job(
     command: str, config: dict[str, Any], tell: Callable[[UserError | KeyboardInterrupt], int], **settings: Any
-) -> Outcome:
+) -> JobResult:
     """Run a job; `tell` gets what a user can mend, or a signal, and returns the exit code."""
     began = time.perf_counter()
 
-    def ended(code: int, status: str) -> Outcome:  # which gets into files
-        return Outcome(code, _as_written(status, config), seconds=time.perf_counter() - began)
+    def ended(code: int, status: str) -> JobResult:  # which gets into files
+        return JobResult(code, _as_written(status, config), seconds=time.perf_counter() - began)
 
     try:
-        summary = execute(command, config, **settings)
+        summary = dispatch(command, config, **settings)
         status = str(summary.get("status", "done"))
-        return Outcome(
-            0, status, figures(command, summary), time.perf_counter() - began, str(summary.get("folder", ""))
+        return JobResult(
+            0, status, job_metrics(command, summary), time.perf_counter() - began, str(summary.get("folder", ""))
         )
     except (Exception, KeyboardInterrupt) as error:
-        if (told := foreseen(error)) is not None:
+        if (told := as_user_error(error)) is not None:
             is_stop = isinstance(told, Interrupted | KeyboardInterrupt)
             return ended(tell(told), "interrupted" if is_stop else first_line(told))
-        if torchrun.may_tell(error):  # a fault of ours, or of a user's own code: say all there is to know
+        if torchrun.should_report(error):  # a fault of ours, or of a user's own code: say all there is to know
             traceback.print_exc()
         return ended(1, first_line(f"{type(error).__name__}: {error}"))
 
@@ -90,7 +90,7 @@ def _as_written(text: str, config: dict[str, Any]) -> str:
     with contextlib.suppress(UserError):  # one that leads nowhere, of which the text tells
         for written, value in _leaves(config, resolve(config)):
             if isinstance(written, str) and "${" in written and isinstance(value, str):
-                for told in (str(expanded(value)), value, os.path.normpath(value)):  # as a message may have it
+                for told in (str(expand_user(value)), value, os.path.normpath(value)):  # as a message may have it
                     text = text.replace(told, written) if len(told) > 3 else text  # less is no secret
     return text
 
@@ -107,7 +107,7 @@ def _leaves(node: Any, other: Any) -> Iterator[tuple[Any, Any]]:
         yield node, other
 
 
-def execute(
+def dispatch(
     command: str,
     config: dict[str, Any],
     *,
@@ -126,10 +126,10 @@ def execute(
     values: dict[str, Any] = {}
     is_training = command in ("summary", "train")  # they check by themselves; but a mistake need not wait for torch
     if not is_training or (
-        "torch" not in sys.modules and config.get("resume") is None and not saved_config.own_code(config)
+        "torch" not in sys.modules and config.get("resume") is None and not saved_config.custom_imports(config)
     ):
         values = resolve(config)
-        validation.require(values, "train" if is_training else command, origin)
+        validation.validate(values, "train" if is_training else command, origin)
     import_torch()
     if command == "summary":
         from dltrain.commands.summary import summarize
@@ -157,7 +157,7 @@ def execute(
     return {}
 
 
-def figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
+def job_metrics(command: str, summary: dict[str, Any]) -> dict[str, float]:
     """Figures of a job by split: of a training the test's, and the validation's of the weights that were tested."""
     splits = dict(summary)
     if command == "train":
@@ -172,12 +172,12 @@ def figures(command: str, summary: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def unnoticed(command: str, folder: Path) -> Outcome | None:
+def read_result(command: str, folder: Path) -> JobResult | None:
     """The outcome of a job that is done, by what its folder says: nobody may have noted it."""
     try:
         summary: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if summary["status"] == "interrupted":
             return None
-        return Outcome(0, summary["status"], figures(command, summary), summary["total_seconds"], str(folder))
+        return JobResult(0, summary["status"], job_metrics(command, summary), summary["total_seconds"], str(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not what a run writes
         return None

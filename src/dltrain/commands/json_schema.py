@@ -15,7 +15,7 @@ from dltrain.config import registry
 from dltrain.config import registry as checks
 from dltrain.config.hints import Matches, describe
 from dltrain.config.safe_yaml import read_yaml
-from dltrain.config.signatures import Key, builtin
+from dltrain.config.signatures import Param, builtin
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 # What Hydra fills in: ${oc.env:HOME}, ${epochs}; or a value that must be set.
@@ -101,13 +101,13 @@ def _rule_schema(rule: Any, base: Mapping[str, Any]) -> dict[str, Any]:
     return {"pattern": f"^(?:{rule.pattern})$"} if isinstance(rule, Matches) else {}
 
 
-def _key_schema(rule: Key) -> dict[str, Any]:
+def _key_schema(rule: Param) -> dict[str, Any]:
     own = value_schema(rule.hint)
     found = {"anyOf": [*own.get("anyOf", [own]), {"$ref": "#/$defs/reference"}]} if own else {}
     return found | {"description": "; ".join(filter(None, [rule.meaning, describe(rule.hint)]))}
 
 
-def _object(keys: Mapping[str, Key], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _object(keys: Mapping[str, Param], defaults: Mapping[str, Any]) -> dict[str, Any]:
     properties = {key: _key_schema(rule) for key, rule in keys.items()}
     for key in properties:
         if key in defaults and defaults[key] != checks.REQUIRED:

@@ -20,7 +20,7 @@ LARGEST = (1 << 31) - (1 << 24)  # bytes of weights: protobuf holds 2 GiB in one
 BATCHES = (1, 7, 256)  # sizes it is run with, the last of them again and again
 
 
-class Unusable(Exception):
+class ExportError(Exception):
     """A network that cannot become an ONNX file, or a file that does not do what the network does."""
 
 
@@ -65,7 +65,7 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
     Raises Unusable for a network that torch cannot export.
     """
     if sum(each.nbytes for each in network.state_dict().values()) > LARGEST:
-        raise Unusable("its weights are more than the 2 GiB that one ONNX file holds")
+        raise ExportError("its weights are more than the 2 GiB that one ONNX file holds")
     network.eval()
     try:
         with _in_silence():
@@ -86,7 +86,7 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
                 program.model.metadata_props[key] = value
             return program.model_proto.SerializeToString()
     except Exception as error:  # torch raises nearly anything for a network of somebody's own
-        raise Unusable(first_line(error.__cause__ or error)) from error
+        raise ExportError(first_line(error.__cause__ or error)) from error
 
 
 def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
@@ -102,14 +102,14 @@ def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         parts = [session.run(None, {"images": part.numpy()})[0] for part in _batches(inputs)]
     except Exception as error:  # its own exceptions share no base class
-        raise Unusable(f"onnxruntime does not run it: {first_line(error)}") from error
+        raise ExportError(f"onnxruntime does not run it: {first_line(error)}") from error
     found = torch.cat([torch.from_numpy(part) for part in parts])
     if found.shape != expected.shape:
-        raise Unusable(f"its outputs are {tuple(found.shape)}, the network's {tuple(expected.shape)}")
+        raise ExportError(f"its outputs are {tuple(found.shape)}, the network's {tuple(expected.shape)}")
     greatest = float((found - expected).abs().max())
     limit = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not greatest <= limit:  # NaN is no agreement
-        raise Unusable(f"its outputs differ from the network's by {greatest:.2g}, at most {limit:.2g} is rounding")
+        raise ExportError(f"its outputs differ from the network's by {greatest:.2g}, at most {limit:.2g} is rounding")
     return greatest
 
 

@@ -17,11 +17,11 @@ from dltrain.data import drawings, image_files
 from dltrain.data.splits import Examples
 from dltrain.engine import predict as outputs_of
 from dltrain.report import console, run_files
-from dltrain.runtime.devices import enough_memory
+from dltrain.runtime.devices import memory_errors
 from dltrain.runtime.errors import ConfigError, InputError, OutputError, printable
-from dltrain.runtime.folders import expanded
+from dltrain.runtime.folders import expand_user
 from dltrain.training import build, checks
-from dltrain.training.restore import Loaded, Resolve, load
+from dltrain.training.restore import Resolve, TrainedModel, load_trained
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def predict(
     `deliver` gets the rows as a JSON document.
     Raises UserError, whose `exit_code` says of which kind.
     """
-    validation.require(config, "predict")
-    loaded = load(config, typed, resolve)
+    validation.validate(config, "predict")
+    loaded = load_trained(config, typed, resolve)
     if loaded.values["task"]["name"] != "classification":
         raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")
     low, high = loaded.content["data"].get("range") or (0, 1)
@@ -57,7 +57,7 @@ def predict(
         )
     paths = find(config["input"])
     classes = loaded.content["data"]["classes"]
-    task, shape = registry.bind("task", loaded.values["task"])(), loaded.content["data"]["input_shape"]
+    task, shape = registry.partial_call("task", loaded.values["task"])(), loaded.content["data"]["input_shape"]
     checks.check_fit(loaded.model, loaded.values["model"], task, torch.zeros(1, dtype=torch.int64), shape, len(classes))
     top_k = min(config["top_k"], len(classes))
     auto = config["invert"] == "auto"
@@ -72,11 +72,11 @@ def predict(
         return picture, {"inverted": invert} if auto else {}
 
     rows = []
-    with image_files.quiet():
+    with image_files.without_pillow_warnings():
         for start in range(0, len(paths), config["batch_size"]):
-            with enough_memory("Lower batch_size"):
+            with memory_errors("Lower batch_size"):
                 rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], prepared, top_k)
-    _write(expanded(config["output"]), rows, top_k)
+    _write(expand_user(config["output"]), rows, top_k)
     _show(rows, top_k)
     deliver(run_files.as_json(rows))
     damaged = sum(bool(row["error"]) for row in rows)
@@ -88,9 +88,9 @@ def predict(
 
 def find(text: str) -> list[Path]:
     """The files that an input names; a single file is taken whatever its ending. Raises InputError for none."""
-    path = expanded(text)
+    path = expand_user(text)
     if path.is_dir():
-        found = [Path(each) for each in image_files.find(path)]
+        found = [Path(each) for each in image_files.find_images(path)]
     elif path.is_file():
         found = [path]
     else:
@@ -101,7 +101,7 @@ def find(text: str) -> list[Path]:
     return found
 
 
-def _predict_batch(loaded: Loaded, paths: list[Path], prepared: Prepare, top_k: int) -> list[dict[str, Any]]:
+def _predict_batch(loaded: TrainedModel, paths: list[Path], prepared: Prepare, top_k: int) -> list[dict[str, Any]]:
     classes = loaded.content["data"]["classes"]
     channels, height, width = loaded.content["data"]["input_shape"]
     fit = loaded.values["data"].get("fit", "resize")
@@ -110,8 +110,8 @@ def _predict_batch(loaded: Loaded, paths: list[Path], prepared: Prepare, top_k: 
     told: dict[Path, dict[str, bool]] = {}
     for path in paths:
         try:
-            picture, told[path] = prepared(image_files.read(path, channels=channels))
-            decoded.append(image_files.fitted(picture, size=(height, width), fit=fit))
+            picture, told[path] = prepared(image_files.open_image(path, channels=channels))
+            decoded.append(image_files.resized(picture, size=(height, width), fit=fit))
         except ValueError as error:
             errors[path] = str(error)
     shares: Iterator[Tensor] = iter(_shares(loaded, decoded) if decoded else [])
@@ -126,7 +126,7 @@ def _predict_batch(loaded: Loaded, paths: list[Path], prepared: Prepare, top_k: 
     return rows
 
 
-def _shares(loaded: Loaded, images: list[Tensor]) -> Tensor:
+def _shares(loaded: TrainedModel, images: list[Tensor]) -> Tensor:
     """Probability of each class (N, K)."""
     examples = Examples(torch.stack(images), torch.zeros(len(images)), ())
     batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, len(images))

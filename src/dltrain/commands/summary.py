@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dltrain.config import registry, validation
 from dltrain.data.loader import normalization
-from dltrain.data.splits import train_and_val
+from dltrain.data.splits import split_train_val
 from dltrain.report import console
-from dltrain.runtime.devices import enough_memory
+from dltrain.runtime.devices import memory_errors
 from dltrain.runtime.errors import ConfigError, first_line, printable
 from dltrain.training import build
 from dltrain.training.setup import prepare
@@ -57,12 +57,12 @@ def summarize(
     Raises UserError, whose `exit_code` says of which kind.
     """
     values = resolve({key: value for key, value in config.items() if key != "sweep"})
-    validation.require(values, "train", origin)
+    validation.validate(values, "train", origin)
     if values["resume"] is not None:
         raise ConfigError("--summary: shows what a new run would train. Leave out resume, or use dltrain inspect")
     planned = prepare(config, values, None, typed, _training_set)
     model, shape = planned.state.model.cpu(), planned.data.input_shape
-    with enough_memory("Set a smaller model, or smaller pictures"):
+    with memory_errors("Set a smaller model, or smaller pictures"):
         found = layers(model, shape, str(values["model"]["name"]))
     tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}.values()
     summary = {
@@ -82,7 +82,7 @@ def summarize(
 
 def _training_set(node: dict[str, Any], seed: int) -> build.Data:
     """The training set and what is held back of it, as a run has them; statistics are checked and not computed."""
-    train, val = train_and_val(registry.bind("data", node), val=node["val"], limit=node["limit"], seed=seed)
+    train, val = split_train_val(registry.partial_call("data", node), val=node["val"], limit=node["limit"], seed=seed)
     return build.Data(train, val, None, normalization(train.images[:1], mean=node["mean"], std=node["std"]))
 
 

@@ -111,7 +111,7 @@ COMMANDS = {
 }
 
 
-def explained(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_explain(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The keys that --explain names, and the other words. Raises ConfigError for the flag without a key."""
     keys: list[str] = []
     others: list[str] = []

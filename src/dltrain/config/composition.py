@@ -22,18 +22,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain.config import registry
-from dltrain.config.hydra_guard import guarded
-from dltrain.config.overrides import read_flags, readable, searched, with_swept_groups
-from dltrain.config.provenance import Origins
+from dltrain.config.hydra_guard import hydra_sandbox
+from dltrain.config.overrides import hydra_argv, parse_flags, search_path_override, sweep_group_keys
+from dltrain.config.provenance import Provenance
 from dltrain.config.registry import config_folder
-from dltrain.config.safe_yaml import Refused, read_yaml, refuse_bomb
+from dltrain.config.safe_yaml import UnsafeConfig, read_yaml, refuse_bomb
 from dltrain.runtime.errors import ConfigError, InputError
-from dltrain.runtime.folders import expanded
+from dltrain.runtime.folders import expand_user
 
 VERSION_BASE = "1.3"
 MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last
 MOST_REFERRED = 30_000  # values; OmegaConf takes 40 us for each
-REFUSED = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises for a command line it cannot use
+COMPOSE_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+)  # what Hydra raises for a command line it cannot use
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Composed:
     config: dict[str, Any]
     overrides: list[str]
     typed: list[str]  # dotted keys
-    origin: Origins
+    origin: Provenance
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,13 @@ def run(
         Path.cwd()
     except FileNotFoundError as error:
         raise InputError("the current folder is no longer there; cd to one that is") from error
-    implied = choices_of_resumed(argv)
+    implied = options_of_resumed(argv)
     task = Task(job, sweep, implied)
     try:
         if flagged := any(word.startswith("-") for word in argv):
-            read_flags(command, readable(argv))
-        guard = guarded(sweeps=sweep is not None, flagged=flagged)
-        with _arguments(with_swept_groups(readable([*implied, *argv]))), guard:
+            parse_flags(command, hydra_argv(argv))
+        guard = hydra_sandbox(sweeps=sweep is not None, flagged=flagged)
+        with _arguments(sweep_group_keys(hydra_argv([*implied, *argv]))), guard:
             hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(task)()
     except SystemExit as stop:  # after --help and the like, and for unknown flags
         shows = any(flag in ("--cfg", "-c") for flag in flags)  # what is not there, as with --package
@@ -123,11 +127,11 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 
     Raises ConfigError at the first mistake; the command line tells all.
     """
-    words = readable(overrides)
+    words = hydra_argv(overrides)
     try:
-        with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+        with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
             plain = OmegaConf.to_container(hydra.compose(command, words), resolve=False)
-    except REFUSED as error:
+    except COMPOSE_ERRORS as error:
         raise ConfigError(" ".join(str(error).split())) from error
     assert isinstance(plain, dict)
     return resolve(named(plain))
@@ -138,9 +142,11 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     try:
         values = refuse_bomb(config)  # a checkpoint's may share parts, which OmegaConf would write out
         if (count := repr(config).count("${")) > MOST_REFERENCES or values * 2 ** (count / 2) > MOST_REFERRED:
-            raise Refused(f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed")
+            raise UnsafeConfig(
+                f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed"
+            )
         filled = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    except (OmegaConfBaseException, Refused, RecursionError) as error:
+    except (OmegaConfBaseException, UnsafeConfig, RecursionError) as error:
         told, key = str(error), getattr(error, "full_key", None)
         if key and (missing := re.search(r"Environment variable '(.*)' not found", told)):
             told = f"{key}: the environment variable {missing[1]} is not set"
@@ -153,7 +159,7 @@ def named(config: dict[Any, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def choices_of_resumed(argv: list[str]) -> list[str]:
+def options_of_resumed(argv: list[str]) -> list[str]:
     """The options of a run that is to be resumed, where none is typed: so that its own keys can be typed.
 
     Only names of options are taken from the run's folder; the config that counts is the one in its checkpoint.
@@ -161,12 +167,12 @@ def choices_of_resumed(argv: list[str]) -> list[str]:
     typed = {word.partition("=")[0]: word.partition("=")[2] for word in argv}
     if not (path := typed.get("resume")):
         return []
-    folder = expanded(path.strip("'\""))
+    folder = expand_user(path.strip("'\""))
     for candidate in (folder, *folder.parents[:2]):
-        with contextlib.suppress(Refused, AttributeError, TypeError):
+        with contextlib.suppress(UnsafeConfig, AttributeError, TypeError):
             own = read_yaml(candidate / ".hydra" / "config.yaml")
             chosen = {
-                group: registry.chosen(group, own.get(group, {})) for group in registry.GROUPS if group not in typed
+                group: registry.option_of(group, own.get(group, {})) for group in registry.GROUPS if group not in typed
             }
             return [f"{group}={words}" for group, words in chosen.items() if words]
     return []
@@ -188,7 +194,7 @@ def composed(config: DictConfig, own: Any, implied: list[str]) -> Composed:
     name = str(own.job.config_name)
     overrides = [it.input_line or "" for it in parsed if it.key_or_group.partition(".")[0] != "sweep"]
     groups = [word.partition("=")[0] for word in implied]
-    return Composed(named(plain), overrides, typed, Origins(name, typed, groups, sources, chosen))
+    return Composed(named(plain), overrides, typed, Provenance(name, typed, groups, sources, chosen))
 
 
 def preview(command: str, argv: list[str]) -> Composed:
@@ -196,10 +202,10 @@ def preview(command: str, argv: list[str]) -> Composed:
 
     Raises ConfigError for an unknown flag, else as `run`.
     """
-    implied = choices_of_resumed(argv)
-    arguments = read_flags(command, readable([*implied, *argv]))
-    words = [*map(_first, arguments.overrides), *searched(arguments)]
-    with guarded(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+    implied = options_of_resumed(argv)
+    arguments = parse_flags(command, hydra_argv([*implied, *argv]))
+    words = [*map(_first, arguments.overrides), *search_path_override(arguments)]
+    with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         config = hydra.compose(arguments.config_name or command, words, return_hydra_config=True)
         return composed(config, config.hydra, implied)
 

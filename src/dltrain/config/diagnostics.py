@@ -16,30 +16,30 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain.config import registry, validation
-from dltrain.config.composition import REFUSED, VERSION_BASE, named
+from dltrain.config.composition import COMPOSE_ERRORS, VERSION_BASE, named
 from dltrain.config.dotted import at, has, leaves
-from dltrain.config.hints import as_typed
-from dltrain.config.hydra_guard import guarded
-from dltrain.config.overrides import quoted, read_flags, readable, searched
+from dltrain.config.hints import to_cli
+from dltrain.config.hydra_guard import hydra_sandbox
+from dltrain.config.overrides import hydra_argv, parse_flags, quote_override, search_path_override
 from dltrain.config.registry import config_folder
-from dltrain.config.safe_yaml import Refused
-from dltrain.config.validation import TYPED, Fault, suggest
+from dltrain.config.safe_yaml import UnsafeConfig
+from dltrain.config.validation import TYPED, Problem, suggest
 from dltrain.runtime.errors import ConfigError
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
-    if isinstance(error, Refused) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
+    if isinstance(error, UnsafeConfig) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
         return ConfigError(str(error))
-    arguments = read_flags(command, readable(argv))
+    arguments = parse_flags(command, hydra_argv(argv))
     overrides, unreadable = _parsed(arguments.overrides)
-    extra = searched(arguments)
-    faults: list[Fault] = []
+    extra = search_path_override(arguments)
+    faults: list[Problem] = []
     keys: list[Override] = []
     composed: Any = None
     with (
-        contextlib.suppress(*REFUSED),  # what Hydra cannot even list it tells itself
-        guarded(),
+        contextlib.suppress(*COMPOSE_ERRORS),  # what Hydra cannot even list it tells itself
+        hydra_sandbox(),
         hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE),
     ):
         loader = GlobalHydra.instance().config_loader()
@@ -72,16 +72,16 @@ def _parsed(words: list[str]) -> tuple[list[Override], list[str]]:
     return overrides, unreadable
 
 
-def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[Fault]]:
+def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[Problem]]:
     """Words that choose options, and faults of those that cannot; each override comes with the options of its group."""
     words, faults = [], []
     for override, names in chosen:
         group = override.key_or_group
         if group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
-            faults.append(Fault(group, f": no such key{suggest(group, nodes)}"))
+            faults.append(Problem(group, f": no such key{suggest(group, nodes)}"))
             continue
         wrong = [value for value in _values(override) if value not in names]
-        faults += [Fault(group, _no_option(it, names)) for it in wrong]
+        faults += [Problem(group, _no_option(it, names)) for it in wrong]
         if not wrong and not override.is_delete():
             several = isinstance(override.value(), list)
             option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
@@ -89,32 +89,32 @@ def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -
     return words, faults
 
 
-def _unreadable_fault(word: str, known: list[str]) -> Fault:
+def _unreadable_fault(word: str, known: list[str]) -> Problem:
     key, equals, _ = word.lstrip("+~").partition("=")
     # Hydra reads no part of a key that begins with a digit; a typo of ours may.
     hint = suggest(key, known) if equals and key not in known else ""
     is_open = any(word.count(one) > word.count(other) for one, other in ("()", "[]", "{}"))
-    return Fault(word, ": a bracket is not closed" if is_open else f": cannot be read as KEY=VALUE{hint}")
+    return Problem(word, ": a bracket is not closed" if is_open else f": cannot be read as KEY=VALUE{hint}")
 
 
-def _in_experiment(command: str, own: str | None, told: str) -> list[Fault]:
+def _in_experiment(command: str, own: str | None, told: str) -> list[Problem]:
     """What Hydra says of the defaults of an experiment, whose words nobody typed; `own` has more configs."""
     place = " (in the defaults of the experiment)"
     if command != "train":
         return []
     if "@experiment." in told:  # where it puts them without the first line
-        return [Fault("experiment", f': its YAML must begin with "{registry.WHOLE}"')]
+        return [Problem("experiment", f': its YAML must begin with "{registry.WHOLE}"')]
     if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", told)) and found[1] in registry.GROUPS:
         folders = [config_folder(), *([Path(own)] if own else [])]
         names = sorted({path.stem for folder in folders for path in (folder / found[1]).glob("*.yaml")})
-        return [Fault(found[1], _no_option(found[2], names) + place)]
+        return [Problem(found[1], _no_option(found[2], names) + place)]
     if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", told):
-        return [Fault(found[1], f": no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}")]
+        return [Problem(found[1], f": no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}")]
     return []
 
 
 def _no_option(value: Any, names: list[str]) -> str:
-    return f"={as_typed(value)}: no such option{suggest(as_typed(value), names) or '; dltrain list shows all'}"
+    return f"={to_cli(value)}: no such option{suggest(to_cli(value), names) or '; dltrain list shows all'}"
 
 
 def _values(override: Override) -> list[Any]:
@@ -133,7 +133,7 @@ def _swept(override: Override) -> list[str]:
         return [override.input_line.partition("=")[2] if override.input_line else ""]
 
 
-def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[Fault]:
+def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[Problem]:
     """Faults of the keys that are set, each tried on the composed config."""
     known = known_keys(config, command)
     faults = []
@@ -144,30 +144,30 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
             continue
         if override.is_delete():
             if not has(config, key):
-                faults.append(Fault(f"~{key}", f": no such key{_hint(key, config, known)}"))
+                faults.append(Problem(f"~{key}", f": no such key{_hint(key, config, known)}"))
             elif at(config, key) is None:
-                faults.append(Fault(f"~{key}", ": is null already"))
+                faults.append(Problem(f"~{key}", ": is null already"))
             continue
         node: Any = config if override.is_add() or has(config, key) else None
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):  # +optim.lr.x has no place either
-            faults.append(Fault(key, f": no such key{_hint(key, config, known)} (from the command line)"))
+            faults.append(Problem(key, f": no such key{_hint(key, config, known)} (from the command line)"))
             continue
         values: list[Any] = []
         for one in _each(override):
             try:
                 values.append(OmegaConf.to_container(OmegaConf.create({"value": one.value()})))
             except OmegaConfBaseException as error:  # ${ without an end
-                faults.append(Fault(key, f"={one.value()}: {str(error).splitlines()[0]}"))
+                faults.append(Problem(key, f"={one.value()}: {str(error).splitlines()[0]}"))
         last = key.rpartition(".")[2]
         swept += [(node, last, value["value"]) for value in values[1:]]
         if values:
             node[last] = values[0]["value"]
     typed = [override.key_or_group for override in overrides]
 
-    def check() -> list[Fault]:
-        return validation.check(config, command, lambda key: TYPED if key in typed else "")
+    def check() -> list[Problem]:
+        return validation.find_problems(config, command, lambda key: TYPED if key in typed else "")
 
     faults += check()
     for node, last, value in swept:
@@ -184,7 +184,7 @@ def _each(override: Override) -> list[Override]:
     found = []
     for value in _swept(override):
         with contextlib.suppress(HydraException, ValueError):  # for quotes within quotes, say
-            found.append(OverridesParser.create().parse_override(quoted(f"{override.key_or_group}={value}")))
+            found.append(OverridesParser.create().parse_override(quote_override(f"{override.key_or_group}={value}")))
     return found
 
 

@@ -23,20 +23,20 @@ class Matches:
     words: str
 
 
-def obeys(value: Any, hint: Any) -> bool:
+def conforms(value: Any, hint: Any) -> bool:
     """Whether a value from a config obeys a type hint. A whole number is a float, but true is no number."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, *rules = get_args(hint)
-        return obeys(value, base) and all(_within(value, rule) for rule in rules)
+        return conforms(value, base) and all(_within(value, rule) for rule in rules)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
     if origin in (Union, types.UnionType):
-        return any(obeys(value, choice) for choice in get_args(hint))
+        return any(conforms(value, choice) for choice in get_args(hint))
     if origin is dict:
         return isinstance(value, dict)
     if origin is list:
-        return isinstance(value, list) and all(obeys(item, get_args(hint)[0]) for item in value)
+        return isinstance(value, list) and all(conforms(item, get_args(hint)[0]) for item in value)
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
@@ -126,10 +126,10 @@ def choices(hint: Any) -> list[str]:
     return {bool: ["true", "false"], type(None): ["null"], None: ["null"]}.get(hint, [])
 
 
-def as_typed(value: Any) -> str:
+def to_cli(value: Any) -> str:
     """A value as it is typed: null, true, [64, 32]."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {as_typed(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {to_cli(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(as_typed, value)) + "]"
+        return "[" + ", ".join(map(to_cli, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -23,18 +23,18 @@ from hydra.plugins.config_source import ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dltrain.config.safe_yaml import Refused, checked_yaml
+from dltrain.config.safe_yaml import UnsafeConfig, checked_yaml
 
 NO_LOG = {"version": 1, "root": None, "disable_existing_loggers": False}
 PLUGINS = "hydra_plugins.dltrain_plugins"
-# Hydra's own node as configs/common.yaml leaves it; ANY is free, and without effect on files and code. PLAIN is null or
-# values by name, none of them a node: Hydra makes what a node's _target_ says of the sweeper and all within it.
-ANY, PLAIN = object(), object()
+# Hydra's own node as configs/common.yaml leaves it; ANY is free, and without effect on files and code. SWEEP_PARAMS is
+# null or values by name, none of them a node: Hydra makes what a node's _target_ says of the sweeper and all within it.
+ANY, SWEEP_PARAMS = object(), object()
 OWN = {
     "run": {"dir": "."},
     "sweep": {"dir": ANY, "subdir": "."},  # dltrain makes the folder of a sweep itself
     "launcher": {"_target_": f"{PLUGINS}.DltrainLauncher"},
-    "sweeper": {"_target_": f"{PLUGINS}.DltrainSweeper", "_recursive_": False, "params": PLAIN},
+    "sweeper": {"_target_": f"{PLUGINS}.DltrainSweeper", "_recursive_": False, "params": SWEEP_PARAMS},
     "hydra_logging": NO_LOG,
     "job_logging": NO_LOG,
     "env": {},
@@ -48,7 +48,7 @@ MOST_FILES = 500  # that a defaults list names, each as often as it does
 
 
 @contextlib.contextmanager
-def guarded(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
+def hydra_sandbox(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
     """Check all that Hydra loads; without `sweeps` it may not sweep either, wherever it is told to.
 
     Without flags (`flagged`) it is one run that is asked for, and Hydra need not compose twice to learn it.
@@ -58,7 +58,7 @@ def guarded(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
 
     def refuse(*told: str) -> NoReturn:
         faults.extend(told)
-        raise Refused("\n".join(faults[:3]))
+        raise UnsafeConfig("\n".join(faults[:3]))
 
     def load_configuration(original: Callable[..., DictConfig], *arguments: Any, **named: Any) -> DictConfig:
         nonlocal loaded
@@ -70,11 +70,11 @@ def guarded(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
         except HydraException:
             raise
         except (LookupError, TypeError, AttributeError, AssertionError, RecursionError, OSError) as error:
-            raise Refused(f"Hydra cannot use this: {type(error).__name__}: {str(error)[:200]}") from error
+            raise UnsafeConfig(f"Hydra cannot use this: {type(error).__name__}: {str(error)[:200]}") from error
         if named.get("config_name") is None and not named.get("overrides"):
             return config  # Hydra's own, for --hydra-help: nothing was asked of it
         node = OmegaConf.to_container(config.hydra, resolve=False)
-        if foreign := list(_foreign(node, sweeps, named.get("overrides") or [])):
+        if foreign := list(disallowed_settings(node, sweeps, named.get("overrides") or [])):
             refuse(*foreign)
         return config
 
@@ -85,7 +85,7 @@ def guarded(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
         try:
             checked_yaml(Path(source.path, source._normalize_file_name(config_path)))
             return original(source, config_path)
-        except Refused as error:
+        except UnsafeConfig as error:
             refuse(str(error))
         except (ValueError, yaml.YAMLError) as error:  # a header that Hydra cannot read, a key that is there twice
             refuse(f"{source.path}/{config_path}: cannot be read: {' '.join(str(error).split())}")
@@ -101,7 +101,7 @@ def guarded(*, sweeps: bool = False, flagged: bool = True) -> Iterator[None]:
         for entry in search.get_path():
             is_own = entry.provider in ("hydra", "schema")
             if not is_own and "://" in entry.path and not entry.path.startswith("file://"):
-                raise Refused(f"{entry.path}: only a folder can be searched for configs")
+                raise UnsafeConfig(f"{entry.path}: only a folder can be searched for configs")
         original(repository, search)
 
     with contextlib.ExitStack() as stack:
@@ -130,7 +130,7 @@ def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[No
         setattr(owner, name, original)
 
 
-def _foreign(node: Any, sweeps: bool, typed: Sequence[str]) -> Iterator[str]:
+def disallowed_settings(node: Any, sweeps: bool, typed: Sequence[str]) -> Iterator[str]:
     words = node["overrides"]  # to what a file has there Hydra adds what was typed
     if sorted(map(str, (*words["hydra"], *words["task"]))) != sorted(typed):
         yield "hydra.overrides: cannot be set; it is what was typed"
@@ -158,7 +158,7 @@ def _launcher(node: Any) -> Any:
 def _differences(prefix: str, node: Any, own: Any) -> Iterator[str]:
     if own is ANY:
         return
-    if own is PLAIN:
+    if own is SWEEP_PARAMS:
         items = node.items() if isinstance(node, dict) else [] if node is None else [("", [])]
         names = [str(key).lstrip("+~").replace("/", ".") for key, _ in items]
         if any(name.startswith(("_", "hydra", "sweep", "trust")) for name in names) or any(

@@ -18,7 +18,7 @@ VALUE_FLAGS |= {"--info", "-i", "--experimental-rerun"}
 FUNCTIONS = ("choice(", "range(", "interval(", "glob(", "shuffle(", "sort(", "tag(")  # of Hydra's grammar
 
 
-def read_flags(command: str, argv: list[str]) -> argparse.Namespace:
+def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
     """Readable arguments as Hydra's own parser takes them. Raises ConfigError for flags that cannot be used."""
     parser = get_args_parser()
     told = f"dltrain {command} --hydra-help lists Hydra's"
@@ -41,10 +41,10 @@ def read_flags(command: str, argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def searched(arguments: argparse.Namespace) -> list[str]:
+def search_path_override(arguments: argparse.Namespace) -> list[str]:
     """The word that has Hydra search the folder of --config-dir too."""
     own = arguments.config_dir
-    return [] if own is None else [quoted(f"hydra.searchpath=['file://{Path(own).absolute()}']")]
+    return [] if own is None else [quote_override(f"hydra.searchpath=['file://{Path(own).absolute()}']")]
 
 
 def _refuse_hidden(own: Path) -> None:
@@ -55,13 +55,13 @@ def _refuse_hidden(own: Path) -> None:
             raise ConfigError(f"{path}: dltrain has a file of this name, which is the one that counts. Rename yours")
 
 
-def readable(argv: list[str]) -> list[str]:
+def hydra_argv(argv: list[str]) -> list[str]:
     """Arguments as Hydra can read them: flags with their values first, overrides in one piece, quoted where needed."""
-    flags, overrides = split(argv)
-    return flags + [quoted(f"+{word}" if word.startswith("experiment=") else word) for word in overrides]
+    flags, overrides = split_argv(argv)
+    return flags + [quote_override(f"+{word}" if word.startswith("experiment=") else word) for word in overrides]
 
 
-def split(argv: list[str]) -> tuple[list[str], list[str]]:
+def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:
     """Flags with their values, and overrides."""
     flags: list[str] = []
     overrides: list[str] = []
@@ -74,7 +74,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return [word for word in flags if word], overrides
 
 
-def quoted(word: str) -> str:
+def quote_override(word: str) -> str:
     """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
     key, equals, value = word.partition("=")
     is_function = value.startswith(FUNCTIONS) and (value.endswith(")") or value.count("(") > value.count(")"))
@@ -88,7 +88,7 @@ def quoted(word: str) -> str:
     return word  # as it was typed, to be told so
 
 
-def with_swept_groups(argv: list[str]) -> list[str]:
+def sweep_group_keys(argv: list[str]) -> list[str]:
     """`data=mnist,cifar10 data.root=X` with X as a sweep of one value.
 
     Before a sweep Hydra composes once with the default option of a swept group, to which the key may be unknown; it

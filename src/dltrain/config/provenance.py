@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.config.dotted import at, has
-from dltrain.config.safe_yaml import Refused, read_yaml
+from dltrain.config.safe_yaml import UnsafeConfig, read_yaml
 from dltrain.config.validation import TYPED
 
 RESUMED = "the run to be resumed"
 
 
 @dataclass(frozen=True)
-class Origins:
+class Provenance:
     """Origins of one composed config: the dotted keys that were typed, folders with configs, the options chosen.
 
     Called with a key it gives the place that has the last word on it, or nothing.
@@ -32,7 +32,7 @@ class Origins:
         if any(parent in self.typed and parent not in self.chosen for parent in parents):
             return TYPED
         group, _, last = key.partition(".")
-        if last == "name" and group in self.chosen and (choice := self.of_choice(group)):
+        if last == "name" and group in self.chosen and (choice := self.of_option(group)):
             return choice
         return next((str(file) for file, _ in self._places(key)), "")
 
@@ -41,7 +41,7 @@ class Origins:
         usual = ((value, str(file)) for file, value in self._places(key) if file.parent.name != "experiment")
         return next(usual, None)
 
-    def of_choice(self, group: str) -> str:
+    def of_option(self, group: str) -> str:
         """What chose the option of a group."""
         if group in self.typed:
             return TYPED
@@ -74,7 +74,7 @@ class Origins:
             file = source / name
             if file not in self._files:
                 self._files[file] = None
-                with contextlib.suppress(Refused):
+                with contextlib.suppress(UnsafeConfig):
                     self._files[file] = read_yaml(file) if file.is_file() else None
             if self._files[file] is not None:
                 yield file, self._files[file]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.config import signatures
-from dltrain.config.signatures import PACKAGE, Key, Signature
+from dltrain.config.signatures import PACKAGE, Param, Signature
 from dltrain.runtime.errors import ConfigError
 
 LISTED_GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger", "experiment")
@@ -64,15 +64,15 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
     return {node: signature for node, signature in found.items() if signature is not None}
 
 
-def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Key]:
+def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Param]:
     """Every key of a config, written with dots, and its rule."""
-    found: dict[str, signatures.Key] = {}
+    found: dict[str, signatures.Param] = {}
     for node, signature in nodes(command, config).items():
         found |= typed_keys(node, signature)
     return found
 
 
-def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Key]:
+def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Param]:
     """The keys of a node as they are typed, "" being that of the command itself."""
     return {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}
 
@@ -100,14 +100,14 @@ GROUPS = {
         "data/datasets",
         ("split", "source", "seed", "images"),
         (
-            ("data/splits.py", "train_and_val"),
+            ("data/splits.py", "split_train_val"),
             ("data/loader.py", "normalization"),
             ("data/augmentation.py", "augmentation"),
         ),
     ),
     "model": Group("models", ("input_shape", "num_classes")),
     "optim": Group(
-        "optim/optimizers.py", ("named_parameters", "optimizer", "model"), (("optim/optimizers.py", "scaled"),)
+        "optim/optimizers.py", ("named_parameters", "optimizer", "model"), (("optim/optimizers.py", "scale_lr"),)
     ),
     "schedule": Group("optim/schedules.py", ("total_steps", "step")),
     "task": Group("optim/tasks.py"),
@@ -146,13 +146,13 @@ def builtin(group: str, name: Any) -> Signature | None:
     known = signatures.public_names(place.source) if is_file else [name]
     if not isinstance(name, str) or not name.isidentifier() or name not in known:
         return None
-    with contextlib.suppress(signatures.NoSuch):  # or a file of helpers
+    with contextlib.suppress(signatures.SignatureNotFound):  # or a file of helpers
         found = signatures.builtin(place.source if is_file else f"{place.source}/{name}.py", name)
         return found if set(place.injected[:1]) <= set(found.keys) else None
     return None
 
 
-def chosen(group: str, node: dict[str, Any]) -> str:
+def option_of(group: str, node: dict[str, Any]) -> str:
     """What is typed for the built-in options of a group that a node holds; empty for none."""
     several = GROUPS[group].several
     known: list[Any] = [name for name in (node if several else [node.get("name")]) if builtin(group, name)]
@@ -176,16 +176,16 @@ def signature(group: str, name: str) -> Signature | None:
 
 
 @functools.cache
-def _shared(group: str) -> dict[str, Key]:
+def _shared(group: str) -> dict[str, Param]:
     """Keys that every option of a group has."""
-    keys: dict[str, Key] = {}
+    keys: dict[str, Param] = {}
     for source, name in GROUPS[group].shared:
         found = signatures.builtin(source, name)
         keys |= {key: rule for key, rule in found.keys.items() if key not in GROUPS[group].injected}
     return keys
 
 
-def bind(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:
+def partial_call(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:
     """What a checked node names, with those of its keys and of `injected` that its signature has."""
     name = node["name"]
     function = signatures.user_object(name) if ":" in name else _builtin_object(group, name)
@@ -204,7 +204,7 @@ def _builtin_object(group: str, name: str) -> Any:
     module = source.removesuffix(".py") if source.endswith(".py") else f"{source}.{name}"
     loaded = importlib.import_module(f"dltrain.{module.replace('/', '.')}")
     own = {key: found for key, found in vars(loaded).items() if getattr(found, "__module__", "") == loaded.__name__}
-    return next(found for key, found in own.items() if signatures.is_called(key, name))
+    return next(found for key, found in own.items() if signatures.matches_name(key, name))
 
 
 def config_folder() -> Path:

@@ -11,7 +11,7 @@ LONGEST = 1 << 20  # bytes of a YAML file
 LARGEST = 10_000  # values of a config once its aliases are written out; dltrain's own have less than 100
 
 
-class Refused(HydraException):
+class UnsafeConfig(HydraException):
     """A config that asks Hydra for what dltrain does not let it do."""
 
 
@@ -21,7 +21,7 @@ class _Loader(yaml.BaseLoader):  # it leaves aliases shared and fills in no <<
     def compose_node(self, *place: Any) -> yaml.Node | None:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise Refused(f"it is nested more than {DEEPEST} deep")
+            raise UnsafeConfig(f"it is nested more than {DEEPEST} deep")
         node = super().compose_node(*place)
         self.depth -= 1
         return node
@@ -40,18 +40,18 @@ def checked_yaml(path: Path) -> str:
     """The text of such a file, once it is known to be neither endless nor bottomless. Raises Refused, with its path."""
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:
-            raise Refused(f"no file of at most {LONGEST:,} bytes")
+            raise UnsafeConfig(f"no file of at most {LONGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
         refuse_bomb(_Loader(text).get_single_data())
         return text
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
-    except Refused as error:
-        raise Refused(f"{path}: {error}") from None
+    except UnsafeConfig as error:
+        raise UnsafeConfig(f"{path}: {error}") from None
 
 
-def _unreadable(path: Path, error: Exception) -> Refused:
-    return Refused(f"{path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}")
+def _unreadable(path: Path, error: Exception) -> UnsafeConfig:
+    return UnsafeConfig(f"{path}: cannot be read as YAML: {' '.join(str(error).split())[:300]}")
 
 
 def refuse_bomb(value: Any) -> int:
@@ -72,5 +72,5 @@ def refuse_bomb(value: Any) -> int:
     except RecursionError:
         amount = float("inf")
     if amount > LARGEST:
-        raise Refused(f"its aliases stand for more than {LARGEST:,} values, or it is nested without end")
+        raise UnsafeConfig(f"its aliases stand for more than {LARGEST:,} values, or it is nested without end")
     return int(amount)

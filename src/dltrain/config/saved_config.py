@@ -20,10 +20,10 @@ HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "k
 STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that the checkpoints of older versions lack, with the value they are read with.
 ADDED = {"report": True, "ema": None}
-OF_THE_START = ("resume", "trust", "name", "init")
+START_ONLY = ("resume", "trust", "name", "init")
 
 
-def overlay(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
+def merge_overrides(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
     """The stored config with the typed keys taken from the given one; `optim.lr` and whole groups alike."""
     joined = copy.deepcopy(stored)
     for key in typed:
@@ -39,12 +39,12 @@ def overlay(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
     return joined
 
 
-def resumed(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
+def resume_config(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
     """The config of a run that is continued: its own, with what is typed now where that may change."""
     if unfit := [key for key in typed if key in ("experiment", "init", "name")]:
         raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
     stored = ADDED | stored
-    joined = overlay(stored, given, [key for key in typed if key not in ("resume", "trust")])
+    joined = merge_overrides(stored, given, [key for key in typed if key not in ("resume", "trust")])
     changed = _differences(stored, joined)
     if fixed := [key for key in changed if key in FIXED_GROUPS or key.partition(".")[0] in FIXED]:
         raise ConfigError(f"resume: {', '.join(fixed)} cannot change in a resumed run. Start a new one with init=")
@@ -53,10 +53,10 @@ def resumed(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str
     return joined
 
 
-def started_again(config: dict[str, Any], typed: Collection[str], folder: str) -> tuple[dict[str, Any], list[str]]:
+def restart_config(config: dict[str, Any], typed: Collection[str], folder: str) -> tuple[dict[str, Any], list[str]]:
     """The config and typed keys of a command line that is given once more, to go on with the run that it began."""
     trust = [config["trust"]] if isinstance(config["trust"], str) else config["trust"]
-    own = [package for _, package in own_code(config)]
+    own = [package for _, package in custom_imports(config)]
     kept = [key for key in typed if key not in ("experiment", "init", "name")]
     return config | {"resume": folder, "trust": [*trust, *own]}, kept
 
@@ -66,7 +66,7 @@ def digests(values: dict[str, Any]) -> dict[str, str]:
     return {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in _leaves(values).items()}
 
 
-def tell_other_references(values: dict[str, Any], before: dict[str, str], typed: Collection[str]) -> None:
+def warn_changed_interpolations(values: dict[str, Any], before: dict[str, str], typed: Collection[str]) -> None:
     """Say which keys that are not typed refer to something else than they did; raise ConfigError for fixed ones."""
     now = digests(values)
     kept = [key for key in before if key in now and not {key, key.partition(".")[0]} & set(typed)]
@@ -92,12 +92,12 @@ def _leaves(config: dict[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         for name, leaf in value.items() if isinstance(value, dict) else [("", value)]:
             dotted = f"{key}.{name}" if name else key
-            if key not in HARMLESS + STOPPING + OF_THE_START and dotted not in HARMLESS:
+            if key not in HARMLESS + STOPPING + START_ONLY and dotted not in HARMLESS:
                 leaves[dotted] = leaf
     return leaves
 
 
-def why_only_read(values: dict[str, Any], typed: Collection[str]) -> str:
+def read_only_reason(values: dict[str, Any], typed: Collection[str]) -> str:
     """Why nothing is downloaded into the folder of the data; empty where the checkpoint has not chosen it."""
     root = values["data"].get("root")
     if root is None or {"data", "data.root"} & set(typed):
@@ -105,16 +105,16 @@ def why_only_read(values: dict[str, Any], typed: Collection[str]) -> str:
     return f"what a checkpoint names is only read. To download, add data.root={root}"
 
 
-def refuse_untrusted(stored: dict[str, Any], trust: Collection[str] | str, what: str = "the checkpoint") -> None:
+def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: str = "the checkpoint") -> None:
     """Raise ConfigError where a checkpoint names a person's own code whose package is not in `trust`."""
     trusted = [trust] if isinstance(trust, str) else trust
-    for name, package in own_code(stored):
+    for name, package in custom_imports(stored):
         if package not in trusted:
             name = printable(name[:200])
             raise ConfigError(f"{what} wants to run {name}. If you trust that code, add trust=[{package}]")
 
 
-def refuse_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:
+def require_typed_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:
     """Raise ConfigError where a checkpoint, and nobody's hand, says to which server or folder figures go."""
     nodes = values.get("logger")
     node = nodes.get("mlflow") if isinstance(nodes, dict) else None
@@ -126,7 +126,7 @@ def refuse_address(values: dict[str, Any], typed: Collection[str], what: str = "
         )
 
 
-def own_code(config: dict[str, Any]) -> list[tuple[str, str]]:
+def custom_imports(config: dict[str, Any]) -> list[tuple[str, str]]:
     """What a config names of a person's own code, each with its package."""
     nodes = [config.get(group) for group in GROUPS]
     names = [node.get("name") for node in nodes if isinstance(node, dict)]

@@ -41,7 +41,7 @@ KNOWN = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Key:
+class Param:
     """One keyword argument: its type hint (Any where it is unknown), whether it must be given, its meaning."""
 
     hint: Any
@@ -54,11 +54,11 @@ class Signature:
     """Keyword arguments of a function or class; `takes_any` where it has **kwargs."""
 
     summary: str
-    keys: dict[str, Key]
+    keys: dict[str, Param]
     takes_any: bool = False
 
 
-class NoSuch(LookupError):
+class SignatureNotFound(LookupError):
     """There is no function or class of that name in that file."""
 
 
@@ -74,7 +74,7 @@ def builtin(source: str, name: str) -> Signature:
     A class NetOfMine is `netofmine` or `net_of_mine`. Raises NoSuch where there is none.
     """
     if not (PACKAGE / source).is_file():
-        raise NoSuch(source)
+        raise SignatureNotFound(source)
     tree = _parsed(source)
     aliases = {
         target.id: node.value
@@ -84,12 +84,12 @@ def builtin(source: str, name: str) -> Signature:
         if isinstance(target, ast.Name)
     }
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and is_called(node.name, name):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and matches_name(node.name, name):
             return _read(node, aliases)
-    raise NoSuch(f"{source} has no {name}")
+    raise SignatureNotFound(f"{source} has no {name}")
 
 
-def is_called(definition: str, name: str) -> bool:
+def matches_name(definition: str, name: str) -> bool:
     """Whether a function or class goes by a name: my_net or mynet for MyNet."""
     return definition.lower() in (name.lower(), name.lower().replace("_", ""))
 
@@ -124,7 +124,7 @@ def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) ->
                 found[field.target.id] = field.annotation, field.value is None
     meanings = argument_meanings(document, found)
     keys = {
-        name: Key(Any if hint is None else _hint(hint, aliases), required, meanings.get(name, ""))
+        name: Param(Any if hint is None else _hint(hint, aliases), required, meanings.get(name, ""))
         for name, (hint, required) in found.items()
     }
     return Signature(document.partition("\n")[0], keys, takes_any)
@@ -208,7 +208,7 @@ def user_signature(found: Any) -> Signature:
     document = inspect.getdoc(found) or ""
     meanings = argument_meanings(document, parameters)
     keys = {
-        name: Key(hints.get(name, Any), parameter.default is parameter.empty, meanings.get(name, ""))
+        name: Param(hints.get(name, Any), parameter.default is parameter.empty, meanings.get(name, ""))
         for name, parameter in parameters.items()
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }

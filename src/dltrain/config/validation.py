@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from dltrain.config import signatures
-from dltrain.config.hints import as_typed, describe, is_number, obeys
+from dltrain.config.hints import conforms, describe, is_number, to_cli
 from dltrain.config.registry import COMMANDS, GROUPS, OPTIONAL, REQUIRED, WHOLE, Origin, builtin, names, signature
-from dltrain.config.signatures import Key, Signature
+from dltrain.config.signatures import Param, Signature
 from dltrain.runtime.errors import ConfigError
 
 TYPED = "the command line"  # an origin of keys
 
 
 @dataclass(frozen=True)
-class Fault:
+class Problem:
     """One thing wrong with a config: the key, what is wrong and what to do."""
 
     key: str
@@ -25,7 +25,7 @@ class Fault:
         return " ".join(f"{self.key}{self.text}".splitlines())
 
 
-def refuse(faults: list[Fault]) -> None:
+def raise_problems(faults: list[Problem]) -> None:
     """Raise a ConfigError that tells all faults at once, one a line; none is fine."""
     if faults:
         raise ConfigError("\n".join(str(fault) for fault in faults))
@@ -50,12 +50,12 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
 
 
-def require(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
+def validate(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
     """Raise a ConfigError that tells all faults of a config, one a line."""
-    refuse(check(config, command, origin))
+    raise_problems(find_problems(config, command, origin))
 
 
-def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Fault]:
+def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Problem]:
     """All faults of a composed config, its interpolations resolved; `origin` tells where a key's value is from."""
 
     def where(key: str) -> str:
@@ -69,7 +69,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     is_lost = isinstance(own, dict | list) and not any(TYPED in where(f"experiment.{key}") for key in own)
     if command == "train" and is_lost:
         del top["experiment"]
-        faults.append(Fault("experiment", f': its YAML must begin with "{WHOLE}", and hold keys and their values'))
+        faults.append(Problem("experiment", f': its YAML must begin with "{WHOLE}", and hold keys and their values'))
     others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
     faults += _check_keys("", top, settings, where, others)
     for node, place in nodes.items():
@@ -77,7 +77,7 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
         if node in OPTIONAL and node not in config:
             continue
         if not isinstance(value, dict):
-            faults.append(Fault(node, f"={as_typed(value)}: must be a group of keys{where(node)}"))
+            faults.append(Problem(node, f"={to_cli(value)}: must be a group of keys{where(node)}"))
             continue
         if place is not None:
             faults += _check_keys(f"{node}.", value, signatures.builtin(*place), where, settings.keys)
@@ -88,28 +88,28 @@ def check(config: dict[str, Any], command: str, origin: Origin = lambda key: "")
     return faults
 
 
-def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
+def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Problem]:
     name, key = node.get("name"), f"{group}.name"
     if not isinstance(name, str) or name == REQUIRED:
-        return [Fault(key, f" is required: set it to module:name, your own code, or to an option's name{where(key)}")]
+        return [Problem(key, f" is required: set it to module:name, your own code, or to an option's name{where(key)}")]
     try:
         found = signature(group, name)
     except ConfigError as error:
-        return [Fault(key, f"={error}")]
+        return [Problem(key, f"={error}")]
     if found is None:
-        return [Fault(key, f"={name}: no such {group}{suggest(name, names(group))}{where(key)}")]
+        return [Problem(key, f"={name}: no such {group}{suggest(name, names(group))}{where(key)}")]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
 
 
-def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Fault]:
+def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Problem]:
     faults = []
     for name, node in nodes.items():
         key = f"{group}.{name}"
         found = signature(group, name) if builtin(group, name) else None
         if found is None:
-            faults.append(Fault(key, f": no such {group}{suggest(name, names(group))}{where(key)}"))
+            faults.append(Problem(key, f": no such {group}{suggest(name, names(group))}{where(key)}"))
         elif not isinstance(node, dict):
-            faults.append(Fault(key, f"={as_typed(node)}: must be a group of keys{where(key)}"))
+            faults.append(Problem(key, f"={to_cli(node)}: must be a group of keys{where(key)}"))
         else:
             faults += _check_keys(f"{key}.", node, found, where, others)
     return faults
@@ -117,7 +117,7 @@ def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Ite
 
 def _check_keys(
     prefix: str, node: dict[str, Any], found: Signature, where: Origin, others: Iterable[str]
-) -> list[Fault]:
+) -> list[Problem]:
     faults = []
     known = {prefix + key: rule for key, rule in found.keys.items()}
     for name, value in node.items():
@@ -125,22 +125,24 @@ def _check_keys(
         if key in known:
             faults += _check_value(key, value, known[key], where)
         elif not found.takes_any:
-            faults.append(Fault(key, f": no such key{suggest(key, [*known, *others])}{where(key)}"))
+            faults.append(Problem(key, f": no such key{suggest(key, [*known, *others])}{where(key)}"))
     missing = [key for key, rule in known.items() if rule.required and key.removeprefix(prefix) not in node]
-    return faults + [Fault(key, f" is required: {known[key].meaning or describe(known[key].hint)}") for key in missing]
+    return faults + [
+        Problem(key, f" is required: {known[key].meaning or describe(known[key].hint)}") for key in missing
+    ]
 
 
-def _check_value(key: str, value: Any, rule: Key, where: Origin) -> list[Fault]:
+def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[Problem]:
     if value == REQUIRED:
-        return [Fault(key, f" is required: {rule.meaning or describe(rule.hint)}")]
-    if obeys(value, rule.hint):
+        return [Problem(key, f" is required: {rule.meaning or describe(rule.hint)}")]
+    if conforms(value, rule.hint):
         return []
-    shown, advice = as_typed(value), ""
-    if isinstance(value, int | float) and obeys(shown, rule.hint):
+    shown, advice = to_cli(value), ""
+    if isinstance(value, int | float) and conforms(shown, rule.hint):
         advice = f"; as text: '{key}=\"{shown}\"'"
     elif isinstance(value, str) and is_number(value):
         shown, advice = f'"{value}"', ", not text"
-    return [Fault(key, f"={shown}: must be {describe(rule.hint)}{advice}{where(key)}")]
+    return [Problem(key, f"={shown}: must be {describe(rule.hint)}{advice}{where(key)}")]
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:

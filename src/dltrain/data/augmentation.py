@@ -46,7 +46,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampledAugmentations:
     """What was drawn for the N pictures of an epoch, by their places in its order; None for what is not done.
 
     shifts: (N, 2) top and left of the window in the padded picture
@@ -73,7 +73,7 @@ class Draws:
         """Whether each picture is mixed with another one."""
         return self.shares is not None
 
-    def moved(self, images: Tensor, places: Tensor) -> Tensor:
+    def apply_geometric(self, images: Tensor, places: Tensor) -> Tensor:
         """Pictures (B, C, H, W), bytes or floats, that stand in these places (B,): cropped, mirrored, turned, bent."""
         if self.shifts is not None:
             images = random_crop(images, self.shifts[places], self.augmentation.crop)
@@ -81,22 +81,22 @@ class Draws:
             images = random_flip(images, self.flips[places])
         if self.angles is not None or self.augmentation.elastic:
             angles = torch.zeros(len(places), device=images.device) if self.angles is None else self.angles[places]
-            images = warped(images, angles, self._displacements(places, images))
+            images = warp(images, angles, self._displacements(places, images))
         return images
 
-    def wiped(self, images: Tensor, places: Tensor) -> Tensor:
+    def apply_cutout(self, images: Tensor, places: Tensor) -> Tensor:
         """Normalised pictures without what is wiped out of them."""
         if self.holes is None:
             return images
         return cutout(images, self.holes[places], self.augmentation.cutout)
 
-    def mixed(
+    def apply_mix(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Pictures and targets (B, …) mixed with others'."""
         assert self.shares is not None
         assert self.boxes is not None
-        images = mixed_pictures(images, other_images, self.shares[places], self.boxes[places])
+        images = mix_images(images, other_images, self.shares[places], self.boxes[places])
         shares = self.shares[places].view(-1, *[1] * (targets.ndim - 1))
         return images, shares * targets + (1 - shares) * other_targets
 
@@ -109,11 +109,11 @@ class Draws:
         first, last = int(own.min()) // whole, int(own.max()) // whole
         noise = torch.empty(1 + last - first, whole, 2, H, W)
         for index, of_batch in enumerate(noise, first):
-            of_batch.uniform_(-1, 1, generator=generator_of(self.seed, self.epoch, 2 + index))
-        return smoothed(noise.flatten(0, 1)[own - first * whole].to(images.device)) * self.augmentation.elastic
+            of_batch.uniform_(-1, 1, generator=seeded_generator(self.seed, self.epoch, 2 + index))
+        return smooth(noise.flatten(0, 1)[own - first * whole].to(images.device)) * self.augmentation.elastic
 
 
-def draw(
+def sample_augmentations(
     augmentation: Augmentation,
     order: Tensor,
     shape: Sequence[int],
@@ -123,14 +123,14 @@ def draw(
     epoch: int,
     batch_size: int,
     device: torch.device,
-) -> Draws:
+) -> SampledAugmentations:
     """Draw for all pictures of an epoch, of `shape` (C, H, W); `order` (N,) holds the numbers of the examples."""
     count, (_, H, W) = len(order), shape
     shifts = flips = angles = holes = shares = boxes = None
     if augmentation.crop:
         shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
     if augmentation.flip == "alternate":
-        begins = torch.rand(count, generator=generator_of(seed, 0, 1)) < 0.5
+        begins = torch.rand(count, generator=seeded_generator(seed, 0, 1)) < 0.5
         flips = (begins ^ bool(epoch % 2))[order]
     elif augmentation.flip:
         flips = torch.rand(count, generator=generator) < 0.5
@@ -139,14 +139,12 @@ def draw(
     if augmentation.cutout:
         holes = (torch.rand(count, 2, generator=generator) * torch.tensor([H, W])).long()
     if augmentation.mixup or augmentation.cutmix:
-        shares, boxes = _draw_mixture(augmentation, count, H, W, seed, epoch)
+        shares, boxes = _sample_mix(augmentation, count, H, W, seed, epoch)
     on_device = [each if each is None else each.to(device) for each in (shifts, flips, angles, holes, shares, boxes)]
-    return Draws(augmentation, seed, epoch, min(batch_size, count), *on_device)
+    return SampledAugmentations(augmentation, seed, epoch, min(batch_size, count), *on_device)
 
 
-def _draw_mixture(
-    augmentation: Augmentation, count: int, H: int, W: int, seed: int, epoch: int
-) -> tuple[Tensor, Tensor]:
+def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Shares (N,) and boxes (N, 4); where both ways are asked for each picture goes one of them."""
     generator = numpy.random.default_rng([seed, epoch, 1])  # torch's own has no beta distribution
     cuts = numpy.full(count, not augmentation.mixup)
@@ -163,7 +161,7 @@ def _draw_mixture(
     return torch.from_numpy(numpy.where(cuts, 1 - cut, shares)).float(), torch.from_numpy(boxes)
 
 
-def generator_of(*words: int) -> torch.Generator:
+def seeded_generator(*words: int) -> torch.Generator:
     """A generator that depends on these numbers alone; SeedSequence mixes them so that near ones differ."""
     word = numpy.random.SeedSequence(words).generate_state(1)[0]
     return torch.Generator().manual_seed(int(word))
@@ -181,7 +179,7 @@ def random_flip(images: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
-def warped(images: Tensor, angles: Tensor, displacements: Tensor | None) -> Tensor:
+def warp(images: Tensor, angles: Tensor, displacements: Tensor | None) -> Tensor:
     """Images (B, C, H, W) turned about their middle and bent, as floats; between pixels bilinear, outside zero.
 
     Each pixel shows the point of the old picture that lies at its own place, turned by its angle (B,) in radians (seen
@@ -198,7 +196,7 @@ def warped(images: Tensor, angles: Tensor, displacements: Tensor | None) -> Tens
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def smoothed(noise: Tensor) -> Tensor:
+def smooth(noise: Tensor) -> Tensor:
     """Noise (B, 2, H, W), even between -1 and 1, as a smooth field of standard deviation 1 in its middle."""
     down, right = (_gaussian(side, noise.device) for side in noise.shape[2:])
     deviation = math.sqrt(1 / 3) * down[len(down) // 2].norm() * right[len(right) // 2].norm()
@@ -216,7 +214,7 @@ def cutout(images: Tensor, middles: Tensor, side: int) -> Tensor:
     return images.masked_fill(_inside(images, middles - side // 2, middles + (side - side // 2)), 0.0)
 
 
-def mixed_pictures(images: Tensor, others: Tensor, shares: Tensor, boxes: Tensor) -> Tensor:
+def mix_images(images: Tensor, others: Tensor, shares: Tensor, boxes: Tensor) -> Tensor:
     """Images (B, C, H, W) with those parts of the others that boxes (B, 4) say; where they are empty, both blended."""
     inside = _inside(images, boxes[:, 0::2], boxes[:, 1::2])
     is_cut = (boxes[:, 1] > boxes[:, 0]).view(-1, 1, 1, 1)

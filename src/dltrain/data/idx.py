@@ -18,7 +18,7 @@ from torch import Tensor
 from dltrain.data import download
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import InputError
-from dltrain.runtime.folders import expanded
+from dltrain.runtime.folders import expand_user
 
 Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 FILES = {
@@ -41,7 +41,7 @@ SUMS = {
 
 def data_root(root: str | None) -> Path:
     """Where data sets lie: `data.root`, else the environment's DLTRAIN_DATA, else data/."""
-    return expanded(root or os.environ.get("DLTRAIN_DATA") or "data")
+    return expand_user(root or os.environ.get("DLTRAIN_DATA") or "data")
 
 
 def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str, ...]) -> Examples | None:

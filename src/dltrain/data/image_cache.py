@@ -19,28 +19,28 @@ from torch import Tensor
 
 from dltrain.runtime import atomic_files, torchrun
 from dltrain.runtime.errors import UserError
-from dltrain.runtime.folders import expanded, safe_name
+from dltrain.runtime.folders import expand_user, safe_name
 
 log = logging.getLogger(__name__)
 
 SPARE = 10  # times as much as they take must be free on the disk
 
 
-class Decoded(NamedTuple):
+class DecodedImages(NamedTuple):
     """uint8 pictures (N, C, H, W) of the files that can be read, and why others cannot, by their place."""
 
     images: Tensor
     left_out: dict[int, str]
 
 
-def place(name: str, *what: object) -> Path | None:
+def cache_path(name: str, *what: object) -> Path | None:
     """Where pictures made from `what` are kept: below DLTRAIN_CACHE, or ~/.cache/dltrain; None where it is empty."""
     chosen = os.environ.get("DLTRAIN_CACHE")
     if chosen == "":
         return None
     digest = hashlib.sha256(repr(what).encode(errors="surrogateescape")).hexdigest()[:16]
     try:
-        base = expanded(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dltrain")
+        base = expand_user(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dltrain")
     except UserError:  # a user without a home
         return None
     return base / f"{safe_name(name)}-{digest}.safetensors"
@@ -56,7 +56,7 @@ def fingerprint(root: Path, paths: list[str], *what: object) -> str:
     return digest.hexdigest()
 
 
-def read(path: Path, key: str) -> Decoded | None:
+def read(path: Path, key: str) -> DecodedImages | None:
     """What was kept there under this fingerprint, unless it has been altered since."""
     try:
         with safe_open(path, "pt") as file:
@@ -67,16 +67,16 @@ def read(path: Path, key: str) -> Decoded | None:
         if about["digest"] != _digest(images, about["left_out"]):
             log.info("%s was altered: pictures are decoded again", path)
             return None
-        return Decoded(images, {int(place): why for place, why in json.loads(about["left_out"]).items()})
+        return DecodedImages(images, {int(place): why for place, why in json.loads(about["left_out"]).items()})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
-def keep(path: Path, key: str, decoded: Decoded) -> None:
+def write(path: Path, key: str, decoded: DecodedImages) -> None:
     """Write them, whole or not at all; where that cannot be, the next start decodes again."""
     left_out = json.dumps(decoded.left_out)
     about = {"key": key, "left_out": left_out, "digest": _digest(decoded.images, left_out)}
-    temporary = atomic_files.temporary_for(path)
+    temporary = atomic_files.temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if torchrun.processes().rank or shutil.disk_usage(path.parent).free < SPARE * decoded.images.nbytes:

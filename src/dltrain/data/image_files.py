@@ -16,7 +16,7 @@ from torch import Tensor
 from dltrain.runtime.errors import InputError
 
 
-class Unreachable(ValueError):
+class Unreadable(ValueError):
     """The system would not let a file be read: another time it may."""
 
 
@@ -32,14 +32,14 @@ def _formats() -> list[str]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def without_pillow_warnings() -> Iterator[None]:
     """Keep Pillow's warnings about odd files from the screen; around threads, not in them: filters are global."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def find(folder: str | Path) -> list[str]:
+def find_images(folder: str | Path) -> list[str]:
     """Picture files below a folder, sorted by the parts of their paths; what begins with a dot is left out.
 
     Texts and not Paths, which take ten times as long for a folder of many. Raises InputError for one that is closed.
@@ -64,11 +64,11 @@ def _below(folder: str | Path) -> Iterator[str]:
 
 
 def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor:
-    """A picture file as uint8 (C, H, W): `read`, which raises ValueError, then `fitted`."""
-    return fitted(read(path, channels=channels), size=size, fit=fit)
+    """A picture file as uint8 (C, H, W): `open_image`, which raises ValueError, then `resized`."""
+    return resized(open_image(path, channels=channels), size=size, fit=fit)
 
 
-def read(path: str | Path, *, channels: int) -> Image.Image:
+def open_image(path: str | Path, *, channels: int) -> Image.Image:
     """A picture in L or RGB: turned upright, its first frame, on white where it is transparent.
 
     Raises ValueError with a short reason for a file that is no picture or is damaged.
@@ -83,11 +83,11 @@ def read(path: str | Path, *, channels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError("no picture, or damaged at its beginning") from None
     except Exception as error:  # decoders raise nearly anything on damaged input
-        kind = Unreachable if isinstance(error, OSError) and error.errno is not None else ValueError
+        kind = Unreadable if isinstance(error, OSError) and error.errno is not None else ValueError
         raise kind((" ".join(str(error).split()) or type(error).__name__)[:120]) from None
 
 
-def fitted(picture: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
+def resized(picture: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
     """A picture in L or RGB as uint8 (C, H, W).
 
     `fit` is `resize` (the sides may be squeezed) or `crop` (scaled to cover `size`, then cut out of the middle).

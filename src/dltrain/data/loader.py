@@ -13,10 +13,10 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
-from dltrain.data.augmentation import Augmentation, Draws, draw, generator_of
+from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_augmentations, seeded_generator
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import ConfigError
-from dltrain.runtime.torchrun import ALONE, Processes
+from dltrain.runtime.torchrun import SINGLE_PROCESS, Processes
 
 Positive = Annotated[float, Interval(gt=0)]
 # Made ready at once where batches are smaller: fewer operations, and what a batch needs is still in the cache.
@@ -25,7 +25,7 @@ UNCHANGED = Augmentation()
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
-class Batches:
+class TensorLoader:
     """Batches of one split: `epoch` for training, `in_order` for evaluation.
 
     Args:
@@ -41,7 +41,7 @@ class Batches:
         statistics: Statistics,
         augmentation: Augmentation = UNCHANGED,
         seed: int = 0,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.images = examples.images.to(device)
         self.targets = examples.targets.to(device)
@@ -67,11 +67,11 @@ class Batches:
         """
         device, count = self.images.device, len(self.images)
         # Drawn on the CPU and for the whole epoch, so that every device and every resume sees the same.
-        generator = generator_of(self.seed, epoch)
+        generator = seeded_generator(self.seed, epoch)
         order = torch.randperm(count, generator=generator)
         draws = None
         if self.augmentation != UNCHANGED:
-            draws = draw(
+            draws = sample_augmentations(
                 self.augmentation,
                 order,
                 self.images.shape[1:],
@@ -82,28 +82,28 @@ class Batches:
                 device=device,
             )
         order = order.to(device)
-        own = [self._own(start) for start in range(0, count, self.batch_size)]
+        own = [self._rank_slice(start) for start in range(0, count, self.batch_size)]
         of_batch = self.batch_size * self.images[0].numel() * 4  # bytes, as floats
         together = max(1, min(GATHERED // self.batch_size, GATHERED_BYTES // of_batch))
         # From where an unbroken run would: products round by where in memory a batch begins.
         for at in range(first - first % together, len(own), together):
             parts = own[at : at + together]
-            images, targets = self._taken(order, parts) if draws is None else self._changed(order, parts, draws)
+            images, targets = self._plain(order, parts) if draws is None else self._augmented(order, parts, draws)
             sizes = [part.stop - part.start for part in parts]
             ready = zip(images.split(sizes), targets.split(sizes), strict=True)
             yield from islice(ready, max(0, first - at), None)
 
-    def _taken(self, order: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
+    def _plain(self, order: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
         """Normalised pictures and targets of some batches."""
         follow_on = all(one.stop == other.start for one, other in pairwise(parts))  # where one process is alone
         chosen = order[parts[0].start : parts[-1].stop] if follow_on else torch.cat([order[part] for part in parts])
         # Of bytes twelve times as fast as images[chosen].
         return self.normalize(self.images.index_select(0, chosen)), self.targets.index_select(0, chosen)
 
-    def _changed(self, order: Tensor, parts: list[slice], draws: Draws) -> tuple[Tensor, Tensor]:
+    def _augmented(self, order: Tensor, parts: list[slice], draws: SampledAugmentations) -> tuple[Tensor, Tensor]:
         """The same, augmented."""
         places = torch.cat([torch.arange(part.start, part.stop, device=order.device) for part in parts])
-        images, targets = self._pictures(order, places, draws), self.targets.index_select(0, order[places])
+        images, targets = self._augmented_images(order, places, draws), self.targets.index_select(0, order[places])
         if not draws.mixes:
             return images, targets
         # Each with the next one of its batch, of which another process may have its part.
@@ -112,23 +112,23 @@ class Batches:
         other_targets = self.targets.index_select(0, order[others])
         if not targets.is_floating_point():
             targets, other_targets = (F.one_hot(each, self.classes).float() for each in (targets, other_targets))
-        return draws.mixed(images, targets, self._pictures(order, others, draws), other_targets, places)
+        return draws.apply_mix(images, targets, self._augmented_images(order, others, draws), other_targets, places)
 
-    def _pictures(self, order: Tensor, places: Tensor, draws: Draws) -> Tensor:
+    def _augmented_images(self, order: Tensor, places: Tensor, draws: SampledAugmentations) -> Tensor:
         """Normalised pictures, augmented one by one."""
-        images = draws.moved(self.images.index_select(0, order[places]), places)
-        return draws.wiped(self.normalize(images), places)
+        images = draws.apply_geometric(self.images.index_select(0, order[places]), places)
+        return draws.apply_cutout(self.normalize(images), places)
 
-    def _own(self, start: int) -> slice:
+    def _rank_slice(self, start: int) -> slice:
         """This process's part of the batch from `start` on; the batch's first example where it has none."""
-        rank, world = self.processes.rank, self.processes.world
+        rank, world = self.processes.rank, self.processes.world_size
         size = min(self.batch_size, len(self.images) - start)
         first, last = size * rank // world, size * (rank + 1) // world
         return slice(start + first, start + last) if first < last else slice(start, start + 1)
 
-    def share(self, index: int) -> tuple[int, float]:
+    def rank_weight(self, index: int) -> tuple[int, float]:
         """Examples of batch `index` of an epoch, and what this process's part counts in the mean over all."""
-        rank, world = self.processes.rank, self.processes.world
+        rank, world = self.processes.rank, self.processes.world_size
         size = min(self.batch_size, len(self.images) - index * self.batch_size)
         own = size * (rank + 1) // world - size * rank // world
         return size, own * world / size

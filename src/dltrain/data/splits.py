@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dltrain.runtime.errors import ConfigError, InputError
 
-Share = Annotated[float, Interval(ge=0, lt=1)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=0)]
 
 
@@ -25,7 +25,7 @@ class Examples(NamedTuple):
 Source = Callable[[str], Any]
 
 
-def read(source: Source, split: str) -> Examples | None:
+def read_split(source: Source, split: str) -> Examples | None:
     """One split of a data set; a map-style torch Dataset is read into memory once.
 
     Raises InputError where a user's function returns something else.
@@ -96,8 +96,8 @@ def _problem(examples: Examples) -> str:
     return ""
 
 
-def train_and_val(
-    source: Source, *, val: Share | Count, limit: Share | Count | None, seed: int
+def split_train_val(
+    source: Source, *, val: Fraction | Count, limit: Fraction | Count | None, seed: int
 ) -> tuple[Examples, Examples | None]:
     """The training set, cut to `limit`, and the validation set: the data set's own, or taken from the training set.
 
@@ -105,7 +105,7 @@ def train_and_val(
         val: share (0.1) or number (5000) of training examples that choose the best checkpoint; 0 for none
         limit: share or number of training examples to use; null for all
     """
-    train = read(source, "train")
+    train = read_split(source, "train")
     if train is None:
         raise InputError("data: there is no train split")
     if limit is not None:
@@ -115,7 +115,7 @@ def train_and_val(
         train = _take(train, stratified(train.targets, keep, seed))
     if not val:
         return train, None
-    if (own := read(source, "val")) is not None:
+    if (own := read_split(source, "val")) is not None:
         return train, own
     hold = _count(val, len(train.images), "data.val")
     if not 0 < hold < len(train.images):

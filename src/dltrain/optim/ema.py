@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dltrain.optim.step import State
+from dltrain.optim.step import TrainState
 
 
 @torch.no_grad()
-def average(state: State, decay: float) -> None:
+def update_ema(state: TrainState, decay: float) -> None:
     """Take the weights, and the statistics of norms, after a step into their average.
 
     After n steps it keeps at most (1 + n) / (10 + n) of itself, so that it soon forgets the start.
@@ -30,7 +30,7 @@ def average(state: State, decay: float) -> None:
 
 
 @contextlib.contextmanager
-def averaged(state: State) -> Iterator[None]:
+def swapped_in_ema(state: TrainState) -> Iterator[None]:
     """Let the network have the averages, where there are any, and then its own weights again, to the bit."""
     if state.averages is None:
         yield

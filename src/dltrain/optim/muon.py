@@ -46,14 +46,14 @@ class Muon(torch.optim.Optimizer):
         if group["iterations"]:
             matrix = update.flatten(1)  # (out, in * height * width)
             rows, columns = matrix.shape
-            update = orthogonal(matrix, group["iterations"]).view(weight.shape)
+            update = orthogonalize(matrix, group["iterations"]).view(weight.shape)
             if group["rescale"]:
                 weight.mul_(math.sqrt(rows) / weight.norm().clamp(min=TINY))
             update *= math.sqrt(max(1, rows / columns))  # tall ones have fewer directions
         weight.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate)
 
 
-def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
+def orthogonalize(matrix: Tensor, iterations: int) -> Tensor:
     """A matrix (rows, columns) with all its singular values near 1, by Newton-Schulz iterations in bf16."""
     a, b, c = COEFFICIENTS
     rows, columns = matrix.shape

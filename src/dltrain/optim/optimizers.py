@@ -14,12 +14,18 @@ from dltrain.optim.muon import Muon
 
 Rate = Annotated[float, Interval(gt=0)]
 Decay = Annotated[float, Interval(ge=0)]
-Share = Annotated[float, Interval(ge=0, lt=1)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Parameters = Iterable[tuple[str, nn.Parameter]]
 
 
 def sgd(
-    named_parameters: Parameters, *, lr: Rate, momentum: Share, nesterov: bool, weight_decay: Decay, decay_biases: bool
+    named_parameters: Parameters,
+    *,
+    lr: Rate,
+    momentum: Fraction,
+    nesterov: bool,
+    weight_decay: Decay,
+    decay_biases: bool,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum.
 
@@ -35,7 +41,7 @@ def sgd(
 
 
 def adam(
-    named_parameters: Parameters, *, lr: Rate, beta1: Share, beta2: Share, weight_decay: Decay, decay_biases: bool
+    named_parameters: Parameters, *, lr: Rate, beta1: Fraction, beta2: Fraction, weight_decay: Decay, decay_biases: bool
 ) -> torch.optim.Optimizer:
     """Adam (Kingma, Ba, 2015).
 
@@ -51,7 +57,7 @@ def adam(
 
 
 def adamw(
-    named_parameters: Parameters, *, lr: Rate, beta1: Share, beta2: Share, weight_decay: Decay, decay_biases: bool
+    named_parameters: Parameters, *, lr: Rate, beta1: Fraction, beta2: Fraction, weight_decay: Decay, decay_biases: bool
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov, Hutter, 2019).
 
@@ -67,7 +73,13 @@ def adamw(
 
 
 def rmsprop(
-    named_parameters: Parameters, *, lr: Rate, alpha: Share, momentum: Share, weight_decay: Decay, decay_biases: bool
+    named_parameters: Parameters,
+    *,
+    lr: Rate,
+    alpha: Fraction,
+    momentum: Fraction,
+    weight_decay: Decay,
+    decay_biases: bool,
 ) -> torch.optim.Optimizer:
     """RMSprop: the gradient divided by a running mean of its size (Hinton, 2012).
 
@@ -86,10 +98,10 @@ def muon(
     named_parameters: Parameters,
     *,
     lr: Rate,
-    momentum: Share,
+    momentum: Fraction,
     iterations: Annotated[int, Interval(ge=1, le=99)],
     rescale: bool,
-    plain_momentum: Share,
+    plain_momentum: Fraction,
     weight_decay: Decay,
     decay_biases: bool,
 ) -> torch.optim.Optimizer:
@@ -122,7 +134,7 @@ def muon(
     return Muon([group for group in groups if group["params"]])
 
 
-def scaled(
+def scale_lr(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     *,

@@ -9,11 +9,11 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-Share = Annotated[float, Interval(ge=0, lt=1)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Factor = Annotated[float, Interval(ge=0, le=1)]
 
 
-def constant(step: int, total_steps: int, *, warmup: Share) -> float:
+def constant(step: int, total_steps: int, *, warmup: Fraction) -> float:
     """One rate for the whole run, after an optional linear warm-up.
 
     Args:
@@ -22,7 +22,7 @@ def constant(step: int, total_steps: int, *, warmup: Share) -> float:
     return _ramp(step, warmup * total_steps)
 
 
-def step(step: int, total_steps: int, *, warmup: Share, milestones: list[Share], gamma: Factor) -> float:
+def step(step: int, total_steps: int, *, warmup: Fraction, milestones: list[Fraction], gamma: Factor) -> float:
     """The rate is multiplied by gamma at each milestone.
 
     Args:
@@ -34,7 +34,7 @@ def step(step: int, total_steps: int, *, warmup: Share, milestones: list[Share],
     return _ramp(step, warmup * total_steps) * gamma**passed
 
 
-def linear(step: int, total_steps: int, *, warmup: Share, final: Factor) -> float:
+def linear(step: int, total_steps: int, *, warmup: Fraction, final: Factor) -> float:
     """Linear warm-up, then a straight line down.
 
     Args:
@@ -44,7 +44,7 @@ def linear(step: int, total_steps: int, *, warmup: Share, final: Factor) -> floa
     return _ramp(step, warmup * total_steps) * (1 - (1 - final) * _progress(step, total_steps, warmup))
 
 
-def triangular(step: int, total_steps: int, *, warmup: Share, start: Factor, final: Factor) -> float:
+def triangular(step: int, total_steps: int, *, warmup: Fraction, start: Factor, final: Factor) -> float:
     """A straight line up from `start` to the full rate, then one down to `final`.
 
     Args:
@@ -58,7 +58,7 @@ def triangular(step: int, total_steps: int, *, warmup: Share, start: Factor, fin
     return 1 - (1 - final) * _progress(step, total_steps, warmup)
 
 
-def cosine(step: int, total_steps: int, *, warmup: Share, final: Factor) -> float:
+def cosine(step: int, total_steps: int, *, warmup: Fraction, final: Factor) -> float:
     """Linear warm-up, then half a cosine down (Loshchilov, Hutter: SGDR, 2017).
 
     Args:
@@ -69,7 +69,7 @@ def cosine(step: int, total_steps: int, *, warmup: Share, final: Factor) -> floa
     return _ramp(step, warmup * total_steps) * (final + (1 - final) * fall)
 
 
-def onecycle(step: int, total_steps: int, *, warmup: Share, start: Factor, final: Factor) -> float:
+def onecycle(step: int, total_steps: int, *, warmup: Fraction, start: Factor, final: Factor) -> float:
     """Cosine up from `start` to the full rate, then cosine down to `final` (Smith, Topin: Super-convergence, 2018).
 
     Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 OnNonfinite = Literal["stop", "skip"]
 # Numbers in outputs that wait for their figures. Of so few torch adds up each batch in the same order, however many.
-WAITING = 1 << 15
+MAX_PENDING_OUTPUTS = 1 << 15
 Shape = tuple[int, ...]
 
 
@@ -42,22 +42,22 @@ class Task(Protocol):
         """Why the data or the network's output (without the batch) do not fit this task; empty if they do."""
 
 
-class Found(NamedTuple):
-    """What a forward pass has found for a batch, or a part of one; a batch without an update is `left_out`."""
+class StepOutput(NamedTuple):
+    """What a forward pass has found for a batch, or a part of one; a batch without an update is `skipped`."""
 
     loss: Tensor
     outputs: Tensor
     targets: Tensor
-    left_out: Tensor | bool = False
+    skipped: Tensor | bool = False
 
 
 @dataclass
-class State:
+class TrainState:
     """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update.
 
-    In `found` are the latest steps, which `tally` adds to the sums, many at once for little more than one would cost.
+    `pending` holds the outputs of the latest steps until `accumulate_metrics` adds them to the sums, many at once.
     `parallel` computes the outputs where several processes train, see distributed.py; `averages` are those of the
-    weights, see averages.py.
+    weights, see ema.py.
     """
 
     model: nn.Module
@@ -67,14 +67,14 @@ class State:
     faults: Tensor | None = None
     parallel: "DistributedDataParallel | None" = None
     averages: dict[str, Tensor] | None = None
-    found: list[Found] = field(default_factory=list)
+    pending: list[StepOutput] = field(default_factory=list)
 
-    def evaluated(self) -> dict[str, Tensor]:
+    def eval_weights(self) -> dict[str, Tensor]:
         """The weights that are validated, tested and kept as the best."""
         return self.averages or self.model.state_dict()
 
 
-class Diverged(Exception):
+class NonFiniteLoss(Exception):
     """The loss of `step` was NaN or infinite; the weights are still those before it."""
 
     def __init__(self, step: int) -> None:
@@ -83,7 +83,7 @@ class Diverged(Exception):
 
 
 def train_step(
-    state: State,
+    state: TrainState,
     inputs: Tensor,
     targets: Tensor,
     task: Task,
@@ -93,17 +93,19 @@ def train_step(
     clip_norm: float | None,
     on_nonfinite: OnNonfinite,
     weight: float = 1.0,
-) -> list[Found]:
+) -> list[StepOutput]:
     """One update on a batch, in `accumulate` parts that need less memory; returns what they have found.
 
     Of several processes each has a part of the batch, which counts `weight` in the mean over all of them.
     """
     # Norms take in what a batch does to them in the forward pass, before anything can be known of its loss.
     buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
-    found: list[Found] = []
+    found: list[StepOutput] = []
     watched: Tensor | None = None  # not finite if any loss, or the norm of the gradient, is not
     parallel, done = state.parallel, 0
-    for part_inputs, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
+    for part_inputs, part_targets in zip(
+        micro_batches(inputs, accumulate), micro_batches(targets, accumulate), strict=True
+    ):
         if parallel is not None:
             done += len(part_inputs)
             parallel.require_backward_grad_sync = done == len(inputs)  # gradients are exchanged once
@@ -113,12 +115,12 @@ def train_step(
         # The mean over the whole batch, also where the last part is smaller.
         share = len(part_inputs) / len(inputs) if accumulate > 1 else 1.0
         if parallel is not None:
-            parallel.module.known_to_all(loss, weight * share).backward()
+            parallel.module.global_loss(loss, weight * share).backward()
         else:
             (loss * share if accumulate > 1 else loss).backward()
         # A view, or a weight itself, may change with the update before anybody looks at it.
         is_own = outputs._base is None and not outputs.is_leaf
-        found.append(Found(loss.detach(), outputs.detach() if is_own else outputs.detach().clone(), part_targets))
+        found.append(StepOutput(loss.detach(), outputs.detach() if is_own else outputs.detach().clone(), part_targets))
         watched = found[-1].loss if watched is None else watched + found[-1].loss
     assert watched is not None
     if parallel is not None:
@@ -130,30 +132,25 @@ def train_step(
     _clear_gradients(state.optimizer)
     if on_nonfinite == "skip":
         is_fault = torch.as_tensor(fault).bool()
-        found = [part._replace(left_out=is_fault) for part in found]
+        found = [part._replace(skipped=is_fault) for part in found]
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(is_fault, before, buffer))
     return found
 
 
-def at_hand(tensor: Tensor) -> bool:
-    """Whether the host need not wait to look at a tensor: it takes less than to compute with it then."""
-    return tensor.is_cpu
-
-
-def tally(state: State, task: Task) -> None:
+def accumulate_metrics(state: TrainState, task: Task) -> None:
     """Add the latest steps to `state.sums`; to be done before anybody looks at these."""
-    state.sums = added(state.sums, state.found, task)
-    state.found.clear()
+    state.sums = accumulate(state.sums, state.pending, task)
+    state.pending.clear()
 
 
-def added(total: Tensor | None, found: Iterable[Found], task: Task) -> Tensor | None:
+def accumulate(total: Tensor | None, found: Iterable[StepOutput], task: Task) -> Tensor | None:
     """A task's sums (S,) with those of some batches: in their order, so to the bit the same however many there are."""
     for _, same in itertools.groupby(found, lambda it: (it.outputs.shape, it.targets.shape)):
-        losses, outputs, targets, left_out = zip(*same, strict=True)
+        losses, outputs, targets, skipped = zip(*same, strict=True)
         rows = task.sums(_stack(losses), _stack(outputs), _stack(targets))
-        if any(it is not False for it in left_out):
-            rows.masked_fill_(_stack([torch.as_tensor(it, device=rows.device) for it in left_out]).unsqueeze(1), 0)
+        if any(it is not False for it in skipped):
+            rows.masked_fill_(_stack([torch.as_tensor(it, device=rows.device) for it in skipped]).unsqueeze(1), 0)
         for row in rows:
             total = row.clone() if total is None else total + row
     return total
@@ -163,7 +160,7 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(tuple(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
-def parts_of(batch: Tensor, accumulate: int) -> tuple[Tensor, ...]:
+def micro_batches(batch: Tensor, accumulate: int) -> tuple[Tensor, ...]:
     """A batch in equal parts, the last of which may be smaller."""
     return batch.split(-(-len(batch) // accumulate)) if accumulate > 1 else (batch,)
 
@@ -178,9 +175,9 @@ def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
-def _count_fault(state: State, watched: Tensor, *, sticky: bool) -> Tensor | bool:
+def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor | bool:
     """1 for a step that must change nothing, else 0; counted in `state.faults`. Sticky: after one fault all are."""
-    if at_hand(watched):
+    if watched.is_cpu:  # reading it needs no device sync
         is_fault = not math.isfinite(watched.item()) or (sticky and bool(state.faults))
         if is_fault:
             state.faults = torch.ones(()) if state.faults is None else state.faults + 1
@@ -209,21 +206,21 @@ def _update(optimizer: torch.optim.Optimizer, fault: Tensor | bool) -> None:
         optimizer.step()
 
 
-def interval_metrics(state: State, task: Task, on_nonfinite: OnNonfinite) -> dict[str, float]:
+def interval_metrics(state: TrainState, task: Task, on_nonfinite: OnNonfinite) -> dict[str, float]:
     """Figures since the last record, by the one host read of the interval. Raises Diverged."""
     assert state.sums is not None
     counted = state.sums.new_zeros(1) if state.faults is None else state.faults.double().view(1)
     *sums, faults = torch.cat([state.sums, counted]).tolist()
     if faults and on_nonfinite == "stop":
-        raise Diverged(state.step - int(faults) + 1)
+        raise NonFiniteLoss(state.step - int(faults) + 1)
     state.sums, state.faults = None, None
     skipped = {"skipped_steps": int(faults)} if faults else {}
     # Where every step was skipped there is nothing to divide by.
     return (task.metrics(sums) if sums[0] else {"loss": math.nan}) | skipped
 
 
-def require_finite(state: State, on_nonfinite: OnNonfinite) -> None:
+def require_finite(state: TrainState, on_nonfinite: OnNonfinite) -> None:
     """Raise Diverged where a step since the last record, or a weight, is not finite; for before a checkpoint."""
     faults = 0 if state.faults is None or on_nonfinite == "skip" else int(state.faults)
     if faults or (state.step and not all(bool(torch.isfinite(each).all()) for each in state.model.parameters())):
-        raise Diverged(state.step - max(faults, 1) + 1)
+        raise NonFiniteLoss(state.step - max(faults, 1) + 1)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dltrain.data.loader import Batches
+from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import predict
 from dltrain.runtime.devices import Runtime
@@ -31,7 +31,7 @@ LARGEST_SIDE = 128  # pixels of a picture that is shown
 def analyze(
     model: nn.Module,
     examples: Examples,
-    batches: Batches,
+    batches: TensorLoader,
     classes: Sequence[str],
     task_name: str,
     runtime: Runtime,
@@ -187,7 +187,7 @@ def _spread(count: int, most: int) -> Tensor:
 def _attention(
     model: nn.Module,
     examples: Examples,
-    batches: Batches,
+    batches: TensorLoader,
     predicted: Tensor,
     classes: Sequence[str],
     runtime: Runtime,
@@ -222,7 +222,9 @@ def _points(targets: Tensor, outputs: Tensor) -> list[list[float]]:
 
 
 @torch.no_grad()
-def _reconstructions(model: nn.Module, examples: Examples, batches: Batches, runtime: Runtime) -> list[dict[str, Any]]:
+def _reconstructions(
+    model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime
+) -> list[dict[str, Any]]:
     chosen = _spread(len(examples.images), MOST_PICTURES)
     with runtime.autocast():
         outputs = model(batches.normalize(batches.images[chosen.to(batches.images.device)]))

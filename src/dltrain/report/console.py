@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dltrain.runtime import terminal
-from dltrain.runtime.errors import clean, printable
+from dltrain.runtime.errors import printable, sanitize_record
 
 if TYPE_CHECKING:
     from dltrain.engine import Record
@@ -82,7 +82,7 @@ class _Drawn(RichHandler):
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
         parts = getattr(record, PARTS, None)
-        return terminal.fitted(parts, self.console.width) if parts and len(line) > self.console.width else line
+        return terminal.fit_parts(parts, self.console.width) if parts and len(line) > self.console.width else line
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -97,10 +97,10 @@ def start_logging() -> None:
     for old in [handler for handler in logger.handlers if handler.name == CONSOLE]:
         logger.removeHandler(old)
     handler: logging.Handler = _Lines(sys.stdout)
-    if terminal.is_lively(sys.stdout):
+    if terminal.is_interactive(sys.stdout):
         handler = _Drawn(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
     handler.set_name(CONSOLE)
-    handler.addFilter(clean)
+    handler.addFilter(sanitize_record)
     logger.addHandler(handler)
 
 
@@ -139,7 +139,7 @@ class Display:
         if self.live is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
             self.drawn = time.perf_counter()
             # One column is left free: some terminals go to the next line when the last one is written.
-            line = terminal.fitted(self._line(step, best), self.live.console.width - 1)
+            line = terminal.fit_parts(self._line(step, best), self.live.console.width - 1)
             with contextlib.suppress(OSError):
                 self.live.update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
 
@@ -176,7 +176,7 @@ def _best(best: Mapping[str, Any]) -> tuple[str, str] | None:
     if best.get("split") != "val":
         return None
     name = "accuracy" if "accuracy" in best else "loss"
-    return f"val {name} {figure(best[name])}", f"{best['epoch']:g}"
+    return f"val {name} {format_number(best[name])}", f"{best['epoch']:g}"
 
 
 def _parts(figures: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
@@ -189,33 +189,35 @@ def _parts(figures: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) 
             elif key != "lr":
                 name = f"{split} {key}".removeprefix("train loss") or "loss"
                 rank = {"loss": 1, "val accuracy": 4, "val loss": 6}.get(name, 10)
-                parts.append((rank, f"{name} {figure(value)}"))
+                parts.append((rank, f"{name} {format_number(value)}"))
     shown = _best(best)
     return [*parts, (2, f"best {shown[0].rpartition(' ')[2]} at {shown[1]}" if shown else "")]
 
 
 def _told(values: Mapping[str, float]) -> str:
     """Figures of a record in one piece: loss 0.1674 accuracy 0.9475 5,811/s."""
-    shown = [f"{key} {figure(value)}" for key, value in values.items() if key not in ("lr", "examples_per_second")]
+    shown = [
+        f"{key} {format_number(value)}" for key, value in values.items() if key not in ("lr", "examples_per_second")
+    ]
     rate = values.get("examples_per_second")
     return " ".join(shown + ([f"{rate:,.0f}/s"] if rate else []))
 
 
-def figure(value: float) -> str:
+def format_number(value: float) -> str:
     """A figure as it is printed: counts whole, others with four decimals, small ones with three digits."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.3g}"
 
 
-def show_figures(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def show_metrics(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a table with a row for each split and a column for each figure."""
     columns = list(dict.fromkeys(key for values in rows.values() for key in values))
     table = Table(title=printable(title), title_justify="left", min_width=len(title))
     for column in ["", *columns]:
         table.add_column(printable(column), justify="left" if not column else "right")
     for name, values in rows.items():
-        table.add_row(printable(name), *(figure(values[key]) if key in values else "" for key in columns))
+        table.add_row(printable(name), *(format_number(values[key]) if key in values else "" for key in columns))
     show_table(table)
 
 
@@ -226,7 +228,7 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
     rows = {"val": summary["val"], label: best, "test": summary["test"]}
     rows = {name: row for name, row in rows.items() if row and "loss" in row}
     skipped = ("split", "step", "epoch", "lr", "examples_per_second")
-    show_figures(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
+    show_metrics(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
     log.info("summary     %s", folder / "summary.json")
     log.info("checkpoints %s", folder / "checkpoints")
 
@@ -234,9 +236,9 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
 def show_table(table: Table) -> None:
     """Print a table, as wide as it needs where there is no terminal to fit into."""
     with contextlib.suppress(OSError):  # as with lines
-        if not terminal.draws_boxes(sys.stdout):
+        if not terminal.has_box_drawing(sys.stdout):
             table.box = box.ASCII2
-        if terminal.is_lively(sys.stdout):
+        if terminal.is_interactive(sys.stdout):
             Console(markup=False).print(table)  # brackets in a path or a class's name are no colours
             return
         text = io.StringIO()

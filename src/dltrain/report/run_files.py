@@ -17,7 +17,7 @@ import yaml
 from dltrain.config.hints import is_number
 from dltrain.engine import Record
 from dltrain.runtime import atomic_files
-from dltrain.runtime.errors import OutputError, UserError, clean
+from dltrain.runtime.errors import OutputError, UserError, sanitize_record
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def run_log() -> Iterator[Callable[[Path], None]]:
     that a mistake could stop is done.
     """
     held = logging.handlers.MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
-    held.addFilter(clean)
+    held.addFilter(sanitize_record)
     files: list[logging.FileHandler] = []
 
     def write_to(path: Path) -> None:
@@ -94,7 +94,7 @@ class Metrics:
 
     def flush(self) -> None:
         """Flush what is written to the disk, before a checkpoint that counts on it."""
-        with atomic_files.writing(Path(self.file.name)):
+        with atomic_files.output_errors(Path(self.file.name)):
             os.fsync(self.file.fileno())
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Metrics:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    atomic_files.replace(path, (as_json(content) + "\n").encode())
+    atomic_files.atomic_write(path, (as_json(content) + "\n").encode())
 
 
 def as_json(content: Any) -> str:
@@ -132,6 +132,6 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Write the config as YAML that Hydra can read again."""
-    with atomic_files.writing(path):
+    with atomic_files.output_errors(path):
         path.parent.mkdir(exist_ok=True)
-    atomic_files.replace(path, yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
+    atomic_files.atomic_write(path, yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())

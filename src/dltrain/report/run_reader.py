@@ -14,7 +14,7 @@ MOST_BYTES = 2**28  # of a file that is read whole
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunRecord:
     """A run as its files tell it; empty where one of them is not there."""
 
     folder: Path
@@ -24,13 +24,13 @@ class Recorded:
     origins: dict[str, str]
 
 
-def recorded(folder: Path) -> Recorded:
+def read_run(folder: Path) -> RunRecord:
     """Read what a run has written. Raises InputError with the file that cannot be read."""
     origins = {str(key): str(value) for key, value in _object(folder / ".hydra" / "origins.json").items()}
-    return Recorded(
+    return RunRecord(
         folder,
         _object(folder / "summary.json"),
-        records(folder / "metrics.jsonl"),
+        read_records(folder / "metrics.jsonl"),
         _object(folder / "analysis.json"),
         origins,
     )
@@ -54,10 +54,10 @@ def write_origins(
     found = {key: "/".join(Path(origin(key)).parts[-2:]) for key in keys}
     told = {key: place + ("" if typed is None else ", on resume") for key, place in found.items() if place}
     if told:  # from Python nobody says
-        atomic_files.replace(path, json.dumps(before | told, indent=2).encode())
+        atomic_files.atomic_write(path, json.dumps(before | told, indent=2).encode())
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; half a line at its end, which a kill may leave, counts as none."""
     lines = (text(path) or "").splitlines()
     found = []
@@ -90,7 +90,7 @@ def text(path: Path) -> str | None:
 
 def write_analysis(folder: Path, analysis: dict[str, Any]) -> None:
     """Write analysis.json, whole or not at all. Raises OutputError."""
-    atomic_files.replace(folder / "analysis.json", json.dumps(analysis).encode())
+    atomic_files.atomic_write(folder / "analysis.json", json.dumps(analysis).encode())
 
 
 def _object(path: Path) -> dict[str, Any]:

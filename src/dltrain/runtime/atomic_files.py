@@ -12,7 +12,7 @@ from dltrain.runtime.errors import OutputError
 
 
 @contextlib.contextmanager
-def writing(path: Path, size: int | None = None) -> Iterator[None]:
+def output_errors(path: Path, size: int | None = None) -> Iterator[None]:
     """Turn what the operating system refuses into an OutputError with the path, the reason and the bytes needed."""
     try:
         yield
@@ -24,13 +24,13 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         raise OutputError(f"{where}: could not be written ({reason}){needed}. {advice}") from error
 
 
-def replace(path: Path, *parts: bytes | memoryview) -> None:
+def atomic_write(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file under a unique temporary name in the same folder, flush it to the disk, and rename it.
 
     Raises OutputError where that fails; the file that was there before stays as it was.
     """
-    temporary = temporary_for(path)
-    with writing(path, sum(len(part) for part in parts)):
+    temporary = temporary_name(path)
+    with output_errors(path, sum(len(part) for part in parts)):
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
@@ -40,15 +40,15 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
             finally:
                 os.close(descriptor)
             temporary.replace(path)
-            sync(path.parent)
+            fsync(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
 
-def hold(path: Path) -> Path | None:
+def keep_link(path: Path) -> Path | None:
     """A second, temporary name for a file, under which it outlives being replaced; None where there is no file."""
-    temporary = temporary_for(path)
+    temporary = temporary_name(path)
     try:
         os.link(path, temporary)
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def hold(path: Path) -> Path | None:
     except OSError:  # a file system without hard links
         try:
             shutil.copyfile(path, temporary)
-            sync(temporary)
+            fsync(temporary)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -64,7 +64,7 @@ def hold(path: Path) -> Path | None:
     return temporary
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk: a rename, too, must survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -76,14 +76,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def temporary_for(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
     """A name beside a file that nobody else uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove what writers of a file that were killed left beside it; only for who holds the lock on its folder."""
-    with writing(path):
+    with output_errors(path):
         for leftover in path.parent.glob(f".{path.name}.*"):
             leftover.unlink()
 

@@ -29,7 +29,7 @@ class Runtime:
     precision: str
     threads: int
     reason: str = ""  # why the precision is what auto stands for
-    processes: torchrun.Processes = torchrun.ALONE
+    processes: torchrun.Processes = torchrun.SINGLE_PROCESS
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision around a forward pass; bf16 has the range of fp32 and needs no loss scaling."""
@@ -40,7 +40,7 @@ class Runtime:
     def describe(self) -> str:
         """One line for a person: device, precision and why, threads, processes."""
         precision = self.precision + (f" (auto: {self.reason})" if self.reason else "")
-        together = f", {self.processes.world} processes" if self.processes.world > 1 else ""
+        together = f", {self.processes.world_size} processes" if self.processes.world_size > 1 else ""
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}{together}"
         return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {precision}{together}"
@@ -69,7 +69,7 @@ def device(
         raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to take what there is")
     use_cuda = name != "cpu" and torch.cuda.is_available()
     place = torch.device("cuda" if use_cuda else "cpu")
-    if use_cuda and torchrun.processes().world > 1:  # each on a GPU of its own
+    if use_cuda and torchrun.processes().world_size > 1:  # each on a GPU of its own
         place = torch.device("cuda", torchrun.processes().local)
         if place.index >= (count := torch.cuda.device_count()):
             raise DeviceError(
@@ -86,7 +86,7 @@ def device(
     return Runtime(place, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
 
 
-def device_as_before(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
+def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
     """`device`, with the threads and the precision of before where none are typed: others would round differently."""
     kept = {key: value for key, value in before.items() if not {"device", f"device.{key}"} & set(typed)}
     return device(**(node | kept))
@@ -129,7 +129,7 @@ def restore_generators(states: Generators) -> None:
 
 
 @contextlib.contextmanager
-def tried_out(network: nn.Module) -> Iterator[None]:
+def preserved_state(network: nn.Module) -> Iterator[None]:
     """Undo what trial passes do: generators and buffers as before, one mode for all of the network, no gradients."""
     was_training, states = network.training, generator_states()
     buffers = [
@@ -152,7 +152,7 @@ def tried_out(network: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def enough_memory(advice: str) -> Iterator[None]:
+def memory_errors(advice: str) -> Iterator[None]:
     """Turn running out of memory, on the GPU or the host, into a UserError in two lines."""
     try:
         yield

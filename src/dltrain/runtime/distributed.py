@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch import Tensor, distributed, nn
 
-from dltrain.runtime.devices import Runtime, seed_everything, tried_out
+from dltrain.runtime.devices import Runtime, preserved_state, seed_everything
 from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.torchrun import Processes
 
@@ -30,26 +30,28 @@ if TYPE_CHECKING:  # some builds of torch are without it
 
 # One may read a data set or draw a page while the others wait; one that dies is noticed by its connections.
 TIMEOUT = timedelta(hours=1)
-TIME_TO_JOIN = timedelta(minutes=10)
+JOIN_TIMEOUT = timedelta(minutes=10)
 SECONDS_IN_SILENCE = 10.0  # of joining
 _begun = 0  # runs of this process
 
 
 @contextlib.contextmanager
-def joined(processes: Processes) -> Iterator[None]:
+def process_group(processes: Processes) -> Iterator[None]:
     """Be in the group of all processes. Raises UserError where another one of them has gone."""
-    if processes.world == 1:
+    if processes.world_size == 1:
         yield
         return
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    words = f"process {processes.rank} of {processes.world} waits at {where} for the others, {TIME_TO_JOIN} at most"
+    words = (
+        f"process {processes.rank} of {processes.world_size} waits at {where} for the others, {JOIN_TIMEOUT} at most"
+    )
     patience = threading.Timer(SECONDS_IN_SILENCE, print, [words], {"file": sys.stderr, "flush": True})
     patience.daemon = True
     patience.start()
     try:
         _join(processes)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the {processes.world} processes did not meet at {where}: {_reason(error)}") from error
+        raise UserError(f"the {processes.world_size} processes did not meet at {where}: {_reason(error)}") from error
     finally:
         patience.cancel()
     try:
@@ -81,10 +83,10 @@ def _join(processes: Processes) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = _store(processes, is_master=processes.rank == 0)
         # torchrun starts processes again with the store of the first time: addresses of dead ones are still in it.
-        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {processes.world}"
+        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {processes.world_size}"
         kept = PrefixStore(f"{_name()}/{attempt}", store)
         distributed.init_process_group(
-            backend, store=kept, rank=processes.rank, world_size=processes.world, timeout=TIMEOUT
+            backend, store=kept, rank=processes.rank, world_size=processes.world_size, timeout=TIMEOUT
         )
     finally:
         for number, handler in before.items():
@@ -110,9 +112,9 @@ def _store(processes: Processes, *, is_master: bool) -> "TCPStore":
         return TCPStore(
             address,
             port,
-            processes.world,
+            processes.world_size,
             is_master=is_master and not _has_agent(),
-            timeout=TIME_TO_JOIN,
+            timeout=JOIN_TIMEOUT,
             wait_for_workers=False,
         )
     except RuntimeError as error:
@@ -121,13 +123,13 @@ def _store(processes: Processes, *, is_master: bool) -> "TCPStore":
         ) from error
 
 
-def remember(folder: str, processes: Processes) -> None:
+def remember_folder(folder: str, processes: Processes) -> None:
     """Let processes that torchrun starts in the place of these know the folder of the run."""
     if _has_agent() and processes.rank == 0:
         _store(processes, is_master=False).set(f"{_name()}/folder", folder)
 
 
-def begin(processes: Processes, *, recall: bool) -> str | None:
+def begin_run(processes: Processes, *, recall: bool) -> str | None:
     """Begin a run, before joining; returns its folder where torchrun has ended processes that had begun it."""
     global _begun
     _begun += 1
@@ -137,24 +139,24 @@ def begin(processes: Processes, *, recall: bool) -> str | None:
     return store.get(key).decode() if store.check([key]) else None
 
 
-def add_up(tensor: Tensor, processes: Processes) -> Tensor:
+def all_reduce_sum(tensor: Tensor, processes: Processes) -> Tensor:
     """The sum of a tensor over all processes, in its place."""
-    if processes.world > 1:
+    if processes.world_size > 1:
         distributed.all_reduce(tensor)
     return tensor
 
 
-def collect(tensor: Tensor | None, processes: Processes) -> None:
+def reduce_to_first(tensor: Tensor | None, processes: Processes) -> None:
     """Give the sum of a tensor over all processes to the first one, and zeros to the others."""
-    if tensor is not None and processes.world > 1:
+    if tensor is not None and processes.world_size > 1:
         distributed.all_reduce(tensor)
         if processes.rank:
             tensor.zero_()
 
 
-def handed(content: bytes, processes: Processes, source: int = 0) -> bytes:
+def broadcast_bytes(content: bytes, processes: Processes, source: int = 0) -> bytes:
     """What one process has, for all."""
-    if processes.world == 1:
+    if processes.world_size == 1:
         return content
     is_source = processes.rank == source
     size = torch.tensor([len(content) if is_source else 0])
@@ -167,19 +169,19 @@ def handed(content: bytes, processes: Processes, source: int = 0) -> bytes:
     return buffer.numpy().tobytes()
 
 
-def gathered(text: str, processes: Processes) -> list[str]:
+def all_gather_text(text: str, processes: Processes) -> list[str]:
     """What each process has, for all."""
-    return [handed(text.encode(), processes, source).decode() for source in range(processes.world)]
+    return [broadcast_bytes(text.encode(), processes, source).decode() for source in range(processes.world_size)]
 
 
-def follow_first(model: nn.Module, processes: Processes) -> None:
+def broadcast_buffers(model: nn.Module, processes: Processes) -> None:
     """Give a network the buffers that it has in the first process, such as running statistics of norms."""
-    if processes.world > 1:
+    if processes.world_size > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
 
-def reseed(processes: Processes, seed: int, step: int) -> None:
+def seed_rank(processes: Processes, seed: int, step: int) -> None:
     """Let others than the first process draw as (seed, process, step) say: nothing of theirs has to be saved."""
     if processes.rank:
         word = numpy.random.SeedSequence([seed, processes.rank, step]).generate_state(1)[0]
@@ -201,7 +203,7 @@ class Replica(nn.Module):
         output: Tensor = self.model(inputs)
         return output
 
-    def known_to_all(self, loss: Tensor, weight: float) -> Tensor:
+    def global_loss(self, loss: Tensor, weight: float) -> Tensor:
         """What to differentiate for a loss that counts `weight` in the mean over all processes."""
         return loss * weight + self.watched * loss.detach()
 
@@ -212,12 +214,12 @@ class Replica(nn.Module):
         return gradient
 
 
-def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "DistributedDataParallel | None":
+def wrap_ddp(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "DistributedDataParallel | None":
     """What computes a network's outputs so that the gradients are those of all processes; None with one process.
 
     All get the weights of the first one. Raises ConfigError for a weight that no gradient reaches.
     """
-    if runtime.processes.world == 1:
+    if runtime.processes.world_size == 1:
         return None
     device = runtime.device
     devices = [device] if device.type == "cuda" else None
@@ -226,11 +228,11 @@ def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "D
     parallel = DistributedDataParallel(Replica(model, device), device_ids=devices)
     # After its first pass it lays the gradients out anew, and with them the order in which three and more processes
     # add. That is done now, so that a run that is resumed adds as one that was not.
-    with tried_out(model):
+    with preserved_state(model):
         model.train()
         with runtime.autocast():
             outputs = parallel(torch.zeros(2, *shape, device=device))
-        parallel.module.known_to_all(outputs.float().mean(), 1.0).backward()
+        parallel.module.global_loss(outputs.float().mean(), 1.0).backward()
         unreached = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
         parallel.module.mean_loss()
     if unreached:
@@ -241,7 +243,7 @@ def replicated(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "D
     return parallel
 
 
-class Agreement:
+class SignalSync:
     """What all processes must find in the same step: signals, which any may get, and the clock of the first one.
 
     To ask all costs half a millisecond: it is done about every 20 ms, after each step where steps take longer.
@@ -251,7 +253,7 @@ class Agreement:
 
     def __init__(self, processes: Processes, noted: list[int]) -> None:
         self.processes, self.noted = processes, noted
-        self.signals = noted if processes.world == 1 else []  # those that all know of
+        self.signals = noted if processes.world_size == 1 else []  # those that all know of
         self.due = False
         self.steps, self.interval, self.met = 0, 1, time.perf_counter()
 
@@ -260,7 +262,7 @@ class Agreement:
 
         After steps where it is not asked, nothing is due and no time has passed.
         """
-        if self.processes.world == 1:
+        if self.processes.world_size == 1:
             return seconds, due
         self.steps += 1
         self.due |= due

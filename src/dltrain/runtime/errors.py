@@ -41,7 +41,7 @@ class Interrupted(UserError):
         self.exit_code = exit_code
 
 
-def refused_by_system(error: OSError) -> UserError:
+def system_error_message(error: OSError) -> UserError:
     """What nobody foresaw, with the path: a file that own code misses, a name too long, a failing disk."""
     is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
     return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
@@ -49,17 +49,17 @@ def refused_by_system(error: OSError) -> UserError:
 
 def first_line(error: object) -> str:
     """What an error says, as far as a line or a row of a table has room for it; else of which kind it is."""
-    line = (cleaned(str(error)).strip().splitlines() or [type(error).__name__])[0]
+    line = (sanitized(str(error)).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
-def clean(record: logging.LogRecord) -> bool:
+def sanitize_record(record: logging.LogRecord) -> bool:
     """A filter that lets every record through, without what would steer a terminal: names in it may be a stranger's."""
-    record.msg, record.args = cleaned(record.getMessage()), ()
+    record.msg, record.args = sanitized(record.getMessage()), ()
     return True
 
 
-def cleaned(text: str) -> str:
+def sanitized(text: str) -> str:
     """Lines without what would steer the terminal, and without halves of letters that no file can hold."""
     return "\n".join(map(printable, text.expandtabs().split("\n")))
 

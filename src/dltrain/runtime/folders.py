@@ -36,7 +36,7 @@ def new_folder(base: Path, name: str) -> Path:
         raise OutputError(f"{base}: cannot make a folder in it ({error.strerror}). Start elsewhere") from error
 
 
-def dated(kind: str = "", name: str | None = None) -> Path:
+def dated_folder(kind: str = "", name: str | None = None) -> Path:
     """outputs/[kind/]<date>/<time>[-name][-N] under the current folder, made anew."""
     now = time.localtime()
     label = f"-{safe_name(name)}" if name else ""
@@ -44,7 +44,7 @@ def dated(kind: str = "", name: str | None = None) -> Path:
 
 
 def newest_first(*bases: Path) -> list[Path]:
-    """The folders base/<date>/<time> that `dated` made, by their names."""
+    """The folders base/<date>/<time> that `dated_folder` made, by their names."""
 
     def numbers(path: Path) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", "/".join(path.parts[-2:]))]
@@ -59,7 +59,7 @@ def safe_name(text: str) -> str:
     return kept.encode()[:100].decode(errors="ignore") or "_"  # file systems count bytes
 
 
-def expanded(text: str | Path) -> Path:
+def expand_user(text: str | Path) -> Path:
     """A path with ~ filled in. Raises InputError for a user who is not there."""
     try:
         return Path(text).expanduser()

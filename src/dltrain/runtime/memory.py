@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from dltrain.runtime.devices import Runtime, tried_out
+from dltrain.runtime.devices import Runtime, preserved_state
 
 
-def placed(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.Module:
+def to_device(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.Module:
     """A network on its device, convolutions with channels last, the layout in which they are fastest.
 
     `shape` is that of an input (C, H, W). Networks that count on another layout, such as by `view`, keep their own.
@@ -30,7 +30,7 @@ def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequ
     """Lay a network's convolutions out anew, and see whether it evaluates and trains two examples; draws nothing."""
     images = torch.zeros(2, *shape, device=runtime.device)
     try:
-        with tried_out(network):
+        with preserved_state(network):
             for each in network.modules():
                 # On CPUs bf16's convolution of one channel, kernel of one row, reads memory then that nobody wrote.
                 if isinstance(each, nn.Conv2d) and (each.in_channels, each.kernel_size[0]) != (1, 1):

@@ -22,7 +22,7 @@ HOOKS_OF_ALL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 STEP = "_use_grad"  # the function around each optimizer's step, in torch/optim/optimizer.py
 
 
-def leave_out() -> None:
+def skip_dynamo_import() -> None:
     """Let optimizers do without the compiler until somebody else, such as a person's own model, imports it."""
     if _is_there():
         return

@@ -12,17 +12,17 @@ NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM
 FASTER_IN_BF16 = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def settled(runtime: Runtime, network: nn.Module, batch_size: int, task: str) -> Runtime:
+def resolve_precision(runtime: Runtime, network: nn.Module, batch_size: int, task: str) -> Runtime:
     """The precision that `auto` stands for: a rule, so that the same command chooses the same on the same machine."""
     if runtime.precision != "auto":
         return runtime
-    reason = _against_bf16(runtime.device, network, batch_size, task)
+    reason = _reason_against_bf16(runtime.device, network, batch_size, task)
     if reason:
         return replace(runtime, precision="fp32", reason=reason)
     return replace(runtime, precision="bf16", reason="faster for this network on this hardware")
 
 
-def _against_bf16(device: torch.device, network: nn.Module, batch_size: int, task: str) -> str:
+def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: int, task: str) -> str:
     """Why bf16 would do harm or not be faster; empty where it is. Measured in docs/LOG.md."""
     if task != "classification":  # its outputs are compared with numbers, by errors smaller than bf16's rounding
         return f"{task} needs more digits than bf16 has"

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from dltrain.runtime import terminal
-from dltrain.runtime.errors import UserError, refused_by_system
+from dltrain.runtime.errors import UserError, system_error_message
 
 # Exit codes; SIGUSR1 is what a scheduler such as SLURM sends before it takes the machine away, SIGUSR2 where submitit
 # asks it to, as others send SIGTERM. SIGHUP comes when the terminal of a run is closed.
@@ -32,14 +32,14 @@ def exit_code(told: UserError | KeyboardInterrupt) -> int:
     return getattr(told, "exit_code", SIGNALS[signal.SIGINT])  # Python's own KeyboardInterrupt has none
 
 
-def foreseen(error: BaseException) -> UserError | KeyboardInterrupt | None:
+def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
     """What is told of an error: the signal behind it, a mistake, what the system refused; None for a fault of ours."""
     if (stop := _stop_behind(error)) is not None:
         return stop
     if isinstance(error, UserError | KeyboardInterrupt):
         return error
     # A path that is no name, a disk that fails.
-    return refused_by_system(error) if isinstance(error, OSError) and error.filename is not None else None
+    return system_error_message(error) if isinstance(error, OSError) and error.filename is not None else None
 
 
 def _outlive_terminal(number: int) -> None:
@@ -49,11 +49,11 @@ def _outlive_terminal(number: int) -> None:
     """
     if number == signal.SIGHUP:
         signal.signal(number, signal.SIG_IGN)
-        terminal.let_go()
+        terminal.detach_if_closed()
 
 
 @contextlib.contextmanager
-def _handled_by(handler: Callable[[int, object], None]) -> Iterator[Callable[[], None]]:
+def _handling(handler: Callable[[int, object], None]) -> Iterator[Callable[[], None]]:
     """Let a function handle the signals until the block ends, or until what it gives is called."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield lambda: None
@@ -75,19 +75,19 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[Callable[[],
 
 
 @contextlib.contextmanager
-def raised_signals() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
     """Let signals raise Stop, so that what a start has begun is cleaned up."""
 
     def stop(number: int, _: object) -> None:
         _outlive_terminal(number)
         raise Stop(number)
 
-    with _handled_by(stop):
+    with _handling(stop):
         yield
 
 
 @contextlib.contextmanager
-def noted_signals(*, patient: bool = False) -> Iterator[list[int]]:
+def recorded_signals(*, patient: bool = False) -> Iterator[list[int]]:
     """Note signals in a list instead of ending, so that the run can save; a second one acts as it did before.
 
     Unless it is `patient`: torchrun passes on a signal that its processes may have got already, and ends them itself
@@ -101,5 +101,5 @@ def noted_signals(*, patient: bool = False) -> Iterator[list[int]]:
             restore()
         _outlive_terminal(number)
 
-    with _handled_by(note) as restore:
+    with _handling(note) as restore:
         yield noted

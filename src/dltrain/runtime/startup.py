@@ -7,18 +7,18 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from dltrain.runtime.signals import noted_signals
+from dltrain.runtime.signals import recorded_signals
 
 # What libgomp, torch's OpenMP on Linux, reads when it is loaded: how often a thread that waits for others looks before
 # it sleeps. By itself it looks 300,000 times, for milliseconds, which takes the core from the very thread that it waits
 # for as soon as anybody else computes here. This many last from one operation of a small network to the next; with less
 # the threads would sleep, and have to be woken, in between (docs/LOG.md).
 SPINS = {"GOMP_SPINCOUNT": "30000"}
-OF_A_PERSON = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+USER_SET = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 @contextlib.contextmanager
-def without_collections() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Collect no garbage while a process starts, up to `import_torch`: hardly anything of a start is garbage.
 
     Saves a tenth of the time up to there: composing a config makes many objects.
@@ -44,11 +44,11 @@ def import_torch() -> None:
     if "torch" in sys.modules:
         gc.enable()
         return
-    if not any(name in os.environ for name in OF_A_PERSON):
+    if not any(name in os.environ for name in USER_SET):
         os.environ.update(SPINS)  # processes that this one starts have it as well
     gc.disable()
     try:
-        with noted_signals() as signals:
+        with recorded_signals() as signals:
             import torch  # noqa: F401
     finally:
         gc.enable()

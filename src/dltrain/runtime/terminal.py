@@ -23,12 +23,12 @@ def make_streams_usable() -> None:
             stream.reconfigure(errors="replace")
 
 
-def draws_boxes(stream: TextIO) -> bool:
+def has_box_drawing(stream: TextIO) -> bool:
     """Whether a stream's encoding has the lines that tables are drawn with."""
     return (stream.encoding or "utf-8").lower().startswith("utf")
 
 
-def is_lively(stream: TextIO) -> bool:
+def is_interactive(stream: TextIO) -> bool:
     """Whether a stream may get control codes: a terminal that knows them, of a person who wants them (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in DUMB
 
@@ -47,7 +47,7 @@ def is_gone(descriptor: int) -> bool:
     return False
 
 
-def let_go() -> None:
+def detach_if_closed() -> None:
     """Let what is printed go nowhere if its terminal was closed, so that a run under it can end in order."""
     for descriptor in (1, 2):
         if is_gone(descriptor):
@@ -61,7 +61,7 @@ def silence(descriptor: int) -> None:
     os.close(null)
 
 
-def fitted(parts: Sequence[tuple[int, str]], columns: int) -> str:
+def fit_parts(parts: Sequence[tuple[int, str]], columns: int) -> str:
     """Parts of a line in their order, each with its rank; where it is too narrow those of a high rank are left out."""
     kept: list[tuple[int, int, str]] = []
     for index, (rank, text) in sorted(enumerate(parts), key=lambda part: part[1][0]):

@@ -17,37 +17,37 @@ class Processes:
     """The processes that do one run: `rank` of `world`, of those on this machine number `local`."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local: int = 0
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def processes() -> Processes:
     """Those that this process was started with. Raises ConfigError for an environment that makes no sense."""
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        return ALONE
+        return SINGLE_PROCESS
     words = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     told = "the environment says " + ", ".join(f"{name}={word[:20]}" for name, word in words.items())
     if not all(word.isdecimal() for word in words.values()):
         raise ConfigError(f"{told}: must be numbers, as torchrun sets them")
     found = Processes(*(int(word) for word in words.values()))
-    if found.rank >= found.world:
+    if found.rank >= found.world_size:
         raise ConfigError(f"{told}: RANK must be below WORLD_SIZE, as torchrun sets them")
-    if found.world > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    if found.world_size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise ConfigError(f"{told}, but not MASTER_ADDR and MASTER_PORT. Start it with torchrun")
     return found
 
 
-def require_alone(words: str) -> None:
+def require_single_process(words: str) -> None:
     """Raise ConfigError where several processes were started for what one does."""
-    if (world := processes().world) > 1:
+    if (world := processes().world_size) > 1:
         raise ConfigError(f"{words}: starts processes itself. Run it without torchrun (these are {world} processes)")
 
 
 @contextlib.contextmanager
-def speaking(command: str) -> Iterator[bool]:
+def rank_zero_stdout(command: str) -> Iterator[bool]:
     """Let the first process alone print; gives whether this one takes part: in training, else only the first does."""
     rank = processes().rank
     if not rank:
@@ -57,7 +57,7 @@ def speaking(command: str) -> Iterator[bool]:
         yield command == "train"
 
 
-def may_tell(error: BaseException) -> bool:
+def should_report(error: BaseException) -> bool:
     """Whether this process tells of an error, once it is its turn.
 
     What the first one has met too it tells itself, at once, and torchrun ends the others; so they wait before they do.

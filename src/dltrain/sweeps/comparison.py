@@ -8,17 +8,17 @@ from typing import Any
 
 from rich.table import Table
 
-from dltrain.commands.jobs import figures
+from dltrain.commands.jobs import job_metrics
 from dltrain.config import safe_yaml
 from dltrain.config.dotted import leaves
-from dltrain.config.hints import as_typed
+from dltrain.config.hints import to_cli
 from dltrain.config.registry import GROUPS
-from dltrain.report.console import figure, show_table
+from dltrain.report.console import format_number, show_table
 from dltrain.report.html import page, run_page
-from dltrain.report.html.comparison_page import Member
+from dltrain.report.html.comparison_page import RunRow
 from dltrain.report.run_reader import text, write_analysis
 from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
-from dltrain.runtime.folders import expanded
+from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal, pages
 from dltrain.sweeps.results import Group, Metric, metric, names_of, table_of_groups
 
@@ -27,7 +27,7 @@ DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
 USUAL = ("name", "sweep", "resume", "trust", "logger", "report")  # keys that say nothing about a result
 
 
-def found(folder: Path, depth: int = 0) -> Iterator[Member]:
+def found(folder: Path, depth: int = 0) -> Iterator[RunRow]:
     """The run that a folder is, or all runs below it, those of a sweep with the jobs that failed."""
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
         yield _run(folder, "/".join(folder.parts[-2:]))
@@ -38,7 +38,7 @@ def found(folder: Path, depth: int = 0) -> Iterator[Member]:
         if (outcome := entry.outcome) is not None and outcome.failed:
             whole = _config(own)
             config = whole or {f"{key}.name" if key in GROUPS else key: it for key, it in pages.words(entry).items()}
-            yield Member(own, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
+            yield RunRow(own, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
         elif own.is_dir():
             yield _run(own, label)
     if not entries and depth < DEEPEST:
@@ -46,14 +46,16 @@ def found(folder: Path, depth: int = 0) -> Iterator[Member]:
             yield from found(each, depth + 1)
 
 
-def _run(folder: Path, label: str) -> Member:
+def _run(folder: Path, label: str) -> RunRow:
     if (content := text(folder / "summary.json")) is None:
-        return Member(folder, label, _config(folder), "not done", {}, math.nan)
+        return RunRow(folder, label, _config(folder), "not done", {}, math.nan)
     try:
         summary = json.loads(content)
-        values = {name: value for name, value in figures("train", summary).items() if isinstance(value, int | float)}
+        values = {
+            name: value for name, value in job_metrics("train", summary).items() if isinstance(value, int | float)
+        }
         seconds = float(summary.get("total_seconds", math.nan))
-        return Member(folder, label, _config(folder), str(summary["status"]), values, seconds)
+        return RunRow(folder, label, _config(folder), str(summary["status"]), values, seconds)
     except page.UNFIT as error:
         raise InputError(f"{folder / 'summary.json'}: cannot be read ({type(error).__name__})") from error
 
@@ -68,30 +70,30 @@ def _nested(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = safe_yaml.read_yaml(path)
-    except safe_yaml.Refused as error:
+    except safe_yaml.UnsafeConfig as error:
         raise InputError(str(error)) from error
     return config if isinstance(config, dict) else {}
 
 
-def differing(runs: Sequence[Member]) -> list[str]:
+def differing(runs: Sequence[RunRow]) -> list[str]:
     """Keys whose values are not the same in all runs and that may say something about a result."""
     return [key for key in pages.differing(runs) if key.partition(".")[0] not in USUAL]
 
 
-def by_seed(runs: Sequence[Member], keys: Sequence[str]) -> list[Group]:
+def by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[Group]:
     """Runs that are done, grouped where they differ by their seed alone."""
     others = [key for key in keys if key != "seed"]
     return pages.by_seed(runs, lambda run: tuple(f"{key}={_shown(run.config.get(key))}" for key in others))
 
 
 def _shown(value: Any) -> str:
-    return "–" if value is None else as_typed(value)
+    return "–" if value is None else to_cli(value)
 
 
 def report(arguments: Sequence[str]) -> None:
     """Print the comparison of the folders that are named, and write its page; with --json print it as JSON alone."""
     words, as_json, output = _read(arguments)
-    runs: list[Member] = []
+    runs: list[RunRow] = []
     for folder in words:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
@@ -117,7 +119,7 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def _write_page(
-    folders: Sequence[Path], runs: Sequence[Member], keys: Sequence[str], by: Metric, output: Path | None
+    folders: Sequence[Path], runs: Sequence[RunRow], keys: Sequence[str], by: Metric, output: Path | None
 ) -> Path:
     """Write the page of what was named: into the folder of one run or sweep, else into the current one."""
     (folder, *others) = folders
@@ -142,7 +144,7 @@ def _analyze(folder: Path) -> str:
 
     try:
         config = composition.compose("eval", ["ckpt=x"]) | {"ckpt": str(folder)}  # its name may look like Hydra's words
-        write_analysis(folder, evaluation.analyzed(config, resolve=composition.resolve))
+        write_analysis(folder, evaluation.analyze_checkpoint(config, resolve=composition.resolve))
     except UserError as error:
         return f"What the network gets wrong is not shown: {error}"
     return ""
@@ -157,17 +159,17 @@ def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
         if word == "--json":
             as_json = True
         elif word in ("-o", "--output"):
-            output = expanded(next(words, ""))
+            output = expand_user(next(words, ""))
         elif word.startswith("-"):
             raise ConfigError(f"{word}: no such option. {USAGE}")
         else:
-            folders.append(expanded(word))
+            folders.append(expand_user(word))
     if not folders or output == Path():
         raise ConfigError(USAGE)
     return folders, as_json, output
 
 
-def _table(runs: Sequence[Member], keys: Sequence[str], by: Metric) -> Table:
+def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
     names = names_of((run.figures for run in runs), by)
     table = Table(title=f"{len(runs)} runs, best {by.name} first", title_justify="left")
     for column in ("run", "status", *map(printable, keys)):
@@ -176,13 +178,13 @@ def _table(runs: Sequence[Member], keys: Sequence[str], by: Metric) -> Table:
         table.add_column(printable(column), justify="right")
     for run in runs:
         values = [printable(_shown(run.config.get(key))) for key in keys]
-        shown = [figure(run.figures[name]) if name in run.figures else "" for name in names]
+        shown = [format_number(run.figures[name]) if name in run.figures else "" for name in names]
         seconds = "" if math.isnan(run.seconds) else f"{run.seconds:.1f}"
         table.add_row(printable(run.label), printable(run.status), *values, *shown, seconds)
     return table
 
 
-def _as_json(runs: Sequence[Member], keys: Sequence[str], seeds: Sequence[Group]) -> dict[str, Any]:
+def _as_json(runs: Sequence[RunRow], keys: Sequence[str], seeds: Sequence[Group]) -> dict[str, Any]:
     def number(value: float) -> float | None:  # JSON has no NaN
         return value if math.isfinite(value) else None
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dltrain.commands.jobs import Outcome
+from dltrain.commands.jobs import JobResult
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import ConfigError, InputError
 
@@ -23,7 +23,7 @@ class Entry:
     digest: str
     folder: str  # its name in that of the sweep
     begun: int = 0  # attempts
-    outcome: Outcome | None = None  # of the last attempt, None while it runs
+    outcome: JobResult | None = None  # of the last attempt, None while it runs
     params: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -43,7 +43,7 @@ def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> N
         entries[job].begun += 1
         entries[job].outcome = None
     else:
-        entries[job].outcome = _possible(Outcome(**content))
+        entries[job].outcome = _possible(JobResult(**content))
 
 
 def _checked(entry: Entry) -> Entry:
@@ -55,7 +55,7 @@ def _checked(entry: Entry) -> Entry:
     return entry
 
 
-def _possible(outcome: Outcome) -> Outcome:
+def _possible(outcome: JobResult) -> JobResult:
     """Raise ValueError for an outcome that no job has: its table could not be drawn."""
     figures = (outcome.seconds, *outcome.figures.values())
     if type(outcome.code) is not int or not all(isinstance(it, int | float) for it in figures):
@@ -91,7 +91,7 @@ class Journal:
     """The jobs of a sweep by number, each change in the file before it is here. One process at a time may write."""
 
     def __init__(self, path: Path) -> None:
-        with atomic_files.writing(path):
+        with atomic_files.output_errors(path):
             path.touch()
             content = _whole(path.read_bytes())
             self.entries = _parsed(path, content)
@@ -101,7 +101,7 @@ class Journal:
 
     def _write(self, *lines: dict[str, Any], flush: bool = True) -> None:
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        with atomic_files.writing(Path(self.file.name), len(content)):
+        with atomic_files.output_errors(Path(self.file.name), len(content)):
             while content:
                 content = content[self.file.write(content) :]
             if flush:
@@ -120,7 +120,7 @@ class Journal:
         """A job starts, or starts again. Not flushed to the disk: forgotten in a power cut it just starts once more."""
         self._write({"event": "begun", "job": number}, flush=False)
 
-    def end(self, number: int, outcome: Outcome) -> None:
+    def end(self, number: int, outcome: JobResult) -> None:
         """A job is done, has failed, or is interrupted."""
         self._write({"event": "ended", "job": number} | asdict(_possible(outcome)))
 

@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dltrain.commands.jobs import Outcome
-from dltrain.report.console import figure
+from dltrain.commands.jobs import JobResult
+from dltrain.report.console import format_number
 from dltrain.runtime import terminal
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
@@ -38,32 +38,32 @@ class View:
     def __post_init__(self) -> None:
         self.console = Console(markup=False, highlight=False)
         self.began = self.drawn = time.monotonic()
-        drawn = terminal.is_lively(sys.stdout)
+        drawn = terminal.is_interactive(sys.stdout)
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if drawn else None
         if self.live is not None:
             self.live.start()
 
-    def begins(self, number: int) -> None:
+    def on_start(self, number: int) -> None:
         """A job starts."""
         self.running[number] = time.monotonic(), "starts"
 
-    def tells(self, number: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
+    def on_metrics(self, number: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
         """A running job has made a record."""
-        shown = [f"{key} {figure(values[key])}" for key in ("loss", "accuracy") if key in values]
+        shown = [f"{key} {format_number(values[key])}" for key in ("loss", "accuracy") if key in values]
         if number in self.running:
             self.running[number] = self.running[number][0], f"epoch {epoch:.2f}: {split} {' '.join(shown)}"
 
-    def ends(self, number: int, outcome: Outcome) -> None:
+    def on_end(self, number: int, outcome: JobResult) -> None:
         """A job has ended: a line that stays."""
         self.running.pop(number, None)
         entry = self.entries[number]
         by = metric([outcome.figures], self.metric, self.direction)
-        best = f"{by.name} {figure(outcome.figures[by.name])}" if by.name in outcome.figures else ""
+        best = f"{by.name} {format_number(outcome.figures[by.name])}" if by.name in outcome.figures else ""
         place, took = f"{self._ended()}/{self.total}", f"{outcome.seconds:.1f} s"
-        parts = (place, f"job {number}", outcome.told, best, took, self._words(entry))
-        self.say("  ".join(part for part in parts if part))
+        parts = (place, f"job {number}", outcome.description, best, took, self._words(entry))
+        self.log("  ".join(part for part in parts if part))
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line for a person, above the live view where there is one."""
         with contextlib.suppress(OSError):  # where nobody reads any more the sweep goes on
             if self.live is not None:
@@ -97,7 +97,7 @@ class View:
         best = Text("")
         by = metric([entry.figures for entry in ended], self.metric, self.direction)
         if (first := next(iter(ranked(ended, by)), None)) and by.name in first.figures:
-            value = figure(first.figures[by.name])
+            value = format_number(first.figures[by.name])
             best = Text(f"best  job {first.number}  {by.name} {value}  {self._words(first)}")
         return Group(heading, table, best)
 

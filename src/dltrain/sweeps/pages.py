@@ -9,7 +9,7 @@ import yaml
 
 from dltrain.config.hints import is_number
 from dltrain.report.html import comparison_page, page
-from dltrain.report.html.comparison_page import Member, Seeds
+from dltrain.report.html.comparison_page import RunRow, SeedGroup
 from dltrain.report.html.run_page import NAME
 from dltrain.runtime.errors import UserError
 from dltrain.sweeps.journal import Entry
@@ -32,14 +32,14 @@ def write_sweep(path: Path, folder: Path, entries: Iterable[Entry], by: Metric) 
     write(path, f"Sweep {'/'.join(folder.parts[-2:])}", members, differing(members), by)
 
 
-def write(path: Path, title: str, members: Sequence[Member], keys: Sequence[str], by: Metric) -> None:
+def write(path: Path, title: str, members: Sequence[RunRow], keys: Sequence[str], by: Metric) -> None:
     """Write the page of a set of runs, the best first. Raises UserError."""
     ordered = sorted(members, key=lambda it: by.key(it.figures))
     keys = [key for key in keys if not _is_implied(key, keys, members)]
     page.write(path, comparison_page.text(title, ordered, keys, seeds(ordered, keys), by.name, path.parent))
 
 
-def differing(members: Sequence[Member]) -> list[str]:
+def differing(members: Sequence[RunRow]) -> list[str]:
     """Keys whose values are not the same in all runs; one that a run lacks differs, if its whole config is known."""
     keys = dict.fromkeys(key for it in members for key in it.config)
 
@@ -49,46 +49,46 @@ def differing(members: Sequence[Member]) -> list[str]:
     return [key for key in keys if len(values(key)) > 1]
 
 
-def _is_implied(key: str, keys: Sequence[str], members: Sequence[Member]) -> bool:
+def _is_implied(key: str, keys: Sequence[str], members: Sequence[RunRow]) -> bool:
     """Whether a key differs only because one option of its group has it and another has not."""
     group, dot, _ = key.partition(".")
     has_it = {repr(it.config[key]) for it in members if key in it.config}
     return bool(dot) and f"{group}.name" in keys and key != f"{group}.name" and len(has_it) == 1
 
 
-def is_done(member: Member) -> bool:
+def is_done(member: RunRow) -> bool:
     """Whether its figures are those of a whole run."""
     return bool(member.figures) and member.status not in ("failed", "interrupted", "pruned", "not done")
 
 
-def seeds(members: Sequence[Member], keys: Sequence[str]) -> list[Seeds]:
+def seeds(members: Sequence[RunRow], keys: Sequence[str]) -> list[SeedGroup]:
     """Runs that are done, grouped where they differ by their seed alone; each by itself where seeds do not differ."""
     done = [it for it in members if is_done(it)]
     if "seed" not in keys:
-        return [Seeds(it.config, 1, it.figures, {}) for it in done]
+        return [SeedGroup(it.config, 1, it.figures, {}) for it in done]
     others = [key for key in keys if key != "seed"]
     configs = {_values(it, others): it.config for it in done}
     found = by_seed(done, lambda it: _values(it, others))
-    return [Seeds(configs[group.words], group.count, group.mean, group.spread) for group in found]
+    return [SeedGroup(configs[group.words], group.count, group.mean, group.spread) for group in found]
 
 
-def _values(member: Member, keys: Sequence[str]) -> tuple[str, ...]:
+def _values(member: RunRow, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(repr(member.config.get(key)) for key in keys)
 
 
-def by_seed(members: Iterable[Member], words: Callable[[Member], tuple[str, ...]]) -> list[Group]:
+def by_seed(members: Iterable[RunRow], words: Callable[[RunRow], tuple[str, ...]]) -> list[Group]:
     """Runs that are done by their words; what was run twice with the same seed counts once."""
     once = {(words(it), repr(it.config.get("seed"))): it.figures for it in members if is_done(it)}
     return groups((of, figures) for (of, _), figures in once.items())
 
 
-def _member(folder: Path, entry: Entry) -> Member:
+def _member(folder: Path, entry: Entry) -> RunRow:
     """A job by its own words, which say what differs: a thousand configs need not be read."""
     outcome = entry.outcome
     assert outcome is not None
     status = "failed" if outcome.failed else outcome.status
     seconds = outcome.seconds if math.isfinite(outcome.seconds) else math.nan
-    return Member(
+    return RunRow(
         folder / entry.folder,
         f"job {entry.number}",
         words(entry),

@@ -31,7 +31,7 @@ MOST_JOBS = 100_000
 
 
 @dataclass(frozen=True)
-class Word:
+class ParsedOverride:
     """`key=value` as it can be typed, and the value as plain data; `is_value` where it chooses no option of a group."""
 
     text: str
@@ -46,7 +46,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedJob:
     """A job of a sweep, checked; two with the same digest are the same run."""
 
     composed: Composed
@@ -67,7 +67,7 @@ class Composer:
         parser = OverridesParser.create(config_loader=self.loader)
         return list({it.get_key_element(): it for it in parser.parse_overrides(self.sweeping.words)}.values())
 
-    def word(self, override: Override, element: Any = None) -> Word:
+    def word(self, override: Override, element: Any = None) -> ParsedOverride:
         """A word that sweeps over nothing, or over `element` alone."""
         key = override.key_or_group
         is_value = override.package is None and not (
@@ -75,11 +75,11 @@ class Composer:
         )
         if not override.is_sweep_override():
             text = f"{override.get_key_element()}={override.get_value_element_as_str()}"
-            return Word(text.rstrip("=") if override.is_delete() else text, key, override.value(), is_value)
+            return ParsedOverride(text.rstrip("=") if override.is_delete() else text, key, override.value(), is_value)
         text = f"{override.get_key_element()}={Transformer.str(element)}"
-        return Word(text, key, Override._convert_value(element), is_value)
+        return ParsedOverride(text, key, Override._convert_value(element), is_value)
 
-    def words(self, override: Override) -> list[Word]:
+    def words(self, override: Override) -> list[ParsedOverride]:
         """All that an override sweeps over, or the one that it is. Raises ConfigError for an interval."""
         if not override.is_sweep_override():
             return [self.word(override)]
@@ -87,7 +87,7 @@ class Composer:
             raise ConfigError(f"{override.input_line}: an interval needs sweep.search=random or tpe")
         return [self.word(override, element) for element in override.sweep_iterator()]
 
-    def compose(self, words: Sequence[Word]) -> Composed:
+    def compose(self, words: Sequence[ParsedOverride]) -> Composed:
         """The config of a job. Raises what Hydra raises."""
         swept = [word for word in words if word.is_value and word.text not in self.constant]
         chosen = tuple(word.text for word in words if word not in swept)
@@ -111,7 +111,7 @@ class Composer:
         """Words that are in every job."""
         return {self.word(it).text for it in self.parsed() if not it.is_sweep_override()}
 
-    def _by_hydra(self, words: Sequence[Word]) -> Composed:
+    def _by_hydra(self, words: Sequence[ParsedOverride]) -> Composed:
         config = self.loader.load_sweep_config(self.sweeping.master, [word.text for word in words])
         with open_dict(config):
             own = config.pop("hydra")
@@ -123,7 +123,7 @@ class Composer:
         return replace(composed, overrides=_told(words, self.sweeping.implied))
 
 
-def _told(words: Iterable[Word], implied: Sequence[str]) -> list[str]:
+def _told(words: Iterable[ParsedOverride], implied: Sequence[str]) -> list[str]:
     return [word.text for word in words if not word.is_of_sweep and word.text not in implied]
 
 
@@ -132,14 +132,14 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, dict | Sweep) and "${" not in repr(value)
 
 
-def _holds(config: dict[str, Any], word: Word) -> bool:
+def _holds(config: dict[str, Any], word: ParsedOverride) -> bool:
     try:
         return bool(at(config, word.key) == word.value)
     except (LookupError, TypeError):  # the key counts the items of a list
         return False
 
 
-def grid(composer: Composer) -> Iterator[list[Word]]:
+def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
     """Every combination of what the words sweep over, the last word changing fastest."""
     overrides = composer.parsed()
     lists = [composer.words(override) for override in overrides]
@@ -155,19 +155,21 @@ def grid(composer: Composer) -> Iterator[list[Word]]:
 
 
 @dataclass(frozen=True)
-class Typed:
+class TrustedOverrides:
     """What is typed of a sweep whose words come from a file: the packages that are trusted, and all keys."""
 
     trust: Sequence[str]
     keys: Collection[str]
 
 
-def checked(jobs: Iterable[Composed], command: str, typed: Typed | None = None) -> tuple[list[Planned], int]:
+def checked(
+    jobs: Iterable[Composed], command: str, typed: TrustedOverrides | None = None
+) -> tuple[list[PlannedJob], int]:
     """Jobs without those that are there twice, and the number of these. Raises ConfigError with all faults of all.
 
     With `typed` they come from a file, which chooses no code of a person's own and no place that figures go to.
     """
-    found: dict[str, Planned] = {}
+    found: dict[str, PlannedJob] = {}
     faults: dict[str, list[int]] = {}
     total = 0
     for number, composed in enumerate(jobs):
@@ -193,25 +195,25 @@ def _require_own_outputs(jobs: Iterable[dict[str, Any]]) -> None:
             raise ConfigError(f"{told}. Give each its own, such as 'output=${{ckpt}}/NAME'")
 
 
-def check(composed: Composed, command: str, typed: Typed | None = None) -> tuple[Planned, list[str]]:
+def check(composed: Composed, command: str, typed: TrustedOverrides | None = None) -> tuple[PlannedJob, list[str]]:
     """A job with its digest, and what is wrong with it."""
     try:
         values = resolve(composed.config)
         if typed is not None:
-            saved_config.refuse_untrusted(values, typed.trust, "this sweep")
-            saved_config.refuse_address(values, typed.keys, "this sweep")
+            saved_config.require_trusted(values, typed.trust, "this sweep")
+            saved_config.require_typed_address(values, typed.keys, "this sweep")
         run_trackers.require(composed.config)
-        if saved_config.own_code(values):
+        if saved_config.custom_imports(values):
             select.all_threads()  # before it is imported
-        faults = [str(fault) for fault in validation.check(values, command, composed.origin)]
+        faults = [str(fault) for fault in validation.find_problems(values, command, composed.origin)]
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
     kept = {key: value for key, value in values.items() if key not in ("sweep", "trust", "logger", "report")}
     text = json.dumps(kept, sort_keys=True, default=str)
-    return Planned(composed, hashlib.sha256(text.encode()).hexdigest()), faults
+    return PlannedJob(composed, hashlib.sha256(text.encode()).hexdigest()), faults
 
 
-def entry(number: int, planned: Planned, params: dict[str, Any] | None = None) -> Entry:
+def entry(number: int, planned: PlannedJob, params: dict[str, Any] | None = None) -> Entry:
     """The job as it goes into the journal; `params` are what was drawn for it."""
     overrides = planned.composed.overrides
     name = f"{number}_{folders.safe_name(','.join(overrides))}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dltrain.report.console import figure, show_table
+from dltrain.report.console import format_number, show_table
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
@@ -48,7 +48,12 @@ def row(entry: Entry) -> dict[str, Any]:
     """The row of a job that has ended."""
     outcome = entry.outcome
     assert outcome is not None
-    values = {"job": entry.number, "overrides": " ".join(entry.overrides), "status": outcome.told, **outcome.figures}
+    values = {
+        "job": entry.number,
+        "overrides": " ".join(entry.overrides),
+        "status": outcome.description,
+        **outcome.figures,
+    }
     return values | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
 
 
@@ -60,7 +65,7 @@ def write_results(path: Path, entries: Iterable[Entry]) -> None:
     writer = csv.DictWriter(text, list(dict.fromkeys(["job", "overrides", "status", *names, "seconds", "folder"])))
     writer.writeheader()
     writer.writerows(rows)
-    atomic_files.replace(path, text.getvalue().encode(errors="backslashreplace"))
+    atomic_files.atomic_write(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
@@ -87,7 +92,7 @@ def table(entries: Sequence[Entry], by: Metric) -> Table:
         found.add_column(column, justify="right")
     for it in ended[:MOST_ROWS]:
         values = row(it)
-        figures = [figure(values[name]) if name in values else "" for name in names]
+        figures = [format_number(values[name]) if name in values else "" for name in names]
         words = " ".join(word for word in it.overrides if word not in shared)
         status, seconds = printable(values["status"]), f"{values['seconds']:.1f}"
         found.add_row(str(it.number), printable(words), status, *figures, seconds)
@@ -161,7 +166,7 @@ def table_of_groups(found: Sequence[Group], by: Metric, most: int | None = None)
 def with_spread(group: Group, name: str) -> str:
     """A mean as it is printed: 0.9812 ± 0.0031."""
     spread = group.spread[name]
-    return figure(group.mean[name]) + ("" if math.isnan(spread) else f" ± {figure(spread)}")
+    return format_number(group.mean[name]) + ("" if math.isnan(spread) else f" ± {format_number(spread)}")
 
 
 def show(entries: Sequence[Entry], by: Metric) -> None:

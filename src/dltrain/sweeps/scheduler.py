@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from dltrain.commands.jobs import Outcome, unnoticed
+from dltrain.commands.jobs import JobResult, read_result
 from dltrain.config import saved_config
 from dltrain.config.composition import Composed
 from dltrain.config.settings import Sweep
-from dltrain.runtime.errors import cleaned
+from dltrain.runtime.errors import sanitized
 from dltrain.sweeps import results
 from dltrain.sweeps.executors.base import Executor
-from dltrain.sweeps.executors.worker import Figures, Task
+from dltrain.sweeps.executors.worker import JobMetrics, Task
 from dltrain.sweeps.journal import Entry, Journal
 from dltrain.sweeps.live_view import View
 from dltrain.training.stopping import in_seconds
@@ -22,18 +22,18 @@ from dltrain.training.stopping import in_seconds
 WRONG_CONFIG = 2  # trying again would not help
 
 
-class Source(Protocol):
+class JobSource(Protocol):
     """Where further jobs come from when all that are known have begun: a search."""
 
     def draw(self) -> tuple[Entry, Composed] | None: ...
 
     def judge(self, number: int, epoch: float, values: dict[str, float]) -> str: ...
 
-    def tell(self, number: int, outcome: Outcome) -> None: ...
+    def tell(self, number: int, outcome: JobResult) -> None: ...
 
 
 @dataclass
-class Conductor:
+class Scheduler:
     """A sweep while it runs. The journal is written first, then what can be made from it again."""
 
     command: str
@@ -43,7 +43,7 @@ class Conductor:
     executor: Executor
     settings: Sweep
     view: View
-    source: Source | None = None
+    source: JobSource | None = None
     queue: deque[int] = field(default_factory=deque)
     running: dict[int, float] = field(default_factory=dict)  # to when they began
     attempts: Counter[int] = field(default_factory=Counter)  # since this start
@@ -55,14 +55,14 @@ class Conductor:
         """Run all jobs, until they have ended or `signals` is no longer empty; whether somebody else cut one off."""
         while True:
             if signals and not self.stopping:
-                self.view.say("stopping: waits for jobs to save; once more to end at once")
+                self.view.log("stopping: waits for jobs to save; once more to end at once")
                 self._stop()
             while not self.stopping and self.executor.free and (number := self._next()) is not None:
                 self._start(number)
             if not self.running:
                 return self.cut_off
             for number, message in self.executor.wait():
-                if isinstance(message, Figures):
+                if isinstance(message, JobMetrics):
                     self._hear(number, message)
                 else:
                     self._end(number, message)
@@ -84,7 +84,7 @@ class Conductor:
         is_own = self.command == "train" and config["resume"] is None  # else it writes where another run has
         if is_own and (folder / "checkpoints" / "last.pt").exists():
             trust = [
-                package for _, package in saved_config.own_code(config)
+                package for _, package in saved_config.custom_imports(config)
             ]  # it was typed, or trusted, for this sweep
             config = config | {"resume": str(folder), "trust": trust}
             typed = ["resume", "trust", *(key for key in ("logger", "report") if key in config)]
@@ -93,18 +93,18 @@ class Conductor:
         self.journal.begin(number)
         self.attempts[number] += 1
         self.running[number] = time.monotonic()
-        self.view.begins(number)
+        self.view.on_start(number)
         own = folder.absolute() if is_own else None
         log = folder / "train.log" if is_own else self.folder / f"{number}.log"
         self.executor.start(Task(self.command, number, composed.overrides, config, typed, own, log.absolute()))
 
-    def _hear(self, number: int, told: Figures) -> None:
-        self.view.tells(number, told.epoch, told.split, told.values)
+    def _hear(self, number: int, told: JobMetrics) -> None:
+        self.view.on_metrics(number, told.epoch, told.split, told.values)
         if told.split == "val":
             verdict = self.source.judge(number, told.epoch, told.values) if self.source is not None else ""
             self.executor.answer(number, verdict)
 
-    def _end(self, number: int, outcome: Outcome) -> None:
+    def _end(self, number: int, outcome: JobResult) -> None:
         took = time.monotonic() - self.running.pop(number)
         entry = self.journal.entries[number]
         own = self.folder / entry.folder
@@ -123,13 +123,13 @@ class Conductor:
             and outcome.code != WRONG_CONFIG
             and self.attempts[number] <= self.settings.retries
         ):
-            self.view.say(f"job {number} failed ({outcome.code}): {outcome.status}; tries again")
+            self.view.log(f"job {number} failed ({outcome.code}): {outcome.status}; tries again")
             self.queue.appendleft(number)
             return
         self.cut_off |= outcome.interrupted and not self.stopping
         self.journal.end(number, outcome)
         results.write_results(self.folder / "results.csv", self.journal.entries.values())
-        self.view.ends(number, outcome)
+        self.view.on_end(number, outcome)
         if self.command != "train":
             self._print_log(number)
         if self.source is not None and not outcome.interrupted:
@@ -137,15 +137,15 @@ class Conductor:
         if not outcome.interrupted:
             self.composed.pop(number, None)
         if outcome.failed and self.settings.stop_on_failure and not self.stopping:
-            self.view.say("a job has failed (sweep.stop_on_failure): the others are stopped after saving")
+            self.view.log("a job has failed (sweep.stop_on_failure): the others are stopped after saving")
             self._stop()
 
     def _print_log(self, number: int) -> None:
         """What an evaluation or a prediction has printed is what it was asked for."""
         path = self.folder / f"{number}.log"
         if path.exists():
-            for line in cleaned(path.read_text(encoding="utf-8", errors="replace")).splitlines():
-                self.view.say(line)
+            for line in sanitized(path.read_text(encoding="utf-8", errors="replace")).splitlines():
+                self.view.log(line)
 
     def _stop(self) -> None:
         self.stopping = True
@@ -167,7 +167,7 @@ def unfinished(command: str, folder: Path, journal: Journal, *, retry_failed: bo
     for number, entry in sorted(journal.entries.items()):
         # On a cluster a job outlives the sweep, and one that was started beside it has failed.
         is_done = entry.outcome is not None and not entry.outcome.code
-        if entry.begun and not is_done and (outcome := unnoticed(command, folder / entry.folder)):
+        if entry.begun and not is_done and (outcome := read_result(command, folder / entry.folder)):
             journal.end(number, outcome)
         outcome = entry.outcome
         if outcome is None or outcome.interrupted or (outcome.failed and retry_failed):

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from dltrain.config.settings import Sweep
 from dltrain.runtime.errors import ConfigError, first_line
-from dltrain.sweeps.plan import Composer, Word
+from dltrain.sweeps.plan import Composer, ParsedOverride
 from dltrain.sweeps.results import Metric
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 from dataclasses import dataclass
 
-from dltrain.commands.jobs import Outcome
+from dltrain.commands.jobs import JobResult
 from dltrain.config.composition import Composed
 from dltrain.sweeps import plan
 from dltrain.sweeps.journal import Entry, Journal
-from dltrain.sweeps.plan import Planned
+from dltrain.sweeps.plan import PlannedJob
 
 OF_PRUNING = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner"}
 
@@ -49,7 +49,7 @@ class Space:
     def __init__(self, composer: Composer) -> None:
         self.composer = composer
         self.overrides = composer.parsed()
-        self.choices: dict[str, list[Word]] = {}
+        self.choices: dict[str, list[ParsedOverride]] = {}
         self.distributions: dict[str, BaseDistribution] = {}
         for override in self.overrides:
             if override.is_sweep_override():
@@ -79,14 +79,14 @@ class Space:
         except ValueError as error:
             raise ConfigError(f"{override.input_line}: {error}") from error
 
-    def words(self, params: dict[str, Any]) -> list[Word]:
+    def words(self, params: dict[str, Any]) -> list[ParsedOverride]:
         """The words of a job, with what was drawn for it. Raises ConfigError where that was drawn from other words."""
         return [
             self._drawn(override, params) if override.is_sweep_override() else self.composer.word(override)
             for override in self.overrides
         ]
 
-    def _drawn(self, override: Override, params: dict[str, Any]) -> Word:
+    def _drawn(self, override: Override, params: dict[str, Any]) -> ParsedOverride:
         key = override.get_key_element()
         value, ends = params.get(key), _ends(self.distributions[key])
         if value not in ends and (
@@ -189,16 +189,16 @@ class Search:
 
 
 @dataclass
-class Drawn:
+class TrialSource:
     """Further jobs of a sweep, each planned when there is room for it; the study is told how they end."""
 
     command: str
     search: Search
     composer: Composer
     journal: Journal
-    typed: plan.Typed | None
+    typed: plan.TrustedOverrides | None
 
-    def planned(self, params: dict[str, Any]) -> Planned:
+    def planned(self, params: dict[str, Any]) -> PlannedJob:
         """The job with these parameters; what is wrong with it the job itself tells, unless it is not to be trusted."""
         composed = self.composer.compose(self.search.space.words(params))
         planned, faults = plan.check(composed, self.command, self.typed)
@@ -219,7 +219,7 @@ class Drawn:
     def judge(self, number: int, epoch: float, values: dict[str, float]) -> str:
         return self.search.judge(number, round(epoch), values)
 
-    def tell(self, number: int, outcome: Outcome) -> None:
+    def tell(self, number: int, outcome: JobResult) -> None:
         self.search.tell(number, outcome.figures, outcome.status, failed=outcome.failed)
 
     def tell_all(self) -> None:

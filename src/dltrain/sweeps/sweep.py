@@ -15,11 +15,11 @@ from dltrain.config.safe_yaml import read_yaml
 from dltrain.config.settings import Sweep
 from dltrain.runtime import folders
 from dltrain.runtime.errors import ConfigError, UserError
-from dltrain.runtime.signals import SIGNALS, noted_signals
+from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.sweeps import plan, sweep_file
 from dltrain.sweeps.executors import hydra_launcher, remote, select
 from dltrain.sweeps.journal import Entry, Journal, read
-from dltrain.sweeps.plan import Composer, Planned
+from dltrain.sweeps.plan import Composer, PlannedJob
 from dltrain.sweeps.sweep_file import Request
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
             sweep_file.write(request, folder, sweeping.words)
             if twice and space is None:
                 print(f"{twice} jobs are the same as others and are left out")
-            return _conduct(request, settings, folder, journal, composer, planned, space, typed)
+            return _run_jobs(request, settings, folder, journal, composer, planned, space, typed)
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def _folder(request: Request) -> Iterator[Path]:
         folders.refuse_links(request.folder)
         yield request.folder
         return
-    folder = folders.dated("sweeps")
+    folder = folders.dated_folder("sweeps")
     try:
         yield folder
     except UserError:
@@ -77,7 +77,7 @@ def _space(composer: Composer, raw: Any) -> "Space | None":
     return search.Space(composer)
 
 
-def _typed(composer: Composer, raw: Any, beside: Collection[str]) -> plan.Typed:
+def _typed(composer: Composer, raw: Any, beside: Collection[str]) -> plan.TrustedOverrides:
     """What counts of a sweep whose words come from a file: what is typed now, not what a config of its choice says.
 
     Raises ConfigError where such a config says how the sweep runs.
@@ -88,10 +88,10 @@ def _typed(composer: Composer, raw: Any, beside: Collection[str]) -> plan.Typed:
         if f"sweep.{key}" not in (*typed, *sweep_file.OWN) and value != usual.get(key):
             raise ConfigError(f"sweep.{key}={value}: is set by a file that this sweep names. Type it yourself")
     trust: Any = typed.get("trust") or []
-    return plan.Typed([trust] if isinstance(trust, str) else list(map(str, trust)), beside)
+    return plan.TrustedOverrides([trust] if isinstance(trust, str) else list(map(str, trust)), beside)
 
 
-def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned]) -> None:
+def _check_settings(request: Request, settings: Sweep, planned: Sequence[PlannedJob]) -> None:
     """Raise ConfigError for settings that do not fit each other or the jobs."""
     remote.require(settings.executor, settings.options or {})
     name, config = settings.metric, planned[0].composed.config
@@ -109,7 +109,7 @@ def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned
         raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.executor=local and a metric of val")
 
 
-def _show(planned: Sequence[Planned], twice: int, space: "Space | None") -> int:
+def _show(planned: Sequence[PlannedJob], twice: int, space: "Space | None") -> int:
     """Print the jobs, for sweep.dry."""
     if space is not None:
         for key, distribution in space.distributions.items():
@@ -122,20 +122,20 @@ def _show(planned: Sequence[Planned], twice: int, space: "Space | None") -> int:
     return 0
 
 
-def _conduct(
+def _run_jobs(
     request: Request,
     settings: Sweep,
     folder: Path,
     journal: Journal,
     composer: Composer,
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedJob],
     space: "Space | None",
-    typed: plan.Typed | None,
+    typed: plan.TrustedOverrides | None,
 ) -> int:
     # From here on torch is needed: what is wrong with a sweep has been told.
     from dltrain.sweeps import scheduler, search
     from dltrain.sweeps.live_view import View
-    from dltrain.sweeps.search import Drawn
+    from dltrain.sweeps.search import TrialSource
 
     command = request.command
     composed = _numbered(planned, journal) if space is None else {}
@@ -144,7 +144,7 @@ def _conduct(
     drawn = None
     if space is not None:
         study = search.Search(folder, settings, space, _metric(settings, planned[0].composed.config))
-        drawn = Drawn(command, study, composer, journal, typed)
+        drawn = TrialSource(command, study, composer, journal, typed)
         composed = {number: drawn.planned(journal.entries[number].params).composed for number in queue}
         drawn.tell_all()
     left = [number for number in queue if number not in composed]
@@ -157,24 +157,27 @@ def _conduct(
     jobs = len(queue) + (total - len(journal.entries))
     configs = [it.config for it in composed.values()] or [it.composed.config for it in planned]
     cut_off = False
-    with noted_signals() as signals:
+    with recorded_signals() as signals:
         if queue or drawn is not None:
             select.prepare(configs, command)
             executor = (
-                hydra_launcher.Foreign(composer.sweeping, folder)
+                hydra_launcher.HydraLauncher(composer.sweeping, folder)
                 if hydra_launcher.is_chosen(composer.sweeping)
                 else select.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
             )
             view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
             with contextlib.closing(executor), contextlib.closing(view):
-                conductor = scheduler.Conductor(command, folder, journal, composed, executor, settings, view, drawn)
+                conductor = scheduler.Scheduler(command, folder, journal, composed, executor, settings, view, drawn)
                 conductor.queue.extend(queue)
                 cut_off = conductor.run(signals)
     entries = list(journal.entries.values())
     _show_results(folder, entries, settings)
     if signals or cut_off:
         trusted = {
-            package for config in configs for _, package in saved_config.own_code(config) if package.isidentifier()
+            package
+            for config in configs
+            for _, package in saved_config.custom_imports(config)
+            if package.isidentifier()
         }
         again = sweep_file.command_to_resume(request, folder, composer.sweeping.words, trusted)
         print(f"stopped; continue with {again}")
@@ -205,7 +208,7 @@ def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
     return metric([], settings.metric or usual, settings.direction)
 
 
-def _numbered(planned: Sequence[Planned], journal: Journal) -> dict[int, Composed]:
+def _numbered(planned: Sequence[PlannedJob], journal: Journal) -> dict[int, Composed]:
     """The jobs by number: a known digest keeps its own, the others are planned behind them."""
     known = {entry.digest: entry.number for entry in journal.entries.values()}
     free = max(journal.entries, default=-1) + 1

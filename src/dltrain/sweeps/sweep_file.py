@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dltrain import __version__
-from dltrain.config.overrides import split
+from dltrain.config.overrides import split_argv
 from dltrain.config.registry import GROUPS
 from dltrain.runtime import atomic_files, folders, torchrun
 from dltrain.runtime.errors import ConfigError, InputError
@@ -30,10 +30,10 @@ class Request:
     beside: frozenset[str] | None = None
 
 
-def requested(command: str, argv: list[str]) -> Request:
+def parse_request(command: str, argv: list[str]) -> Request:
     """What a command line asks for. Raises InputError or ConfigError for a folder that cannot be gone on with."""
-    torchrun.require_alone("-m")
-    flags, words = split(argv)
+    torchrun.require_single_process("-m")
+    flags, words = split_argv(argv)
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(argv):
         flags.append("-m")
     typed = {_key(word): word.partition("=")[2].strip("'\"") for word in words}
@@ -84,7 +84,7 @@ def _found(text: str) -> Path:
         if not sweeps:
             raise InputError("sweep.resume=last: there is no sweep in outputs/sweeps. Give its folder")
         return sweeps[0]
-    folder = folders.expanded(text)
+    folder = folders.expand_user(text)
     if not folder.is_dir():
         raise InputError(f"sweep.resume={text}: no such folder")
     return folder
@@ -130,4 +130,4 @@ def write(request: Request, folder: Path, words: Sequence[str]) -> None:
     kept = [word for word in words if _key(word) in OWN or not _key(word).startswith("sweep.")]
     content = {"format": FORMAT, "command": request.command, "overrides": kept}
     content |= {"cwd": str(Path.cwd()), "dltrain": __version__}
-    atomic_files.replace(folder / "sweep.json", (json.dumps(content, indent=2) + "\n").encode())
+    atomic_files.atomic_write(folder / "sweep.json", (json.dumps(content, indent=2) + "\n").encode())

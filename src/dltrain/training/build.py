@@ -11,8 +11,8 @@ from torch import nn
 
 from dltrain.config import registry, settings
 from dltrain.data.augmentation import Augmentation
-from dltrain.data.loader import Batches, Statistics, normalization
-from dltrain.data.splits import Examples, Source, read, train_and_val
+from dltrain.data.loader import Statistics, TensorLoader, normalization
+from dltrain.data.splits import Examples, Source, read_split, split_train_val
 from dltrain.optim import optimizers
 from dltrain.runtime import devices, no_dynamo
 from dltrain.runtime.errors import ConfigError, InputError
@@ -70,9 +70,9 @@ def digest(examples: Examples) -> str:
 
 def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
     """All splits, in memory. Raises InputError for missing or damaged files, ConfigError for a split that fails."""
-    source = source or registry.bind("data", node)
-    train, val = train_and_val(source, val=node["val"], limit=node["limit"], seed=seed)
-    test = read(source, "test")
+    source = source or registry.partial_call("data", node)
+    train, val = split_train_val(source, val=node["val"], limit=node["limit"], seed=seed)
+    test = read_split(source, "test")
     for split, examples in (("val", val), ("test", test)):
         if examples is not None and examples.images.shape[1:] != train.images.shape[1:]:
             shapes = [tuple(part.images.shape[1:]) for part in (train, examples)]
@@ -82,11 +82,11 @@ def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
     return Data(train, val, test, normalization(train.images, mean=node["mean"], std=node["std"]))
 
 
-def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], own: settings.Train) -> Batches:
+def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], own: settings.Train) -> TensorLoader:
     """Batches of the training set, shuffled, augmented as the data's node says, and shared among all processes."""
     # Older checkpoints have less.
     asked = {key.name: node[key.name] for key in fields(Augmentation) if key.name in node}
-    return Batches(
+    return TensorLoader(
         data.train,
         place.device,
         batch_size=own.batch_size * own.accumulate,
@@ -97,16 +97,18 @@ def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], o
     )
 
 
-def evaluation_batches(examples: Examples, place: devices.Runtime, statistics: Statistics, batch_size: int) -> Batches:
+def evaluation_batches(
+    examples: Examples, place: devices.Runtime, statistics: Statistics, batch_size: int
+) -> TensorLoader:
     """Batches of a split to be evaluated: without augmentation, and larger than in training."""
     size = min(EVAL_BATCHES * batch_size, len(examples.images))
-    return Batches(examples, place.device, batch_size=size, statistics=statistics)
+    return TensorLoader(examples, place.device, batch_size=size, statistics=statistics)
 
 
 def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A network with fresh weights on the CPU. Raises ConfigError where its keys do not fit the data."""
     try:
-        network = registry.bind("model", node, input_shape=input_shape, num_classes=outputs)()
+        network = registry.partial_call("model", node, input_shape=input_shape, num_classes=outputs)()
     except ConfigError:
         raise
     except Exception as error:  # a constructor's own check, or whatever a user's code does
@@ -121,22 +123,22 @@ def initialize(network: nn.Module, data: Data) -> None:
     """Let a network with a method `initialize_from_pictures(images)` see the training set's first ones, normalised."""
     if callable(begin := getattr(network, "initialize_from_pictures", None)):
         few = max(1, min(SEEN, SEEN_NUMBERS // math.prod(data.input_shape)))
-        batches = Batches(data.train, torch.device("cpu"), batch_size=few, statistics=data.statistics)
+        batches = TensorLoader(data.train, torch.device("cpu"), batch_size=few, statistics=data.statistics)
         begin(next(batches.in_order())[0])
 
 
 def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer, each group with its `initial_lr`. Raises ConfigError for keys that exclude each other."""
-    no_dynamo.leave_out()
+    no_dynamo.skip_dynamo_import()
     factors = {key: node[key] for key in ("head_factor", "bias_factor", "norm_factor") if key in node}
     own = {key: value for key, value in node.items() if key not in factors}
     try:
-        built: torch.optim.Optimizer = registry.bind("optim", own)(network.named_parameters())
+        built: torch.optim.Optimizer = registry.partial_call("optim", own)(network.named_parameters())
     except (ValueError, TypeError) as error:
         raise ConfigError(f"optim={node['name']}: {error}") from error
     if not isinstance(built, torch.optim.Optimizer):
         raise ConfigError(f"optim={node['name']}: expected a torch.optim.Optimizer, got {type(built).__name__}")
-    built = optimizers.scaled(built, network, **factors)
+    built = optimizers.scale_lr(built, network, **factors)
     for group in built.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return built

@@ -67,7 +67,7 @@ def check_last_batch(
 
 def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:
     try:
-        with devices.tried_out(network), torch.no_grad():
+        with devices.preserved_state(network), torch.no_grad():
             network.train()
             network(torch.zeros(1, *shape))
     except ValueError as error:

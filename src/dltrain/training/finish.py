@@ -11,15 +11,15 @@ from dltrain.engine import Record, evaluate
 from dltrain.report import analysis, console, run_files
 from dltrain.report.html import run_page
 from dltrain.runtime import system_info
-from dltrain.runtime.devices import enough_memory
+from dltrain.runtime.devices import memory_errors
 from dltrain.training import build
-from dltrain.training.run_dir import Output
+from dltrain.training.run_dir import RunDir
 from dltrain.training.snapshot import Run
 
 log = logging.getLogger(__name__)
 
 
-def finish(run: Run, output: Output | None, status: str, began: float) -> dict[str, Any]:
+def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[str, Any]:
     """Test once, on the best weights; write and show the summary, and the page of the run.
 
     Of several processes only the first, who has an `output`, does more than test.
@@ -54,7 +54,7 @@ def finish(run: Run, output: Output | None, status: str, began: float) -> dict[s
     folder, trackers = output.folder, output.trackers
     run_files.write_json(folder / "summary.json", summary)
     wanted = status != "interrupted" and (run.settings.report or trackers.running)
-    found, mistakes = _analyzed(run) if wanted else ({}, [])
+    found, mistakes = _analyze(run) if wanted else ({}, [])
     trackers.finish(summary, mistakes)
     console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
     if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config, found):
@@ -62,7 +62,7 @@ def finish(run: Run, output: Output | None, status: str, began: float) -> dict[s
     return summary
 
 
-def _analyzed(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
+def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
     """What the best weights do on the test set, else on the validation set, and pictures of mistakes.
 
     What goes wrong here is a warning.
@@ -73,7 +73,7 @@ def _analyzed(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
     batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
     task = run.values["task"]["name"]
     try:
-        with enough_memory("It is left out"):
+        with memory_errors("It is left out"):
             found = analysis.analyze(
                 run.state.model, examples, batches, run.data.train.classes, task, run.runtime, split=split
             )

@@ -6,8 +6,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from dltrain.engine import Batches, Record
-from dltrain.optim.step import State, Task, parts_of
+from dltrain.engine import Loader, Record
+from dltrain.optim.step import Task, TrainState, micro_batches
 from dltrain.runtime.devices import Generators, Runtime, restore_generators
 from dltrain.runtime.errors import UserError
 
@@ -16,8 +16,8 @@ ADVICE = "Lower optim.lr or set clip_norm; what was saved before is kept"
 
 
 def name_tensor(
-    state: State,
-    train: Batches,
+    state: TrainState,
+    train: Loader,
     task: Task,
     runtime: Runtime,
     *,
@@ -40,12 +40,12 @@ def name_tensor(
     *before, (inputs, targets) = islice(train.epoch(epoch, first), step - done)
     with torch.no_grad():  # for what they draw from the generators
         for earlier, _ in before:
-            for part in parts_of(earlier, accumulate):
+            for part in micro_batches(earlier, accumulate):
                 with runtime.autocast():
                     state.model(part)
     if not _is_finite(inputs) or (targets.is_floating_point() and not _is_finite(targets)):
         return "its batch of data"
-    for part, part_targets in zip(parts_of(inputs, accumulate), parts_of(targets, accumulate), strict=True):
+    for part, part_targets in zip(micro_batches(inputs, accumulate), micro_batches(targets, accumulate), strict=True):
         if named := _in_part(state.model, part, part_targets, task, runtime):
             return named
     return NOT_FOUND
@@ -86,12 +86,12 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-class NoNumber(UserError):
+class NonFiniteMetric(UserError):
     """A figure that is NaN or infinite."""
 
 
-def refuse(record: Record) -> None:
+def require_finite_metrics(record: Record) -> None:
     """Raise NoNumber for a figure that is none, such as a validation loss."""
     for key, value in record.values.items():
         if not math.isfinite(value):
-            raise NoNumber(f"{record.split} {key} is {value} at step {record.step}: training diverged\n{ADVICE}")
+            raise NonFiniteMetric(f"{record.split} {key} is {value} at step {record.step}: training diverged\n{ADVICE}")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dltrain.engine import Record
-from dltrain.optim.step import State, Task
+from dltrain.optim.step import Task, TrainState
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Progress:
         """Examples per second of the fastest epoch, where none is over of what there is; None before any record."""
         return self.examples_per_second or (self.epoch_examples / self.epoch_seconds if self.epoch_seconds else None)
 
-    def note(self, record: Record, task: Task, state: State) -> None:
+    def note(self, record: Record, task: Task, state: TrainState) -> None:
         """Take in a record; a better validation figure keeps a copy of the weights that it is of."""
         self.latest[record.split] = record.values
         position = {"split": record.split, "step": record.step, "epoch": record.epoch}
@@ -45,7 +45,7 @@ class Progress:
         elif record.split == "val":
             if is_number and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
-                self.best_weights = {key: value.detach().cpu().clone() for key, value in state.evaluated().items()}
+                self.best_weights = {key: value.detach().cpu().clone() for key, value in state.eval_weights().items()}
                 self.stale_epochs = 0
             else:
                 self.stale_epochs += 1

@@ -11,18 +11,18 @@ from torch import nn
 from dltrain.checkpoints import checkpoint
 from dltrain.config import registry, saved_config, validation
 from dltrain.data.loader import Statistics
-from dltrain.data.splits import Examples, read, train_and_val
+from dltrain.data.splits import Examples, read_split, split_train_val
 from dltrain.runtime import devices
 from dltrain.runtime.errors import ConfigError, InputError
-from dltrain.runtime.memory import placed
-from dltrain.runtime.precision import settled
+from dltrain.runtime.memory import to_device
+from dltrain.runtime.precision import resolve_precision
 from dltrain.training import build, weights
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class TrainedModel:
     """A checkpoint ready to be used: the checked config it was trained with, and the network on its device."""
 
     path: Path
@@ -40,7 +40,7 @@ class Loaded:
 Resolve = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Loaded:
+def load_trained(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> TrainedModel:
     """Rebuild the network of `config["ckpt"]` from the checkpoint alone; precision and threads as in its training.
 
     Raises InputError for a missing or damaged file, ConfigError where its config is refused.
@@ -50,8 +50,8 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
     content["model"] = content.get("averages") or content["model"]  # of last.pt too what was validated
     own = saved_config.ADDED | {key: value for key, value in content["config"].items() if key != "logger"}
     values = resolve(own)
-    saved_config.refuse_untrusted(values, config["trust"])  # what its references lead to, not how they are written
-    if faults := validation.check(values, "train"):
+    saved_config.require_trusted(values, config["trust"])  # what its references lead to, not how they are written
+    if faults := validation.find_problems(values, "train"):
         more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
         told = "; ".join(" ".join(str(fault).split())[:200] for fault in faults[:2])
         raise InputError(f"{path}: its config is refused: {told}{more}")
@@ -59,27 +59,27 @@ def load(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> Lo
         if "root" not in values["data"]:
             raise ConfigError(f"data.root={root}: data={values['data']['name']} has no root")
         values["data"] = values["data"] | {"root": root}
-    place = devices.device_as_before(config["device"], content["runtime"], typed)
+    place = devices.restored_device(config["device"], content["runtime"], typed)
     known = content["data"]
-    claimed = weights.checked(values["model"], known, content["model"], path)
-    place = settled(place, claimed, values["batch_size"], values["task"]["name"])
+    claimed = weights.check_weights(values["model"], known, content["model"], path)
+    place = resolve_precision(place, claimed, values["batch_size"], values["task"]["name"])
     del claimed
     if place.precision != (trained := content["runtime"]["precision"]):
         log.warning("computed in %s, trained in %s: figures differ in their last digits", place.precision, trained)
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
-    return Loaded(path, content, values, place, placed(model, place, known["input_shape"]))
+    return TrainedModel(path, content, values, place, to_device(model, place, known["input_shape"]))
 
 
-def examples_of(loaded: Loaded, split: str) -> Examples:
+def load_examples(loaded: TrainedModel, split: str) -> Examples:
     """The examples of a split, as the training had them. Raises UserError where there are none to be read."""
     node = loaded.values["data"]
     devices.seed_everything(loaded.values["seed"])  # a user's data set may draw from the generators
-    source = registry.bind("data", node)
+    source = registry.partial_call("data", node)
     if split == "test":
-        examples = read(source, "test")
+        examples = read_split(source, "test")
     else:
-        parts = train_and_val(source, val=node["val"], limit=node["limit"], seed=loaded.values["seed"])
+        parts = split_train_val(source, val=node["val"], limit=node["limit"], seed=loaded.values["seed"])
         examples = parts[0] if split == "train" else parts[1]
     if examples is None:
         raise ConfigError(f"split={split}: data={node['name']} has none as it was trained. Set split to another")

@@ -20,7 +20,7 @@ OF_TRACKERS = ("metrics.csv", "mlflow_run_id")
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a resumed run goes on: its folder, the checkpoint's file and content."""
 
     folder: Path
@@ -29,28 +29,28 @@ class Start:
 
 
 @contextlib.contextmanager
-def resumed(text: object, processes: Processes) -> Iterator[Start]:
+def open_resume_point(text: object, processes: Processes) -> Iterator[ResumePoint]:
     """Where the run folder that `resume` names goes on; of several processes the first reads it for all."""
-    if processes.world == 1:
+    if processes.world_size == 1:
         with _opened(text) as start:
             yield start
     elif processes.rank == 0:
         with _opened(text) as start:
             buffer = io.BytesIO()
             torch.save(start.content, buffer)
-            distributed.handed(buffer.getvalue(), processes)
+            distributed.broadcast_bytes(buffer.getvalue(), processes)
             yield start
     else:
-        buffer = io.BytesIO(distributed.handed(b"", processes))
+        buffer = io.BytesIO(distributed.broadcast_bytes(b"", processes))
         content = torch.load(buffer, map_location="cpu", weights_only=True)
         if content["sums"] is not None:  # those of all are with the first
             content["sums"].zero_()
         folder = Path(str(text))
-        yield Start(folder, folder / "checkpoints" / "last.pt", content)
+        yield ResumePoint(folder, folder / "checkpoints" / "last.pt", content)
 
 
 @contextlib.contextmanager
-def _opened(text: object) -> Iterator[Start]:
+def _opened(text: object) -> Iterator[ResumePoint]:
     """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
     if not isinstance(text, str) or not text:
         raise ConfigError(f"resume={text}: must be the folder of a run")
@@ -66,12 +66,12 @@ def _opened(text: object) -> Iterator[Start]:
         path, content = checkpoint.load_newest(path)
         if "optimizer" not in content:
             raise unfit
-        yield Start(folder.relative_to(here) if folder.is_relative_to(here) else folder, path, content)
+        yield ResumePoint(folder.relative_to(here) if folder.is_relative_to(here) else folder, path, content)
 
 
-def refuse_different_data(digests: dict[str, str], processes: Processes) -> None:
+def require_same_data_on_all_ranks(digests: dict[str, str], processes: Processes) -> None:
     """Raise InputError where processes, which may be on several machines, have not all the same data."""
-    found = distributed.gathered(repr(sorted(digests.items())), processes)
+    found = distributed.all_gather_text(repr(sorted(digests.items())), processes)
     others = [str(rank) for rank, each in enumerate(found) if each != found[0]]
     if others:
         raise InputError(

@@ -9,18 +9,18 @@ from signal import Signals
 from typing import Any
 
 from dltrain.config import registry, saved_config, validation
-from dltrain.engine import Batches, Record, fit
-from dltrain.optim.step import Diverged, require_finite, tally
+from dltrain.engine import Loader, Record, fit
+from dltrain.optim.step import NonFiniteLoss, accumulate_metrics, require_finite
 from dltrain.report import console, run_files
 from dltrain.report.trackers import run_trackers
 from dltrain.runtime import distributed, torchrun
-from dltrain.runtime.devices import Generators, enough_memory, generator_states
-from dltrain.runtime.distributed import Agreement
+from dltrain.runtime.devices import Generators, generator_states, memory_errors
+from dltrain.runtime.distributed import SignalSync
 from dltrain.runtime.errors import ConfigError, Interrupted, UserError
-from dltrain.runtime.signals import SIGNALS, noted_signals
+from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.training import build, nonfinite
-from dltrain.training.resume_point import Start, resumed
-from dltrain.training.run_dir import Output, opened
+from dltrain.training.resume_point import ResumePoint, open_resume_point
+from dltrain.training.run_dir import RunDir, open_run_dir
 from dltrain.training.setup import Load, prepare
 from dltrain.training.snapshot import Run
 from dltrain.training.stopping import every, reason_to_stop
@@ -56,35 +56,35 @@ def train(
     processes = torchrun.processes()
     with run_files.run_log() as log_to, contextlib.ExitStack() as stack:
         # Of a sweep's job the sweep knows the folder.
-        if (again := distributed.begin(processes, recall=folder is None)) is not None:
+        if (again := distributed.begin_run(processes, recall=folder is None)) is not None:
             log.warning("started again by torchrun: goes on with %s", again)
-            config, typed = saved_config.started_again(config, typed, again)
+            config, typed = saved_config.restart_config(config, typed, again)
         start = None
         if config.get("resume") is None:
             values = resolve(config)
-            validation.require(values, "train", origin)
-            stack.enter_context(distributed.joined(processes))
+            validation.validate(values, "train", origin)
+            stack.enter_context(distributed.process_group(processes))
         else:
-            stack.enter_context(distributed.joined(processes))
-            start = stack.enter_context(resumed(config["resume"], processes))
+            stack.enter_context(distributed.process_group(processes))
+            start = stack.enter_context(open_resume_point(config["resume"], processes))
             trust = config.get("trust") or []
-            config = saved_config.resumed(start.content["config"], config, typed)
+            config = saved_config.resume_config(start.content["config"], config, typed)
             values = resolve(config)
-            saved_config.refuse_untrusted(values, trust)
-            saved_config.refuse_address(values, typed)
-            saved_config.tell_other_references(values, start.content["digests"].get("config", {}), typed)
-            validation.require(values, "train", origin)
+            saved_config.require_trusted(values, trust)
+            saved_config.require_typed_address(values, typed)
+            saved_config.warn_changed_interpolations(values, start.content["digests"].get("config", {}), typed)
+            validation.validate(values, "train", origin)
         run_trackers.require(config)
         run = prepare(config, values, start, typed, load, processes)
-        noted = stack.enter_context(noted_signals(patient=processes.world > 1))
-        agreement = Agreement(processes, noted)
+        noted = stack.enter_context(recorded_signals(patient=processes.world_size > 1))
+        agreement = SignalSync(processes, noted)
         with contextlib.ExitStack() as closing:
             output = None
             if processes.rank == 0:
-                output = closing.enter_context(opened(run, start, folder, log_to, origin, typed))
-                output.tell(run, resumed=start is not None)
+                output = closing.enter_context(open_run_dir(run, start, folder, log_to, origin, typed))
+                output.log_start(run, resumed=start is not None)
             where = output.folder if output else "the run's folder"
-            with enough_memory(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
+            with memory_errors(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
                 status = _loop(run, output, agreement, began, watch, start)
                 from dltrain.training import (
                     finish,  # here, not above: what draws the page is not needed for the first step
@@ -99,14 +99,14 @@ def train(
 
 
 def _loop(
-    run: Run, output: Output | None, agreement: Agreement, began: float, watch: Watch, start: Start | None
+    run: Run, output: RunDir | None, agreement: SignalSync, began: float, watch: Watch, start: ResumePoint | None
 ) -> str:
     """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
     processes = run.runtime.processes
     train = build.training_batches(data, run.runtime, run.values["data"], settings)
     val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
-    schedule = registry.bind("schedule", run.values["schedule"])
+    schedule = registry.partial_call("schedule", run.values["schedule"])
     loop = {
         key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema")
     }
@@ -126,8 +126,8 @@ def _loop(
 
     def save(keep: int = settings.keep) -> None:
         require_finite(state, settings.on_nonfinite)
-        tally(state, run.task)
-        distributed.collect(state.sums, processes)
+        accumulate_metrics(state, run.task)
+        distributed.reduce_to_first(state.sums, processes)
         if output is not None:
             output.save(run, keep)
 
@@ -135,17 +135,17 @@ def _loop(
         # Whatever happens from now on, the run can be resumed, as it was asked for last; checkpoints before it stay.
         save(keep=1)
     if output is not None:
-        distributed.remember(str(output.folder), processes)
+        distributed.remember_folder(str(output.folder), processes)
     agreement(at_once=True)
     status = reason(seconds=0)  # a run that has reached its limit stays there when it is resumed
     since = state.step, generator_states()  # where the interval of the next record begins
-    distributed.reseed(processes, settings.seed, state.step)
+    distributed.seed_rank(processes, settings.seed, state.step)
     try:
         with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
             for chunk in () if status else fit(state, train, val, run.task, schedule, run.runtime, **loop):
                 for record in chunk:
                     if settings.on_nonfinite == "stop":
-                        nonfinite.refuse(record)
+                        nonfinite.require_finite_metrics(record)
                     if output is not None:
                         output.write(record)
                     progress.note(record, run.task, state)
@@ -158,31 +158,31 @@ def _loop(
                     break
                 if due:
                     save()
-                distributed.reseed(processes, settings.seed, state.step)
+                distributed.seed_rank(processes, settings.seed, state.step)
         agreement(at_once=True)
         state.parallel = None  # it holds the group
         if not progress.best_weights and progress.best.get("step") != state.step:
             # Stopped between two records: what is tested are the latest weights.
             progress.best = {"split": "train", "step": state.step, "epoch": state.step / len(train)}
         save()
-    except (Diverged, nonfinite.NoNumber) as error:
+    except (NonFiniteLoss, nonfinite.NonFiniteMetric) as error:
         if progress.best_weights and output is not None:  # it may be newer than the last checkpoint
             output.save_best(run)
-        if isinstance(error, nonfinite.NoNumber):
+        if isinstance(error, nonfinite.NonFiniteMetric):
             raise
-        raise _diverged(error, run, output, train, since) from error
+        raise _nonfinite_error(error, run, output, train, since) from error
     complete = state.step == settings.epochs * len(train) and not agreement.signals
     return "done" if complete else status or "interrupted"  # by a signal in the last save
 
 
-def _diverged(
-    error: Diverged, run: Run, output: Output | None, train: Batches, since: tuple[int, Generators]
+def _nonfinite_error(
+    error: NonFiniteLoss, run: Run, output: RunDir | None, train: Loader, since: tuple[int, Generators]
 ) -> UserError:
     """What is told of a loss that is no number, with the first tensor; `since` is where its interval began."""
     tensor = nonfinite.name_tensor(
         run.state, train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate
     )
-    found = [each for each in distributed.gathered(tensor, run.runtime.processes) if each != nonfinite.NOT_FOUND]
+    found = [each for each in distributed.all_gather_text(tensor, run.runtime.processes) if each != nonfinite.NOT_FOUND]
     tensor = (found or [nonfinite.NOT_FOUND])[0]
     where = output.folder if output else "FOLDER"
     return UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={where} optim.lr=…")

@@ -14,15 +14,15 @@ from dltrain.report import run_files, run_reader
 from dltrain.report.trackers.run_trackers import Trackers
 from dltrain.runtime import atomic_files, folders
 from dltrain.training import build, checks, snapshot
-from dltrain.training.resume_point import Start
+from dltrain.training.resume_point import ResumePoint
 from dltrain.training.snapshot import Run
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Output:
-    """The folder of a run and its open files; `best` is what best.pt holds."""
+class RunDir:
+    """The folder of a run and its open files; `best_checkpoint` is what best.pt holds."""
 
     folder: Path
     metrics: run_files.Metrics
@@ -30,12 +30,12 @@ class Output:
     best: dict[str, Any] = field(default_factory=dict)
     unchecked: int = 2  # checkpoints that are to be checked
 
-    def tell(self, run: Run, *, resumed: bool) -> None:
+    def log_start(self, run: Run, *, resumed: bool) -> None:
         """What is trained on what, where, and in which folder: the first lines of the log."""
         names = run.values["model"]["name"], run.values["data"]["name"]
         for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
             log.info(line)
-        if run.runtime.processes.world > 1 and checks.has_batch_norm(run.state.model):
+        if run.runtime.processes.world_size > 1 and checks.has_batch_norm(run.state.model):
             log.info("batch norm goes by a process's own part of a batch: not the result of one process")
         log.info("folder  %s%s", self.folder, f", resumed at step {run.state.step}" if resumed else "")
 
@@ -49,33 +49,33 @@ class Output:
         if run.progress.best and (run.progress.best != self.best or not run.progress.best_weights):
             self.save_best(run)
             self.best = run.progress.best
-        content = snapshot.content(run, self.metrics.position)
+        content = snapshot.last_checkpoint(run, self.metrics.position)
         # At the start, and once the optimizer has state: what cannot be read again is told before it costs any time.
         check, self.unchecked = self.unchecked > 0, self.unchecked - 1
         checkpoint.save(self.folder / "checkpoints" / "last.pt", content, keep=keep, check=check)
         self.trackers.saved()
 
     def save_best(self, run: Run) -> None:
-        checkpoint.save(self.folder / "checkpoints" / "best.pt", snapshot.best(run))
+        checkpoint.save(self.folder / "checkpoints" / "best.pt", snapshot.best_checkpoint(run))
 
 
 @contextlib.contextmanager
-def opened(
+def open_run_dir(
     run: Run,
-    start: Start | None,
+    start: ResumePoint | None,
     folder: Path | None,
     log_to: Callable[[Path], None],
     origin: registry.Origin,
     typed: Collection[str],
-) -> Iterator[Output]:
+) -> Iterator[RunDir]:
     """The folder of a run, made or gone on in, locked."""
     with contextlib.ExitStack() as stack:
         if start is not None:
             folder = start.folder  # it is locked
         else:
-            folder = folder or folders.dated(name=run.settings.name)
+            folder = folder or folders.dated_folder(name=run.settings.name)
             stack.enter_context(folders.locked(folder / ".lock", wait=False))
-        with atomic_files.writing(folder):
+        with atomic_files.output_errors(folder):
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             run_files.write_config(folder / ".hydra" / "config.yaml", run.config)
@@ -89,4 +89,4 @@ def opened(
                 log.warning("metrics.jsonl has lost records from before step %d; what is left is kept", run.state.step)
         stack.enter_context(contextlib.closing(metrics))
         trackers = Trackers(run.values.get("logger", {}), folder, run.config)
-        yield Output(folder, metrics, stack.enter_context(contextlib.closing(trackers)))
+        yield RunDir(folder, metrics, stack.enter_context(contextlib.closing(trackers)))

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from dltrain.config import saved_config, settings
 from dltrain.optim.muon import Muon
-from dltrain.optim.step import State, Task
+from dltrain.optim.step import Task, TrainState
 from dltrain.runtime import system_info
 from dltrain.runtime.devices import Runtime, generator_states, restore_generators
 from dltrain.runtime.errors import ConfigError, InputError, first_line
 from dltrain.training import build
 from dltrain.training.progress import Progress
-from dltrain.training.resume_point import Start
+from dltrain.training.resume_point import ResumePoint
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class Run:
     runtime: Runtime
     data: build.Data
     task: Task
-    state: State
+    state: TrainState
     progress: Progress
 
 
-def content(run: Run, position: int) -> dict[str, Any]:
+def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
     """What last.pt holds; `position` is that in metrics.jsonl."""
     return {
         "model": run.state.model.state_dict(),
@@ -60,9 +60,9 @@ def content(run: Run, position: int) -> dict[str, Any]:
     }
 
 
-def best(run: Run) -> dict[str, Any]:
+def best_checkpoint(run: Run) -> dict[str, Any]:
     """What best.pt holds; without validation the last weights are the best."""
-    weights = run.progress.best_weights or run.state.evaluated()
+    weights = run.progress.best_weights or run.state.eval_weights()
     return {"model": weights, "best": run.progress.best, "digests": {"data": run.data.digests}, **_common(run)}
 
 
@@ -81,10 +81,10 @@ def _common(run: Run) -> dict[str, Any]:
     }
 
 
-def restore(run: Run, start: Start) -> None:
+def restore(run: Run, start: ResumePoint) -> None:
     """Set model, optimizer, generators and progress to a checkpoint."""
     state, content = run.state, start.content
-    refuse_other_data(run.data.digests, content["digests"].get("data", {}))
+    require_same_data(run.data.digests, content["digests"].get("data", {}))
     try:
         state.model.load_state_dict(content["model"])
         if content["config"]["optim"]["name"] == run.values["optim"]["name"]:
@@ -143,11 +143,11 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "device": where,
         "threads": runtime.threads,
         "precision": runtime.precision,
-        "processes": runtime.processes.world,
+        "processes": runtime.processes.world_size,
     }
 
 
-def tell_other_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:
+def warn_changed_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:
     """Say why a resumed run will not equal the unbroken one; raise ConfigError where it must."""
     changed = [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
     if not changed:
@@ -158,7 +158,7 @@ def tell_other_environment(now: dict[str, Any], before: dict[str, Any], *, deter
     log.warning("%s", line)
 
 
-def refuse_other_data(now: dict[str, str], before: dict[str, str]) -> None:
+def require_same_data(now: dict[str, str], before: dict[str, str]) -> None:
     """Raise InputError where the data is not what the run was trained on."""
     changed = [split for split in before if before[split] != now.get(split)]
     if changed:

@@ -12,7 +12,7 @@ from dltrain.runtime.errors import ConfigError, InputError, printable
 from dltrain.training import build
 
 
-def checked(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
+def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
     """Raise InputError where weights are not exactly the model's; returns it, without its weights."""
     network = _claimed(node, known)
     own = network.state_dict()
@@ -32,7 +32,7 @@ def checked(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tens
     return network
 
 
-def starting(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def initial_weights(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """The weights of a file that a model is to start from.
 
     Raises InputError, for a checkpoint before any data is read, where none of them is the model's.
@@ -43,7 +43,7 @@ def starting(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def pretrained(network: nn.Module, node: dict[str, Any]) -> dict[str, Tensor] | None:
+def pretrained_weights(network: nn.Module, node: dict[str, Any]) -> dict[str, Tensor] | None:
     """What a model that has a method `pretrained_weights()` starts from. Raises ConfigError where that fails."""
     if (given := getattr(network, "pretrained_weights", None)) is None:
         return None
@@ -60,7 +60,7 @@ def _claimed(node: dict[str, Any], known: dict[str, Any]) -> nn.Module:
         return build.model(node, tuple(known["input_shape"]), known["outputs"])
 
 
-def copied(network: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:
+def copy_matching(network: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:
     """Copy the weights whose name and shape match; returns a line for each that did not, in either direction.
 
     Raises InputError where none does.

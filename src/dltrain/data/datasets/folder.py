@@ -15,14 +15,14 @@ from rich.progress import track
 from torch import Tensor
 
 from dltrain.data import image_cache, image_files
-from dltrain.data.image_cache import Decoded
+from dltrain.data.image_cache import DecodedImages
 from dltrain.data.splits import Examples, stratified
 from dltrain.runtime.errors import InputError
-from dltrain.runtime.folders import expanded
+from dltrain.runtime.folders import expand_user
 
 log = logging.getLogger(__name__)
 
-TEST_SHARE = 0.2
+TEST_FRACTION = 0.2
 
 
 def folder(
@@ -45,14 +45,14 @@ def folder(
 
     Raises InputError where there are no pictures to train on.
     """
-    base = expanded(root)
+    base = expand_user(root)
     files, classes = find_files(base, split)
     if not files:
         return None
     paths = [path for path, _ in files]
     decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
     how = (PIL.__version__, decode.keywords)
-    where = image_cache.place(base.name, base.absolute(), split, how)
+    where = image_cache.cache_path(base.name, base.absolute(), split, how)
     key = image_cache.fingerprint(base, paths, how)
     found = None if where is None else image_cache.read(where, key)
     is_new = found is None
@@ -69,7 +69,7 @@ def folder(
     if not len(found.images):
         raise InputError(f"{root}: none of the {len(files)} pictures of the {split} split can be read")
     if is_new and may_keep and where is not None:
-        image_cache.keep(where, key, found)
+        image_cache.write(where, key, found)
     labels = [label for index, (_, label) in enumerate(files) if index not in found.left_out]
     return Examples(found.images, torch.tensor(labels), classes)
 
@@ -101,22 +101,22 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str
         (path, label)
         for label, name in enumerate(classes)
         if (base / name).is_dir()
-        for path in image_files.find(base / name)
+        for path in image_files.find_images(base / name)
     ]
     if not files:
         raise InputError(f"{base}: expected pictures ({', '.join(sorted(image_files.EXTENSIONS))}), found none")
     if own_splits:
         return files, classes
-    test = set(stratified(torch.tensor([label for _, label in files]), round(TEST_SHARE * len(files)), 0).tolist())
+    test = set(stratified(torch.tensor([label for _, label in files]), round(TEST_FRACTION * len(files)), 0).tolist())
     return [file for index, file in enumerate(files) if (index in test) == (split == "test")], classes
 
 
 Decode = Callable[[str], Tensor | ValueError]
 
 
-def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[Decoded, bool]:
+def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[DecodedImages, bool]:
     """The pictures and which cannot be read, and whether that is so for good; decoding releases the interpreter."""
-    with image_files.quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with image_files.without_pillow_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
             track(
                 pool.map(decode, paths),
@@ -128,8 +128,8 @@ def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[Decoded, 
         )
     images = [image for image in results if isinstance(image, Tensor)]
     left_out = {index: str(why) for index, why in enumerate(results) if isinstance(why, ValueError)}
-    is_final = not any(isinstance(why, image_files.Unreachable) for why in results)
-    return Decoded(torch.stack(images) if images else torch.empty(0), left_out), is_final
+    is_final = not any(isinstance(why, image_files.Unreadable) for why in results)
+    return DecodedImages(torch.stack(images) if images else torch.empty(0), left_out), is_final
 
 
 def _try_decode(path: str, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:

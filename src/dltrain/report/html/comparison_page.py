@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dltrain.report.html import charts, page
-from dltrain.report.run_reader import records
+from dltrain.report.run_reader import read_records
 from dltrain.runtime.errors import InputError
 
 MOST_KEYS = 12  # keys that have a figure of their own
@@ -17,7 +17,7 @@ MOST_COLOURS = 5  # of another key's values within such a figure
 
 
 @dataclass(frozen=True)
-class Member:
+class RunRow:
     """A run of a set as its folder tells it: `config` by dotted keys, `label` its short name, why it failed.
 
     With `is_part` the config is no more than what was typed: the run failed before it had written the whole.
@@ -34,7 +34,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SeedGroup:
     """Runs that differ by their seed alone; `spread` is half of the 95 % interval of each mean, NaN for one run."""
 
     config: dict[str, Any]
@@ -44,7 +44,7 @@ class Seeds:
 
 
 def text(
-    title: str, members: Sequence[Member], keys: Sequence[str], seeds: Sequence[Seeds], metric: str, place: Path
+    title: str, members: Sequence[RunRow], keys: Sequence[str], seeds: Sequence[SeedGroup], metric: str, place: Path
 ) -> str:
     """The page of a set.
 
@@ -83,7 +83,7 @@ def plain(value: Any) -> str:
     return "" if value is None else page.as_typed(value)
 
 
-def _row(member: Member, keys: Sequence[str], names: Sequence[str], place: Path) -> dict[str, Any]:
+def _row(member: RunRow, keys: Sequence[str], names: Sequence[str], place: Path) -> dict[str, Any]:
     page_of_run = member.folder / "report.html"
     target = page_of_run if page_of_run.exists() else member.folder
     return {
@@ -96,7 +96,7 @@ def _row(member: Member, keys: Sequence[str], names: Sequence[str], place: Path)
     }
 
 
-def _curves(members: Sequence[Member], metric: str) -> list[charts.Spec]:
+def _curves(members: Sequence[RunRow], metric: str) -> list[charts.Spec]:
     """Overlaid curves of the metric and, where that is another, of the loss."""
     split, _, key = metric.partition("_")
     split = "train" if split == "train" else "val"  # there is one test, at the end
@@ -104,7 +104,7 @@ def _curves(members: Sequence[Member], metric: str) -> list[charts.Spec]:
     found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {it: {} for it in wanted}
     for member in members:
         try:
-            own = records(member.folder / "metrics.jsonl")
+            own = read_records(member.folder / "metrics.jsonl")
         except InputError:  # one damaged file; the others are worth a figure
             continue
         for split, key in wanted:
@@ -116,7 +116,7 @@ def _curves(members: Sequence[Member], metric: str) -> list[charts.Spec]:
     return [spec for spec in drawn if spec is not None][:2]
 
 
-def _against(seeds: Sequence[Seeds], keys: Sequence[str], metric: str) -> list[charts.Spec]:
+def _against(seeds: Sequence[SeedGroup], keys: Sequence[str], metric: str) -> list[charts.Spec]:
     """The metric against each key that differs, means over seeds with their intervals."""
     drawn = []
     for key in keys[:MOST_KEYS]:
@@ -137,7 +137,7 @@ def _against(seeds: Sequence[Seeds], keys: Sequence[str], metric: str) -> list[c
     return drawn
 
 
-def _values(seeds: Sequence[Seeds], key: str) -> set[str]:
+def _values(seeds: Sequence[SeedGroup], key: str) -> set[str]:
     return {plain(it.config.get(key)) for it in seeds}
 
 

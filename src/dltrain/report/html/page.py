@@ -48,7 +48,7 @@ def write(path: Path, text: str) -> None:
     """Write a page whole or not at all. Raises OutputError, also where it would replace another's file."""
     if path.exists() and not _is_ours(path):
         raise OutputError(f"{path}: is there already and is no page of dltrain's. Choose another file with -o FILE")
-    atomic_files.replace(path, text.encode(errors="backslashreplace"))
+    atomic_files.atomic_write(path, text.encode(errors="backslashreplace"))
 
 
 def _is_ours(path: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dltrain.config.dotted import leaves
 from dltrain.report.html import charts, page
-from dltrain.report.run_reader import Recorded, recorded, write_analysis
+from dltrain.report.run_reader import RunRecord, read_run, write_analysis
 from dltrain.runtime.errors import InputError, UserError
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any
 
 def write(path: Path, folder: Path, config: Mapping[str, Any], missing: str = "") -> None:
     """Write the page of a run's folder. Raises UserError."""
-    page.write(path, text(recorded(folder), config, missing))
+    page.write(path, text(read_run(folder), config, missing))
 
 
-def text(run: Recorded, config: Mapping[str, Any], missing: str = "") -> str:
+def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
     """The page of a run; `missing` says why there is no analysis, where there is none. Raises InputError."""
     try:
         names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]

@@ -27,7 +27,7 @@ class CSV:
                 with self.path.open(encoding="utf-8", newline="") as file:
                     rows = list(DictReader(file))
             self.columns += new
-            atomic_files.replace(self.path, self._text([*rows, line], header=True))
+            atomic_files.atomic_write(self.path, self._text([*rows, line], header=True))
             return
         content = self._text([line], header=False)
         with self.path.open("ab", buffering=0) as file:

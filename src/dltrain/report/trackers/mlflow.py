@@ -54,7 +54,7 @@ class MLflow:
         run = self._kept(place)
         if run is None:
             run = self._created("/".join(folder.absolute().parts[-2:]), experiment)
-            atomic_files.replace(place, f"{run.info.run_id}\n".encode())
+            atomic_files.atomic_write(place, f"{run.info.run_id}\n".encode())
         else:
             self.client.update_run(run.info.run_id, status="RUNNING")
         self.id = run.info.run_id

@@ -38,7 +38,7 @@ class Trackers:
         self.running: dict[str, Tracker] = {}
         for name, node in nodes.items():
             with self._shielded(name):
-                tracker = registry.bind("logger", {**node, "name": name}, folder=folder, config=config)()
+                tracker = registry.partial_call("logger", {**node, "name": name}, folder=folder, config=config)()
                 self.running[name] = tracker
                 for line in lines.read(folder / "metrics.jsonl"):
                     tracker.write(line)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from dltrain.commands.jobs import Outcome
-from dltrain.sweeps.executors.worker import Figures, Task
+from dltrain.commands.jobs import JobResult
+from dltrain.sweeps.executors.worker import JobMetrics, Task
 
 
 class Executor(Protocol):
@@ -16,7 +16,7 @@ class Executor(Protocol):
 
     def start(self, task: Task) -> None: ...
 
-    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+    def wait(self) -> Iterator[tuple[int, JobMetrics | JobResult]]:
         """What running jobs have told, and how jobs ended, by number; waits a moment for it."""
 
     def age(self, number: int) -> float:

@@ -26,7 +26,7 @@ class DataCache:
             self.read_from = read_from
         if self.divided is None or divided_as != self.divided_as:
             self.divided = None
-            self.divided = build.data(node, seed, self._kept(registry.bind("data", node)))
+            self.divided = build.data(node, seed, self._kept(registry.partial_call("data", node)))
             self.divided_as = divided_as
         return self.divided
 

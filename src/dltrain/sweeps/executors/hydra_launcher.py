@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, open_dict
 
-from dltrain.commands.jobs import INTERRUPTED, Outcome, unnoticed
+from dltrain.commands.jobs import INTERRUPTED, JobResult, read_result
 from dltrain.config import hydra_guard
 from dltrain.config.composition import Sweeping
 from dltrain.runtime.errors import first_line
@@ -27,7 +27,7 @@ def is_chosen(sweeping: Sweeping) -> bool:
     return bool(sweeping.master.hydra.launcher._target_ != f"{hydra_guard.PLUGINS}.DltrainLauncher")
 
 
-def _job(tasks: Sequence[Task], stopped: Path, config: DictConfig) -> Outcome:
+def _job(tasks: Sequence[Task], stopped: Path, config: DictConfig) -> JobResult:
     """What the launcher calls, often in a process of its own; after a job that was told to save none begins."""
     if stopped.exists():
         return INTERRUPTED
@@ -39,7 +39,7 @@ def _job(tasks: Sequence[Task], stopped: Path, config: DictConfig) -> Outcome:
 
 
 @dataclass
-class Foreign:
+class HydraLauncher:
     """An executor that collects tasks until it is waited for, and then gives them all to the launcher."""
 
     sweeping: Sweeping
@@ -50,15 +50,15 @@ class Foreign:
     def start(self, task: Task) -> None:
         self.tasks.append(task)
 
-    def wait(self) -> Iterator[tuple[int, Outcome]]:
+    def wait(self) -> Iterator[tuple[int, JobResult]]:
         tasks, self.tasks = self.tasks, []
         outcomes = self._launched(tasks)
         for task in tasks:
             # What has a summary was done, whatever became of the others.
-            done = task.folder and unnoticed(task.command, task.folder)
-            yield task.number, done or outcomes.get(task.number) or outcomes.get(ALL) or Outcome(1, "lost")
+            done = task.folder and read_result(task.command, task.folder)
+            yield task.number, done or outcomes.get(task.number) or outcomes.get(ALL) or JobResult(1, "lost")
 
-    def _launched(self, tasks: Sequence[Task]) -> dict[int, Outcome]:
+    def _launched(self, tasks: Sequence[Task]) -> dict[int, JobResult]:
         master = copy.deepcopy(self.sweeping.master)
         with open_dict(master):
             master.hydra.sweep.dir = str(self.folder.absolute())
@@ -70,11 +70,11 @@ class Foreign:
         try:
             returned: Sequence[Any] = launcher.launch([list(task.words) for task in tasks], initial_job_idx=0)
         except Exception as error:  # joblib's, say, when one of its workers was killed: the others' results are gone
-            return {ALL: Outcome(1, first_line(f"lost by the launcher: {type(error).__name__}: {error}"))}
+            return {ALL: JobResult(1, first_line(f"lost by the launcher: {type(error).__name__}: {error}"))}
         return {
             task.number: each.return_value
             if each.status == JobStatus.COMPLETED
-            else Outcome(1, first_line(each._return_value))
+            else JobResult(1, first_line(each._return_value))
             for task, each in zip(tasks, returned, strict=False)
         }
 

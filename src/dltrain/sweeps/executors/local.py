@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from dltrain.commands.jobs import Outcome
-from dltrain.sweeps.executors.worker import Figures, Task, work
+from dltrain.commands.jobs import JobResult
+from dltrain.sweeps.executors.worker import JobMetrics, Task, work
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # for a worker that is asked to end
@@ -76,7 +76,7 @@ class Workers:
         theirs.close()
         return Worker(process, ours)
 
-    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+    def wait(self) -> Iterator[tuple[int, JobMetrics | JobResult]]:
         """What jobs have told, and how jobs ended, by number; waits a little for it."""
         busy = [worker for worker in self.workers if worker is not None]
         ready = wait([worker.connection for worker in busy], POLL_SECONDS)
@@ -88,24 +88,24 @@ class Workers:
                 except (EOFError, OSError):  # it is dying, or its job has closed what is not its own
                     self._signal(worker, signal.SIGKILL)
             if message is None and not worker.process.is_alive():
-                message = self._buried(worker)
+                message = self._reap(worker)
             if message is None or worker.task is None:
                 continue
             number = worker.task.number
-            if isinstance(message, Outcome):
+            if isinstance(message, JobResult):
                 worker.task = None
             yield number, message
 
-    def _buried(self, worker: Worker) -> Outcome:
+    def _reap(self, worker: Worker) -> JobResult:
         """How a worker's job ended that has died; what it started is killed."""
         worker.process.join()
         with contextlib.suppress(OSError):
             os.killpg(worker.process.pid, signal.SIGKILL)
-        outcome = died(worker.process.exitcode)
+        outcome = result_of_exit(worker.process.exitcode)
         with contextlib.suppress(EOFError, OSError):
             while worker.connection.poll():  # it may have ended its job before it died
                 message = worker.connection.recv()
-                outcome = message if isinstance(message, Outcome) else outcome
+                outcome = message if isinstance(message, JobResult) else outcome
         worker.connection.close()
         self.workers[self.workers.index(worker)] = None
         return outcome
@@ -161,13 +161,13 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not (torch and torch.cuda.is_initialized())
 
 
-def died(code: int | None) -> Outcome:
+def result_of_exit(code: int | None) -> JobResult:
     """The outcome of a job whose process ended without one; a negative code is a signal's number."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return Outcome(128 - code, f"killed by {name}{hint}")
-    return Outcome(1, f"its process ended with exit code {code}")
+        return JobResult(128 - code, f"killed by {name}{hint}")
+    return JobResult(1, f"its process ended with exit code {code}")
 
 
 def gpu_names() -> list[str]:

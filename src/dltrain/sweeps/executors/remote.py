@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dltrain.commands.jobs import INTERRUPTED, Outcome
+from dltrain.commands.jobs import INTERRUPTED, JobResult
 from dltrain.runtime.errors import ConfigError, DeviceError, first_line
-from dltrain.runtime.folders import expanded
-from dltrain.sweeps.executors.worker import Figures, Task, run
+from dltrain.runtime.folders import expand_user
+from dltrain.sweeps.executors.worker import JobMetrics, Task, run
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def require(executor: str, options: dict[str, Any]) -> None:
         raise DeviceError("sweep.executor=slurm: there is no sbatch here. Start it on a login node of the cluster")
 
 
-def _run_there(cwd: str, places: dict[str, str], task: Task) -> Outcome:
+def _run_there(cwd: str, places: dict[str, str], task: Task) -> JobResult:
     os.chdir(cwd)
     os.environ.update(places)
     task.log.touch()  # tells that it has begun
@@ -61,7 +61,7 @@ def _touched(path: Path) -> float:
 def _places() -> dict[str, str]:
     """Where data and caches lie: a cluster that runs already was started without knowing."""
     told = {name: os.environ[name] for name in PLACES if name in os.environ}
-    return {name: str(expanded(text).absolute()) if text else "" for name, text in told.items()}
+    return {name: str(expand_user(text).absolute()) if text else "" for name, text in told.items()}
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Ray:
         self.began.pop(task.number, None)
         self.queued[task.number] = task.log, _touched(task.log)
 
-    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+    def wait(self) -> Iterator[tuple[int, JobMetrics | JobResult]]:
         ready, _ = self.ray.wait(list(self.jobs.values()), num_returns=1, timeout=POLL_SECONDS)
         for number, (path, before) in self.queued.items():
             if number not in self.began and _touched(path) != before:
@@ -120,17 +120,17 @@ class Ray:
             job = self.jobs.pop(number)
             yield number, self._outcome(job)
 
-    def _outcome(self, job: Any) -> Outcome:
+    def _outcome(self, job: Any) -> JobResult:
         errors = self.ray.exceptions
         try:
-            outcome: Outcome = self.ray.get(job)
+            outcome: JobResult = self.ray.get(job)
             return outcome
         except errors.TaskCancelledError:
             return INTERRUPTED
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError):
-            return Outcome(137, LOST)
+            return JobResult(137, LOST)
         except errors.RayError as error:
-            return Outcome(1, first_line(error))
+            return JobResult(1, first_line(error))
 
     def age(self, number: int) -> float:
         return time.monotonic() - self.began.get(number, math.inf)  # none while it waits in Ray's queue
@@ -186,7 +186,7 @@ class Slurm:
     def start(self, task: Task) -> None:
         self.jobs[task.number] = self.executor.submit(_run_there, str(Path.cwd()), _places(), task)
 
-    def wait(self) -> Iterator[tuple[int, Figures | Outcome]]:
+    def wait(self) -> Iterator[tuple[int, JobMetrics | JobResult]]:
         time.sleep(POLL_SECONDS)
         for number, job in list(self.jobs.items()):
             if number not in self.began and job.state != "PENDING":
@@ -196,15 +196,15 @@ class Slurm:
                 self.began.pop(number, None)
                 yield number, self._outcome(job)
 
-    def _outcome(self, job: Any) -> Outcome:
+    def _outcome(self, job: Any) -> JobResult:
         errors = self.submitit.core.utils
         try:
-            outcome: Outcome = job.result()
+            outcome: JobResult = job.result()
             return outcome
         except errors.FailedJobError as error:  # an exception that is not a job's own: it could not begin
-            return Outcome(1, first_line(error))
+            return JobResult(1, first_line(error))
         except errors.UncompletedJobError:
-            return INTERRUPTED if "CANCEL" in str(job.state) else Outcome(137, f"{LOST} ({job.state})")
+            return INTERRUPTED if "CANCEL" in str(job.state) else JobResult(137, f"{LOST} ({job.state})")
 
     def age(self, number: int) -> float:
         return time.monotonic() - self.began.get(number, math.inf)

@@ -57,7 +57,7 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
         nodes = [config.get(group) for config in configs]
         chosen = {node.get("name") for node in nodes if isinstance(node, dict)}
         for name in set(registry.names(group)) & chosen:
-            registry.bind(group, {"name": name})
+            registry.partial_call(group, {"name": name})
         if group == "data" and chosen & {"cifar10", "cifar100", "svhn"}:
             import torchvision.datasets  # noqa: F401  (which it imports only when it is called)
 

@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dltrain.commands.jobs import Outcome, attempt
-from dltrain.runtime.signals import SIGNALS, exit_code, raised_signals
+from dltrain.commands.jobs import JobResult, run_job
+from dltrain.runtime.signals import SIGNALS, exit_code, signals_as_exceptions
 from dltrain.runtime.startup import import_torch
 
 
@@ -33,7 +33,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Figures:
+class JobMetrics:
     """A record of a running job, as it is told to the parent."""
 
     split: str
@@ -66,7 +66,7 @@ def work(
     load = DataCache()
 
     def watch(record: Any) -> str:
-        connection.send(Figures(record.split, record.epoch, record.values))
+        connection.send(JobMetrics(record.split, record.epoch, record.values))
         return str(connection.recv()) if awaits_verdict and record.split == "val" else ""
 
     while True:
@@ -87,7 +87,7 @@ def _end_with_parent(lifeline: Connection) -> None:
     os.killpg(0, signal.SIGKILL)  # and what our jobs have started; a run has checkpoints
 
 
-def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) -> Outcome:
+def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) -> JobResult:
     """Run a task in this process, all it prints going to its log."""
     import_torch()
     import torch
@@ -98,11 +98,11 @@ def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) 
     began = time.perf_counter()
     with _printed_to(task.log):
         try:
-            with raised_signals():
+            with signals_as_exceptions():
                 # Nothing is printed: a run's own log has the words.
-                return attempt(task.command, task.config, exit_code, typed=task.typed, folder=task.folder, **hooks)
+                return run_job(task.command, task.config, exit_code, typed=task.typed, folder=task.folder, **hooks)
         except SystemExit as end:
-            return Outcome(1, f"its code left with exit code {end.code}", seconds=time.perf_counter() - began)
+            return JobResult(1, f"its code left with exit code {end.code}", seconds=time.perf_counter() - began)
 
 
 @contextlib.contextmanager
