@@ -30,7 +30,7 @@ def to_device(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.
 
 
 def _corrupts_memory(convolution: nn.Conv2d) -> bool:
-    """True for a strided 1x1 convolution of few channels: with channels last, its weight gradient is written past its end.
+    """True for a strided 1x1 convolution of few channels: with channels last, torch writes past its weight gradient.
 
     Seen with torch 2.14 on a CPU with AVX2, for fewer channels than a register holds; AVX-512 has registers of 16.
     """
