@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import dltrain
 from dltrain.config import registry
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +56,16 @@ def test_an_installed_package_takes_its_own_configs_and_not_those_above_it(
         (folder / "configs" / "train.yaml").touch()
     monkeypatch.setattr(registry, "__file__", str(tmp_path / "lib" / "dltrain" / "config" / "registry.py"))
     assert registry.config_folder() == (tmp_path / "lib" / "dltrain" / "configs").resolve()
+
+
+def test_the_version_is_the_same_in_the_package_and_in_its_metadata() -> None:
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert metadata["project"]["version"] == dltrain.__version__
+
+
+def test_the_names_for_python_users_are_there_and_importing_dltrain_loads_neither_torch_nor_hydra() -> None:
+    code = "import sys, dltrain; print(sorted({'torch', 'hydra'} & set(sys.modules)), dltrain.train, dltrain.compose)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] <function train")
+    with pytest.raises(AttributeError, match="no attribute 'training_'"):
+        dltrain.training_  # noqa: B018

@@ -1,4 +1,4 @@
-"""Versions, hardware and git commit: what a result depends on."""
+"""Versions, hardware and git commit: what a result depends on. Imports torch when it is asked, not before."""
 
 import contextlib
 import os
@@ -7,16 +7,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
-
-from dltrain import __version__
+VERSION = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Return the version of each library that computes."""
+    import numpy
+    import torch
+
     return {
-        "dltrain": __version__,
+        "dltrain": VERSION,
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "python": platform.python_version(),
@@ -24,7 +24,9 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and the state of the code: what a figure depends on."""
+    """Return versions, hardware and the state of the code: what a metric depends on."""
+    import torch
+
     return {
         "versions": versions(),
         "hardware": {
