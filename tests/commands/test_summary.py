@@ -42,7 +42,7 @@ def test_an_mlp_is_counted_as_by_hand(dltrain: Command) -> None:
 
 def test_a_lenet_is_counted_as_by_hand(dltrain: Command) -> None:
     found = summary(dltrain, "model=lenet")
-    assert rows(found, "PhasedConv2d", "NarrowConv2d", "Linear") == [
+    assert rows(found, "Conv2d", "Linear") == [
         ([1, 6, 28, 28], 6 * 25 + 6, 2 * 6 * 25 * 28 * 28),
         ([1, 16, 10, 10], 16 * 6 * 25 + 16, 2 * 16 * 6 * 25 * 10 * 10),
         ([1, 120], 400 * 120 + 120, 2 * 400 * 120),

@@ -11,7 +11,6 @@ import yaml
 from torch import Tensor, nn
 
 from dltrain.config import registry
-from dltrain.models import lenet
 from dltrain.runtime.errors import ConfigError
 from dltrain.training import build
 
@@ -130,77 +129,10 @@ def test_both_kinds_of_pictures_reach_lenets_linear_layers_as_16x5x5(shape: tupl
     assert network("lenet", shape).features(pictures(shape)).shape == (2, 16, 5, 5)
 
 
-def went_by_phases(model: nn.Module, images: Tensor) -> bool:
-    return model.features[0](images).shape[1] == 24
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("shape", [MNIST, CIFAR, (1, 29, 35), (2, 12, 14)], ids=str)
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-10), (torch.float32, 1e-3)], ids=str)
-def test_lenets_way_with_many_examples_is_the_same_function_as_with_few(
-    dtype: torch.dtype,
-    near: float,
-    shape: tuple[int, ...],
-    layout: torch.memory_format,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Outputs and gradients, which lie as the weights do; in even areas all numbers are equal that a pool has."""
-    model = network("lenet", shape).to(dtype=dtype, memory_format=layout)
-    images = pictures(shape, count=6).to(dtype)
-    images[:3, :, 4:] = -0.4
-    found = []
-    for many in (7, 6):
-        monkeypatch.setattr(lenet, "MANY", many)
-        assert went_by_phases(model, images) == (many == 6)
-        model.zero_grad()
-        outputs = model(images)
-        outputs.square().sum().backward()
-        found.append([outputs.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
-        # DistributedDataParallel warns of others.
-        assert all(parameter.grad.stride() == parameter.stride() for parameter in model.parameters())
-    torch.testing.assert_close(found[0], found[1], rtol=near, atol=near / 100)
-
-
-def test_lenet_goes_its_plain_way_in_evaluation_and_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lenet, "MANY", 2)
-    model, images = network("lenet"), pictures(MNIST)
-    assert went_by_phases(model, images)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not went_by_phases(model, images)
-        model(images).sum().backward()
-    assert all(parameter.grad.any() for parameter in model.parameters())
-    assert not went_by_phases(model.eval(), images)
-
-
-def test_lenets_second_derivatives_are_those_of_its_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = network("lenet").double(), pictures(MNIST, count=3).double()
-    found = []
-    for many in (4, 3):
-        monkeypatch.setattr(lenet, "MANY", many)
-        model.zero_grad()
-        first = torch.autograd.grad(model(images).square().mean(), list(model.parameters()), create_graph=True)
-        sum((each.square().sum() for each in first), torch.zeros(())).backward()
-        found.append([parameter.grad.clone() for parameter in model.parameters()])
-    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
-
-
-def test_of_equal_numbers_lenets_way_with_many_examples_chooses_the_one_that_a_pool_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    layers, images = network("lenet").features[:2], pictures(MNIST, count=3).round()
-    with torch.no_grad():
-        layers[0].weight.copy_(layers[0].weight.sign())  # whole numbers: many are equal, and sums are exact
-        layers[0].bias.zero_()
-    weights = pictures((6, 14, 14), count=3, seed=1).round()
-    found = []
-    for many in (4, 3):
-        monkeypatch.setattr(lenet, "MANY", many)
-        layers.zero_grad()
-        pooled = layers(images)
-        (pooled * weights).sum().backward()
-        found.append((pooled.detach(), layers[0].weight.grad.clone()))
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
+def test_lenet_is_made_of_torchs_own_layers() -> None:
+    kinds = [type(layer) for layer in (*network("lenet").features, *network("lenet").classifier)]
+    block = [nn.Conv2d, nn.MaxPool2d, nn.ReLU]
+    assert kinds == [*block, *block, nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
 
 
 def test_fastnet_begins_from_patches_of_unit_covariance_and_their_negatives() -> None:
@@ -209,7 +141,7 @@ def test_fastnet_begins_from_patches_of_unit_covariance_and_their_negatives() ->
     patches = torch.randn(400, 12, generator=generator) @ mixture  # neighbours and colours that go together
     images = patches.view(400, 3, 2, 2)
     model = network("fastnet", (3, 2, 2), widths=[4])
-    model.initialize_from_pictures(images)
+    model.initialize_from_images(images)
     found = model.whiten(images).flatten(1)
     assert torch.equal(found[:, :12], -found[:, 12:])
     torch.testing.assert_close(found[:, :12].T @ found[:, :12] / 400, torch.eye(12), rtol=0, atol=0.02)
@@ -401,7 +333,7 @@ def test_neither_the_code_nor_the_picture_is_cut_at_zero() -> None:
         ("attention", MNIST, {"heads": 3}, "model.heads must divide model.width=8. Received 3"),
         ("cnn", MNIST, {"widths": [4] * 5}, "5 pools leave nothing of 28x28; set fewer model.widths"),
         ("cnn", (1, 1, 64), {}, "1 pools leave nothing of 1x64"),
-        ("lenet", (1, 11, 28), {}, "lenet needs pictures of at least 12x12 pixels, the data has 11x28"),
+        ("lenet", (1, 11, 28), {}, "lenet needs images of at least 12x12 pixels, the data has 11x28"),
     ],
 )
 def test_a_size_that_does_not_fit_is_a_value_error(

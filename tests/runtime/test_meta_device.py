@@ -17,7 +17,6 @@ from dltrain.config import registry
 from dltrain.data.augmentation import Augmentation
 from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
-from dltrain.models import lenet
 from dltrain.optim import step as steps
 from dltrain.optim.ema import swapped_in_ema, update_ema
 from dltrain.optim.step import StepOutput, Task, TrainState, accumulate, accumulate_metrics, train_step
@@ -48,18 +47,6 @@ def _without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_update", lambda optimizer, _fault: optimizer.step())
 
 
-@pytest.fixture(autouse=True)
-def _as_with_many_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LeNet-5 has another way with them, on the CPU alone."""
-    monkeypatch.setattr(lenet, "MANY", 2)
-
-
-def test_lenets_way_with_many_examples_is_the_cpus_alone() -> None:
-    first = state("lenet").model.features[0]
-    assert first(torch.zeros(2, *SHAPE, device="meta")).shape[1] == 6
-    assert first.to_empty(device="cpu")(torch.zeros(2, *SHAPE)).shape[1] == 24
-
-
 def node(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
 
@@ -88,7 +75,7 @@ def steps_of(state: TrainState, batches: TensorLoader, task: Task, **options: An
     """Two epochs, whose last batches are smaller."""
     for epoch in (0, 1):
         for inputs, targets in batches.epoch(epoch, 0):
-            state.found += train_step(state, inputs, targets, task, META, **(PLAIN | options))
+            state.pending += train_step(state, inputs, targets, task, META, **(PLAIN | options))
             state.step += 1
             yield state.step
     accumulate_metrics(state, task)
@@ -129,8 +116,8 @@ def test_parts_clipping_and_averages_work_on_another_device(on_nonfinite: str) -
         update_ema(trained, 0.9)
     with swapped_in_ema(trained):
         assert done(trained)
-    assert trained.averages is not None
-    assert all(each.is_meta for each in trained.averages.values())
+    assert trained.ema_weights is not None
+    assert all(each.is_meta for each in trained.ema_weights.values())
 
 
 @pytest.mark.parametrize("views", ["flip", "shift", "flip_shift"])

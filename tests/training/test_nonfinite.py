@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from dltrain.checkpoints import checkpoint
 from dltrain.engine import Record, fit
-from dltrain.models import lenet
 from dltrain.optim import step as steps
 from dltrain.optim.step import NonFiniteLoss, TrainState, train_step
 from dltrain.optim.tasks import Classification
@@ -77,12 +76,6 @@ LAST = {
     "attention": "classifier",
 }
 FIRST = {"mlp": "layers.1", "norm": "layers.1", "lenet": "features.0", "lstm": "classifier.0", "attention": "embed"}
-
-
-@pytest.fixture(autouse=True)
-def _four_examples_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LeNet-5 has another way with many: here with whole batches, and its plain one with parts of them."""
-    monkeypatch.setattr(lenet, "MANY", 4)
 
 
 class Stream:
@@ -628,7 +621,7 @@ def test_a_network_of_ones_own_that_turns_nan_ends_the_run_in_two_lines(
     folder = run_folder()
     last, best = (checkpoint.load(folder / "checkpoints" / name) for name in ("last.pt", "best.pt"))
     assert last["step"] < 9
-    assert math.isfinite(best["best_checkpoint"]["loss"])
+    assert math.isfinite(best["best"]["loss"])
     assert all(bool(torch.isfinite(value).all()) for value in best["model"].values())
     monkeypatch.delenv("BAD_STEP")
     assert own(f"resume={folder}", "trust=[own_nets]").code == 0
@@ -731,7 +724,7 @@ def test_nan_in_the_validation_is_null_where_bad_steps_are_skipped_and_never_bes
     assert result.code == 0
     found = strict(result.folder / "metrics.jsonl")
     assert [line["loss"] for line in found if line["split"] == "val"] == [None] * 3
-    best = checkpoint.load(result.folder / "checkpoints" / "best.pt")["best_checkpoint"]
+    best = checkpoint.load(result.folder / "checkpoints" / "best.pt")["best"]
     assert best["split"] == "train"
     assert math.isfinite(best["loss"])
 
