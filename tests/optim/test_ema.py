@@ -75,9 +75,9 @@ def test_the_average_is_that_of_its_definition(decay: float) -> None:
         kept = min(decay, (1 + state.step) / (10 + state.step))
         for key, value in own.items():
             expected[key] = kept * expected[key] + (1 - kept) * value if value.is_floating_point() else value
-    assert expected is not None and state.averages is not None
+    assert expected is not None and state.ema_weights is not None
     for key, value in expected.items():
-        torch.testing.assert_close(state.averages[key], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(state.ema_weights[key], value, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(expected["1.weight"], state.model.state_dict()["1.weight"], atol=1e-3)
 
 
@@ -85,7 +85,7 @@ def test_the_weights_themselves_are_trained_as_without_an_average() -> None:
     plain, state = fresh(), fresh()
     list(trained(plain, None))
     list(trained(state, 0.9))
-    assert plain.averages is None
+    assert plain.ema_weights is None
     assert all(torch.equal(value, copied(state)[key]) for key, value in copied(plain).items())
 
 
@@ -95,8 +95,8 @@ def test_what_is_validated_is_the_average() -> None:
         found = [record.values for record in chunk if record.split == "val"]
     (values,) = found
     own = evaluate(state.model, batches(), Classification(0.0), CPU)
-    assert state.averages is not None
-    state.model.load_state_dict(state.averages)
+    assert state.ema_weights is not None
+    state.model.load_state_dict(state.ema_weights)
     assert values == evaluate(state.model, batches(), Classification(0.0), CPU)
     assert values != own
 
@@ -106,8 +106,8 @@ def test_the_weights_are_given_back_to_the_bit_also_after_a_fault() -> None:
     list(trained(state, 0.9))
     before = copied(state)
     with pytest.raises(KeyError), swapped_in_ema(state):
-        assert state.averages is not None
-        assert all(torch.equal(value, state.averages[key]) for key, value in copied(state).items())
+        assert state.ema_weights is not None
+        assert all(torch.equal(value, state.ema_weights[key]) for key, value in copied(state).items())
         raise KeyError
     assert all(torch.equal(value, before[key]) for key, value in copied(state).items())
 
@@ -123,7 +123,7 @@ def test_averages_of_a_layout_of_its_own_are_the_same() -> None:
                 model.weight.mul_(0.5).add_(step)
             state.step += 1
             update_ema(state, 0.9)
-        states.append(state.averages)
+        states.append(state.ema_weights)
     torch.testing.assert_close(states[0], states[1])
 
 
@@ -134,8 +134,8 @@ def test_a_mask_of_infinite_numbers_stays_what_it_is() -> None:
     for _ in range(3):
         state.step += 1
         update_ema(state, 0.9)
-    assert state.averages is not None
-    assert torch.equal(state.averages["mask"], model.state_dict()["mask"])
+    assert state.ema_weights is not None
+    assert torch.equal(state.ema_weights["mask"], model.state_dict()["mask"])
 
 
 # --- runs

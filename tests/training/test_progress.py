@@ -84,9 +84,9 @@ def test_the_best_weights_are_a_copy() -> None:
 
 def test_of_averaged_weights_the_average_is_kept() -> None:
     progress, state = Progress(), weighing(1)
-    state.averages = {"weight": torch.full((1, 1), 0.25)}
+    state.ema_weights = {"weight": torch.full((1, 1), 0.25)}
     progress.note(val(1, accuracy=0.5, loss=1.0), TASK, state)
-    state.averages["weight"].fill_(9)
+    state.ema_weights["weight"].fill_(9)
     assert float(progress.best_weights["weight"]) == 0.25
 
 

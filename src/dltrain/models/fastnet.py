@@ -46,7 +46,7 @@ class FastNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes, bias=False)
         self.scale = scale
 
-    def initialize_from_pictures(self, images: Tensor) -> None:
+    def initialize_from_images(self, images: Tensor) -> None:
         """Set the first layer by normalised pictures (N, C, H, W): its outputs on their patches have unit covariance.
 
         Half of its filters are the negatives of the others.

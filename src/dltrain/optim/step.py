@@ -56,8 +56,8 @@ class TrainState:
     """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update.
 
     `pending` holds the outputs of the latest steps until `accumulate_metrics` adds them to the sums, many at once.
-    `parallel` computes the outputs where several processes train, see distributed.py; `averages` are those of the
-    weights, see ema.py.
+    `parallel` wraps the model where several processes train, see distributed.py; `ema_weights` is the moving average of
+    the weights, see ema.py.
     """
 
     model: nn.Module
@@ -66,12 +66,12 @@ class TrainState:
     sums: Tensor | None = None
     faults: Tensor | None = None
     parallel: "DistributedDataParallel | None" = None
-    averages: dict[str, Tensor] | None = None
+    ema_weights: dict[str, Tensor] | None = None
     pending: list[StepOutput] = field(default_factory=list)
 
     def eval_weights(self) -> dict[str, Tensor]:
         """The weights that are validated, tested and kept as the best."""
-        return self.averages or self.model.state_dict()
+        return self.ema_weights or self.model.state_dict()
 
 
 class NonFiniteLoss(Exception):

@@ -120,8 +120,8 @@ def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> n
 
 
 def initialize(network: nn.Module, data: Data) -> None:
-    """Let a network with a method `initialize_from_pictures(images)` see the training set's first ones, normalised."""
-    if callable(begin := getattr(network, "initialize_from_pictures", None)):
+    """Let a network with a method `initialize_from_images(images)` see the training set's first ones, normalised."""
+    if callable(begin := getattr(network, "initialize_from_images", None)):
         few = max(1, min(SEEN, SEEN_NUMBERS // math.prod(data.input_shape)))
         batches = TensorLoader(data.train, torch.device("cpu"), batch_size=few, statistics=data.statistics)
         begin(next(batches.in_order())[0])

@@ -25,7 +25,7 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
     Of several processes only the first, who has an `output`, does more than test.
     """
     model, progress = run.state.model, run.progress
-    if weights := progress.best_weights or run.state.averages:
+    if weights := progress.best_weights or run.state.ema_weights:
         model.load_state_dict(weights)
     if run.data.test is not None and status != "interrupted":
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)

@@ -48,7 +48,7 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
     return {
         "model": run.state.model.state_dict(),
         "optimizer": run.state.optimizer.state_dict(),
-        "averages": run.state.averages,
+        "averages": run.state.ema_weights,
         "step": run.state.step,
         "sums": run.state.sums,
         "faults": run.state.faults,
@@ -98,7 +98,7 @@ def restore(run: Run, start: ResumePoint) -> None:
         if run.settings.on_nonfinite == "stop":  # steps that were skipped before are no reason to stop now
             state.faults = None
         if run.settings.ema is not None and (averages := content.get("averages")) is not None:
-            state.averages = {key: value.to(run.runtime.device) for key, value in averages.items()}
+            state.ema_weights = {key: value.to(run.runtime.device) for key, value in averages.items()}
         state.step = content["step"]
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
