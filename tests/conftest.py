@@ -1,6 +1,8 @@
 """Fixtures: the command line in this process, data sets in the true formats, the real data where it is."""
 
+import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from dltrain import cli
 from dltrain.data import download, idx
 from support import generated
-from support.command import Command, Result
+from support.command import Command, Result, Trained
 from support.real_data import REAL_DATA, REAL_SUMS
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime, which some tests import themselves, would call home
@@ -28,6 +30,33 @@ def dltrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         capsys.readouterr()
         code = cli.main([str(argument) for argument in arguments])
         return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], Path]]:
+    """A folder with runs that tests share, and the run of each line of overrides, relative to that folder."""
+    return tmp_path_factory.mktemp("finished"), {}
+
+
+@pytest.fixture
+def trained(dltrain: Command, finished_runs: tuple[Path, dict[tuple[str, ...], Path]]) -> Trained:
+    """Return the folder of a finished run with these overrides, below the test's own folder.
+
+    It is trained once in a session, without a page and event files where the overrides do not ask for them, and copied.
+    """
+    home, runs = finished_runs
+
+    def run(*overrides: str) -> Path:
+        typed = {override.partition("=")[0] for override in overrides}
+        unasked = [word for word in ("report=false", "logger=none") if word.partition("=")[0] not in typed]
+        if overrides not in runs:
+            with contextlib.chdir(home):
+                result = dltrain("train", *overrides, *unasked)
+            assert result.code == 0, result.err
+            runs[overrides] = result.folder
+        return Path(shutil.copytree(home / runs[overrides], runs[overrides], dirs_exist_ok=False))
 
     return run
 

@@ -34,6 +34,7 @@ def draw_a_one(path: Path) -> None:
     picture.save(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DLTRAIN.exists(), reason="needs dltrain to be installed")
 def test_a_newcomer_trains_looks_sweeps_predicts_and_exports(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")

@@ -17,7 +17,7 @@ from dltrain.commands import evaluation
 from dltrain.data.datasets.digits import digits
 from dltrain.report import run_files
 from dltrain.runtime.errors import OutputError
-from support.command import Command
+from support.command import Command, Trained
 
 QUICK = ("model=mlp", "model.hidden=[32]", "epochs=5")
 
@@ -32,16 +32,20 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_eval_finds_the_same_figures_as_the_training(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_eval_finds_the_same_figures_as_the_training(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     assert dltrain("eval", f"ckpt={folder}").code == 0
     found = figures(folder / "checkpoints")
     assert {key: found[key] for key in ("loss", "accuracy")} == summary(folder)["test"]
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp", "lenet", "cnn", "resnet", "fastnet", "lstm", "attention"])
-def test_every_classifier_is_rebuilt_from_its_checkpoint_alone(dltrain: Command, model: str) -> None:
-    folder = dltrain("train", f"model={model}", "epochs=1", "data.limit=100").folder
+@pytest.mark.parametrize(
+    "model",
+    ["mlp", "lenet", "lstm", "attention"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "cnn", "resnet", "fastnet")],
+)
+def test_every_classifier_is_rebuilt_from_its_checkpoint_alone(dltrain: Command, trained: Trained, model: str) -> None:
+    folder = trained(f"model={model}", "epochs=1", "data.limit=100")
     trained = summary(folder)["test"]
     moved = shutil.copy(folder / "checkpoints" / "best.pt", "alone.pt")
     shutil.rmtree("outputs")
@@ -50,27 +54,27 @@ def test_every_classifier_is_rebuilt_from_its_checkpoint_alone(dltrain: Command,
     assert {key: found[key] for key in ("loss", "accuracy")} == trained
 
 
-def test_eval_of_val_finds_the_best_validation_figures(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "seed=3").folder
+def test_eval_of_val_finds_the_best_validation_figures(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "seed=3")
     dltrain("eval", f"ckpt={folder}", "split=val")
     assert figures(folder / "checkpoints", "eval-val.json")["accuracy"] == summary(folder)["best"]["accuracy"]
 
 
-def test_eval_of_train_leaves_the_validation_examples_out(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_eval_of_train_leaves_the_validation_examples_out(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     dltrain("eval", f"ckpt={folder}", "split=train")
     assert figures(folder / "checkpoints", "eval-train.json")["examples"] == 1294
 
 
-def test_eval_prints_four_decimals_and_a_row_for_each_class(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_eval_prints_four_decimals_and_a_row_for_each_class(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     out = dltrain("eval", f"ckpt={folder}").out
     assert f"{summary(folder)['test']['accuracy']:.4f}" in out
     assert all(f"│ {digit} │" in out for digit in range(10))
 
 
-def test_precision_and_recall_are_those_of_scikit_learn(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "epochs=1").folder
+def test_precision_and_recall_are_those_of_scikit_learn(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "epochs=1")
     dltrain("eval", f"ckpt={folder}")
     content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
     test = digits("test")
@@ -88,37 +92,37 @@ def test_precision_and_recall_are_those_of_scikit_learn(dltrain: Command) -> Non
     assert figures(folder / "checkpoints")["confusion"] == confusion_matrix(test.targets, predicted).tolist()
 
 
-def test_another_batch_size_gives_the_same_accuracy(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_another_batch_size_gives_the_same_accuracy(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     dltrain("eval", f"ckpt={folder}", "batch_size=7")
     assert figures(folder / "checkpoints")["accuracy"] == summary(folder)["test"]["accuracy"]
 
 
 def test_data_may_have_moved_since_the_training(dltrain: Command, data_root: Path, tmp_path: Path) -> None:
     shutil.copytree(data_root, tmp_path / "first")
-    folder = dltrain("train", *QUICK, "data=mnist", "data.root=first").folder
+    folder = dltrain("train", *QUICK, "data=mnist", "data.root=first", "epochs=1", "report=false").folder
     (tmp_path / "first").rename(tmp_path / "second")
     assert dltrain("eval", f"ckpt={folder}", "data.root=second").code == 0
     assert figures(folder / "checkpoints")["accuracy"] == summary(folder)["test"]["accuracy"]
 
 
-def test_a_root_for_data_without_one_is_code_2(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_a_root_for_data_without_one_is_code_2(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     result = dltrain("eval", f"ckpt={folder}", "data.root=elsewhere")
     assert (result.code, result.err) == (2, "error: data.root=elsewhere: data=digits has no root\n")
 
 
-def test_regression_and_reconstruction_are_evaluated_without_classes(dltrain: Command) -> None:
-    regression = dltrain("train", "data=line", "model=linear", "task=regression", "epochs=50").folder
+def test_regression_and_reconstruction_are_evaluated_without_classes(dltrain: Command, trained: Trained) -> None:
+    regression = trained("data=line", "model=linear", "task=regression", "epochs=50")
     assert dltrain("eval", f"ckpt={regression}").code == 0
     assert {"loss", "mae", "r2"} <= figures(regression / "checkpoints").keys()
-    reconstruction = dltrain("train", "model=autoencoder", "task=reconstruction", "epochs=1").folder
+    reconstruction = trained("model=autoencoder", "task=reconstruction", "epochs=1")
     assert dltrain("eval", f"ckpt={reconstruction}").code == 0
     assert figures(reconstruction / "checkpoints")["loss"] == summary(reconstruction)["test"]["loss"]
 
 
-def test_a_split_that_there_is_not_is_code_2(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "data.val=0").folder
+def test_a_split_that_there_is_not_is_code_2(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "data.val=0")
     result = dltrain("eval", f"ckpt={folder}", "split=val")
     assert (result.code, "split=val: data=digits has none" in result.err) == (2, True)
 
@@ -136,8 +140,8 @@ def test_a_damaged_checkpoint_is_code_66_and_one_line(dltrain: Command, content:
     assert len(result.err.splitlines()) == 1
 
 
-def test_a_checkpoint_whose_config_was_changed_is_refused(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_a_checkpoint_whose_config_was_changed_is_refused(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
     content["config"]["model"]["hidden"] = "many"
     checkpoint.save(Path("changed.pt"), content)
@@ -147,8 +151,8 @@ def test_a_checkpoint_whose_config_was_changed_is_refused(dltrain: Command) -> N
     assert "model.hidden=many" in result.err
 
 
-def test_a_checkpoint_cannot_name_code_through_a_reference(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_a_checkpoint_cannot_name_code_through_a_reference(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     for name in ("best.pt", "last.pt"):
         content = torch.load(folder / "checkpoints" / name, weights_only=True)
         content["config"]["name"] = "subprocess:call"
@@ -165,8 +169,8 @@ def test_a_checkpoint_cannot_name_code_through_a_reference(dltrain: Command) -> 
     assert not Path("PWNED").exists()
 
 
-def test_weights_of_another_shape_are_refused_by_name(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK).folder
+def test_weights_of_another_shape_are_refused_by_name(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK)
     content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
     content["config"]["model"]["hidden"] = [31]
     checkpoint.save(Path("changed.pt"), content)
@@ -176,8 +180,10 @@ def test_weights_of_another_shape_are_refused_by_name(dltrain: Command) -> None:
     assert len(result.err.splitlines()) <= 3
 
 
-def test_evaluations_of_other_splits_views_and_checkpoints_are_kept_side_by_side(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "epochs=1").folder / "checkpoints"
+def test_evaluations_of_other_splits_views_and_checkpoints_are_kept_side_by_side(
+    dltrain: Command, trained: Trained
+) -> None:
+    folder = trained(*QUICK, "epochs=1") / "checkpoints"
     for words in ([], ["split=val"], ["tta=flip"], ["split=val", "tta=flip_shift"]):
         dltrain("eval", f"ckpt={folder}", *words)
     dltrain("eval", f"ckpt={folder / 'last.pt'}")
@@ -192,9 +198,9 @@ def test_evaluations_of_other_splits_views_and_checkpoints_are_kept_side_by_side
     assert (found["split"], found["tta"], found["checkpoint"]) == ("val", "flip_shift", str(folder / "best.pt"))
 
 
-def test_views_of_a_picture_are_averaged(dltrain: Command) -> None:
+def test_views_of_a_picture_are_averaged(dltrain: Command, trained: Trained) -> None:
     """Of a network that sees pictures and their mirror images with equal eyes nothing changes; of another it does."""
-    folder = dltrain("train", *QUICK, "epochs=2").folder / "checkpoints"
+    folder = trained(*QUICK, "epochs=2") / "checkpoints"
     content = torch.load(folder / "best.pt", weights_only=True)
     first = content["model"]["layers.1.weight"].view(-1, 28, 28)
     content["model"]["layers.1.weight"] = ((first + first.flip(2)) / 2).flatten(1)
@@ -208,14 +214,14 @@ def test_views_of_a_picture_are_averaged(dltrain: Command) -> None:
     assert losses["best.pt", "flip"] != pytest.approx(losses["best.pt", "none"], rel=1e-2)
 
 
-def test_views_need_a_classifier(dltrain: Command) -> None:
-    folder = dltrain("train", "data=line", "model=linear", "task=regression", "epochs=1").folder
+def test_views_need_a_classifier(dltrain: Command, trained: Trained) -> None:
+    folder = trained("data=line", "model=linear", "task=regression", "epochs=1")
     result = dltrain("eval", f"ckpt={folder}", "tta=flip")
     assert (result.code, "tta=flip: needs a classifier" in result.err) == (2, True)
 
 
-def test_figures_add_up_to_the_accuracy(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "epochs=1").folder
+def test_figures_add_up_to_the_accuracy(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "epochs=1")
     out = dltrain("eval", f"ckpt={folder}").out
     found = figures(folder / "checkpoints")
     matrix = torch.tensor(found["confusion"])
@@ -228,8 +234,8 @@ def test_figures_add_up_to_the_accuracy(dltrain: Command) -> None:
     assert "image" not in json.dumps(found)
 
 
-def test_the_confusion_matrix_is_printed_with_true_classes_as_rows(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "epochs=1").folder
+def test_the_confusion_matrix_is_printed_with_true_classes_as_rows(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "epochs=1")
     lines = dltrain("eval", f"ckpt={folder}").out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("confusion"))
     shown = [line.split() for line in lines[start : start + 14]]
@@ -238,9 +244,9 @@ def test_the_confusion_matrix_is_printed_with_true_classes_as_rows(dltrain: Comm
         assert [str(digit), *(str(count) if count else "·" for count in row)] in shown
 
 
-def test_several_checkpoints_are_ranked_in_one_table(dltrain: Command) -> None:
-    good = dltrain("train", *QUICK).folder
-    bad = dltrain("train", *QUICK, "epochs=1", "optim.lr=1e-6").folder
+def test_several_checkpoints_are_ranked_in_one_table(dltrain: Command, trained: Trained) -> None:
+    good = trained(*QUICK)
+    bad = trained(*QUICK, "epochs=1", "optim.lr=1e-6")
     result = dltrain("eval", f"ckpt=[{bad},{good}]")
     assert result.code == 0
     rows = [line for line in result.out.splitlines() if line.startswith("│")]
@@ -251,8 +257,10 @@ def test_several_checkpoints_are_ranked_in_one_table(dltrain: Command) -> None:
         assert f"{found['accuracy']:.4f}" in row
 
 
-def test_a_bad_checkpoint_among_several_is_told_and_the_others_are_evaluated(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "epochs=1").folder
+def test_a_bad_checkpoint_among_several_is_told_and_the_others_are_evaluated(
+    dltrain: Command, trained: Trained
+) -> None:
+    folder = trained(*QUICK, "epochs=1")
     Path("bad.pt").write_bytes(b"not a checkpoint")
     result = dltrain("eval", f"ckpt=[bad.pt,{folder},nowhere]", "--json")
     documents = json.loads(result.out)
@@ -268,8 +276,8 @@ def test_only_bad_checkpoints_are_an_error_and_no_checkpoint_is_one_too(dltrain:
     assert dltrain("eval", "ckpt=[]").code == 2
 
 
-def test_a_loss_that_is_no_number_ranks_last(dltrain: Command) -> None:
-    folder = dltrain("train", "data=line", "model=linear", "task=regression", "epochs=2").folder
+def test_a_loss_that_is_no_number_ranks_last(dltrain: Command, trained: Trained) -> None:
+    folder = trained("data=line", "model=linear", "task=regression", "epochs=2")
     content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
     content["model"] = {key: value * torch.nan for key, value in content["model"].items()}
     checkpoint.save(Path("nan.pt"), content)
@@ -278,8 +286,8 @@ def test_a_loss_that_is_no_number_ranks_last(dltrain: Command) -> None:
     assert (result.code, str(folder) in rows[0], "nan.pt" in rows[1]) == (0, True, True)
 
 
-def test_json_alone_is_on_stdout_and_is_what_the_file_holds(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "epochs=1").folder
+def test_json_alone_is_on_stdout_and_is_what_the_file_holds(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "epochs=1")
     result = dltrain("eval", "--json", f"ckpt={folder}")
     assert result.code == 0
     assert json.loads(result.out) == figures(folder / "checkpoints")
@@ -332,9 +340,9 @@ def test_names_of_classes_cannot_steer_the_terminal() -> None:
 
 
 def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
-    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+    dltrain: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = dltrain("train", "epochs=1", "limit_steps=3").folder
+    folder = trained("epochs=1", "limit_steps=3")
 
     def refused(path: Path, *_: object) -> None:
         raise OutputError(f"{path}: could not be written (Permission denied)")
@@ -346,21 +354,23 @@ def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
     assert 0 <= json.loads(result.out)["accuracy"] <= 1
 
 
-def test_eval_tells_where_it_computes_in_another_precision(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "device.precision=bf16").folder
+def test_eval_tells_where_it_computes_in_another_precision(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "device.precision=bf16")
     told = "computed in fp32, trained in bf16"
     same, other = dltrain("eval", f"ckpt={folder}"), dltrain("eval", f"ckpt={folder}", "device=cpu")
     assert (same.code, told in same.out + same.err) == (0, False)
     assert (other.code, told in other.out + other.err) == (0, True)
 
 
-def test_eval_tells_where_a_split_is_not_that_of_the_training(dltrain: Command, tmp_path: Path) -> None:
+def test_eval_tells_where_a_split_is_not_that_of_the_training(
+    dltrain: Command, trained: Trained, tmp_path: Path
+) -> None:
     for label, level in (("dark", 20), ("light", 200)):
         (tmp_path / "pictures" / label).mkdir(parents=True)
         for number in range(30):
             Image.new("L", (8, 8), level + number).save(tmp_path / "pictures" / label / f"{number}.png")
     words = ("data=folder", f"data.root={tmp_path / 'pictures'}", "data.size=[8,8]", "model=linear", "epochs=1")
-    folder = dltrain("train", *words).folder
+    folder = trained(*words)
     told = "test: not the examples of the training's"
     same = dltrain("eval", f"ckpt={folder}")
     assert (same.code, told in same.out + same.err) == (0, False)

@@ -26,7 +26,7 @@ from dltrain.data import idx
 from dltrain.data.datasets.line import line
 from dltrain.training import build
 from support import generated
-from support.command import Command, Result
+from support.command import Command, Result, Trained
 from support.onnx_files import metadata, session
 
 QUICK = ("epochs=1", "limit_steps=2", "data.limit=150", "device.threads=1")
@@ -77,8 +77,8 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_folder(dltrain: Command) -> Path:
-    return dltrain("train", "model=mlp", *QUICK).folder
+def run_folder(trained: Trained) -> Path:
+    return trained("model=mlp", *QUICK)
 
 
 def pixels_of(root: Path) -> Tensor:
@@ -111,9 +111,9 @@ def run(found: Any, inputs: Tensor) -> numpy.ndarray:
     return numpy.asarray(result)
 
 
-def agree(dltrain: Command, root: Path, words: list[str]) -> Result:
+def agree(dltrain: Command, trained: Trained, root: Path, words: list[str]) -> Result:
     """Train, export, and compare ONNX, safetensors and the checkpoint's network; returns how the ONNX export ended."""
-    folder = dltrain("train", "data=mnist", f"data.root={root}", *words, *QUICK).folder
+    folder = trained("data=mnist", f"data.root={root}", *words, *QUICK)
     pixels = pixels_of(root)
     expected = outputs(network(folder), normalised(folder, pixels))
     assert dltrain("export", f"ckpt={folder}", "format=safetensors").code == 0
@@ -128,33 +128,41 @@ def agree(dltrain: Command, root: Path, words: list[str]) -> Result:
     return result
 
 
-@pytest.mark.parametrize("model", MODELS)
+FAST = ("mlp", "lenet", "lstm", "attention")
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in MODELS]
+)
 def test_onnx_safetensors_and_the_network_agree_on_a_thousand_pictures(
-    dltrain: Command, thousand: Path, model: str
+    dltrain: Command, trained: Trained, thousand: Path, model: str
 ) -> None:
-    result = agree(dltrain, thousand, MODELS[model])
+    result = agree(dltrain, trained, thousand, MODELS[model])
     assert "verified  1,000 examples of the test split, batches of 1, 7, 256" in result.out
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("options", RECURRENT)
-def test_every_recurrent_network_agrees(dltrain: Command, thousand: Path, options: str) -> None:
-    agree(dltrain, thousand, RECURRENT[options])
+def test_every_recurrent_network_agrees(dltrain: Command, trained: Trained, thousand: Path, options: str) -> None:
+    agree(dltrain, trained, thousand, RECURRENT[options])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet", "lstm"])
-def test_two_agree_on_real_mnist(dltrain: Command, real_data: Path, model: str) -> None:
-    agree(dltrain, real_data, MODELS[model])
+def test_two_agree_on_real_mnist(dltrain: Command, trained: Trained, real_data: Path, model: str) -> None:
+    agree(dltrain, trained, real_data, MODELS[model])
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("model", ["linear", "mlp", "cnn", "resnet", "fastnet", "attention", "autoencoder"])
-def test_all_agree_on_real_mnist(dltrain: Command, real_data: Path, model: str) -> None:
-    agree(dltrain, real_data, MODELS[model])
+def test_all_agree_on_real_mnist(dltrain: Command, trained: Trained, real_data: Path, model: str) -> None:
+    agree(dltrain, trained, real_data, MODELS[model])
 
 
-def test_without_normalisation_the_input_is_what_the_network_gets(dltrain: Command, thousand: Path) -> None:
-    folder = dltrain("train", "data=mnist", f"data.root={thousand}", *QUICK).folder
+def test_without_normalisation_the_input_is_what_the_network_gets(
+    dltrain: Command, trained: Trained, thousand: Path
+) -> None:
+    folder = trained("data=mnist", f"data.root={thousand}", *QUICK)
     result = dltrain("export", f"ckpt={folder}", "normalize=false", "output=plain.onnx")
     inputs = normalised(folder, pixels_of(thousand)[:9])
     assert session("plain.onnx").get_inputs()[0].type == "tensor(float)"
@@ -163,9 +171,9 @@ def test_without_normalisation_the_input_is_what_the_network_gets(dltrain: Comma
     assert f"with mean {mean:.6g}, std {std:.6g}; x is a byte / 255" in result.out
 
 
-def test_numbers_that_are_no_bytes_stay_numbers(dltrain: Command) -> None:
+def test_numbers_that_are_no_bytes_stay_numbers(dltrain: Command, trained: Trained) -> None:
     words = ("data=line", "data.mean=[0.5]", "model=linear", "task=regression", "optim.lr=0.01")
-    folder = dltrain("train", *words, *QUICK[:2]).folder
+    folder = trained(*words, *QUICK[:2])
     result = dltrain("export", f"ckpt={folder}")
     split = line("test", count=9)
     assert split is not None
@@ -178,9 +186,9 @@ def test_numbers_that_are_no_bytes_stay_numbers(dltrain: Command) -> None:
     ("words", "output", "shape"), [(["model=mlp"], "logits", [10]), (MODELS["autoencoder"], "outputs", [1, 28, 28])]
 )
 def test_an_onnx_file_has_one_named_input_and_output_and_any_batch(
-    dltrain: Command, words: list[str], output: str, shape: list[int]
+    dltrain: Command, trained: Trained, words: list[str], output: str, shape: list[int]
 ) -> None:
-    folder = dltrain("train", *words, *QUICK).folder
+    folder = trained(*words, *QUICK)
     dltrain("export", f"ckpt={folder}")
     onnx.checker.check_model("model.onnx", full_check=True)
     ((images,), (found,)) = session().get_inputs(), session().get_outputs()
@@ -188,9 +196,11 @@ def test_an_onnx_file_has_one_named_input_and_output_and_any_batch(
     assert (found.name, found.type, found.shape) == (output, "tensor(float)", ["batch", *shape])
 
 
-def test_a_file_says_what_it_is(dltrain: Command, data_root: Path, cifar10_sums: dict[str, str]) -> None:
+def test_a_file_says_what_it_is(
+    dltrain: Command, trained: Trained, data_root: Path, cifar10_sums: dict[str, str]
+) -> None:
     words = ("data=cifar10", f"data.root={data_root}", "model=mlp", "model.hidden=[4]")
-    folder = dltrain("train", *words, *QUICK).folder
+    folder = trained(*words, *QUICK)
     content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
     for kind in ("onnx", "safetensors"):
         result = dltrain("export", f"ckpt={folder}", f"format={kind}")
@@ -215,16 +225,19 @@ def test_an_onnx_file_holds_nothing_of_this_machine_and_is_the_same_again(dltrai
     assert content == Path("other.onnx").read_bytes()
 
 
-def test_references_in_a_config_stay_references(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_in_a_config_stay_references(
+    dltrain: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HIDDEN_SIZE", "[7]")
-    folder = dltrain("train", "model=mlp", "model.hidden=${oc.decode:${oc.env:HIDDEN_SIZE}}", *QUICK).folder
+    folder = trained("model=mlp", "model.hidden=${oc.decode:${oc.env:HIDDEN_SIZE}}", *QUICK)
     assert dltrain("export", f"ckpt={folder}", "format=safetensors").code == 0
     with safe_open("model.safetensors", "pt") as opened:
         assert json.loads(opened.metadata()["config"])["model"]["hidden"] == "${oc.decode:${oc.env:HIDDEN_SIZE}}"
 
 
-def test_nothing_but_a_few_lines_reaches_the_user(dltrain: Command, run_folder: Path) -> None:
-    lstm = dltrain("train", "model=lstm", "model.hidden=4", *QUICK).folder
+@pytest.mark.slow
+def test_nothing_but_a_few_lines_reaches_the_user(dltrain: Command, trained: Trained, run_folder: Path) -> None:
+    lstm = trained("model=lstm", "model.hidden=4", *QUICK)
     for folder in (run_folder, lstm):
         command = [sys.executable, "-m", "dltrain", "export", f"ckpt={folder}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -232,6 +245,7 @@ def test_nothing_but_a_few_lines_reaches_the_user(dltrain: Command, run_folder: 
         assert [text.split()[0] for text in done.stdout.splitlines()] == ["file", "input", "output", "verified"]
 
 
+@pytest.mark.slow
 def test_an_export_leaves_nothing_in_the_home_folder(dltrain: Command, run_folder: Path, tmp_path: Path) -> None:
     """As onnxruntime does by itself, unless an environment like that of a test tells it where it is."""
     (tmp_path / "home").mkdir()

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from dltrain.data.datasets.digits import digits
 from support import generated
-from support.command import Command
+from support.command import Command, Trained
 
 
 def write_digits(folder: Path, count: int) -> list[int]:
@@ -27,8 +27,8 @@ def write_digits(folder: Path, count: int) -> list[int]:
 
 
 @pytest.fixture
-def run_folder(dltrain: Command) -> Path:
-    return dltrain("train", "model=mlp", "epochs=10").folder.absolute()
+def run_folder(trained: Trained) -> Path:
+    return trained("model=mlp", "epochs=10").absolute()
 
 
 def read(path: str = "predictions.csv") -> list[dict[str, str]]:
@@ -111,8 +111,8 @@ def test_only_damaged_pictures_are_code_66_and_still_written(dltrain: Command, r
     assert (result.code, len(read())) == (66, 1)
 
 
-def test_a_model_that_is_no_classifier_is_code_2(dltrain: Command) -> None:
-    folder = dltrain("train", "model=autoencoder", "task=reconstruction", "epochs=1", "data.limit=50").folder
+def test_a_model_that_is_no_classifier_is_code_2(dltrain: Command, trained: Trained) -> None:
+    folder = trained("model=autoencoder", "task=reconstruction", "epochs=1", "data.limit=50")
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={folder}", "input=shots")
     assert (result.code, "predict needs a classifier" in result.err) == (2, True)
@@ -202,8 +202,8 @@ def test_auto_inverts_the_dark_on_light_ones_alone_and_tells_which(dltrain: Comm
     assert right(labels) >= 14
 
 
-def test_auto_is_refused_where_the_checkpoint_does_not_know(dltrain: Command) -> None:
-    folder = dltrain("train", "model=linear", "data.mean=[0.5]", "data.std=[0.5]", "epochs=1").folder
+def test_auto_is_refused_where_the_checkpoint_does_not_know(dltrain: Command, trained: Trained) -> None:
+    folder = trained("model=linear", "data.mean=[0.5]", "data.std=[0.5]", "epochs=1")
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={folder}", "input=shots", "invert=auto")
     assert (result.code, "is neither dark nor light. Set invert=true" in result.err) == (2, True)
@@ -230,10 +230,10 @@ def test_json_of_a_picture_of_any_name_is_a_document(dltrain: Command, run_folde
 
 
 @pytest.fixture
-def lenet(dltrain: Command, real_data: Path) -> Path:
+def lenet(trained: Trained, real_data: Path) -> Path:
     """LeNet-5 after 4,000 real digits."""
     words = ("model=lenet", "data=mnist", f"data.root={real_data}", "data.limit=4000", "data.val=0", "epochs=4")
-    return dltrain("train", *words, "optim.lr=0.02").folder.absolute()
+    return trained(*words, "optim.lr=0.02").absolute()
 
 
 def test_a_drawn_digit_is_predicted_right_by_a_network_trained_on_mnist(dltrain: Command, lenet: Path) -> None:

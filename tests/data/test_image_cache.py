@@ -140,7 +140,7 @@ def test_a_damaged_file_of_them_counts_as_none_and_is_written_anew(
     assert (len(decodings) == before) == (damage != "a folder")
 
 
-@pytest.mark.parametrize("cache_path", range(0, 100, 3))
+@pytest.mark.parametrize("place", range(0, 100, 3))
 def test_any_altered_byte_gives_the_same_pictures_or_none(root: Path, kept: Path, place: int) -> None:
     first = read(root)
     (file,) = kept.iterdir()

@@ -21,3 +21,4 @@ class Result:
 
 
 Command = Callable[..., Result]
+Trained = Callable[..., Path]

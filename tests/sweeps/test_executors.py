@@ -42,6 +42,7 @@ def swept(folder: Path, name: str) -> list[dict[str, str]]:
     return table(folder, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ray", "slurm"])
 def test_an_engine_gives_the_same_table_and_a_killed_worker_is_a_row(
     tmp_path: Path, reference: list[dict[str, str]], name: str
@@ -53,6 +54,7 @@ def test_an_engine_gives_the_same_table_and_a_killed_worker_is_a_row(
     assert processes_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=hang", "seed=1", "device=cpu", "device.threads=1", "sweep.job_timeout=8"]
@@ -62,6 +64,7 @@ def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> No
     assert [row["status"] for row in rows(folder)] == ["failed (124): no end after 8 (sweep.job_timeout)"]
 
 
+@pytest.mark.slow
 def test_a_job_s_time_in_the_queue_of_an_engine_is_not_its_own(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=nap-1,nap-2,nap-3,nap-4", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
@@ -70,6 +73,7 @@ def test_a_job_s_time_in_the_queue_of_an_engine_is_not_its_own(tmp_path: Path) -
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@pytest.mark.slow
 def test_a_job_whose_time_on_slurm_is_over_saves_and_goes_on_with_a_resume(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     mark = tmp_path / "mark"
@@ -81,6 +85,7 @@ def test_a_job_whose_time_on_slurm_is_over_saves_and_goes_on_with_a_resume(tmp_p
     assert [row["status"] for row in rows(folder)] == ["done"], resumed.stdout + resumed.stderr
 
 
+@pytest.mark.slow
 def test_another_launcher_of_hydras_gives_the_same_table(tmp_path: Path, reference: list[dict[str, str]]) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=none-1,none-2", "device=cpu", "device.threads=1", *ENGINES["joblib"]]
@@ -90,6 +95,7 @@ def test_another_launcher_of_hydras_gives_the_same_table(tmp_path: Path, referen
     assert figures == [row["test_loss"] for row in reference if row["status"] == "done"]
 
 
+@pytest.mark.slow
 def test_after_a_job_of_another_launcher_was_told_to_save_none_begins(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=usr2,none", "device=cpu", "device.threads=1", "hydra/launcher=joblib"]
@@ -99,6 +105,7 @@ def test_after_a_job_of_another_launcher_was_told_to_save_none_begins(tmp_path: 
     assert (process.returncode, "continue with" in process.stdout) == (143, True)
 
 
+@pytest.mark.slow
 def test_what_another_launcher_loses_is_a_row_that_can_be_retried(tmp_path: Path) -> None:
     found = swept(tmp_path, "joblib")
     assert len(found) == 3
@@ -121,6 +128,7 @@ def test_a_launcher_is_chosen_by_who_types_and_by_no_file(dltrain: Command, tmp_
     assert (result.code, "hydra.launcher" in result.err) == (2, True), result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

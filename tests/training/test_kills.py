@@ -5,6 +5,7 @@ without what the clock says. Short by default; `pytest -m torture` runs the whol
 """
 
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -70,9 +71,10 @@ def words_of(model: str, optimizer: str) -> tuple[str, ...]:
     return (*COMMON, *MODELS[model], *OPTIMIZERS[optimizer])
 
 
-def some(count: int, whole: int) -> Any:
-    """A test in a short version by default, and in its whole under `-m torture`."""
-    return pytest.mark.parametrize("count", [count, pytest.param(whole, marks=pytest.mark.torture)])
+def some(fast: int, slow: int, whole: int) -> Any:
+    """A test in a short version by default, in a longer one under `-m slow`, and in its whole under `-m torture`."""
+    counts = [fast, pytest.param(slow, marks=pytest.mark.slow), pytest.param(whole, marks=pytest.mark.torture)]
+    return pytest.mark.parametrize("count", counts)
 
 
 def sleep_until_end(lives: Nursery, life: Life, seconds: float) -> None:
@@ -85,7 +87,7 @@ def sleep_until_end(lives: Nursery, life: Life, seconds: float) -> None:
 # --- SIGKILL
 
 
-@some(12, 200)
+@some(3, 12, 200)
 def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
@@ -112,7 +114,24 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(
     print(f"{kills} kills over {runs} runs: all equal, 0 lost")
 
 
-@some(1, 6)
+def test_a_run_that_is_killed_at_twice_its_start_up_goes_on(lives: Nursery, tmp_path: Path) -> None:
+    words = ("train", "model=mlp", "epochs=1000000", "device.threads=1", "schedule=constant", "log_every=1000000")
+    steps = [0]
+    for number in range(3):
+        began = time.perf_counter()
+        life = lives.start(tmp_path, *next_words(tmp_path, words), log=f"{number}.log")
+        while "\nfolder" not in f"\n{life.log.read_text() if life.log.exists() else ''}":
+            time.sleep(0.002)
+        time.sleep(time.perf_counter() - began)
+        os.kill(life.pid, signal.SIGKILL)
+        assert lives.wait(life) == -signal.SIGKILL, life.log.read_text()
+        folder = run_folder(tmp_path)
+        assert folder is not None
+        steps.append(checkpoint.load(folder / "checkpoints" / "last.pt")["step"])
+    assert all(before < after for before, after in itertools.pairwise(steps)), steps
+
+
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.torture)])
 def test_a_run_that_is_killed_again_and_again_goes_on(tmp_path: Path, count: int) -> None:
     """Real processes with the default interval, each killed at twice the time it takes to start."""
     words = ("train", "model=mlp", "epochs=1000000", "device.threads=1", "schedule=constant")
@@ -139,7 +158,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on(tmp_path: Path, count: int
 # --- stops at chosen steps
 
 
-@some(5, 119)
+@some(2, 5, 119)
 def test_every_step_is_a_valid_resume_point(lives: Nursery, reference: References, tmp_path: Path, count: int) -> None:
     words = (*words_of("mlp", "adam"), "epochs=6")  # 120 steps
     expected, _ = reference(words)
@@ -153,16 +172,19 @@ def test_every_step_is_a_valid_resume_point(lives: Nursery, reference: Reference
         shutil.rmtree(folder)
 
 
-@some(1, 50)
-def test_ten_resumes_inside_one_epoch_end_as_if_nothing_had_been(
-    lives: Nursery, reference: References, tmp_path: Path, count: int
+@pytest.mark.parametrize(
+    ("count", "resumes"),
+    [(1, 3), pytest.param(1, 10, marks=pytest.mark.slow), pytest.param(50, 10, marks=pytest.mark.torture)],
+)
+def test_resumes_inside_one_epoch_end_as_if_nothing_had_been(
+    lives: Nursery, reference: References, tmp_path: Path, count: int, resumes: int
 ) -> None:
     chance = random.Random(2)
     for run in range(count):
         words = words_of(*PAIRS[run % len(PAIRS)])
         expected, _ = reference(words)
         folder = new(tmp_path, "resumed")
-        for stop in sorted(chance.sample(range(21, 40), 10)):  # in the second epoch
+        for stop in sorted(chance.sample(range(21, 40), resumes)):  # in the second epoch
             assert lives.run(folder, *next_words(folder, words), f"limit_steps={stop}") == 0
         assert lives.run(folder, *next_words(folder, words), "limit_steps=null") == 0
         assert outcome(folder) == expected, words
@@ -177,7 +199,7 @@ def is_stopped(code: int, number: int) -> bool:
     return code in (0, SIGNALS[signal.Signals(number)])
 
 
-@some(6, 100)
+@some(2, 6, 100)
 def test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_been(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
@@ -207,7 +229,7 @@ def test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_be
     assert stopped > count / 2
 
 
-@some(6, 100)
+@some(2, 6, 100)
 def test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
@@ -233,7 +255,7 @@ def test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint(
 # --- many at once
 
 
-@some(6, 50)
+@pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.torture)])
 def test_runs_started_in_one_second_have_a_folder_each(lives: Nursery, tmp_path: Path, count: int) -> None:
     words = (*COMMON, *MODELS["mlp"], "epochs=1", "checkpoint_every=1h")
     at = time.time() + 0.1 * count
@@ -358,7 +380,12 @@ def test_a_run_that_draws_from_every_generator_resumes_exactly(
         assert "not bit-identical" not in printed
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+OFTEN = ("optimizer", "step", "torch's generator", "best", "config", "data")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in MUTANTS]
+)
 def test_each_item_of_the_state_matters(
     lives: Nursery, noisy_runs: tuple[Path, Path], copies: tuple[Path, Path], name: str
 ) -> None:

@@ -57,6 +57,7 @@ def check(folder: Path, repeats: int, *, busy: bool) -> None:
             assert again[model] == first[model], f"{model}, repeat {number}"
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits_whatever_folder_and_hash_seed(tmp_path: Path) -> None:
     check(tmp_path, 2, busy=False)
 
