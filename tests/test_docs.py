@@ -62,6 +62,7 @@ def _modules_forgotten() -> Iterator[None]:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 @pytest.mark.usefixtures("_modules_forgotten")
 def test_the_commands_of_a_page_work_in_their_order(
@@ -156,11 +157,13 @@ def text_of(page: Path) -> str:
     return unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_the_site_has_every_page(site: Path) -> None:
     pages = {path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md") if "_build" not in path.parts}
     assert pages <= {path.relative_to(site) for path in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text(encoding="utf-8"))
@@ -169,6 +172,7 @@ def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"""(?:@import|url\()\s*["']?(?:https?:)?//""", style.read_text(encoding="utf-8")), style
 
 
+@pytest.mark.slow
 def test_links_within_the_site_lead_somewhere(site: Path) -> None:
     anchors = {
         page: set(re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8"))) for page in site.rglob("*.html")
@@ -183,6 +187,7 @@ def test_links_within_the_site_lead_somewhere(site: Path) -> None:
             assert not anchor or target not in anchors or anchor in anchors[target], f"{page.relative_to(site)}: {link}"
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_option_and_every_default(site: Path) -> None:
     text = text_of(site / "reference" / "groups.html")
     for group in (path for path in (ROOT / "configs").iterdir() if path.is_dir()):
@@ -197,6 +202,7 @@ def test_the_reference_has_every_option_and_every_default(site: Path) -> None:
                 assert f"{group.name}.{key}" in text or key == "name", f"{group.name}.{key}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "eval", "predict", "export"])
 def test_the_reference_has_every_key_of_a_subcommand(site: Path, command: str) -> None:
     cells = set(
@@ -208,6 +214,7 @@ def test_the_reference_has_every_key_of_a_subcommand(site: Path, command: str) -
     assert keys <= cells
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_experiment_and_benchmark(site: Path) -> None:
     text = text_of(site / "reference" / "experiments.html")
     assert all(path.stem in text for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -215,6 +222,7 @@ def test_the_reference_has_every_experiment_and_benchmark(site: Path) -> None:
     assert all(path.name in text for path in (ROOT / "benchmarks").glob("*.py"))
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_exit_code(site: Path) -> None:
     codes = {str(kind.exit_code) for kind in vars(errors).values() if hasattr(kind, "exit_code")}
     codes |= {str(code) for code in signals.SIGNALS.values()} | {"0"}

@@ -21,6 +21,7 @@ from dltrain.checkpoints import archive, checkpoint, pickle_reader
 from dltrain.runtime.errors import UserError
 from support.faults import forked
 from support.hostile import MARK, SMALL, archives, bare, configs, digested, saved
+from support.tiers import mostly_slow
 
 WATCHED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.", "ctypes.", "pty.spawn")
 EVIL = f"import pathlib\npathlib.Path('{MARK}').mkdir()\ndef run(**settings): pathlib.Path('{MARK}').mkdir()\n"
@@ -163,19 +164,19 @@ def test_a_hostile_file_is_refused_where_it_is_read(run_folder: Path, route: str
     refused(run_folder, route, files(run_folder))
 
 
-@pytest.mark.parametrize("route", ["eval", "predict", "export", "resume", "init"])
+@pytest.mark.parametrize("route", mostly_slow(["eval", "predict", "export", "resume", "init"], fast=["eval", "resume"]))
 def test_a_hostile_file_is_refused_by_each_command(run_folder: Path, route: str) -> None:
     cases = files(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::27]})
 
 
-@pytest.mark.parametrize("route", ["eval", "predict", "export", "resume"])
+@pytest.mark.parametrize("route", mostly_slow(["eval", "predict", "export", "resume"], fast=["eval", "resume"]))
 def test_a_few_configs_cannot_choose_code(run_folder: Path, route: str) -> None:
     cases = names(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::17]})
 
 
-@pytest.mark.parametrize("route", ["init", "load"])
+@pytest.mark.parametrize("route", mostly_slow(["init", "load"], fast=["load"]))
 def test_a_config_is_not_looked_at_where_weights_alone_are_wanted(run_folder: Path, route: str) -> None:
     cases = names(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::50]}, codes=(0, 66))

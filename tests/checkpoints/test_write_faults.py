@@ -30,6 +30,7 @@ from dltrain.training.run_dir import RunDir
 from support.command import Command
 from support.contents import content, equal, files
 from support.faults import FAILURES, KILLS, Child, Ended, Fault, at_call, file_limit, forked, limited, obey_permissions
+from support.tiers import mostly_slow
 
 SMALL = ("train", "model=mlp", "model.hidden=[2]", "data.limit=100", "batch_size=32", "device=cpu", "device.threads=1")
 RUN = (*SMALL, "model.dropout=0.1", "optim=adam", "epochs=3", "log_every=2")
@@ -493,7 +494,7 @@ def test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_men
     fill_up(dltrain, stopped, undisturbed, (size - 1) * part // 19)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("share", mostly_slow([0.0, 0.5], fast=[0.5]))
 def test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_mended(
     dltrain: Command, stopped: Path, undisturbed: Path, share: float
 ) -> None:
@@ -525,7 +526,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", mostly_slow(WRITERS, fast=["last.pt", "metrics.jsonl"]))
 def test_a_disk_that_is_full_for_one_file_of_a_run_is_told_by_its_name(
     dltrain: Command, tmp_path: Path, undisturbed: Path, name: str
 ) -> None:
@@ -571,7 +572,9 @@ def public() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("part", ["", "checkpoints", ".hydra", ".lock", "metrics.jsonl", "train.log"])
+@pytest.mark.parametrize(
+    "part", mostly_slow(["", "checkpoints", ".hydra", ".lock", "metrics.jsonl", "train.log"], fast=["", "checkpoints"])
+)
 def test_a_resume_in_a_folder_or_on_a_file_that_is_read_only_is_code_74(
     public: Path, at_step_6: Path, part: str
 ) -> None:
@@ -675,14 +678,14 @@ def test_a_second_writer_of_a_run_is_refused_without_waiting_and_free_to_go_on_o
 
 
 def test_of_two_resumes_at_once_one_goes_on_and_one_is_refused(stopped: Path, undisturbed: Path) -> None:
-    start = os.pipe()
+    start, goes_on = os.pipe(), os.pipe()
 
     def child() -> int:
         real = checkpoint.load_newest
         os.read(start[0], 1)
 
         def slow(path: Path) -> Any:
-            time.sleep(1)  # in which the other one comes
+            os.read(goes_on[0], 1)  # until the other one has come and ended
             return real(path)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -691,8 +694,11 @@ def test_of_two_resumes_at_once_one_goes_on_and_one_is_refused(stopped: Path, un
 
     both = [Child(child) for _ in range(2)]
     os.write(start[1], b"..")
+    while not any(os.waitid(os.P_PID, one.number, os.WEXITED | os.WNOHANG | os.WNOWAIT) for one in both):
+        time.sleep(0.01)
+    os.write(goes_on[1], b"..")
     ended = sorted((process.wait() for process in both), key=lambda one: one.code)
-    for end in start:
+    for end in (*start, *goes_on):
         os.close(end)
     assert [one.code for one in ended] == [0, 74]
     assert "another process is writing here" in ended[1].err
@@ -713,7 +719,7 @@ def test_a_new_run_holds_the_lock_of_its_folder_to_its_end(dltrain: Command, mon
         refused.append(folder)
         return real(run, output, *arguments)
 
-    monkeypatch.setattr(finish, "finish", finish)
+    monkeypatch.setattr(ending, "finish", finish)
     assert dltrain(*RUN).code == 0
     with folders.locked(refused[0] / ".lock", wait=False):
         pass
@@ -758,7 +764,7 @@ def test_a_run_that_meets_a_fault_at_each_call_goes_on_as_if_nothing_had_been(
     print(f"{len(points)} points")
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("share", mostly_slow([0.3, 0.6, 0.9], fast=[0.6]))
 def test_a_run_that_is_killed_at_a_call_goes_on_as_if_nothing_had_been(
     dltrain: Command, undisturbed: Path, share: float
 ) -> None:

@@ -18,7 +18,9 @@ from dltrain.data.datasets.digits import digits
 from dltrain.report import run_files
 from dltrain.runtime.errors import OutputError
 from support.command import Command, Trained
+from support.tiers import mostly_slow
 
+CLASSIFIERS = ("linear", "mlp", "lenet", "cnn", "resnet", "fastnet", "lstm", "attention")
 QUICK = ("model=mlp", "model.hidden=[32]", "epochs=5")
 
 
@@ -39,11 +41,7 @@ def test_eval_finds_the_same_figures_as_the_training(dltrain: Command, trained: 
     assert {key: found[key] for key in ("loss", "accuracy")} == summary(folder)["test"]
 
 
-@pytest.mark.parametrize(
-    "model",
-    ["mlp", "lenet", "lstm", "attention"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "cnn", "resnet", "fastnet")],
-)
+@pytest.mark.parametrize("model", mostly_slow(CLASSIFIERS, fast=["mlp", "lstm"]))
 def test_every_classifier_is_rebuilt_from_its_checkpoint_alone(dltrain: Command, trained: Trained, model: str) -> None:
     folder = trained(f"model={model}", "epochs=1", "data.limit=100")
     trained = summary(folder)["test"]

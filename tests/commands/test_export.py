@@ -28,6 +28,7 @@ from dltrain.training import build
 from support import generated
 from support.command import Command, Result, Trained
 from support.onnx_files import metadata, session
+from support.tiers import mostly_slow
 
 QUICK = ("epochs=1", "limit_steps=2", "data.limit=150", "device.threads=1")
 MODELS = {
@@ -131,9 +132,7 @@ def agree(dltrain: Command, trained: Trained, root: Path, words: list[str]) -> R
 FAST = ("mlp", "lenet", "lstm", "attention")
 
 
-@pytest.mark.parametrize(
-    "model", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.parametrize("model", mostly_slow(MODELS, fast=FAST))
 def test_onnx_safetensors_and_the_network_agree_on_a_thousand_pictures(
     dltrain: Command, trained: Trained, thousand: Path, model: str
 ) -> None:

@@ -22,6 +22,7 @@ from dltrain.config import composition, diagnostics, registry, validation
 from dltrain.report import run_files
 from dltrain.runtime import errors
 from support.contents import equal
+from support.tiers import counts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = (*registry.GROUPS, "device", "experiment")
@@ -157,7 +158,7 @@ def check(line: list[str], share: list[int]) -> None:
         reads_back(line, config)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.torture)])
+@counts(20, 60, 2000)
 def test_a_composition_is_a_config_that_reads_back_or_a_named_error(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from dltrain import cli
 from dltrain.config import diagnostics, hints, registry, signatures, validation
 from dltrain.config.composition import compose
 from support.command import Command
+from support.tiers import counts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = (*registry.GROUPS, "device", "experiment")
@@ -126,7 +127,10 @@ def told(answer: str) -> set[str]:
     return {name.strip() for names in COUNTED.findall(answer) for name in re.split(", | or ", names)}
 
 
-@pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.torture)])
+@pytest.mark.parametrize(
+    "share",
+    [0.02, pytest.param(0.1, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.torture)],
+)
 def test_at_least_95_percent_of_all_typos_are_answered_with_the_right_name(share: float) -> None:
     generator = random.Random(0)
     asked, right = Counter[str](), Counter[str]()
@@ -141,7 +145,7 @@ def test_at_least_95_percent_of_all_typos_are_answered_with_the_right_name(share
     assert all(right[kind] >= 0.95 * asked[kind] for kind in asked)
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.torture)])
+@counts(8, 30, 300)
 def test_a_typo_on_the_command_line_is_refused_with_the_right_name(dltrain: Command, count: int) -> None:
     right = 0
     for place, name, typo in random.Random(count).sample(list(every_typo()), count):

@@ -35,7 +35,7 @@ EACH = [pytest.param(name, marks=[] if name in KINDS else pytest.mark.torture) f
 
 
 def node(arch: str = SMALL, **keys: Any) -> dict[str, Any]:
-    return {"name": "torchvision", "arch": arch, "pretrained_weights": False, "freeze": None} | keys
+    return {"name": "torchvision", "arch": arch, "pretrained": False, "freeze": None} | keys
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:
@@ -91,6 +91,7 @@ def test_layers_up_to_the_frozen_one_stay_as_they_are_and_the_others_learn(arch:
         assert torch.equal(value, before[key]) == (index <= last), key
 
 
+@pytest.mark.slow
 def test_a_frozen_run_leaves_layers_and_their_norms_alone_and_is_resumed(dltrain: Command) -> None:
     words = [
         "model=torchvision",
@@ -172,6 +173,7 @@ def test_names_of_densenets_published_weights_are_brought_to_those_of_today(hub:
     assert len(weights.copy_matching(network, found, hub)) == 2  # the last layer
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_them_is_resumed_and_evaluated_without_them(dltrain: Command, hub: Path) -> None:
     folder = dltrain("train", *QUICK, "model.pretrained=true", "limit_steps=2").folder
     shutil.rmtree(hub.parent)

@@ -19,6 +19,7 @@ from dltrain.optim.step import TrainState
 from dltrain.optim.tasks import Classification
 from dltrain.runtime.devices import Runtime
 from support.command import Command
+from support.tiers import mostly_slow
 
 CPU = Runtime(torch.device("cpu"), "fp32", 1)
 RUN = (
@@ -171,7 +172,7 @@ def test_without_validation_the_last_average_is_tested_and_kept(dltrain: Command
     assert {key: found[key] for key in ("loss", "accuracy")} == figures(folder, "test")
 
 
-@pytest.mark.parametrize("stop", [1, 7, 13, 20])
+@pytest.mark.parametrize("stop", mostly_slow([1, 7, 13, 20], fast=[7]))
 def test_a_stopped_and_resumed_run_has_the_averages_of_an_unbroken_one(dltrain: Command, stop: int) -> None:
     whole, stopped = dltrain(*RUN).folder, dltrain(*RUN, f"limit_steps={stop}").folder
     assert dltrain("train", f"resume={stopped}", "limit_steps=null").code == 0

@@ -47,6 +47,7 @@ def test_a_pipe_gets_plain_lines_with_the_best_so_far(dltrain: Command, tmp_path
     assert is_clean(log_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_terminal_of_a_person_who_wants_no_control_codes_gets_none(tmp_path: Path) -> None:
     with terminal(tmp_path, *RUN, "epochs=30", columns=60, NO_COLOR="1") as opened:
         shown = opened.read()
@@ -83,6 +84,7 @@ def test_a_pipe_is_not_drawn_on(tmp_path: Path) -> None:
         assert not is_interactive(stream)
 
 
+@pytest.mark.slow
 def test_no_line_is_wider_than_the_terminal_and_the_curve_is_there(tmp_path: Path) -> None:
     with terminal(tmp_path, *RUN, "epochs=300", columns=60) as opened:
         shown = opened.read()
@@ -97,6 +99,7 @@ def test_no_line_is_wider_than_the_terminal_and_the_curve_is_there(tmp_path: Pat
     assert is_clean(log_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_terminal_made_narrow_during_a_run_gets_narrow_lines_and_ctrl_c_leaves_it_as_it_was(tmp_path: Path) -> None:
     with terminal(tmp_path, *LONG, columns=110) as opened:
         before = opened.read(until=" best 0.")
@@ -126,6 +129,7 @@ def test_a_run_whose_terminal_is_closed_saves_and_can_be_resumed(tmp_path: Path,
     assert dltrain("train", f"resume={folder}", "max_seconds=0.1").code == 0
 
 
+@pytest.mark.slow
 def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     with terminal(tmp_path, *RUN, "epochs=100", nohup=True) as opened:
         opened.read(until=" best 0.")

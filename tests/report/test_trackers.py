@@ -144,6 +144,10 @@ PLACES = [
 ]
 
 
+OFTEN = ((CSV, "write"), (MLflow, "saved"), (checkpoint, "save"))
+MOSTLY_SLOW = [place if place[:2] in OFTEN else pytest.param(*place, marks=pytest.mark.slow) for place in PLACES]
+
+
 def killed_at(owner: Any, name: str, number: int) -> Callable[[], int]:
     """A run that a SIGKILL ends where it calls something for the `number`-th time."""
 
@@ -163,7 +167,7 @@ def killed_at(owner: Any, name: str, number: int) -> Callable[[], int]:
     return act
 
 
-@pytest.mark.parametrize(("owner", "name", "number"), PLACES, ids=lambda it: getattr(it, "__name__", str(it)))
+@pytest.mark.parametrize(("owner", "name", "number"), MOSTLY_SLOW, ids=lambda it: getattr(it, "__name__", str(it)))
 def test_a_run_that_is_killed_and_resumed_is_tracked_as_if_nothing_had_been(
     dltrain: Command, owner: Any, name: str, number: int
 ) -> None:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.torchrun import Processes
 from support.command import Command
 from support.lives import Life, Nursery, finish, nursery, outcome, run_folder
+from support.tiers import counts, mostly_slow
 
 COMMON = ("train", "data.limit=200", "epochs=3", "batch_size=9", "log_every=4", "checkpoint_every=3")
 COMMON += ("data.crop=1", "data.flip=true", "report=false", "logger=none", "device.threads=1")  # 180 examples, 60 steps
@@ -37,11 +37,6 @@ SIZES = [(20, 4), (20, 7), (9, 4), (21, 5), (3, 3)]  # examples, in a batch
 def lives() -> Iterator[Nursery]:
     with nursery() as ready:
         yield ready
-
-
-def some(count: int, whole: int) -> Any:
-    """A test in a short version by default, and in its whole under `-m torture`."""
-    return pytest.mark.parametrize("count", [count, pytest.param(whole, marks=pytest.mark.torture)])
 
 
 def start(lives: Nursery, folder: Path, *words: str, world: int = 2) -> list[Life]:
@@ -166,7 +161,7 @@ def second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be the second of two processes."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torchrun, "SECONDS_FOR_THE_FIRST", 0.0)
+    monkeypatch.setattr(launch, "SECONDS_FOR_THE_FIRST", 0.0)
 
 
 @pytest.mark.usefixtures("second")
@@ -214,7 +209,11 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
         # Of the last batch one process has no example; a part of an update is as large as in one process or smaller.
         # Not the CNN: where rounding makes another pixel the largest, its pooling goes another way (as with threads).
         (2, ("model=lenet", "batch_size=179", "epochs=10", "optim.lr=0.1")),
-        (3, ("model=lenet", "batch_size=30", "accumulate=3", "clip_norm=0.5", "epochs=20", "optim.lr=0.1")),
+        pytest.param(
+            3,
+            ("model=lenet", "batch_size=30", "accumulate=3", "clip_norm=0.5", "epochs=20", "optim.lr=0.1"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_several_processes_come_to_what_one_comes_to(
@@ -266,6 +265,7 @@ def test_three_processes_stopped_and_resumed_come_to_the_same_bits(lives: Nurser
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_and_says_so(lives: Nursery, tmp_path: Path) -> None:
     words = (*COMMON, "model=lenet", "epochs=2")
     finish(lives, new(tmp_path / "one"), words)
@@ -287,7 +287,7 @@ def test_another_number_of_processes_goes_on_and_says_so(lives: Nursery, tmp_pat
 # --- stops
 
 
-@some(2, 20)
+@counts(1, 2, 20)
 def test_a_signal_to_one_process_stops_all_with_one_checkpoint(lives: Nursery, tmp_path: Path, count: int) -> None:
     words = (*COMMON, "model=lenet", "epochs=10", "checkpoint_every=1h")
     run(lives, tmp_path / "whole", *words)
@@ -320,6 +320,7 @@ def wait_for(life: Life, words: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_limits_hold_for_all_processes(lives: Nursery, tmp_path: Path) -> None:
     words = (*COMMON, "model=lenet", "epochs=100000", "schedule=constant")
     run(lives, tmp_path, *words, "max_seconds=1")
@@ -371,6 +372,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all_at_its_step(lives: Nu
     assert checkpoint.load(folder / "checkpoints" / "last.pt")["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_step_is_left_out_in_all_processes_or_in_none(lives: Nursery, tmp_path: Path) -> None:
     codes, told = faulty(lives, tmp_path, "+model.fault=once", "on_nonfinite=skip")
     assert codes == [0, 0], told
@@ -378,7 +380,7 @@ def test_a_step_is_left_out_in_all_processes_or_in_none(lives: Nursery, tmp_path
     assert skipped == {8: 1}
 
 
-@pytest.mark.parametrize("fault", ["raise", "die"])
+@pytest.mark.parametrize("fault", mostly_slow(["raise", "die"], fast=["die"]))
 def test_a_process_that_fails_ends_all_and_is_told_once(lives: Nursery, tmp_path: Path, fault: str) -> None:
     began = time.monotonic()
     codes, told = faulty(lives, tmp_path, f"+model.fault={fault}")
@@ -418,7 +420,7 @@ def workers(agent: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
-@some(1, 20)
+@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.torture)])
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
     lives: Nursery, tmp_path: Path, count: int
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from support.command import Command
 from support.hostile import SMALL
+from support.tiers import mostly_slow
 
 CANARY = "canary-7f3a9e51"
 QUICK = (*SMALL, "epochs=1", "limit_steps=2")
@@ -67,6 +68,7 @@ ROUTES: dict[str, tuple[int, tuple[str, ...]]] = {
     "list": (0, ("list",)),
     "a schema": (0, ("list", "--schema")),
 }
+OFTEN = ("eval", "export of weights", "sweep", "data that is damaged", "a value of the wrong kind", "trackers")
 
 
 @pytest.fixture
@@ -115,8 +117,9 @@ def leaks(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("secret")
+@pytest.mark.parametrize("names", mostly_slow([OFTEN, tuple(ROUTES)], fast=[OFTEN]), ids=["some", "all"])
 def test_no_value_of_the_environment_is_found_in_any_file(
-    dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
     from PIL import Image
 
@@ -126,7 +129,7 @@ def test_no_value_of_the_environment_is_found_in_any_file(
     first = dltrain("train", *MNIST[1:])
     assert first.code == 0
     faults = []
-    for name, (code, words) in ROUTES.items():
+    for name, (code, words) in ((name, ROUTES[name]) for name in names):
         if name == "DLTRAIN_DATA":
             monkeypatch.setenv("DLTRAIN_DATA", os.environ["SECRET_ROOT"])
         result = dltrain(*(word.replace("{run}", str(first.folder)) for word in words))

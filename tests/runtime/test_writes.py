@@ -17,6 +17,7 @@ from dltrain import cli
 from dltrain.checkpoints import checkpoint
 from support.faults import forked
 from support.hostile import SMALL
+from support.tiers import mostly_slow
 
 QUICK = (*SMALL, "epochs=1", "limit_steps=2", "keep=1")
 TEXTS = [
@@ -163,17 +164,16 @@ def test_nothing_is_written_outside_whatever_is_asked(here: Path) -> None:
     assert_inside(here, every)
 
 
-def test_nothing_is_written_outside_in_some_cases(here: Path) -> None:
-    assert_inside(here, list(cases(here))[::13])
+@pytest.mark.parametrize("every", mostly_slow([13, 53], fast=[53]))
+def test_nothing_is_written_outside_in_some_cases(here: Path, every: int) -> None:
+    assert_inside(here, list(cases(here))[::every])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(".lock", "train.log", "metrics.jsonl", "summary.json", ".hydra", "checkpoints", "checkpoints/last.pt"),
-        *("tensorboard", "metrics.csv", "mlflow_run_id"),
-    ],
-)
+LINKED = (".lock", "train.log", "metrics.jsonl", "summary.json", ".hydra", "checkpoints", "checkpoints/last.pt")
+LINKED += ("tensorboard", "metrics.csv", "mlflow_run_id")
+
+
+@pytest.mark.parametrize("name", mostly_slow(LINKED, fast=[".lock", "checkpoints", "checkpoints/last.pt"]))
 def test_a_run_with_a_link_in_it_is_not_resumed(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     path, target = here / "outputs" / "run" / name, here.parent.parent / "outside" / "target"
     path.rename(target) if path.exists() else target.touch()
@@ -184,7 +184,9 @@ def test_a_run_with_a_link_in_it_is_not_resumed(here: Path, capsys: pytest.Captu
     assert before == {each: each.read_bytes() for each in target.parent.rglob("*") if each.is_file()}
 
 
-@pytest.mark.parametrize("name", [".lock", "train.log", "metrics.jsonl", ".hydra/config.yaml"])
+@pytest.mark.parametrize(
+    "name", mostly_slow([".lock", "train.log", "metrics.jsonl", ".hydra/config.yaml"], fast=["metrics.jsonl"])
+)
 def test_a_run_with_a_pipe_in_it_is_not_resumed(here: Path, name: str) -> None:
     path = here / "outputs" / "run" / name
     path.unlink(missing_ok=True)

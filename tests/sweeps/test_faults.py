@@ -18,6 +18,7 @@ from dltrain.sweeps.executors import local
 from dltrain.sweeps.executors.worker import Task
 from support.command import Command
 from support.sweeping import MODEL, QUICK, processes_in, rows, run_alone, sweep_folder, write_faulty
+from support.tiers import mostly_slow
 
 # A model that meets its end in its first step: how is a key of its own.
 REASONS = {
@@ -38,7 +39,7 @@ def _faulty(tmp_path: Path) -> None:
     write_faulty(tmp_path)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", mostly_slow([1, 3], fast=[3]))
 def test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
@@ -169,6 +170,7 @@ def test_no_gpu_is_found_where_there_is_none_and_the_parent_can_still_be_forked(
     assert local.can_fork()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_live_view(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     words = ["-m", "model=mlp", "data.limit=200", "epochs=60", "seed=1,2", "device.threads=1", "sweep.workers=2"]

@@ -22,6 +22,7 @@ from dltrain.sweeps.search import Search
 from support.command import Command
 from support.lives import Nursery, nursery
 from support.sweeping import events, generate_pictures, rows, sweep_folder, wait_for_no_orphan
+from support.tiers import mostly_slow
 
 QUICK = ("model=mlp", "model.hidden=[8]", "data.limit=200", "device.threads=1", "epochs=1")
 SPACE = ("optim.lr=tag(log,interval(0.001,1.0))", "batch_size=choice(16,32,64)", "model.hidden=[4],[8]")
@@ -41,7 +42,7 @@ def drawn(folder: Path) -> list[list[str]]:
     return [row["overrides"].split()[len(QUICK) - 1 :] for row in rows(folder)]
 
 
-@pytest.mark.parametrize("search", ["random", "tpe"])
+@pytest.mark.parametrize("search", mostly_slow(["random", "tpe"], fast=["tpe"]))
 def test_a_search_runs_its_trials_within_the_space(dltrain: Command, search: str) -> None:
     words = (
         *SPACE,
@@ -102,7 +103,7 @@ def test_the_metric_and_its_direction_can_be_chosen(dltrain: Command, words: lis
     assert f"{values[0]:.4f}" in table[0]
 
 
-@pytest.mark.parametrize("pruner", ["median", "halving"])
+@pytest.mark.parametrize("pruner", mostly_slow(["median", "halving"], fast=["median"]))
 def test_bad_jobs_are_pruned(dltrain: Command, pruner: str) -> None:
     words = ("optim.lr=0.05,0.04,1e-7", "sweep.search=random", "sweep.trials=16", "epochs=30", f"sweep.pruner={pruner}")
     result = dltrain("train", "-m", *QUICK[:-1], *words, "data.val=0.5", "sweep.workers=2", "sweep.seed=3")

@@ -9,6 +9,7 @@ import torch
 
 from support.command import Command
 from support.sweeping import QUICK, rows, sweep_folder
+from support.tiers import mostly_slow
 
 
 def test_every_job_has_a_folder_named_by_number_and_overrides_and_a_row(dltrain: Command) -> None:
@@ -66,7 +67,7 @@ def test_a_sweep_that_is_refused_leaves_nothing_behind(dltrain: Command) -> None
     assert not list(Path("outputs").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", mostly_slow([1, 2], fast=[2]))
 def test_a_job_equals_the_same_run_started_alone_with_the_same_threads(
     dltrain: Command, tmp_path: Path, workers: int
 ) -> None:
@@ -117,17 +118,20 @@ def check_eight_pairs(dltrain: Command, root: Path, *overrides: str) -> list[dic
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cifar10_sums")
 def test_four_models_and_two_data_sets_train_checkpoint_evaluate_and_sweep(dltrain: Command, data_root: Path) -> None:
     check_eight_pairs(dltrain, data_root)
 
 
+@pytest.mark.slow
 def test_four_models_and_two_data_sets_do_so_on_the_real_data(dltrain: Command, real_data: Path) -> None:
     found = check_eight_pairs(dltrain, real_data, "data.limit=2000", "optim=adam", "optim.lr=0.003")
     chance = 0.1
     assert all(float(row["test_accuracy"]) > 1.5 * chance for row in found)
 
 
+@pytest.mark.slow
 def test_an_epoch_of_the_real_mnist_gives_95_percent(dltrain: Command, real_data: Path) -> None:
     result = dltrain("train", "data=mnist", f"data.root={real_data}", "model=mlp", "epochs=1")
     assert json.loads((result.folder / "summary.json").read_text())["test"]["accuracy"] >= 0.95

@@ -1,7 +1,7 @@
 """Runs that are killed or stopped at any moment come to the same end as one that is left alone, to the bit.
 
 Equal are: the weights in last.pt and best.pt, the best record, the summary's figures and all lines of metrics.jsonl,
-without what the clock says. Short by default; `pytest -m torture` runs the whole.
+without what the clock says. Short by default, longer with `-m slow`; `-m torture` runs the whole.
 """
 
 import functools
@@ -21,6 +21,7 @@ import pytest
 
 from dltrain.checkpoints import checkpoint
 from support.lives import Life, Nursery, finish, next_words, nursery, outcome, run_folder
+from support.tiers import counts, mostly_slow
 
 COMMON = ("train", "data.limit=200", "epochs=3", "batch_size=9", "log_every=4", "checkpoint_every=3")
 COMMON += ("data.crop=1", "data.flip=true")  # 180 examples in 20 steps an epoch
@@ -71,12 +72,6 @@ def words_of(model: str, optimizer: str) -> tuple[str, ...]:
     return (*COMMON, *MODELS[model], *OPTIMIZERS[optimizer])
 
 
-def some(fast: int, slow: int, whole: int) -> Any:
-    """A test in a short version by default, in a longer one under `-m slow`, and in its whole under `-m torture`."""
-    counts = [fast, pytest.param(slow, marks=pytest.mark.slow), pytest.param(whole, marks=pytest.mark.torture)]
-    return pytest.mark.parametrize("count", counts)
-
-
 def sleep_until_end(lives: Nursery, life: Life, seconds: float) -> None:
     """Wait, but not longer than a life lasts."""
     end = time.perf_counter() + seconds
@@ -87,7 +82,7 @@ def sleep_until_end(lives: Nursery, life: Life, seconds: float) -> None:
 # --- SIGKILL
 
 
-@some(3, 12, 200)
+@counts(3, 12, 200)
 def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
@@ -107,7 +102,9 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(
             kills += code == -signal.SIGKILL
             assert code in (0, -signal.SIGKILL), life.log.read_text()[-2000:]
         assert outcome(folder) == expected, words
-        leftovers = [path.name for path in folder.glob("outputs/*/*/checkpoints/.*")]
+        run = run_folder(folder)  # not one that was killed in its first save, which nothing goes on with
+        assert run is not None
+        leftovers = [path.name for path in run.glob("checkpoints/.*")]
         assert leftovers == []
         runs += 1
         shutil.rmtree(folder)
@@ -158,7 +155,7 @@ def test_a_run_that_is_killed_again_and_again_goes_on(tmp_path: Path, count: int
 # --- stops at chosen steps
 
 
-@some(2, 5, 119)
+@counts(2, 5, 119)
 def test_every_step_is_a_valid_resume_point(lives: Nursery, reference: References, tmp_path: Path, count: int) -> None:
     words = (*words_of("mlp", "adam"), "epochs=6")  # 120 steps
     expected, _ = reference(words)
@@ -199,7 +196,7 @@ def is_stopped(code: int, number: int) -> bool:
     return code in (0, SIGNALS[signal.Signals(number)])
 
 
-@some(2, 6, 100)
+@counts(2, 6, 100)
 def test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_been(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
@@ -229,7 +226,7 @@ def test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_be
     assert stopped > count / 2
 
 
-@some(2, 6, 100)
+@counts(2, 6, 100)
 def test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
@@ -383,9 +380,7 @@ def test_a_run_that_draws_from_every_generator_resumes_exactly(
 OFTEN = ("optimizer", "step", "torch's generator", "best", "config", "data")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in MUTANTS]
-)
+@pytest.mark.parametrize("name", mostly_slow(MUTANTS, fast=OFTEN))
 def test_each_item_of_the_state_matters(
     lives: Nursery, noisy_runs: tuple[Path, Path], copies: tuple[Path, Path], name: str
 ) -> None:
