@@ -6,7 +6,7 @@
 
 Seed 0 is the command as it is typed, from the shell, timed as a whole, on all cores; the other seeds are a sweep. Runs
 are added to docs/benchmarks/…-recipes.jsonl, in the place of older ones of the same command. From them are written the
-page beside it, the table in README.md and what each recipe's header says it leads to. Needs the data in DLTRAIN_DATA.
+page beside it, the table in docs/results.md and the result in the header of each recipe. Needs the data in DLTRAIN_DATA.
 """
 
 import argparse
@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiment"
 RUNS = ROOT / "docs" / "benchmarks" / "2026-11-22-2-core-recipes.jsonl"
 BEGIN, END = "<!-- recipes -->\n", "<!-- end of recipes -->\n"
+RESULTS = ROOT / "docs" / "results.md"
 EXPECTED = re.compile(r"(?m)^# Expected: .*$")
 
 
@@ -104,7 +105,8 @@ def table(found: dict[str, list[Run]]) -> Iterator[str]:
         words = command.removeprefix("dltrain train ")
         precision = next(word for word in runs[0]["device"].split() if word in ("fp32", "bf16", "tf32", "fp16"))
         taken = f"{duration(runs[0]['loop_seconds'])} | {duration(runs[0]['command_seconds'])}"
-        yield f"| `{words}` | {accuracy(runs)} | {len(runs)} | {taken} | {precision} |"
+        note = f", {runs[0]['note']}" if "note" in runs[0] else ""  # of a result that a later version would not repeat
+        yield f"| `{words}` | {accuracy(runs)} | {len(runs)} | {taken} | {precision}{note} |"
 
 
 def page(found: dict[str, list[Run]]) -> Iterator[str]:
@@ -133,9 +135,9 @@ def write_tables(runs: Iterable[Run]) -> None:
     if not found:
         return
     RUNS.with_suffix(".md").write_text("\n".join(page(found)) + "\n")
-    before, rest = (ROOT / "README.md").read_text().split(BEGIN)
+    before, rest = RESULTS.read_text().split(BEGIN)
     _, after = rest.split(END)
-    (ROOT / "README.md").write_text(before + BEGIN + "\n".join(table(found)) + "\n" + END + after)
+    RESULTS.write_text(before + BEGIN + "\n".join(table(found)) + "\n" + END + after)
     for command, own in reversed(found.items()):  # of several commands of a recipe the shortest has the last word
         path = EXPERIMENTS / f"{shlex.split(command)[2].removeprefix('experiment=')}.yaml"
         hardware, words = own[0]["hardware"], " ".join(shlex.split(command)[3:])

@@ -1,4 +1,4 @@
-"""Every command of the README is run, or composed where it would need a GPU, other data or more than half a minute."""
+"""Every command of the README is run, or composed if it needs a GPU, other data or more than half a minute."""
 
 import re
 import shutil
@@ -9,21 +9,23 @@ import pytest
 
 from support import commands
 from support.command import Command
+from test_architecture import ARROWS
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
 COMMANDS = [line for line in commands.lines(README) if line.startswith("dltrain ")]
-COMMANDS += re.findall(r"`(dltrain train (?:data|optim)=custom[^`]*)`", README)
-ROWS = re.findall(r"^\| `(experiment=[^`|]*)` \|", README, re.MULTILINE)
-COMMANDS += [f"dltrain train {row}" for row in ROWS]
-LONG = (*commands.LONG, "my_sets", "my_optim")
+ROW = re.compile(r"^\| `(experiment=[^`|]*)` \|", re.MULTILINE)
+RECIPES = ROW.findall(RESULTS)
+TEXTBOOK = [f"experiment={name}" for name in re.findall(r"^\| `(textbook/\w+)` \|", RESULTS, re.MULTILINE)]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, some pictures, and the README's own model."""
+    """A folder with a finished run, some images, and the model of the README."""
     folder = tmp_path_factory.mktemp("readme")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class MyNet" in block]
-    (folder / "my_nets.py").write_text(code)
+    for name, content in commands.files(README).items():
+        (folder / name).write_text(content)
     commands.prepare(folder)
     return folder
 
@@ -31,28 +33,54 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_works(dltrain: Command, finished: Path, tmp_path: Path, command: str) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    result = dltrain(*commands.quick(command, LONG))
+    result = dltrain(*commands.quick(command))
     assert result.code == 0, result.err
     sys.modules.pop("my_nets", None)
 
 
-def test_the_readme_s_python_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "compose(" in block]
-    names: dict[str, object] = {}
-    exec(code, names)
-    assert names["summary"]["test"]["accuracy"] > 0.3  # type: ignore[index]
+@pytest.mark.parametrize("row", RECIPES + TEXTBOOK)
+def test_the_command_of_a_result_composes(dltrain: Command, row: str) -> None:
+    result = dltrain(*commands.quick(f"dltrain train {row}"))
+    assert result.code == 0, result.err
 
 
-def test_every_recipe_has_its_row_in_the_results() -> None:
-    recipes = (Path(__file__).parents[1] / "configs" / "experiment").glob("*.yaml")
-    words = {row.split()[0].removeprefix("experiment="): row.split()[1:] for row in ROWS}
-    assert len(words) == len(ROWS)
-    assert set(words) == {path.stem for path in recipes if path.stem.startswith(("mnist_", "cifar10_"))}
-    assert {name for name, more in words.items() if more} == {"cifar10_94", "cifar10_96"}  # whole on a GPU alone
+def test_the_readme_can_be_read_in_one_sitting() -> None:
+    assert len(README.encode()) <= 12_288
 
 
-def test_the_readme_names_every_exit_code() -> None:
-    text = re.search(r"Exit codes: (.*?)\n`", README, re.DOTALL)
-    assert text is not None
-    assert set(re.findall(r"\b\d+\b", text[1])) == {"0", "1", "2", "66", "69", "74", "129", "130", "143"}
+def test_the_readme_installs_in_two_lines_that_ci_can_pick() -> None:
+    install, develop = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert "pip install -e . " in install and install.endswith(".venv/bin/dltrain train")
+    assert "pip install -e '.[dev]' " in develop and develop.endswith(".venv/bin/pytest")
+
+
+def test_the_readme_names_exactly_the_entries_of_the_package() -> None:
+    named = re.findall(r"^    (\w+)(?:\.py|/)  +[a-z]", README.partition("## Inside")[2], re.MULTILINE)
+    assert sorted(named) == sorted(ARROWS)
+
+
+def test_the_code_of_the_readme_s_model_has_twelve_lines() -> None:
+    (code,) = commands.files(README).values()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+
+
+def test_rows_of_the_readme_are_rows_of_the_results() -> None:
+    full = {line.split(" | ")[0]: line.split(" | ") for line in RESULTS.splitlines() if ROW.match(line)}
+    rows = [line.removesuffix(" |").split(" | ") for line in README.splitlines() if ROW.match(line)]
+    assert len(rows) == 6
+    for command, accuracy, seeds, seconds in rows:
+        assert full[command][1:3] == [accuracy, seeds] and full[command][4] == seconds, command
+
+
+def test_the_readme_quotes_no_speed_of_lenet() -> None:
+    assert not [line for line in README.splitlines() if line.startswith("|") and "lenet" in line.lower()]
+
+
+def test_every_experiment_has_its_row_in_the_results() -> None:
+    folder = ROOT / "configs" / "experiment"
+    names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+    overrides = {row.split()[0].removeprefix("experiment="): row.split()[1:] for row in RECIPES}
+    assert len(overrides) == len(RECIPES)
+    assert set(overrides) == {name for name in names if name.startswith(("mnist_", "cifar10_"))}
+    assert {row.removeprefix("experiment=") for row in TEXTBOOK} == names - set(overrides)
+    assert {name for name, more in overrides.items() if more} == {"cifar10_94", "cifar10_96"}  # whole on a GPU alone

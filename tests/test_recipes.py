@@ -43,8 +43,20 @@ def test_a_run_on_a_gpu_has_its_precision_too(recipes: ModuleType) -> None:
     assert row.endswith("| bf16 |")
 
 
+def test_a_note_stands_behind_the_precision(recipes: ModuleType) -> None:
+    *_, row = recipes.table({"dltrain train experiment=mnist_mlp": [a_run(0, 0.97, note="measured before")]})
+    assert row.endswith("| bf16, measured before |")
+
+
+def test_results_of_lenet_are_marked_until_they_are_measured_again(recipes: ModuleType) -> None:
+    found = recipes.by_command(map(json.loads, recipes.RUNS.read_text().splitlines()))
+    marked = {command.split()[2] for command, runs in found.items() if "note" in runs[0]}
+    assert marked == {"experiment=mnist_lenet", "experiment=cifar10_lenet"}
+
+
 def test_without_runs_nothing_is_written(recipes: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results.md")
+    monkeypatch.setattr(recipes, "RUNS", tmp_path / "runs.jsonl")
     recipes.write_tables([])
     assert list(tmp_path.iterdir()) == []
 
@@ -68,15 +80,15 @@ def test_tables_and_headers_are_written_from_the_runs(
     recipes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "configs" / "experiment", tmp_path / "experiment")
-    (tmp_path / "README.md").write_text(f"before\n{recipes.BEGIN}old\n{recipes.END}after\n")
-    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    (tmp_path / "results.md").write_text(f"before\n{recipes.BEGIN}old\n{recipes.END}after\n")
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results.md")
     monkeypatch.setattr(recipes, "EXPERIMENTS", tmp_path / "experiment")
     monkeypatch.setattr(recipes, "RUNS", tmp_path / "runs.jsonl")
     shorter = a_run(0, 0.5, command="dltrain train experiment=mnist_mlp epochs=1")
     recipes.write_tables([a_run(0, 0.97), shorter, a_run(1, 0.98)])
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
-    assert "| `experiment=mnist_mlp` | 97.50 ± 0.71 % | 2 |" in readme
+    results = (tmp_path / "results.md").read_text()
+    assert results.startswith("before\n") and results.endswith("after\n") and "old" not in results
+    assert "| `experiment=mnist_mlp` | 97.50 ± 0.71 % | 2 |" in results
     assert "97.00, 98.00" in (tmp_path / "runs.md").read_text()
     header = (tmp_path / "experiment" / "mnist_mlp.yaml").read_text()
     line = "# Expected: 97.50 ± 0.71 % of the test set right over 2 seeds, 2 min on 2 cores of an Some CPU\n"
@@ -85,7 +97,7 @@ def test_tables_and_headers_are_written_from_the_runs(
 
 def test_what_is_shipped_is_what_was_measured(recipes: ModuleType) -> None:
     found = recipes.by_command(map(json.loads, recipes.RUNS.read_text().splitlines()))
-    assert "\n".join(recipes.table(found)) in (ROOT / "README.md").read_text()
+    assert "\n".join(recipes.table(found)) in recipes.RESULTS.read_text()
     assert recipes.RUNS.with_suffix(".md").read_text() == "\n".join(recipes.page(found)) + "\n"
     for command, runs in found.items():
         name = command.split()[2].removeprefix("experiment=")
