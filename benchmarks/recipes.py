@@ -5,8 +5,8 @@
     python benchmarks/recipes.py --tables                     # runs nothing, writes the tables anew
 
 Seed 0 is the command as it is typed, from the shell, timed as a whole, on all cores; the other seeds are a sweep. Runs
-are added to docs/benchmarks/…-recipes.jsonl, in the place of older ones of the same command. From them are written the
-page beside it, the table in docs/results.md and the result in the header of each recipe. Needs the data in DLTRAIN_DATA.
+are added to docs/benchmarks/…-recipes.jsonl and replace older ones of the same command. From them it writes the
+page beside it, the table in docs/results.md and the result in each recipe's header. Needs the data in DLTRAIN_DATA.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Run = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiment"
 RUNS = ROOT / "docs" / "benchmarks" / "2026-11-22-2-core-recipes.jsonl"
-BEGIN, END = "<!-- recipes -->\n", "<!-- end of recipes -->\n"
+BEGIN, END = "<!-- recipes: begin -->\n", "<!-- recipes: end -->\n"
 RESULTS = ROOT / "docs" / "results.md"
 EXPECTED = re.compile(r"(?m)^# Expected: .*$")
 
