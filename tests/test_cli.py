@@ -294,7 +294,7 @@ def test_a_folder_that_cannot_be_written_is_code_74(dltrain: Command) -> None:
     Path("outputs").write_text("a file where the folder should be")
     result = dltrain("train", "epochs=1")
     assert result.code == 74
-    assert "cannot make a folder" in result.err
+    assert "cannot create a folder" in result.err
 
 
 def test_traceback_is_shown_on_request(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from dltrain.config import registry, validation
 from dltrain.config.validation import suggest
 from dltrain.runtime import startup, terminal, torchrun
 from dltrain.runtime.errors import ConfigError, OutputError, UserError, printable, sanitized
-from dltrain.runtime.signals import Stop, as_user_error, exit_code, signals_as_exceptions
+from dltrain.runtime.signals import SignalInterrupt, as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,8 +36,8 @@ def console() -> None:
         sys.stdout.flush()
     except OSError as error:
         # A reader, such as `head`, who has seen enough; or a terminal that was closed: nobody is there to be told.
-        unread = isinstance(error, BrokenPipeError) or terminal.is_gone(sys.stdout.fileno())
-        terminal.silence(sys.stdout.fileno())
+        unread = isinstance(error, BrokenPipeError) or terminal.is_closed(sys.stdout.fileno())
+        terminal.discard_output(sys.stdout.fileno())
         terminal.detach_if_closed()
         if not unread:
             code = _tell(OutputError(f"standard output: could not be written ({error.strerror})"))
@@ -85,7 +85,7 @@ def _tell(error: UserError | KeyboardInterrupt) -> int:
     """Print an error, or by what we were stopped; returns the exit code."""
     if torchrun.should_report(error):
         if isinstance(error, KeyboardInterrupt):
-            print(error if isinstance(error, Stop) else "stopped", file=sys.stderr)
+            print(error if isinstance(error, SignalInterrupt) else "stopped", file=sys.stderr)
         elif os.environ.get("DLTRAIN_TRACEBACK"):
             traceback.print_exception(error)
         else:

@@ -671,7 +671,7 @@ def test_a_second_writer_of_a_run_is_refused_without_waiting_and_free_to_go_on_o
         first.kill()
         assert first.wait().code == -9
     assert second.code == 74
-    assert second.err.endswith("run: another process is writing here. Wait for it, or stop it\n")
+    assert second.err.endswith("run: another process is writing here. Wait for it or stop it\n")
     assert len(second.err.splitlines()) == 1
     assert after == before
     go_on_undamaged(dltrain, stopped, undisturbed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dltrain.report.console import BLOCKS
-from dltrain.runtime.terminal import fit_parts, is_gone, is_interactive
+from dltrain.runtime.terminal import fit_parts, is_closed, is_interactive
 from support.command import Command
 from support.terminals import lines, terminal
 
@@ -142,16 +142,16 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
 
 def test_a_terminal_that_was_closed_is_known() -> None:
     ends = pty.openpty()
-    assert not is_gone(ends[1])
+    assert not is_closed(ends[1])
     os.close(ends[0])
-    assert is_gone(ends[1])
+    assert is_closed(ends[1])
     os.close(ends[1])
 
 
 def test_a_file_is_no_terminal_that_was_closed(tmp_path: Path) -> None:
     with (tmp_path / "a.txt").open("w") as stream, Path("/dev/null").open("w") as null:
-        assert not is_gone(stream.fileno())
-        assert not is_gone(null.fileno())
+        assert not is_closed(stream.fileno())
+        assert not is_closed(null.fileno())
 
 
 def test_parts_of_a_line_are_left_out_by_rank_and_stay_in_order() -> None:

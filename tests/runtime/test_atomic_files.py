@@ -30,7 +30,7 @@ def test_parts_are_joined_in_the_place_of_what_was_there(path: Path) -> None:
 def test_the_bytes_are_flushed_before_the_rename_and_the_name_after_it(path: Path) -> None:
     with at_call() as made:
         atomic_files.atomic_write(path, NEW)
-    assert made == ["open", "write", "fsync", "close", "atomic_write", "open", "fsync", "close", "unlink"]
+    assert made == ["open", "write", "fsync", "close", "replace", "open", "fsync", "close", "unlink"]
 
 
 def test_writes_that_take_a_few_bytes_at_once_are_made_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_a_failure_at_any_call_leaves_old_or_new_alone_and_is_told(path: Path, f
             except OutputError as error:
                 told = True
                 assert str(error).startswith(f"{path}: could not be written ({os.strerror(fault.number)}); 600 bytes")
-        assert path.read_bytes() == (OLD if number <= made.index("atomic_write") else NEW), name
+        assert path.read_bytes() == (OLD if number <= made.index("replace") else NEW), name
         assert told == (name != "unlink"), name  # nothing is left to unlink
         assert files(path.parent) == ["file"], name
 
@@ -79,7 +79,7 @@ def test_a_kill_at_any_call_leaves_old_or_new_and_what_is_left_over_can_be_remov
     for number, name in enumerate(made):
         path.write_bytes(OLD)
         assert forked(child).code == -9
-        renamed = number > made.index("atomic_write") or (name == "atomic_write" and fault.moment == "after")
+        renamed = number > made.index("replace") or (name == "replace" and fault.moment == "after")
         assert path.read_bytes() == (NEW if renamed else OLD), name
         atomic_files.remove_leftovers(path)
         assert files(path.parent) == ["file"], name
@@ -90,7 +90,8 @@ def test_a_full_disk_is_told_with_the_path_and_the_bytes_needed(path: Path) -> N
         atomic_files.atomic_write(path, NEW)
     assert caught.value.exit_code == 74
     assert str(caught.value) == (
-        f"{path}: could not be written (File too large); 600 bytes are needed. Free the disk or change its rights"
+        f"{path}: could not be written (File too large); 600 bytes are needed. "
+        "Free disk space or change the permissions"
     )
     assert (path.read_bytes(), files(path.parent)) == (OLD, ["file"])
 

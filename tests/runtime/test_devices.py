@@ -36,7 +36,7 @@ def test_cuda_without_a_gpu_is_a_device_error_with_what_to_set() -> None:
         devices.device(**(AUTO | {"name": "cuda"}))
     assert caught.value.exit_code == 69
     assert str(caught.value).startswith("device=cuda: ")
-    assert str(caught.value).endswith("Set device=cpu, or device=auto to take what there is")
+    assert str(caught.value).endswith("Set device=cpu, or device=auto to use what is available")
 
 
 @without_cuda

@@ -161,7 +161,7 @@ def second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be the second of two processes."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launch, "SECONDS_FOR_THE_FIRST", 0.0)
+    monkeypatch.setattr(launch, "RANK_ZERO_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("second")
@@ -174,7 +174,7 @@ def test_what_one_process_does_alone_the_others_leave_to_it(dltrain: Command) ->
 def test_a_process_other_than_the_first_tells_of_its_own_faults_alone(dltrain: Command) -> None:
     result = dltrain("train", "epochs=0")
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("process 1: error: epochs=0")
+    assert result.err.startswith("rank 1: error: epochs=0")
 
 
 def test_a_process_that_waits_for_the_others_says_so(
@@ -187,10 +187,10 @@ def test_a_process_that_waits_for_the_others_says_so(
     monkeypatch.setenv("MASTER_ADDR", "somewhere")
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setattr(distributed, "_join", never_meets)
-    monkeypatch.setattr(distributed, "SECONDS_IN_SILENCE", 0.05)
+    monkeypatch.setattr(distributed, "SECONDS_BEFORE_NOTICE", 0.05)
     with pytest.raises(UserError, match="somewhere:1: nobody came"), distributed.process_group(Processes(0, 2)):
         pass
-    assert "process 0 of 2 waits at somewhere:1" in capsys.readouterr().err
+    assert "rank 0 of 2 is waiting for the others at somewhere:1" in capsys.readouterr().err
 
 
 def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ def test_a_process_that_fails_ends_all_and_is_told_once(lives: Nursery, tmp_path
     assert codes[0] not in (0, -signal.SIGKILL)  # it ends by itself
     if fault == "raise":
         assert sum(text.count("a fault of its own") for text in told) >= 1
-        assert "process 1: Traceback" in told[1]
+        assert "rank 1: Traceback" in told[1]
     assert "Traceback" not in told[0]
     folder = run_folder(tmp_path)
     assert folder is not None

@@ -14,7 +14,8 @@ BOTH_WAYS = """
 import copy, functools, io, sys
 import torch
 from torch import nn
-from dltrain import build, compiler
+from dltrain.runtime import no_dynamo
+from dltrain.training import build
 
 NODES = [
     {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "decay_biases": False},
@@ -44,7 +45,7 @@ import torch._dynamo
 with_it = [trained(node) for node in NODES]
 print(all(torch.equal(a, b) for a, b in zip(without, with_it)))
 method = torch.optim.Optimizer.zero_grad.__wrapped__
-print(getattr(method, compiler.KEPT).__module__.startswith("torch._dynamo"))
+print(getattr(method, no_dynamo.REPLACEMENT).__module__.startswith("torch._dynamo"))
 
 torch.manual_seed(0)
 network = nn.Linear(5, 4)
@@ -92,14 +93,14 @@ def test_a_torch_that_does_it_in_another_way_is_left_as_it_is(monkeypatch: pytes
 
     step = Own.step
     monkeypatch.setattr(no_dynamo, "Optimizer", Other)
-    monkeypatch.setattr(no_dynamo, "_is_there", lambda: False)
+    monkeypatch.setattr(no_dynamo, "_is_imported", lambda: False)
     no_dynamo.skip_dynamo_import()
     assert Own.step is step
-    assert not any(hasattr(getattr(Other, name), no_dynamo.KEPT) for name in no_dynamo.SHIELDED)
+    assert not any(hasattr(getattr(Other, name), no_dynamo.REPLACEMENT) for name in no_dynamo.DISABLED)
 
 
 def test_where_the_compiler_is_there_already_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(no_dynamo, "_is_there", lambda: True)
+    monkeypatch.setattr(no_dynamo, "_is_imported", lambda: True)
     steps = {kind: kind.step for kind in torch.optim.Optimizer.__subclasses__()}
     no_dynamo.skip_dynamo_import()
     assert all(kind.step is step for kind, step in steps.items())

@@ -15,7 +15,7 @@ import pytest
 from dltrain import cli
 from dltrain.commands import jobs
 from dltrain.runtime.errors import ConfigError
-from dltrain.runtime.signals import SIGNALS, Stop, exit_code, recorded_signals, signals_as_exceptions
+from dltrain.runtime.signals import SIGNALS, SignalInterrupt, exit_code, recorded_signals, signals_as_exceptions
 from dltrain.training.stopping import every, reason_to_stop
 
 NOTHING: dict[str, Any] = {
@@ -180,7 +180,7 @@ def test_a_second_hang_up_is_no_impatience_and_ctrl_c_still_is(outer: list[int])
 @pytest.mark.usefixtures("hang_up")
 def test_a_hang_up_before_there_is_anything_to_save_stops_once() -> None:
     with signals_as_exceptions():
-        with pytest.raises(Stop) as stop:
+        with pytest.raises(SignalInterrupt) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
     assert (str(stop.value), stop.value.exit_code) == ("stopped by SIGHUP", 129)
@@ -224,8 +224,8 @@ def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
 ) -> None:
     def importing(argv: list[str]) -> int:
         try:
-            raise Stop(number)
-        except Stop as stop:
+            raise SignalInterrupt(number)
+        except SignalInterrupt as stop:
             raise ImportError("half of a library") from stop
 
     monkeypatch.setattr(cli, "_dispatch", importing)
@@ -236,7 +236,7 @@ def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
 def test_a_signal_that_own_code_raises_anew_keeps_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(argv: list[str]) -> int:
         try:
-            raise Stop(signal.SIGTERM)
+            raise SignalInterrupt(signal.SIGTERM)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("gave up loading") from None
 
@@ -247,8 +247,8 @@ def test_a_signal_that_own_code_raises_anew_keeps_its_code(monkeypatch: pytest.M
 def test_a_job_whose_mistake_is_a_signals_doing_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def execute(command: str, config: dict[str, Any]) -> dict[str, Any]:
         try:
-            raise Stop(signal.SIGTERM)
-        except Stop as stop:
+            raise SignalInterrupt(signal.SIGTERM)
+        except SignalInterrupt as stop:
             raise ConfigError("model.name: cannot import half of a library") from stop
 
     monkeypatch.setattr(jobs, "dispatch", execute)
@@ -267,11 +267,11 @@ def test_a_signal_while_torch_is_imported_waits_for_the_import_and_is_not_lost(
         f"try:\n    os.kill(os.getpid(), {int(number)})\n    whole = True\nexcept BaseException:\n    whole = False\n"
     )
     code = (
-        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom dltrain import startup, stopping\n"
-        "with stopping.signals_as_exceptions():\n    try:\n"
-        f"        {'with stopping.recorded_signals() as noted: ' if is_noted else ''}startup.import_torch()\n"
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom dltrain.runtime import signals, startup\n"
+        "with signals.signals_as_exceptions():\n    try:\n"
+        f"        {'with signals.recorded_signals() as noted: ' if is_noted else ''}startup.import_torch()\n"
         f"        print(sys.modules['torch'].whole, 'noted', *noted)\n"
-        "    except stopping.Stop as stop:\n        print(sys.modules['torch'].whole, stop)\n"
+        "    except signals.SignalInterrupt as stop:\n        print(sys.modules['torch'].whole, stop)\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=tmp_path

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Knows paths and bytes; imports no torch."""
+"""Write files atomically: a reader sees the old file or the new one, never a part. Imports no torch."""
 
 import contextlib
 import errno
@@ -13,21 +13,21 @@ from dltrain.runtime.errors import OutputError
 
 @contextlib.contextmanager
 def output_errors(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn what the operating system refuses into an OutputError with the path, the reason and the bytes needed."""
+    """Convert an OSError into an OutputError that names the path, the reason and the bytes needed."""
     try:
         yield
     except OSError as error:
         where = path if size is not None else error.filename or path
         needed = "" if size is None else f"; {size:,} bytes are needed"
         reason = error.strerror or error
-        advice = "Free the disk or change its rights"
+        advice = "Free disk space or change the permissions"
         raise OutputError(f"{where}: could not be written ({reason}){needed}. {advice}") from error
 
 
 def atomic_write(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file under a unique temporary name in the same folder, flush it to the disk, and rename it.
+    """Write a temporary file in the same folder, flush it to disk and rename it to `path`.
 
-    Raises OutputError where that fails; the file that was there before stays as it was.
+    Raises OutputError if that fails; an earlier file at `path` is then unchanged.
     """
     temporary = temporary_name(path)
     with output_errors(path, sum(len(part) for part in parts)):
@@ -47,7 +47,7 @@ def atomic_write(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def keep_link(path: Path) -> Path | None:
-    """A second, temporary name for a file, under which it outlives being replaced; None where there is no file."""
+    """Return a temporary hard link to a file, so that it survives being replaced; None if there is no such file."""
     temporary = temporary_name(path)
     try:
         os.link(path, temporary)
@@ -65,7 +65,7 @@ def keep_link(path: Path) -> Path | None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk: a rename, too, must survive a power cut."""
+    """Flush a file, or a folder's entries, to disk: a rename must survive a power cut as well."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,12 +77,12 @@ def fsync(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside a file that nobody else uses."""
+    """Return an unused name in the same folder."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what writers of a file that were killed left beside it; only for who holds the lock on its folder."""
+    """Remove temporary files that killed writers left next to `path`. The caller must hold the folder's lock."""
     with output_errors(path):
         for leftover in path.parent.glob(f".{path.name}.*"):
             leftover.unlink()

@@ -1,4 +1,4 @@
-"""Where and how tensors are computed: device, precision, threads, seeds. Decided once, before the first tensor."""
+"""Choose device, precision and threads, seed and save random generators. Done once, before the first tensor."""
 
 import contextlib
 import os
@@ -15,35 +15,35 @@ from torch import nn
 from dltrain.runtime import torchrun
 from dltrain.runtime.errors import DeviceError, UserError, first_line
 
-Generators = dict[str, Any]  # states of random generators, by name
+Generators = dict[str, Any]  # states of random generators by name
 
-# In plain RuntimeErrors of torch's: of the host, of the driver, of CUDA's libraries.
-NO_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"
+# Plain RuntimeErrors that mean out of memory: of the host, the CUDA driver, CUDA libraries.
+OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What was decided, `precision` auto until the network is known; `processes` are those that train together."""
+    """Where to compute and how. `precision` is auto until the network is known; `processes` train together."""
 
     device: torch.device
     precision: str
     threads: int
-    reason: str = ""  # why the precision is what auto stands for
+    reason: str = ""  # for the precision that auto was resolved to
     processes: torchrun.Processes = torchrun.SINGLE_PROCESS
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Mixed precision around a forward pass; bf16 has the range of fp32 and needs no loss scaling."""
+        """Return the mixed-precision context of a forward pass. bf16 has the range of fp32: no loss scaling needed."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
     def describe(self) -> str:
-        """One line for a person: device, precision and why, threads, processes."""
+        """Describe device, precision and its reason, threads and processes in one line."""
         precision = self.precision + (f" (auto: {self.reason})" if self.reason else "")
-        together = f", {self.processes.world_size} processes" if self.processes.world_size > 1 else ""
+        processes = f", {self.processes.world_size} processes" if self.processes.world_size > 1 else ""
         if self.device.type == "cuda":
-            return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}{together}"
-        return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {precision}{together}"
+            return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}{processes}"
+        return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {precision}{processes}"
 
 
 def device(
@@ -53,59 +53,60 @@ def device(
     threads: Annotated[int, Interval(ge=1, le=1024)] | None,
     deterministic: bool,
 ) -> Runtime:
-    """Decide where to compute, and set torch's threads and determinism for this process.
+    """Choose where to compute, and set torch's threads and determinism for this process.
 
     Args:
-        name: `auto` takes CUDA where there is one, else the CPU
-        precision: `auto` is bf16 for classification where the hardware has it, on a CPU only for networks that it makes
-            faster; null is fp32 on the CPU and `auto` on a GPU
-        threads: CPU threads; null leaves torch's own choice
-        deterministic: refuse operations that may differ from run to run on a GPU
+        name: `auto` takes a CUDA GPU if there is one, else the CPU
+        precision: `auto` is bf16 for classification on hardware that has it, on a CPU only for networks that it speeds
+            up; null is fp32 on a CPU and `auto` on a GPU
+        threads: CPU threads; null leaves the choice to torch
+        deterministic: refuse operations that are not deterministic on a GPU
 
-    Raises DeviceError where CUDA is asked for and there is none.
+    Raises DeviceError if CUDA is requested but not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
         why = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
-        raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to take what there is")
+        raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to use what is available")
     use_cuda = name != "cpu" and torch.cuda.is_available()
-    place = torch.device("cuda" if use_cuda else "cpu")
-    if use_cuda and torchrun.processes().world_size > 1:  # each on a GPU of its own
-        place = torch.device("cuda", torchrun.processes().local)
-        if place.index >= (count := torch.cuda.device_count()):
+    chosen = torch.device("cuda" if use_cuda else "cpu")
+    if use_cuda and torchrun.processes().world_size > 1:  # one GPU per process
+        chosen = torch.device("cuda", torchrun.processes().local_rank)
+        if chosen.index >= (count := torch.cuda.device_count()):
+            gpus = f"{count} GPU{'s' * (count != 1)}"
             raise DeviceError(
-                f"device={name}: process {place.index + 1} of this machine finds {count} GPUs. "
-                "Start fewer, or set device=cpu"
+                f"device={name}: local rank {chosen.index} has no GPU, this machine has {gpus}. "
+                "Start fewer processes, or set device=cpu"
             )
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(chosen)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before cuBLAS starts
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it imports a compiler, two seconds
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports a compiler: two seconds
         torch.use_deterministic_algorithms(deterministic)
     if threads is not None:
         torch.set_num_threads(threads)
-    return Runtime(place, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
+    return Runtime(chosen, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
 
 
 def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
-    """`device`, with the threads and the precision of before where none are typed: others would round differently."""
+    """Call `device` with the former threads and precision unless the user set them: others would round differently."""
     kept = {key: value for key, value in before.items() if not {"device", f"device.{key}"} & set(typed)}
     return device(**(node | kept))
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a model's or a user's code may draw from."""
-    torch.manual_seed(seed)  # every CUDA device too
+    """Seed every random generator that a model or user code may draw from."""
+    torch.manual_seed(seed)  # CUDA devices too
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
 
 
 def generator_states() -> Generators:
-    """States of the generators that `seed_everything` seeds, as tensors and plain data, for a checkpoint."""
-    version, words, gauss = random.getstate()
+    """Return the states of the generators that `seed_everything` seeds, as tensors and plain data for a checkpoint."""
+    version, integers, gauss = random.getstate()
     name, key, *rest = numpy.random.get_state(legacy=True)
     states: Generators = {
         "cpu": torch.get_rng_state(),
-        "python": [version, torch.tensor(words), gauss],
+        "python": [version, torch.tensor(integers), gauss],
         "numpy": [name, torch.from_numpy(numpy.asarray(key, numpy.int64)), *rest],
     }
     if torch.cuda.is_initialized():
@@ -114,15 +115,15 @@ def generator_states() -> Generators:
 
 
 def restore_generators(states: Generators) -> None:
-    """Set the generators to saved states; a CUDA state is only used where CUDA is."""
+    """Restore saved generator states; a CUDA state only if CUDA is available."""
     torch.set_rng_state(states["cpu"])
     if "python" in states:
-        version, words, gauss = states["python"]
-        random.setstate((version, tuple(words.tolist()), gauss))
+        version, integers, gauss = states["python"]
+        random.setstate((version, tuple(integers.tolist()), gauss))
     if "numpy" in states:
         name, key, *rest = states["numpy"]
-        if key.dtype != torch.int64 or not 0 <= rest[0] <= 624:  # numpy believes it, and reads that word
-            raise ValueError("a state of numpy's generator that cannot be")
+        if key.dtype != torch.int64 or not 0 <= rest[0] <= 624:  # NumPy would read out of bounds
+            raise ValueError("invalid state of the NumPy generator")
         numpy.random.set_state((name, key.numpy().astype(numpy.uint32), *rest))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
@@ -130,7 +131,7 @@ def restore_generators(states: Generators) -> None:
 
 @contextlib.contextmanager
 def preserved_state(network: nn.Module) -> Iterator[None]:
-    """Undo what trial passes do: generators and buffers as before, one mode for all of the network, no gradients."""
+    """Undo the effects of trial passes: restore generators, buffers and training mode, drop gradients."""
     was_training, states = network.training, generator_states()
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -144,8 +145,8 @@ def preserved_state(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
         network.zero_grad()
         for module, name, buffer, before in buffers:
-            setattr(module, name, buffer)  # a pass may have put another in its place
-            # One that is expanded cannot be written to. Versions do not tell: batch norm's statistics keep theirs.
+            setattr(module, name, buffer)  # a pass may have replaced it
+            # Only if it changed: an expanded buffer cannot be written to. Tensor versions miss batch norm's updates.
             if buffer.layout is not torch.strided or not torch.equal(buffer, before):
                 with torch.no_grad():
                     buffer.copy_(before)
@@ -153,11 +154,11 @@ def preserved_state(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
-    """Turn running out of memory, on the GPU or the host, into a UserError in two lines."""
+    """Convert running out of memory, on the GPU or the host, into a UserError of two lines."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        plain = any(words in str(error) for words in NO_MEMORY)
-        if not (plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
+        is_plain = any(text in str(error) for text in OUT_OF_MEMORY)
+        if not (is_plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
             raise
         raise UserError(f"out of memory: {first_line(error)}\n{advice}") from error

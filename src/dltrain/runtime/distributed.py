@@ -1,7 +1,7 @@
-"""Several processes that train one network: their group, what they add up and hand to each other.
+"""Train one network in several processes: their process group and its collective operations.
 
-With one process nothing here does anything. What is handed around is bytes of texts and checkpoints, no pickles:
-whoever reaches a port of the group must not run code.
+With a single process everything here does nothing. Ranks exchange bytes of texts and checkpoints, never pickles, so
+that nobody who reaches a port of the group can run code.
 """
 
 import contextlib
@@ -24,57 +24,56 @@ from dltrain.runtime.devices import Runtime, preserved_state, seed_everything
 from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.torchrun import Processes
 
-if TYPE_CHECKING:  # some builds of torch are without it
+if TYPE_CHECKING:  # missing in some builds of torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.nn.parallel import DistributedDataParallel
 
-# One may read a data set or draw a page while the others wait; one that dies is noticed by its connections.
+# Long, as a rank may read a data set or write a report while the others wait. Lost connections reveal a dead rank.
 TIMEOUT = timedelta(hours=1)
 JOIN_TIMEOUT = timedelta(minutes=10)
-SECONDS_IN_SILENCE = 10.0  # of joining
-_begun = 0  # runs of this process
+SECONDS_BEFORE_NOTICE = 10.0  # that this rank waits for the others
+_run_count = 0  # runs begun by this process
 
 
 @contextlib.contextmanager
 def process_group(processes: Processes) -> Iterator[None]:
-    """Be in the group of all processes. Raises UserError where another one of them has gone."""
+    """Join the group of all processes until the block ends. Raises UserError if another process is lost."""
     if processes.world_size == 1:
         yield
         return
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    words = (
-        f"process {processes.rank} of {processes.world_size} waits at {where} for the others, {JOIN_TIMEOUT} at most"
-    )
-    patience = threading.Timer(SECONDS_IN_SILENCE, print, [words], {"file": sys.stderr, "flush": True})
-    patience.daemon = True
-    patience.start()
+    rank = f"rank {processes.rank} of {processes.world_size}"
+    notice = f"{rank} is waiting for the others at {where}, up to {JOIN_TIMEOUT}"
+    timer = threading.Timer(SECONDS_BEFORE_NOTICE, print, [notice], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
     try:
         _join(processes)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {processes.world_size} processes did not meet at {where}: {_reason(error)}") from error
     finally:
-        patience.cancel()
+        timer.cancel()
     try:
         yield
-        # What still holds the group keeps its threads, which fall over the interpreter while that comes to its end.
+        # Objects that still hold the group keep its threads alive, which crash while the interpreter shuts down.
         gc.collect()
         distributed.destroy_process_group()
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error).lower()):
             raise
         raise UserError(
-            f"another process of this run has ended or cannot be reached; what was saved is kept\n{_reason(error)}"
+            f"another process of this run has ended or cannot be reached; saved checkpoints are kept\n{_reason(error)}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error of the library's, without the place in its source; NCCL's stands at the end."""
-    told = str(error).rpartition("Last error:")[2]
-    return " ".join(told.split("] ", 1)[-1].split()).partition(". ")[0][:160]
+    """Return the first sentence of an error from torch without its source location; NCCL puts it at the end."""
+    message = str(error).rpartition("Last error:")[2]
+    return " ".join(message.split("] ", 1)[-1].split()).partition(". ")[0][:160]
 
 
 def _join(processes: Processes) -> None:
-    # In C++ no signal is heard of: while it waits for others that may never come, one simply ends the process.
+    # Python handlers do not run while C++ waits for ranks that may never come: let a signal end the process.
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -82,25 +81,25 @@ def _join(processes: Processes) -> None:
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = _store(processes, is_master=processes.rank == 0)
-        # torchrun starts processes again with the store of the first time: addresses of dead ones are still in it.
+        # torchrun restarts processes with the same store, which still holds the addresses of dead ones.
         attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {processes.world_size}"
-        kept = PrefixStore(f"{_name()}/{attempt}", store)
+        prefixed = PrefixStore(f"{_store_prefix()}/{attempt}", store)
         distributed.init_process_group(
-            backend, store=kept, rank=processes.rank, world_size=processes.world_size, timeout=TIMEOUT
+            backend, store=prefixed, rank=processes.rank, world_size=processes.world_size, timeout=TIMEOUT
         )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _name() -> str:
-    """Of the run, in the store; one script may do several commands, a program of a person's own several runs."""
-    words = hashlib.sha256("\0".join(sys.argv).encode(errors="surrogateescape")).hexdigest()
-    return f"dltrain/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{words}/{_begun}"
+def _store_prefix() -> str:
+    """Return the prefix of this run's keys: one script may start several commands, one program several runs."""
+    arguments = hashlib.sha256("\0".join(sys.argv).encode(errors="surrogateescape")).hexdigest()
+    return f"dltrain/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{arguments}/{_run_count}"
 
 
 def _has_agent() -> bool:
-    """Whether an agent of torchrun's has the store, and so outlives its processes."""
+    """True if a torchrun agent holds the store, so that it outlives the processes."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -118,36 +117,34 @@ def _store(processes: Processes, *, is_master: bool) -> "TCPStore":
             wait_for_workers=False,
         )
     except RuntimeError as error:
-        raise UserError(
-            f"{address}:{port}, where processes find each other, did not answer: {_reason(error)}"
-        ) from error
+        raise UserError(f"{address}:{port}, where the processes meet, did not answer: {_reason(error)}") from error
 
 
 def remember_folder(folder: str, processes: Processes) -> None:
-    """Let processes that torchrun starts in the place of these know the folder of the run."""
+    """Store the folder of the run for the processes that torchrun starts if these fail."""
     if _has_agent() and processes.rank == 0:
-        _store(processes, is_master=False).set(f"{_name()}/folder", folder)
+        _store(processes, is_master=False).set(f"{_store_prefix()}/folder", folder)
 
 
 def begin_run(processes: Processes, *, recall: bool) -> str | None:
-    """Begin a run, before joining; returns its folder where torchrun has ended processes that had begun it."""
-    global _begun
-    _begun += 1
+    """Count a run, before joining. Returns its folder if torchrun restarted processes that had begun it."""
+    global _run_count
+    _run_count += 1
     if not (recall and _has_agent()):
         return None
-    store, key = _store(processes, is_master=False), f"{_name()}/folder"
+    store, key = _store(processes, is_master=False), f"{_store_prefix()}/folder"
     return store.get(key).decode() if store.check([key]) else None
 
 
 def all_reduce_sum(tensor: Tensor, processes: Processes) -> Tensor:
-    """The sum of a tensor over all processes, in its place."""
+    """Sum a tensor over all ranks, in place."""
     if processes.world_size > 1:
         distributed.all_reduce(tensor)
     return tensor
 
 
 def reduce_to_first(tensor: Tensor | None, processes: Processes) -> None:
-    """Give the sum of a tensor over all processes to the first one, and zeros to the others."""
+    """Sum a tensor over all ranks into rank 0, in place; the others get zeros."""
     if tensor is not None and processes.world_size > 1:
         distributed.all_reduce(tensor)
         if processes.rank:
@@ -155,7 +152,7 @@ def reduce_to_first(tensor: Tensor | None, processes: Processes) -> None:
 
 
 def broadcast_bytes(content: bytes, processes: Processes, source: int = 0) -> bytes:
-    """What one process has, for all."""
+    """Broadcast bytes from rank `source` to all ranks."""
     if processes.world_size == 1:
         return content
     is_source = processes.rank == source
@@ -170,54 +167,53 @@ def broadcast_bytes(content: bytes, processes: Processes, source: int = 0) -> by
 
 
 def all_gather_text(text: str, processes: Processes) -> list[str]:
-    """What each process has, for all."""
+    """Return the texts of all ranks, in the order of ranks, on every rank."""
     return [broadcast_bytes(text.encode(), processes, source).decode() for source in range(processes.world_size)]
 
 
 def broadcast_buffers(model: nn.Module, processes: Processes) -> None:
-    """Give a network the buffers that it has in the first process, such as running statistics of norms."""
+    """Copy the buffers of a network, such as running statistics, from rank 0 to all ranks."""
     if processes.world_size > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
 
 def seed_rank(processes: Processes, seed: int, step: int) -> None:
-    """Let others than the first process draw as (seed, process, step) say: nothing of theirs has to be saved."""
+    """Seed ranks > 0 from (seed, rank, step), so that their generator states need not be saved."""
     if processes.rank:
-        word = numpy.random.SeedSequence([seed, processes.rank, step]).generate_state(1)[0]
-        seed_everything(int(word))
+        seed_everything(int(numpy.random.SeedSequence([seed, processes.rank, step]).generate_state(1)[0]))
 
 
 class Replica(nn.Module):
-    """A network as each process has it; the gradient of `watched` is the mean of all their losses.
+    """The network inside DDP, with a parameter `probe` that receives the mean loss of all ranks as its gradient.
 
-    So a loss that is not finite in one of them is known to all, without a word more than the gradients.
+    So every rank learns of a loss that is not finite without any communication beyond the gradients.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()
         self.model = model
-        self.watched = nn.Parameter(torch.zeros((), device=device))
+        self.probe = nn.Parameter(torch.zeros((), device=device))
 
     def forward(self, inputs: Tensor) -> Tensor:
         output: Tensor = self.model(inputs)
         return output
 
     def global_loss(self, loss: Tensor, weight: float) -> Tensor:
-        """What to differentiate for a loss that counts `weight` in the mean over all processes."""
-        return loss * weight + self.watched * loss.detach()
+        """Return what to differentiate for a loss of the given weight in the mean over all ranks."""
+        return loss * weight + self.probe * loss.detach()
 
     def mean_loss(self) -> Tensor:
-        """Of all processes, once gradients are there; not finite where one is not."""
-        gradient, self.watched.grad = self.watched.grad, None
+        """Return the mean loss of all ranks after a backward pass; it is not finite if any of them is not."""
+        gradient, self.probe.grad = self.probe.grad, None
         assert gradient is not None
         return gradient
 
 
 def wrap_ddp(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "DistributedDataParallel | None":
-    """What computes a network's outputs so that the gradients are those of all processes; None with one process.
+    """Wrap a network in DDP, with the weights of rank 0; returns None with a single process.
 
-    All get the weights of the first one. Raises ConfigError for a weight that no gradient reaches.
+    `shape` is that of one input (C, H, W). Raises ConfigError for weights that get no gradient.
     """
     if runtime.processes.world_size == 1:
         return None
@@ -226,41 +222,41 @@ def wrap_ddp(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "Dis
     from torch.nn.parallel import DistributedDataParallel
 
     parallel = DistributedDataParallel(Replica(model, device), device_ids=devices)
-    # After its first pass it lays the gradients out anew, and with them the order in which three and more processes
-    # add. That is done now, so that a run that is resumed adds as one that was not.
+    # DDP rebuilds its buckets after the first pass, and with them the order in which three or more ranks add. A trial
+    # pass does this now, so that a resumed run adds in the same order as an uninterrupted one.
     with preserved_state(model):
         model.train()
         with runtime.autocast():
             outputs = parallel(torch.zeros(2, *shape, device=device))
         parallel.module.global_loss(outputs.float().mean(), 1.0).backward()
-        unreached = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+        unused = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
         parallel.module.mean_loss()
-    if unreached:
+    if unused:
         raise ConfigError(
-            f"the model has weights that no gradient reaches: {', '.join(unreached[:3])}\n"
-            "Several processes would wait for them. Leave them out, or set requires_grad=False for them"
+            f"the model has weights that get no gradient: {', '.join(unused[:3])}\n"
+            "Several processes would wait for it. Remove them, or set requires_grad=False"
         )
     return parallel
 
 
 class SignalSync:
-    """What all processes must find in the same step: signals, which any may get, and the clock of the first one.
+    """Let all ranks see a signal, which any of them may receive, and the clock of rank 0 in the same step.
 
-    To ask all costs half a millisecond: it is done about every 20 ms, after each step where steps take longer.
+    A synchronization costs half a millisecond: it happens about every 20 ms, or after each step if steps take longer.
     """
 
-    SECONDS, MOST_STEPS = 0.02, 64
+    SECONDS, MAX_STEPS = 0.02, 64
 
-    def __init__(self, processes: Processes, noted: list[int]) -> None:
-        self.processes, self.noted = processes, noted
-        self.signals = noted if processes.world_size == 1 else []  # those that all know of
+    def __init__(self, processes: Processes, received: list[int]) -> None:
+        self.processes, self.received = processes, received
+        self.signals = received if processes.world_size == 1 else []  # known to all ranks
         self.due = False
-        self.steps, self.interval, self.met = 0, 1, time.perf_counter()
+        self.steps, self.interval, self.last_sync = 0, 1, time.perf_counter()
 
     def __call__(self, seconds: float = 0.0, due: bool = False, *, at_once: bool = False) -> tuple[float, bool]:
-        """Seconds since the start, and whether to save, as the first process has them.
+        """Return the seconds since the start and whether a save is due, both as rank 0 has them.
 
-        After steps where it is not asked, nothing is due and no time has passed.
+        After a step without synchronization, returns 0.0 and False.
         """
         if self.processes.world_size == 1:
             return seconds, due
@@ -269,14 +265,14 @@ class SignalSync:
         if self.steps < self.interval and not at_once:
             return 0.0, False
         now = time.perf_counter()
-        pace = self.steps * self.SECONDS / max(now - self.met, 1e-6)
-        own = [float(self.noted[0]) if self.noted else 0.0, 0.0, 0.0, 0.0]
+        pace = self.steps * self.SECONDS / max(now - self.last_sync, 1e-6)
+        state = [float(self.received[0]) if self.received else 0.0, 0.0, 0.0, 0.0]
         if self.processes.rank == 0:
-            own[1:] = [seconds, float(self.due), max(1.0, min(pace, self.MOST_STEPS))]
-        told = torch.tensor(own, dtype=torch.float64)
-        distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        number, seconds, save, interval = told.tolist()
+            state[1:] = [seconds, float(self.due), max(1.0, min(pace, self.MAX_STEPS))]
+        shared = torch.tensor(state, dtype=torch.float64)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        number, seconds, save, interval = shared.tolist()
         if number and not self.signals:
             self.signals.append(int(number))
-        self.due, self.steps, self.interval, self.met = False, 0, int(interval), time.perf_counter()
+        self.due, self.steps, self.interval, self.last_sync = False, 0, int(interval), time.perf_counter()
         return seconds, bool(save)

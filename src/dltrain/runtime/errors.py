@@ -1,4 +1,4 @@
-"""What a user can mend: each kind of mistake or circumstance, and the exit code it ends with.
+"""Errors that a user can fix, each with its exit code.
 
 UserError (1)
  ├─ ConfigError (2)      the command or the config is wrong
@@ -10,11 +10,11 @@ UserError (1)
 
 import logging
 
-LONGEST = 300  # letters of another program's words
+MAX_LENGTH = 300  # characters of a message from another library
 
 
 class UserError(Exception):
-    """Shown in a few lines without a traceback: what, where, what to do."""
+    """Shown without a traceback, in a few lines: what is wrong, where, and what to do."""
 
     exit_code = 1
 
@@ -42,28 +42,28 @@ class Interrupted(UserError):
 
 
 def system_error_message(error: OSError) -> UserError:
-    """What nobody foresaw, with the path: a file that own code misses, a name too long, a failing disk."""
+    """Convert an OSError that nothing else handled, such as a file missing in user code or a failing disk."""
     is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
     return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
 
 
 def first_line(error: object) -> str:
-    """What an error says, as far as a line or a row of a table has room for it; else of which kind it is."""
+    """Return the first line of an error's message, shortened to fit a table row, or else its type."""
     line = (sanitized(str(error)).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}…"
 
 
 def sanitize_record(record: logging.LogRecord) -> bool:
-    """A filter that lets every record through, without what would steer a terminal: names in it may be a stranger's."""
+    """Logging filter that keeps every record but removes control characters: names in it may be untrusted."""
     record.msg, record.args = sanitized(record.getMessage()), ()
     return True
 
 
 def sanitized(text: str) -> str:
-    """Lines without what would steer the terminal, and without halves of letters that no file can hold."""
+    """Replace control characters and lone surrogates in a text of several lines."""
     return "\n".join(map(printable, text.expandtabs().split("\n")))
 
 
 def printable(line: str) -> str:
-    """A line without what would steer the terminal: it may be a stranger's."""
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
+    """Replace whatever is not printable: untrusted text must not control the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in line)

@@ -1,4 +1,4 @@
-"""How a network lies in memory, in which precision it is computed, and what becomes of the memory of its steps."""
+"""Memory layout of a network and reuse of the memory that its steps free."""
 
 import ctypes
 import functools
@@ -12,9 +12,10 @@ from dltrain.runtime.devices import Runtime, preserved_state
 
 
 def to_device(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.Module:
-    """A network on its device, convolutions with channels last, the layout in which they are fastest.
+    """Move a network to its device, with convolutions in channels-last layout where that is faster.
 
-    `shape` is that of an input (C, H, W). Networks that count on another layout, such as by `view`, keep their own.
+    `shape` is that of one input (C, H, W). Networks that need the default layout, for example because they use `view`,
+    keep it.
     """
     keep_freed_memory()
     network = network.to(runtime.device)
@@ -22,7 +23,7 @@ def to_device(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.
     if runtime.device.type == "cpu":
         gains = not any(map(_corrupts_memory, convolutions))
     else:
-        gains = runtime.precision == "bf16"  # which uses the tensor cores
+        gains = runtime.precision == "bf16"  # on tensor cores
     if gains and convolutions and not _trains_with_channels_last(network, runtime, shape):
         for each in convolutions:
             each.to(memory_format=torch.contiguous_format)
@@ -38,12 +39,15 @@ def _corrupts_memory(convolution: nn.Conv2d) -> bool:
 
 
 def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> bool:
-    """Lay a network's convolutions out anew, and see whether it evaluates and trains two examples; draws nothing."""
+    """Switch the convolutions to channels last and return whether two examples still pass forward and backward.
+
+    Leaves the random generators and buffers as they were.
+    """
     images = torch.zeros(2, *shape, device=runtime.device)
     try:
         with preserved_state(network):
             for each in network.modules():
-                # On CPUs bf16's convolution of one channel, kernel of one row, reads memory then that nobody wrote.
+                # On CPUs, bf16 with one channel and a kernel of one row would read uninitialized memory.
                 if isinstance(each, nn.Conv2d) and (each.in_channels, each.kernel_size[0]) != (1, 1):
                     each.to(memory_format=torch.channels_last)
             network.eval()
@@ -51,20 +55,20 @@ def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequ
                 network(images)
             network.train()
             network(images).float().sum().backward()
-    except Exception:  # whatever a person's own network does; with another layout it will tell by itself
+    except Exception:  # from user code; if the layout is not to blame, training raises it again
         return False
     return True
 
 
-@functools.cache  # once for each process
+@functools.cache  # once per process
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step has freed for the next one.
+    """Tell glibc to keep freed memory for the next step.
 
-    It gives large tensors back to the system at once, which zeroes and maps them anew, page by page, in every step: a
-    third of the time of a small convolutional network. The peak stays what it is.
+    By default it returns large blocks to the system, which maps and zeroes them page by page in every step: a third of
+    the time of a small convolutional network. Peak memory does not change.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None  # of Linux's C library
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None  # glibc only
     if set_option is not None:
         mmap_threshold, trim_threshold = -3, -1
-        set_option(mmap_threshold, 1 << 30) or set_option(mmap_threshold, 32 << 20)  # the most that older ones take
+        set_option(mmap_threshold, 1 << 30) or set_option(mmap_threshold, 32 << 20)  # the limit of older versions
         set_option(trim_threshold, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""How a process gets torch: without waiting for more than the import, and with threads that let others compute, too."""
+"""Import torch fast: without garbage collection meanwhile, and with threads that do not spin for long."""
 
 import contextlib
 import gc
@@ -9,22 +9,22 @@ from collections.abc import Iterator
 
 from dltrain.runtime.signals import recorded_signals
 
-# What libgomp, torch's OpenMP on Linux, reads when it is loaded: how often a thread that waits for others looks before
-# it sleeps. By itself it looks 300,000 times, for milliseconds, which takes the core from the very thread that it waits
-# for as soon as anybody else computes here. This many last from one operation of a small network to the next; with less
-# the threads would sleep, and have to be woken, in between (docs/LOG.md).
+# Read by libgomp, torch's OpenMP on Linux, when it is loaded: how often a waiting thread polls before it sleeps. The
+# default of 300,000 takes milliseconds, and on a busy machine it takes the core from the very thread that is waited
+# for. This number lasts from one operation of a small network to the next; with fewer, threads would sleep and have to
+# be woken in between (docs/LOG.md).
 SPINS = {"GOMP_SPINCOUNT": "30000"}
 USER_SET = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """Collect no garbage while a process starts, up to `import_torch`: hardly anything of a start is garbage.
+    """Pause garbage collection until `import_torch`: composing a config makes many objects, hardly any of them garbage.
 
-    Saves a tenth of the time up to there: composing a config makes many objects.
+    Saves a tenth of the time until then.
     """
     was_enabled = gc.isenabled()
-    if "torch" not in sys.modules:  # else nobody would end it
+    if "torch" not in sys.modules:  # else import_torch would not enable it again
         gc.disable()
     try:
         yield
@@ -34,18 +34,17 @@ def gc_paused() -> Iterator[None]:
 
 
 def import_torch() -> None:
-    """Import torch where it is not there yet, and leave what there is by then out of every collection of garbage.
+    """Import torch unless that is done, and exclude all objects that exist by then from garbage collection.
 
-    A signal waits for its end: raised within, it would be lost, or end the process as no exception of C++'s may.
-
-    Nothing of it is ever garbage: to look through its half a million objects again and again takes a sixth of the time
-    of the import, and half a second at the end of the process. Forked processes share it, too, as long as nobody looks.
+    None of them is ever garbage: scanning its half a million objects takes a sixth of the import time and half a second
+    when the process ends. Unscanned, they also stay shared with forked processes. A signal is raised after the import:
+    within it the exception would be lost, or abort the process in C++.
     """
     if "torch" in sys.modules:
         gc.enable()
         return
     if not any(name in os.environ for name in USER_SET):
-        os.environ.update(SPINS)  # processes that this one starts have it as well
+        os.environ.update(SPINS)  # inherited by child processes
     gc.disable()
     try:
         with recorded_signals() as signals:
@@ -54,4 +53,4 @@ def import_torch() -> None:
         gc.enable()
     gc.freeze()
     if signals:
-        signal.raise_signal(signals[0])  # for whoever handles it now: a sweep notes it
+        signal.raise_signal(signals[0])  # for the handlers in place now: a sweep records it

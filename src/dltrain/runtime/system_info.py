@@ -11,7 +11,7 @@ VERSION = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """Return the version of each library that computes."""
+    """Return the versions of dltrain and of what it computes with."""
     import numpy
     import torch
 
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, hardware and the state of the code: what a metric depends on."""
+    """Return the versions, the hardware and the git commit that a result depends on."""
     import torch
 
     return {
@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the system calls it."""
+    """Return the CPU's model name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -48,7 +48,7 @@ def cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the folder the run was started in, with + behind it if files were changed; None outside a checkout."""
+    """Return the commit of the current folder, with a + if files have changed; None outside a checkout."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

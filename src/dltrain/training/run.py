@@ -76,7 +76,7 @@ def train(
             validation.validate(values, "train", origin)
         run_trackers.require(config)
         run = prepare(config, values, start, typed, load, processes)
-        noted = stack.enter_context(recorded_signals(patient=processes.world_size > 1))
+        noted = stack.enter_context(recorded_signals(ignore_repeats=processes.world_size > 1))
         agreement = SignalSync(processes, noted)
         with contextlib.ExitStack() as closing:
             output = None
