@@ -142,7 +142,7 @@ def test_batches_of_an_evaluation_are_dealt_out() -> None:
     [
         ({"RANK": "one", "WORLD_SIZE": "2"}, "must be numbers"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be below WORLD_SIZE"),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, "not MASTER_ADDR and MASTER_PORT"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "no MASTER_ADDR and MASTER_PORT"),
     ],
 )
 def test_an_environment_that_makes_no_sense_is_told(
@@ -458,6 +458,6 @@ Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50"""
     monkeypatch.setattr(distributed, "_join", fail)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError) as caught, distributed.process_group(Processes(rank=0, world=2)):
+    with pytest.raises(UserError) as caught, distributed.process_group(Processes(rank=0, world_size=2)):
         pytest.fail("went on")
     assert str(caught.value).endswith(": Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50")
