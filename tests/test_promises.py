@@ -8,174 +8,174 @@ from pathlib import Path
 from types import ModuleType
 
 TESTS = Path(__file__).parent
-PAGES = (TESTS.parent / "docs" / "promises.md", TESTS.parent / "README.md")  # the first that there is
+PAGE = TESTS.parent / "docs" / "promises.md"
 
 # Promise: its fast test, and its full one.
 PROMISES = {
-    "killed at any moment, resumed until done: equal": (
+    "A run that is killed at any moment and resumed until it is done ends equal": (
         "training/test_kills.py::test_runs_killed_at_random_moments_end_as_if_nothing_had_been",
         "training/test_kills.py::test_runs_killed_at_random_moments_end_as_if_nothing_had_been",
     ),
-    "every step can be resumed from": (
+    "Every step can be resumed from": (
         "training/test_kills.py::test_every_step_is_a_valid_resume_point",
         "training/test_kills.py::test_every_step_is_a_valid_resume_point",
     ),
-    "resuming again and again": (
+    "A run can be resumed again and again": (
         "training/test_kills.py::test_resumes_inside_one_epoch_end_as_if_nothing_had_been",
         "training/test_kills.py::test_resumes_inside_one_epoch_end_as_if_nothing_had_been",
     ),
-    "killed at twice its start-up time, again and again, a run goes on": (
+    "A run that is killed again and again after twice its start-up time still makes progress": (
         "training/test_kills.py::test_a_run_that_is_killed_at_twice_its_start_up_goes_on",
         "training/test_kills.py::test_a_run_that_is_killed_again_and_again_goes_on",
     ),
-    "nothing is forgotten": (
+    "A checkpoint leaves nothing out": (
         "training/test_kills.py::test_each_item_of_the_state_matters",
         "training/test_kills.py::test_each_item_of_the_state_matters",
     ),
-    "SIGINT, SIGTERM, SIGUSR1 save and end with 130 or 143": (
+    "SIGINT, SIGTERM and SIGUSR1 save, and end with exit code 130 or 143": (
         "training/test_kills.py::test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_been",
         "training/test_kills.py::test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_been",
     ),
-    "a second signal ends at once, the checkpoint is valid": (
+    "A second signal ends at once and leaves a valid checkpoint": (
         "training/test_kills.py::test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint",
         "training/test_kills.py::test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint",
     ),
-    "runs never share a folder": (
+    "Two runs never share a folder": (
         "training/test_kills.py::test_runs_started_in_one_second_have_a_folder_each",
         "training/test_kills.py::test_runs_started_in_one_second_have_a_folder_each",
     ),
-    "a save is all or nothing, whatever call fails": (
+    "A save is all or nothing, whichever system call fails": (
         "checkpoints/test_write_faults.py::test_a_kill_before_each_call_of_a_save_leaves_old_or_new",
         "checkpoints/test_write_faults.py::test_a_kill_at_each_call_of_a_save_leaves_old_or_new",
     ),
-    "the only good checkpoint is never deleted": (
+    "The only good checkpoint is never deleted": (
         "checkpoints/test_write_faults.py::test_a_kill_before_each_call_of_a_rotation_never_costs_the_only_good_file",
         "checkpoints/test_write_faults.py::test_a_kill_at_each_call_of_a_rotation_never_costs_the_only_good_file",
     ),
-    "a call of a whole run fails or kills it, it is resumed": (
+    "A run in which a system call fails, or kills it, can be resumed": (
         "checkpoints/test_write_faults.py::test_a_run_that_is_killed_at_a_call_goes_on_as_if_nothing_had_been",
         "checkpoints/test_write_faults.py::test_a_run_that_meets_a_fault_at_each_call_goes_on_as_if_nothing_had_been",
     ),
-    "an altered byte is refused": (
+    "A checkpoint with an altered byte is refused": (
         "checkpoints/test_write_faults.py::test_flips_cuts_and_swaps_of_a_real_checkpoint_are_each_refused",
         "checkpoints/test_write_faults.py::test_2000_flips_500_cuts_and_200_swaps_of_a_real_checkpoint_are_each_refused",
     ),
-    "a damaged newest checkpoint: the one before, both named": (
+    "If the newest checkpoint is damaged, the one before is used and both are named": (
         "checkpoints/test_write_faults.py::test_the_newest_of_three_damaged_in_any_way_give_way_to_the_one_before",
         "checkpoints/test_write_faults.py::"
         "test_the_newest_of_three_damaged_in_any_way_give_way_to_the_one_before_100_of_100",
     ),
-    "a full disk: exit 74, path and bytes needed, the old kept": (
+    "A full disk ends with exit code 74, the path and the bytes needed; the old checkpoint stays": (
         "checkpoints/test_write_faults.py::"
         "test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_mended",
         "checkpoints/test_write_faults.py::"
         "test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_mended_20_of_20",
     ),
-    "a save that fails is never silent": (
+    "A save that fails is never silent": (
         "checkpoints/test_write_faults.py::test_a_resume_in_a_folder_or_on_a_file_that_is_read_only_is_code_74",
         "checkpoints/test_write_faults.py::test_a_failure_at_each_call_of_a_save_leaves_old_or_new_and_is_never_silent",
     ),
-    "a loss that is NaN or infinite: its own step, the tensor named, no weight changed": (
+    "A loss that is NaN or infinite changes no weight; the step and the tensor are named": (
         "training/test_nonfinite.py::test_a_fault_is_told_with_its_step_and_tensor_and_changes_nothing",
         "training/test_nonfinite.py::test_two_hundred_faults_are_told_with_step_and_tensor_and_change_nothing",
     ),
-    "NaN never becomes best": (
+    "NaN never becomes the best": (
         "training/test_progress.py::test_what_is_no_number_never_becomes_best_in_any_stream",
         "training/test_progress.py::test_what_is_no_number_never_becomes_best_in_any_stream",
     ),
-    "the same command gives the same bits": (
+    "The same command gives the same bits": (
         "training/test_run.py::test_the_same_command_gives_the_same_bits",
         "training/test_repeatability.py::test_twenty_processes_give_the_same_bits_whatever_folder_hash_seed_and_load",
     ),
-    "another environment is told, or refused": (
+    "A change of environment is reported, or refused": (
         "training/test_resume.py::test_another_environment_is_told_with_all_its_differences",
         "training/test_resume.py::test_another_environment_is_refused_where_equal_bits_are_asked_for",
     ),
-    "a checkpoint of another model: told before any data is read": (
+    "A checkpoint of another model is reported before any data is read": (
         "training/test_resume.py::test_weights_that_do_not_fit_are_told_by_name_before_data_is_read",
         "training/test_resume.py::test_the_weights_of_another_model_are_refused_before_data_is_read",
     ),
-    "out of memory: one clear error, the last checkpoint kept": (
+    "Running out of memory gives one clear error and keeps the last checkpoint": (
         "training/test_resume.py::test_memory_that_runs_out_is_told_and_the_last_checkpoint_goes_on",
         "training/test_resume.py::test_memory_that_runs_out_is_told_and_the_last_checkpoint_goes_on",
     ),
-    "a sweep's job that dies loses nothing else": (
+    "A job of a sweep that dies takes nothing else with it": (
         "sweeps/test_faults.py::test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows",
         "sweeps/test_faults.py::test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows",
     ),
-    "a sweep whose parent is killed goes on": (
+    "A sweep whose parent process is killed can be continued": (
         "sweeps/test_resume.py::test_a_killed_sweep_goes_on_to_the_same_table",
         "sweeps/test_resume.py::test_fifty_killed_parents_lose_nothing",
     ),
-    "the journal of a sweep survives a kill while it is written": (
+    "The journal of a sweep survives a kill while it is written": (
         "sweeps/test_resume.py::test_a_journal_that_was_cut_off_keeps_every_whole_line_once",
         "sweeps/test_resume.py::test_a_journal_that_was_cut_off_keeps_every_whole_line_once",
     ),
-    "a killed search ends with its number of trials": (
+    "A search that is killed ends with the number of trials it was asked for": (
         "sweeps/test_search.py::test_a_killed_search_ends_with_the_exact_number_of_trials",
         "sweeps/test_search.py::test_thirty_killed_searches_end_with_the_exact_number_of_trials",
     ),
-    "a job of a sweep equals the run started alone": (
+    "A job of a sweep equals the same run started alone": (
         "sweeps/test_sweeps.py::test_a_job_equals_the_same_run_started_alone_with_the_same_threads",
         "sweeps/test_sweeps.py::test_a_job_equals_the_same_run_started_alone_with_the_same_threads",
     ),
-    "a worker killed under torchrun: equal": (
+    "A run under torchrun with a killed worker ends equal": (
         "runtime/test_distributed.py::test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been",
         "runtime/test_distributed.py::test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been",
     ),
-    "a signal to one of several processes stops all, with one checkpoint": (
+    "A signal to one of several processes stops them all, with one checkpoint": (
         "runtime/test_distributed.py::test_a_signal_to_one_process_stops_all_with_one_checkpoint",
         "runtime/test_distributed.py::test_a_signal_to_one_process_stops_all_with_one_checkpoint",
     ),
-    "trackers hold the figures of metrics.jsonl, none twice": (
+    "Trackers hold the metrics of metrics.jsonl, none twice": (
         "report/test_trackers.py::test_all_trackers_hold_exactly_the_figures_of_a_run",
         "report/test_trackers.py::test_a_run_that_is_killed_and_resumed_is_tracked_as_if_nothing_had_been",
     ),
-    "damaged data is refused before it is used": (
+    "Damaged data is refused before it is used": (
         "data/test_idx.py::test_every_damaged_file_whose_sum_is_known_is_refused_with_both_sums",
         "data/test_cifar10.py::test_every_damaged_file_is_refused_with_both_sums",
     ),
-    "eight cold processes download once": (
+    "Eight processes that start at once download a file once": (
         "data/test_download.py::test_eight_cold_processes_at_once_download_once",
         "data/test_download.py::test_survivors_of_kills_and_a_failing_server_get_the_data_and_nothing_partial_is_seen",
     ),
-    "read-only and offline data work": (
+    "Read-only and offline data works": (
         "data/test_download.py::test_data_in_a_folder_that_cannot_be_written_is_read_without_a_write_or_a_network",
         "data/test_download.py::test_data_missing_in_a_folder_that_cannot_be_written_is_named_in_at_most_three_lines",
     ),
-    "a checkpoint runs no code and has none imported": (
+    "Reading a checkpoint runs no code and imports none": (
         "checkpoints/test_hostile.py::test_a_hostile_file_is_refused_where_it_is_read",
         "checkpoints/test_hostile.py::test_a_hostile_file_runs_nothing_and_is_refused_in_brief",
     ),
-    "the config in a checkpoint chooses no code": (
+    "The config in a checkpoint chooses no code": (
         "checkpoints/test_hostile.py::test_a_few_configs_cannot_choose_code",
         "checkpoints/test_hostile.py::test_a_config_in_a_checkpoint_cannot_choose_code",
     ),
-    "Hydra runs, imports and writes nothing a config asks of it": (
+    "A config cannot make Hydra run, import or write anything": (
         "config/test_hydra_guard.py::test_a_hostile_hydra_node_on_the_command_line_is_refused",
         "config/test_hydra_guard.py::test_a_hostile_hydra_node_in_a_strangers_experiment_is_refused",
     ),
-    "small files that claim to be large are refused at once": (
+    "Small files that claim to be large are refused at once": (
         "checkpoints/test_bombs.py::test_a_few_checkpoints_that_would_grow_are_refused_at_once",
         "checkpoints/test_bombs.py::test_checkpoints_that_would_grow_are_refused_at_once",
     ),
-    "a damaged or forged checkpoint ends in one error": (
+    "A damaged or forged checkpoint ends in one error": (
         "checkpoints/test_mutated.py::test_a_few_mutated_files_are_read_or_refused_in_brief",
         "checkpoints/test_mutated.py::test_twenty_thousand_mutated_files_are_read_or_refused_in_brief",
     ),
-    "a typo is answered with the right name": (
+    "A typo is answered with the right name": (
         "config/test_typos.py::test_at_least_95_percent_of_all_typos_are_answered_with_the_right_name",
         "config/test_typos.py::test_at_least_95_percent_of_all_typos_are_answered_with_the_right_name",
     ),
-    "a command line is a config or a named error": (
+    "A command line is a config or a named error": (
         "config/test_composition.py::test_a_composition_is_a_config_that_reads_back_or_a_named_error",
         "config/test_composition.py::test_a_composition_is_a_config_that_reads_back_or_a_named_error",
     ),
-    "files are written in the run's folder alone": (
+    "Files are written in the run's folder alone": (
         "runtime/test_writes.py::test_nothing_is_written_outside_in_some_cases",
         "runtime/test_writes.py::test_nothing_is_written_outside_whatever_is_asked",
     ),
-    "the environment gets into no file": (
+    "No secret of the environment gets into a file": (
         "runtime/test_secrets.py::test_no_value_of_the_environment_is_found_in_any_file",
         "runtime/test_secrets.py::test_no_value_of_the_environment_is_found_in_any_file",
     ),
@@ -216,7 +216,6 @@ def test_each_promise_has_a_fast_test_that_runs_by_default_and_a_full_one() -> N
 
 
 def test_the_promises_are_those_that_the_documents_make() -> None:
-    text = next(page for page in PAGES if page.exists()).read_text(encoding="utf-8")
-    tables = re.findall(r"(?m)^\| promise \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text)
+    tables = re.findall(r"(?m)^\| promise \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE.read_text(encoding="utf-8"))
     made = [row.split("|")[1].strip() for table in tables for row in table.splitlines()]
     assert sorted(made) == sorted(PROMISES)
