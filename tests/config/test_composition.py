@@ -171,7 +171,8 @@ def test_a_composition_is_a_config_that_reads_back_or_a_named_error(
     whole = settings(whole, suppress_health_check=list(HealthCheck))
     whole(given(lines())(lambda line: check(line, share)))()
     print(f"{share[1]} configs of {share[0]} command lines")
-    assert share[0] // 5 <= share[1] <= 4 * share[0] // 5
+    assert 1 <= share[1] < share[0]
+    assert count < 60 or share[0] // 5 <= share[1] <= 4 * share[0] // 5
 
 
 @pytest.mark.parametrize("broken", ["_key_faults", "explain"])

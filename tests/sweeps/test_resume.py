@@ -16,7 +16,17 @@ from dltrain.sweeps import sweep_file
 from dltrain.sweeps.journal import Entry, Journal
 from support.command import Command
 from support.lives import Nursery, nursery
-from support.sweeping import QUICK, events, generate_pictures, processes_in, rows, sweep_folder, wait_for_no_orphan
+from support.sweeping import (
+    MODEL,
+    QUICK,
+    events,
+    generate_pictures,
+    processes_in,
+    rows,
+    sweep_folder,
+    wait_for_no_orphan,
+    write_faulty,
+)
 
 WORDS = ("model=mlp", "model.hidden=[8]", "data.limit=200", "device.threads=1", "checkpoint_every=20")
 CLOCK = ("seconds", "folder")
@@ -287,7 +297,8 @@ def test_a_sweep_of_another_command_is_refused(dltrain: Command, tmp_path: Path)
 
 def test_two_sweeps_never_share_a_folder(lives: Nursery, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
-    words = ("train", "-m", *WORDS, "epochs=60", "seed=range(3)", "sweep.resume=sweep", "sweep.workers=1")
+    write_faulty(tmp_path)
+    words = ("train", "-m", *MODEL, "+model.how=nap-1,nap-2", "sweep.resume=sweep", "sweep.workers=1")
     first = lives.start(tmp_path, *words)
     while not (tmp_path / "sweep" / "journal.jsonl").exists():
         time.sleep(0.01)
