@@ -113,6 +113,7 @@ def test_what_a_job_prints_and_the_place_where_it_crashed_are_in_its_log(dltrain
     assert "Traceback" not in result.out + result.err
 
 
+@pytest.mark.slow
 def test_a_first_ctrl_c_saves_all_jobs_a_resume_ends_them_as_if_nothing_had_been(tmp_path: Path) -> None:
     words = ["-m", "model=mlp", "data.limit=200", "epochs=120", "seed=1,2,3", "device.threads=1", "sweep.workers=2"]
     command = [sys.executable, "-m", "dltrain", "train", *words]

@@ -7,6 +7,7 @@ import pytest
 from dltrain.config.composition import compose
 from dltrain.config.validation import find_problems
 from support.command import Command
+from support.tiers import mostly_slow
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiment"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -22,6 +23,7 @@ SEEDS = {
     "autoencoder_mnist": ("autoencoder", "mnist", "adam", 0.001, 64, 10),
     "adam_mnist": ("mlp", "mnist", "adam", 0.001, 64, 5),
 }
+FAST = [name for name in NAMES if name.endswith(("linear_regression", "mlp_small_mnist"))]
 RECIPES = [name for name in NAMES if name.startswith(("mnist_", "cifar10_"))]
 
 
@@ -61,7 +63,7 @@ def test_the_command_line_has_the_last_word_over_an_experiment() -> None:
 
 
 @pytest.mark.usefixtures("cifar10_sums")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, fast=FAST))
 def test_an_experiment_trains_and_tests(dltrain: Command, data_root: Path, name: str) -> None:
     root = [] if name == "linear_regression" else [f"data.root={data_root}"]
     result = dltrain("train", f"experiment={name}", "limit_steps=2", *root)
