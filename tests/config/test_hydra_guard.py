@@ -12,6 +12,7 @@ import yaml
 from dltrain.config import composition, hydra_guard
 from dltrain.runtime.errors import ConfigError
 from support.command import Command
+from support.tiers import mostly_slow
 
 MARKER = """
 from pathlib import Path
@@ -106,7 +107,7 @@ def assert_refused(dltrain: Command, folder: Path, *arguments: str) -> str:
     return result.err
 
 
-@pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
+@pytest.mark.parametrize("sweep", mostly_slow([False, True], fast=[False]), ids=["run", "sweep"])
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_hydra_node_on_the_command_line_is_refused(
     dltrain: Command, tmp_path: Path, case: str, sweep: bool
@@ -117,7 +118,7 @@ def test_a_hostile_hydra_node_on_the_command_line_is_refused(
     assert "hydra" in told.lower()
 
 
-@pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])
+@pytest.mark.parametrize("sweep", mostly_slow([False, True], fast=[False]), ids=["run", "sweep"])
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_hydra_node_in_a_strangers_experiment_is_refused(
     dltrain: Command, tmp_path: Path, case: str, sweep: bool

@@ -254,6 +254,7 @@ WORDS = (*COMMON, "model=mlp", "model.hidden=[16]", "model.dropout=0.2", "model.
 WORDS += ("optim.lr=0.003", "batch_size=12", "accumulate=2")  # 45 steps
 
 
+@pytest.mark.slow
 def test_three_processes_stopped_and_resumed_come_to_the_same_bits(lives: Nursery, tmp_path: Path) -> None:
     told = run(lives, tmp_path / "whole", *WORDS, world=3)
     assert "batch norm goes by a process's own part" in told[0]
@@ -362,6 +363,7 @@ def faulty(lives: Nursery, folder: Path, *words: str) -> tuple[list[int], list[s
     return end(lives, processes), printed(processes)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_in_one_process_stops_all_at_its_step(lives: Nursery, tmp_path: Path) -> None:
     codes, told = faulty(lives, tmp_path, "+model.fault=wrong")
     assert codes[0] == 1
