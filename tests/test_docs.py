@@ -117,7 +117,7 @@ def picture_module() -> ModuleType:
     return module
 
 
-def test_the_picture_shows_the_layers_as_they_are() -> None:
+def test_the_picture_shows_the_entries_and_their_imports_as_they_are() -> None:
     drawn = (DOCS / "architecture.svg").read_text()
     assert drawn == picture_module().picture(), "run python docs/architecture_picture.py"
 
