@@ -25,7 +25,6 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if commands.lines(path.read_text()))
 # Words of commands and scripts that wait for a part that is not there yet; empty when all are.
 PENDING: tuple[str, ...] = ()
-LONG = (*commands.LONG, "hydra/launcher=")  # the README's test runs the same
 BUILD = """
 import socket, sys
 from sphinx.cmd.build import main
@@ -42,13 +41,11 @@ def waits(line: str) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, a sweep, some pictures, and every file that a page shows."""
+    """A folder with a finished run, a sweep, some images, and every file that a page shows."""
     folder = tmp_path_factory.mktemp("docs")
     commands.prepare(folder)
     for page in PAGES:
-        for name, content in commands.files(page.read_text()).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(content)
+        commands.write_files(folder, page.read_text())
     return folder
 
 
@@ -60,6 +57,15 @@ def _modules_forgotten() -> Iterator[None]:
     for name in set(sys.modules) - before:
         if name.startswith("my_"):
             del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.usefixtures("_modules_forgotten")
+def test_the_commands_of_a_page_compose(dltrain: Command, tmp_path: Path, page: Path) -> None:
+    commands.write_files(tmp_path, page.read_text())
+    for words in filter(None, map(commands.composed, commands.lines(page.read_text()))):
+        result = dltrain(*words)
+        assert result.code == 0, f"{words}\n{result.err}"
 
 
 @pytest.mark.slow
@@ -75,7 +81,7 @@ def test_the_commands_of_a_page_work_in_their_order(
         if line.startswith("python "):
             runpy.run_path(line.removeprefix("python "), run_name="__main__")
             continue
-        words = commands.quick(line, LONG)
+        words = commands.quick(line)
         if words[0] == "train" and not {"resume=run", "-m", "--cfg"} & set(words) and "sweep." not in line:
             words += ["epochs=1"] if "data=" in line else ["epochs=1", "data.limit=50"]
         result = dltrain(*words)
