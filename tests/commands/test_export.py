@@ -129,7 +129,7 @@ def agree(dltrain: Command, trained: Trained, root: Path, words: list[str]) -> R
     return result
 
 
-FAST = ("mlp", "lenet", "lstm", "attention")
+FAST = ("mlp", "lenet")
 
 
 @pytest.mark.parametrize("model", mostly_slow(MODELS, fast=FAST))

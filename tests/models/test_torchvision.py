@@ -129,6 +129,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 QUICK = ("model=torchvision", f"model.arch={SMALL}", "data.limit=60", "epochs=1", "batch_size=20", "optim.lr=1e-12")
+QUICK += ("report=false", "logger=none")
 
 
 @pytest.mark.parametrize("given", ["model.pretrained=true", "init"])

@@ -31,7 +31,7 @@ RUN = (
     "data.limit=150",
     "epochs=3",
 )
-RUN += ("batch_size=20", "log_every=3", "ema=0.9")
+RUN += ("batch_size=20", "log_every=3", "ema=0.9", "report=false", "logger=none")
 
 
 def fresh() -> TrainState:

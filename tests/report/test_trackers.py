@@ -144,8 +144,8 @@ PLACES = [
 ]
 
 
-OFTEN = ((CSV, "write"), (MLflow, "saved"), (checkpoint, "save"))
-MOSTLY_SLOW = [place if place[:2] in OFTEN else pytest.param(*place, marks=pytest.mark.slow) for place in PLACES]
+FAST = ((CSV, "write"), (MLflow, "saved"), (checkpoint, "save"))
+MOSTLY_SLOW = [place if place[:2] in FAST else pytest.param(*place, marks=pytest.mark.slow) for place in PLACES]
 
 
 def killed_at(owner: Any, name: str, number: int) -> Callable[[], int]:

@@ -573,6 +573,7 @@ def hopeless(split):
     return None if split == "val" else (images * math.nan if split == "train" else images, labels, ["a", "b", "c"])
 """
 OWN = ("data=custom", "data.mean=[0]", "data.std=[1]", "data.val=0", "epochs=3", "batch_size=10", "trust=[own_nets]")
+OWN += ("report=false", "logger=none")
 NET = ("model=custom", "model.name=own_nets:Net")
 CLEAN = ("data.name=own_nets:clean",)
 

@@ -101,6 +101,7 @@ class Remembering(torch.optim.SGD):
         self.state["all"]["seen"] = {1, 2}
 """
 QUICK = ("model=mlp", "model.hidden=[8]", "epochs=3", "batch_size=10", "data=custom", "trust=[mine]")
+QUICK += ("report=false", "logger=none")
 
 
 @pytest.fixture

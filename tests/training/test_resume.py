@@ -19,6 +19,7 @@ from support import generated
 from support.command import Command
 
 QUICK = ("model=mlp", "model.hidden=[8]", "data.limit=100", "epochs=3", "batch_size=25", "device.threads=1")
+QUICK += ("report=false", "logger=none")
 HALF = (*QUICK, "limit_steps=5")
 ON = "limit_steps=null"
 WARNING = "not bit-identical because"

@@ -19,7 +19,8 @@ from dltrain.runtime.errors import ConfigError
 from dltrain.training.run import train
 from support.command import Command
 
-QUICK = ("model=mlp", "model.hidden=[16]", "data.limit=200", "epochs=3", "log_every=2", "batch_size=32")
+WITH_PAGE = ("model=mlp", "model.hidden=[16]", "data.limit=200", "epochs=3", "log_every=2", "batch_size=32")
+QUICK = (*WITH_PAGE, "report=false", "logger=none")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def test_the_default_run_learns_the_digits(dltrain: Command) -> None:
 
 
 def test_a_run_leaves_the_files_that_are_promised(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "name=my run").folder
+    folder = dltrain("train", *WITH_PAGE, "name=my run").folder
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {".hydra/config.yaml", "checkpoints/last.pt", "checkpoints/best.pt"}
     expected |= {".hydra/origins.json", "analysis.json", "report.html"}
