@@ -22,6 +22,7 @@ from dltrain.optim.ema import swapped_in_ema, update_ema
 from dltrain.optim.step import StepOutput, Task, TrainState, accumulate, accumulate_metrics, train_step
 from dltrain.runtime.devices import Runtime
 from dltrain.training import build
+from support.tiers import mostly_slow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 META = Runtime(torch.device("meta"), "fp32", 1)
@@ -86,7 +87,10 @@ def done(state: TrainState) -> bool:
     return state.step == 8 and all(each is not None and each.is_meta for each in on_meta)
 
 
-@pytest.mark.parametrize("name", sorted({*registry.names("model")} - {"custom", "autoencoder"}))
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(sorted({*registry.names("model")} - {"custom", "autoencoder"}), fast=["mlp", "lenet", "attention"]),
+)
 def test_a_model_trains_on_another_device_without_a_look_at_its_numbers(name: str) -> None:
     trained = state(name)
     assert list(steps_of(trained, batches(), task()))

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not run_page.page.FIGURES.exists(), reason="need
 
 ACCURACY = Metric("val_accuracy", smaller_is_better=False)
 SIZES = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 400)]
+SOME_SLOW = [pytest.param(*size, marks=[] if size == ("dark", 400) else pytest.mark.slow) for size in SIZES]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def column(page: Any, number: int) -> list[str]:
     )
 
 
-@pytest.mark.parametrize(("scheme", "width"), SIZES)
+@pytest.mark.parametrize(("scheme", "width"), SOME_SLOW)
 @pytest.mark.parametrize("kind", ["run", "sweep"])
 def test_a_page_is_drawn_whole_and_fits_the_screen(
     browser: Any, kind: str, scheme: str, width: int, request: pytest.FixtureRequest
@@ -62,12 +63,14 @@ def test_a_page_is_drawn_whole_and_fits_the_screen(
         assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
 
 
+@pytest.mark.slow
 def test_the_page_of_500_runs_is_drawn(browser: Any, tmp_path: Path) -> None:
     with opened(browser, written_set(tmp_path, 500)) as page:
         assert not_drawn(page) == []
         assert len(column(page, 0)) == 500
 
 
+@pytest.mark.slow
 def test_the_button_changes_the_colours_of_page_and_figures(browser: Any, run: Path) -> None:
     with opened(browser, run) as page:
         grid = "document.querySelector('.mark-rule.role-axis-grid line').getAttribute('stroke')"
@@ -92,6 +95,7 @@ def test_a_table_is_sorted_by_a_click_and_by_the_keyboard_with_what_is_empty_las
         assert page.locator("#runs th[aria-sort=descending]").count() == 1
 
 
+@pytest.mark.slow
 def test_a_table_is_filtered_by_words(browser: Any, sweep: Path) -> None:
     with opened(browser, sweep) as page:
         page.fill("input[type=search]", "failed lenet")
@@ -103,6 +107,7 @@ def test_a_table_is_filtered_by_words(browser: Any, sweep: Path) -> None:
         assert len(column(page, 0)) == 24
 
 
+@pytest.mark.slow
 def test_all_that_can_be_used_is_reached_by_the_keyboard(browser: Any, sweep: Path) -> None:
     with opened(browser, sweep) as page:
         reached = set()

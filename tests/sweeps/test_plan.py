@@ -12,6 +12,7 @@ from dltrain.config import composition
 from dltrain.sweeps import plan
 from support.command import Command
 from support.sweeping import QUICK
+from support.tiers import mostly_slow
 
 LINES = [
     ["model=mlp,lenet", "optim.lr=0.1,0.2", "seed=range(3)"],
@@ -34,7 +35,7 @@ def planned(line: list[str], use: Callable[[plan.Composer], int]) -> int:
     return composition.run("train", ["-m", *line], lambda _: None, sweep)
 
 
-@pytest.mark.parametrize("line", LINES, ids=" ".join)
+@pytest.mark.parametrize("line", mostly_slow(LINES, fast=LINES[4:7]), ids=" ".join)
 def test_each_job_is_composed_as_hydra_would(line: list[str]) -> None:
     def compare(composer: plan.Composer) -> int:
         jobs = [(words, composer.compose(words)) for words in plan.grid(composer)]

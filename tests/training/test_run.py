@@ -37,6 +37,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_the_default_run_learns_the_digits(dltrain: Command) -> None:
     result = dltrain("train")
     summary = json.loads((result.folder / "summary.json").read_text())
