@@ -149,12 +149,28 @@ def test_bare_weights_are_told_what_they_are_good_for(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("version", [checkpoint.FORMAT + 1, 0, None, "2"])
-def test_a_format_of_another_time_is_refused(tmp_path: Path, version: object) -> None:
+OLDER = "Its weights can be used in a new run: init="
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [(checkpoint.FORMAT + 1, "Install a newer dltrain"), (1, OLDER), (0, OLDER), (None, OLDER), ("2", OLDER)],
+)
+def test_another_format_is_refused_by_name_with_what_to_do(tmp_path: Path, version: object, advice: str) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, content() | {"format": version})
-    with pytest.raises(InputError, match=rf"last.pt: format {version}, this dltrain reads {checkpoint.FORMAT}"):
+    with pytest.raises(InputError) as caught:
         checkpoint.load(path)
+    message = f"{path}: a checkpoint of format {version}; this dltrain reads format {checkpoint.FORMAT}. {advice}"
+    assert str(caught.value).startswith(message)
+
+
+def test_a_checkpoint_of_format_1_which_had_no_digest_gives_its_weights(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save(content() | {"format": 1}, path)
+    with pytest.raises(InputError, match="a checkpoint of format 1; this dltrain reads format 2"):
+        checkpoint.load(path)
+    assert equal(checkpoint.load_weights(path)[0], dict(content()["model"]))
 
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])

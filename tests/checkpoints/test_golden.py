@@ -1,4 +1,4 @@
-"""Runs that earlier releases left, in every format there was, are evaluated and go on to their end."""
+"""A run of each checkpoint format that is still read is evaluated, resumed to its end and started from."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ import pytest
 from dltrain.checkpoints import checkpoint
 from support.command import Command
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-FORMATS = range(1, checkpoint.FORMAT + 1)
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FORMATS = range(2, checkpoint.FORMAT + 1)
 
 
 @pytest.fixture
 def run(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A copy of the run of a format: a small network on 100 digits, stopped at step 5 of 9."""
-    return shutil.copytree(GOLDEN / f"format-{request.param}", tmp_path / "run")
+    return shutil.copytree(FIXTURES / f"format-{request.param}", tmp_path / "run")
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -25,13 +25,13 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def test_every_format_has_its_run() -> None:
-    assert sorted(path.name for path in GOLDEN.iterdir()) == [f"format-{number}" for number in FORMATS]
+    assert sorted(path.name for path in FIXTURES.glob("format-*")) == [f"format-{number}" for number in FORMATS]
 
 
 @pytest.mark.parametrize("number", FORMATS)
 @pytest.mark.parametrize("name", ["last.pt", "best.pt"])
 def test_the_run_of_a_format_is_in_that_format_and_is_read_as_the_newest(number: int, name: str) -> None:
-    path = GOLDEN / f"format-{number}" / "checkpoints" / name
+    path = FIXTURES / f"format-{number}" / "checkpoints" / name
     assert checkpoint._read(path)["format"] == number
     assert checkpoint.load(path)["format"] == checkpoint.FORMAT
 

@@ -165,7 +165,7 @@ def test_a_mutation_follows_from_its_number(run_folder: Path) -> None:
 
 
 def test_what_a_reader_does_wrong_is_told_with_the_number_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "SECONDS", 1.0)
+    monkeypatch.setitem(globals(), "SECONDS", 0.1)
     monkeypatch.setitem(globals(), "STILL", 2.0)
 
     def reader(number: int) -> object:
@@ -196,7 +196,7 @@ def test_what_a_reader_does_wrong_is_told_with_the_number_of_the_file(monkeypatc
     counts, faults = tried(range(13), lambda number: [outcome(lambda: reader(number))])
     told = {fault.partition(":")[0]: fault for fault in faults}
     assert counts == {"ok": 5, "refused with 1": 1}
-    expected = {"2": "of a reader", "3": "ended with -9", "4": "more than 1.0 s", "5": "still after 2.0 s"}
+    expected = {"2": "of a reader", "3": "ended with -9", "4": "more than 0.1 s", "5": "still after 2.0 s"}
     expected |= {"6": "warns beware", "6 to 12": "noise of a library", "8": "three\nfour", "9": "SystemExit: 3"}
     expected |= {"10": "surrogates not allowed"}
     assert told.keys() == expected.keys() and all(expected[number] in told[number] for number in expected), told

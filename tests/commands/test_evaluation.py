@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_code_66_and_one_line(dltrain: Command, content:
     Path("bad.pt").write_bytes(content)
     result = dltrain("eval", "ckpt=bad.pt")
     assert result.code == 66
-    assert result.err.startswith("error: bad.pt: no checkpoint, or a damaged one")
+    assert result.err.startswith("error: bad.pt: not a checkpoint, or a damaged one")
     assert len(result.err.splitlines()) == 1
 
 

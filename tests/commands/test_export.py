@@ -346,7 +346,7 @@ def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(dltrain: Command, ru
     path.write_bytes(content)
     before = sorted(Path.cwd().iterdir())
     result = dltrain("export", f"ckpt={run_folder}", f"format={kind}")
-    assert (result.code, "no checkpoint, or a damaged one: its SHA-256 is" in result.err) == (66, True)
+    assert (result.code, "not a checkpoint, or a damaged one: its SHA-256 is" in result.err) == (66, True)
     assert sorted(Path.cwd().iterdir()) == before
 
 
@@ -441,7 +441,7 @@ DAMAGED = {
 def test_a_damaged_safetensors_file_is_code_66_in_one_line(dltrain: Command, damage: str) -> None:
     Path("bad.safetensors").write_bytes(DAMAGED[damage])
     result = dltrain("train", "model=mlp", "init=bad.safetensors", *QUICK)
-    assert (result.code, "bad.safetensors: no checkpoint, or a damaged one: " in result.err) == (66, True)
+    assert (result.code, "bad.safetensors: not a checkpoint, or a damaged one: " in result.err) == (66, True)
     assert len(result.err.splitlines()) == 1
     assert not Path("outputs").exists()
 

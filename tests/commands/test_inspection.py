@@ -11,11 +11,11 @@ from dltrain.checkpoints import checkpoint
 from support.command import Command
 from support.contents import content
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+FORMAT_2 = Path(__file__).parents[1] / "fixtures" / "format-2"
 
 
 def test_a_run_s_checkpoint_is_told_with_digest_figures_config_and_weights(dltrain: Command) -> None:
-    result = dltrain("inspect", GOLDEN / "format-2")
+    result = dltrain("inspect", FORMAT_2)
     assert result.code == 0
     told = dict(line.split(maxsplit=1) for line in result.out.splitlines()[1:7])
     assert "verified" in told["digest"]
@@ -28,12 +28,15 @@ def test_a_run_s_checkpoint_is_told_with_digest_figures_config_and_weights(dltra
 
 
 def test_last_pt_tells_the_step_to_go_on_from(dltrain: Command) -> None:
-    out = dltrain("inspect", f"ckpt={GOLDEN / 'format-2' / 'checkpoints' / 'last.pt'}").out
+    out = dltrain("inspect", f"ckpt={FORMAT_2 / 'checkpoints' / 'last.pt'}").out
     assert "last.pt, to go on from step 5" in out
 
 
 def test_a_checkpoint_without_digest_says_so(dltrain: Command) -> None:
-    assert "digest       none: damage would not be noticed" in dltrain("inspect", GOLDEN / "format-1").out
+    torch.save({"format": 1, "config": {}}, "old.pt")
+    out = dltrain("inspect", "old.pt").out
+    assert "digest       none: damage would not be noticed" in out
+    assert "kind         checkpoint of format 1" in out
 
 
 def test_bare_weights_are_told_as_such(dltrain: Command) -> None:
@@ -62,7 +65,7 @@ def test_a_config_too_large_to_read_is_not_shown(dltrain: Command) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "no archive"), (b"text " * 100, "no archive"), (None, "no such checkpoint")],
+    [(b"", "not an archive"), (b"text " * 100, "not an archive"), (None, "no such checkpoint")],
     ids=["empty", "text", "missing"],
 )
 def test_what_is_no_checkpoint_is_code_66_in_one_line(dltrain: Command, data: bytes | None, message: str) -> None:
@@ -74,7 +77,7 @@ def test_what_is_no_checkpoint_is_code_66_in_one_line(dltrain: Command, data: by
 
 
 def test_a_damaged_checkpoint_is_told_by_its_digest(dltrain: Command) -> None:
-    data = bytearray((GOLDEN / "format-2" / "checkpoints" / "last.pt").read_bytes())
+    data = bytearray((FORMAT_2 / "checkpoints" / "last.pt").read_bytes())
     data[5000] ^= 1
     Path("odd.pt").write_bytes(data)
     result = dltrain("inspect", "odd.pt")
@@ -89,6 +92,6 @@ def test_inspect_needs_one_file(dltrain: Command) -> None:
 def test_inspect_imports_no_torch() -> None:
     code = "import sys; from dltrain.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code, "inspect", str(GOLDEN / "format-2")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, "inspect", str(FORMAT_2)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "False"

@@ -1,8 +1,8 @@
-"""The file around a checkpoint: torch's archive, looked at before torch may read it, and the digest behind it.
+"""Verify the archive of a checkpoint and its digest before torch may load it, and read its values without torch.
 
-torch.load allocates what a file claims, and calls what a file names out of a long list. So first the archive is gone
-through here: entries stored as they are, plain values, plain tensors that lie within their entry, nothing else. It also
-shows a checkpoint to a person without building anything. Knows files; imports no torch.
+torch.load allocates what a file claims, and calls any function of a long list that a file names. So the archive is
+checked here first: uncompressed entries, plain values, plain tensors that lie within their entry, nothing else.
+`dltrain inspect` reads checkpoints in the same way. Knows files; imports no torch.
 """
 
 import errno
@@ -18,22 +18,22 @@ from dltrain.checkpoints.pickle_reader import UnsafePickle, values
 TRAILER = b"\ndltrain sha256 "  # then 64 hexadecimal digits and a line feed
 TRAILER_SIZE = len(TRAILER) + 64 + 1
 MOST_ENTRIES = 1 << 16
-MOST_DIRECTORY = MOST_ENTRIES * 128  # bytes; an entry of torch's has 46 and its name, once in a while a few more
+MOST_DIRECTORY = MOST_ENTRIES * 128  # bytes; an entry of torch's has 46 and its name, rarely a few more
 MOST_PICKLED = 1 << 24  # bytes of data.pkl: names and plain values, not tensors
 BEGIN = b"PK\3\4"  # without it torch takes a file for one of its old formats, whatever follows
-END = b"PK\5\6"  # of an archive's directory; torch writes no comment behind its 22 bytes
+END = b"PK\5\6"  # begins the end record of 22 bytes; torch writes no comment behind it
 ENTRY = re.compile(r"[^/\0\\]+/(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/\w+|data/\d+)")
 
 
 def trailer(archive: bytes | memoryview) -> bytes:
-    """What is written behind an archive."""
+    """Return the line with the SHA-256 that is written behind an archive."""
     return TRAILER + hashlib.sha256(archive).hexdigest().encode() + b"\n"
 
 
 def verified_size(file: BinaryIO) -> tuple[int, str | None]:
-    """Size of the archive in a file, and the digest that it was saved with; None where it was saved without.
+    """Return the size of the archive in a file and the digest that it was saved with, None without one.
 
-    Raises Refused where the bytes are not those that were saved.
+    Raises UnsafePickle where the bytes are not those that were saved.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - TRAILER_SIZE))
@@ -46,13 +46,13 @@ def verified_size(file: BinaryIO) -> tuple[int, str | None]:
     while rest and (block := file.read(min(rest, 1 << 20))):
         digest.update(block)
         rest -= len(block)
-    if (found := digest.hexdigest()) != saved:
-        raise UnsafePickle(f"its SHA-256 is {found[:16]}…, it was saved with {saved[:16]}…")
+    if (actual := digest.hexdigest()) != saved:
+        raise UnsafePickle(f"its SHA-256 is {actual[:16]}…, it was saved with {saved[:16]}…")
     return size - TRAILER_SIZE, saved
 
 
 def read(file: BinaryIO, size: int) -> Any:
-    """The values in the first `size` bytes of a file, tensors as TensorInfo. Raises Refused."""
+    """Return the values in the first `size` bytes of a file, tensors as TensorInfo. Raises UnsafePickle."""
     try:
         _check_ends(file, size)
         with zipfile.ZipFile(file) as archive:
@@ -64,54 +64,55 @@ def read(file: BinaryIO, size: int) -> Any:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's fault, not the file's
             raise
-        raise UnsafePickle(f"no archive of torch ({str(error)[:80] or type(error).__name__})") from error
+        raise UnsafePickle(f"not an archive of torch ({str(error)[:80] or type(error).__name__})") from error
     prefix = pickled.removesuffix("data.pkl")
     storages = {name.removeprefix(f"{prefix}data/"): length for name, length in sizes.items()}
     return values(data, storages)
 
 
 def _check_ends(file: BinaryIO, size: int) -> None:
-    """Raise Refused unless the directory is where its three end records say: who reads another one sees another file.
+    """Raise UnsafePickle unless the three end records agree on where the directory is.
 
-    Python looks for it before the end, torch where the records point to.
+    Python looks for the directory just before the end records, torch where the records point: with two directories,
+    what is verified here would not be what torch loads.
     """
     file.seek(0)
     begin = file.read(4)
     file.seek(max(0, size - 98))
     tail = file.read(min(size, 98))
     if len(tail) < 22 or begin != BEGIN or tail[-22:].rfind(END) != 0:
-        raise UnsafePickle("no archive of torch, or its end is missing")
+        raise UnsafePickle("not an archive of torch, or its end is missing")
     *disks, count, here, length, start, comment = struct.unpack("<4H2LH", tail[-18:])
-    end, told = size - 22, (count, length, start)
+    end, short = size - 22, (count, length, start)
     if tail[-42:-38] == b"PK\6\7":  # torch always writes the records of large archives as well
         large = struct.unpack("<4sQ2H2L4Q", tail[:56])
         disks += large[4:6]
         here, (count, length, start), end = large[6], large[7:], size - 98
         if large[:2] != (b"PK\6\6", 44) or struct.unpack("<LQL", tail[-38:-22]) != (0, end, 1):
-            raise UnsafePickle("two ends that differ")
-        if told != (min(count, 0xFFFF), min(length, 0xFFFFFFFF), min(start, 0xFFFFFFFF)):
-            raise UnsafePickle("two ends that differ")
+            raise UnsafePickle("its end records differ")
+        if short != (min(count, 0xFFFF), min(length, 0xFFFFFFFF), min(start, 0xFFFFFFFF)):
+            raise UnsafePickle("its end records differ")
     if any(disks) or comment or here != count or start + length != end:
-        raise UnsafePickle("a directory that is not where its end says")
+        raise UnsafePickle("its directory is not where its end record says")
     if count > MOST_ENTRIES or length > MOST_DIRECTORY:
-        raise UnsafePickle(f"{count:,} entries in {length:,} bytes; at most {MOST_ENTRIES:,} are read")
+        raise UnsafePickle(f"it has {count:,} entries, {length:,} bytes of names; at most {MOST_ENTRIES:,} are read")
 
 
 def _entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
-    """Length of each entry by name, of an archive as torch writes it."""
+    """Return the length of each entry by name. Raises UnsafePickle for entries that torch does not write."""
     names = [entry.orig_filename for entry in entries]
     if names != [entry.filename for entry in entries]:  # Python may take a name from an extra field, torch does not
-        raise UnsafePickle("entries with two names")
+        raise UnsafePickle("it has entries with two names")
     if any(not ENTRY.fullmatch(name) for name in names) or len({name.partition("/")[0] for name in names}) > 1:
-        raise UnsafePickle("entries that torch does not write")
+        raise UnsafePickle("it has entries that torch does not write")
     if len({name.lower() for name in names}) < len(names):
-        raise UnsafePickle("an entry that is there twice")
+        raise UnsafePickle("it has an entry twice")
     if any(each.compress_type != zipfile.ZIP_STORED or each.compress_size != each.file_size for each in entries):
-        raise UnsafePickle("packed entries; torch stores them as they are")
+        raise UnsafePickle("it has compressed entries; torch writes none")
     if sum(entry.file_size for entry in entries) > size:
-        raise UnsafePickle("entries that overlap")
+        raise UnsafePickle("its entries overlap")
     sizes = {entry.filename: entry.file_size for entry in entries}
     pickled = [length for name, length in sizes.items() if name.endswith("/data.pkl")]
     if len(pickled) != 1 or pickled[0] > MOST_PICKLED:
-        raise UnsafePickle("must have one data.pkl of a sensible size")
+        raise UnsafePickle(f"it must have one data.pkl of at most {MOST_PICKLED:,} bytes")
     return sizes

@@ -1,13 +1,12 @@
-"""Checkpoints: written whole or not at all, verified byte by byte before they are read, read without running code.
+"""Save checkpoints atomically, and load them after verifying every byte, without running code from the file.
 
-A file is torch's archive, which `torch.load` reads, and behind it a trailer with the SHA-256 of the archive. It holds
-tensors and plain data only. Bare weights are read too, also as .safetensors. Knows files; knows no model, no console.
+A file is an archive that `torch.load` reads, followed by a trailer with the SHA-256 of the archive. It holds tensors
+and plain data only. Bare weights are read too, also as .safetensors. Knows files; knows no model, no console.
 """
 
 import io
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,14 @@ LAST = Path("checkpoints", "last.pt")
 
 
 class DamagedFile(InputError):
-    """A file whose bytes are not those that were written."""
+    """The bytes of a file are not those that were written."""
 
 
 def save(path: Path, content: dict[str, Any], *, keep: int = 1, check: bool = False) -> None:
-    """Write a checkpoint; of those it replaces, `keep - 1` stay beside it: last-1.pt is the one before last.pt.
+    """Write a checkpoint and keep the `keep - 1` before it: last-1.pt is the one that last.pt replaced.
 
-    Nothing is deleted before the new file is whole and in its place. Raises OutputError where that fails, and with
-    `check` ConfigError for content that could not be read again.
+    Nothing is deleted before the new file is complete and in its place. Raises OutputError where that fails, and with
+    `check` ConfigError for content that could not be loaded again.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT} | content, buffer)
@@ -57,6 +56,7 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1, check: bool = Fa
 
 
 def _require_readable(buffer: io.BytesIO, content: dict[str, Any]) -> None:
+    """Raise ConfigError for content that `load` would refuse."""
     try:
         archive.read(buffer, len(buffer.getbuffer()))
         problem = content_check.validation_error(content)
@@ -64,40 +64,44 @@ def _require_readable(buffer: io.BytesIO, content: dict[str, Any]) -> None:
         problem = str(error)
     if problem:
         raise ConfigError(
-            f"a checkpoint of this run could not be read again: {problem}\n"
-            "The model, the optimizer or the data has what no checkpoint may hold: tensors and plain values alone"
+            f"a checkpoint of this run could not be loaded again: {problem}\n"
+            "The model, the optimizer or the data has a state that is not made of tensors and plain values alone"
         )
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, tensors on the CPU. Raises InputError where it is missing, damaged or of another kind."""
+    """Return the content of a checkpoint, tensors on the CPU.
+
+    Raises InputError for a file that is missing, damaged, of another format or no checkpoint.
+    """
     content = _read(path)
     if not isinstance(content, dict) or "model" not in content or "config" not in content:
         raise InputError(f"{path}: not a checkpoint of dltrain. Bare weights can be used with init={path}")
-    while type(number := content.get("format")) is int and number in UPGRADES:
-        content = UPGRADES[number](content)
-    if type(number) is not int or number != FORMAT:  # a stranger's may be a tensor, or text of many lines
-        told = " ".join(str(number).split())[:40]
-        raise InputError(f"{path}: format {told}, this dltrain reads {FORMAT}. Install a newer one")
+    found = content.get("format")
+    if type(found) is not int or found != FORMAT:  # in a foreign file it may be a tensor, or text of many lines
+        text = " ".join(str(found).split())[:40]
+        is_newer = type(found) is int and found > FORMAT
+        advice = "Install a newer dltrain" if is_newer else f"Its weights can be used in a new run: init={path}"
+        raise InputError(f"{path}: a checkpoint of format {text}; this dltrain reads format {FORMAT}. {advice}")
     if problem := content_check.validation_error(content):
         raise InputError(f"{path}: not a checkpoint of dltrain, or altered by hand: {problem}")
     return content
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The content of a checkpoint, or where that is missing or damaged of the newest one before it; and which it was.
+    """Return the path and content of a checkpoint, or of the newest one before it if it is missing or damaged.
 
-    What is damaged is renamed, so that it does not take the place of a good one later: only for who holds the lock.
+    Damaged files are renamed, so that they never replace a good one later: the caller must hold the run's lock.
     """
-    fault = InputError(f"{path}: no such file")
+    failure = InputError(f"{path}: no such file")
     damaged = []
     for candidate in _with_previous(path):
         try:
             content = load(candidate)
-        except DamagedFile as error:
-            log.warning("%s", error)
+        except DamagedFile as damage:
+            log.warning("%s", damage)
             damaged.append(candidate)
-            fault = error
+            failure = damage
             continue
         if candidate != path:
             log.warning("%s cannot be used: going on from the one before, %s", path, candidate)
@@ -105,30 +109,32 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
             for other in damaged:
                 other.replace(other.with_name(f"{other.name}.damaged"))
         return candidate, content
-    raise fault
+    raise failure
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The weights in a checkpoint, in a .safetensors file, or in a bare state dict as torch saves it.
+    """Return the weights in a checkpoint, a .safetensors file or a bare state dict that torch saved.
 
-    And of a checkpoint what it knows of the data it was trained on.
+    With a checkpoint comes its description of the data that it was trained on. Raises InputError for other files.
     """
     weights = content = _read(path)
     if isinstance(content, dict):
-        for key in ("averages", "model", "state_dict", "model_state_dict"):  # the first are what was validated
+        for key in ("averages", "model", "state_dict", "model_state_dict"):  # the EMA weights are what was validated
             if isinstance(content.get(key), dict):
                 weights = content[key]
                 break
         named = {key: value for key, value in weights.items() if isinstance(key, str)}
         if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
-            return tensors, content["data"] if "config" in content and not content_check.validation_error(
-                content
-            ) else None
+            is_ours = "config" in content and not content_check.validation_error(content)
+            return tensors, content["data"] if is_ours else None
     raise InputError(f"{path}: holds no weights; expected a checkpoint or a state dict")
 
 
 def find(path: Path, name: str) -> Path:
-    """A checkpoint file, given itself, a checkpoints/ folder or a run folder."""
+    """Return the checkpoint file that a path means: the file itself, or `name` in a checkpoints/ or run folder.
+
+    Raises InputError where there is none.
+    """
     path = expand_user(path)
     if path.is_file():
         return path
@@ -136,7 +142,7 @@ def find(path: Path, name: str) -> Path:
         if _with_previous(candidate):
             return candidate
     if name == "best.pt" and (last := next(filter(_with_previous, (path / "last.pt", path / LAST)), None)):
-        log.warning("%s: has no best.pt yet, as of a run that was killed early; taking last.pt", path)
+        log.warning("%s: has no best.pt yet, because the run was killed early; taking last.pt", path)
         return last
     if path.exists():
         raise InputError(f"{path}: expected checkpoints/{name} in it, found none. Is it the folder of a run?")
@@ -148,55 +154,44 @@ def _previous(path: Path, number: int) -> Path:
 
 
 def _with_previous(path: Path) -> list[Path]:
-    """Those that are there of a checkpoint and the ones before it, the newest first."""
+    """Return the existing files among a checkpoint and the ones before it, newest first."""
     older = [_previous(path, number) for number in _numbers(path)]
     return [candidate for candidate in (path, *older) if candidate.is_file()]
 
 
 def _numbers(path: Path) -> list[int]:
-    """Of the checkpoints before one that are there."""
+    """Return the numbers of the checkpoints before one: 1 for last-1.pt."""
     numbered = re.compile(re.escape(path.stem) + r"-(0|[1-9][0-9]*)" + re.escape(path.suffix))
     matches = (numbered.fullmatch(other.name) for other in path.parent.glob(f"{path.stem}-*"))
     return sorted(int(match[1]) for match in matches if match)
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, once its digest is right and nothing in it is more than it should be."""
+    """Load a file once its digest is verified and its archive holds nothing but tensors and plain values.
+
+    Raises DamagedFile for other content, InputError for a file that cannot be read.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            if path.suffix == ".safetensors":  # plain tensors alone: a length, names in JSON, bytes
+            if path.suffix == ".safetensors":  # only tensors: a length, names in JSON, bytes
                 return safetensors.torch.load(file.read())
             size, digest = archive.verified_size(file)
-            seen = archive.read(file, size)
-            if digest is None and isinstance(seen, dict) and seen.get("format") not in (None, 1):
+            content = archive.read(file, size)
+            if digest is None and isinstance(content, dict) and content.get("format") not in (None, 1):  # 1 had none
                 raise UnsafePickle("its end, which holds the SHA-256, is missing or altered")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise InputError(f"{path}: could not be read ({error.strerror}). Change its rights") from error
-    except OSError as error:  # of a disk or a network, perhaps for a moment: no reason to take an older one
+    except OSError as error:  # the disk's or the network's, perhaps for a moment: no reason to take an older file
         raise InputError(
             f"{path}: could not be read ({error.strerror or error}). Try again, or take another"
         ) from error
     except UnsafePickle as error:
-        raise DamagedFile(f"{path}: no checkpoint, or a damaged one: {error}. Take another") from error
+        raise DamagedFile(f"{path}: not a checkpoint, or a damaged one: {error}. Take another") from error
     except Exception as error:  # torch raises nearly anything
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise InputError(f"{path}: there is too little memory to read it") from error
-        raise DamagedFile(f"{path}: no checkpoint, or a damaged one: {first_line(error)}. Take another") from error
-
-
-def _from_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 had no digest, knew less of where it was made, and had two keys less in its config."""
-    environment = {**_dict(content.get("versions")), **_dict(content.get("runtime"))}
-    config = {"keep": 1, "on_nonfinite": "stop"} | _dict(content["config"])
-    return content | {"format": 2, "environment": environment, "digests": {}, "faults": None, "config": config}
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+        raise DamagedFile(f"{path}: not a checkpoint, or a damaged one: {first_line(error)}. Take another") from error

@@ -1,4 +1,4 @@
-"""What the content of a checkpoint must look like: until it does, it is a stranger's and nothing is done with it."""
+"""Check the content of a checkpoint before anything else uses it: it may come from a stranger."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ Count = Annotated[int, Interval(ge=0)]
 Threads = Annotated[int, Interval(ge=1, le=1024)]
 LARGEST_INPUT = 1 << 26  # numbers in one example
 Side = Annotated[int, Interval(ge=1, le=LARGEST_INPUT)]
-MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us for each
+MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us per value
 LONGEST_TEXT = 1 << 12
 
 OF_EACH: dict[str, Any] = {
@@ -27,7 +27,7 @@ OF_EACH: dict[str, Any] = {
     "runtime.threads": Threads,
     "environment": dict,
 }
-# What last.pt has besides, to go on from.
+# Only in last.pt: the state to resume from.
 OF_LAST: dict[str, Any] = {
     "optimizer.state": dict,
     "optimizer.param_groups": list,
@@ -49,7 +49,7 @@ OF_LAST: dict[str, Any] = {
 
 
 def _leaves(node: Any) -> Iterator[Any]:
-    """Keys and values of a tree that are no groups themselves; a group that is there twice is gone through twice."""
+    """Yield all keys and values of a tree but its containers; one that is referenced twice is visited twice."""
     if isinstance(node, dict | list | tuple):
         for part in (*node, *node.values()) if isinstance(node, dict) else node:
             yield from _leaves(part)
@@ -58,7 +58,7 @@ def _leaves(node: Any) -> Iterator[Any]:
 
 
 def _is_plain(part: object) -> bool:
-    """Whether it is values by name that can be compared, and told in a line of a log."""
+    """True for a dict of names and plain values that can be compared and shown in one line of a log."""
     return isinstance(part, dict) and all(
         _is_line(key) and (type(value) is int or _is_line(value)) for key, value in part.items()
     )
@@ -69,7 +69,7 @@ def _is_line(value: object) -> bool:
 
 
 def validation_error(content: dict[str, Any]) -> str:
-    """What is wrong with the content of a checkpoint; empty where nothing is."""
+    """Return the first thing that is wrong with the content of a checkpoint, empty where nothing is."""
     for key, hint in (OF_EACH | OF_LAST if "optimizer" in content else OF_EACH).items():
         *parents, last = key.split(".")
         node: Any = content
@@ -79,16 +79,16 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"{key} is missing"
         if not conforms(node[last], hint):
             return f"{key} must be {describe(hint)}"
-    if not conforms(content.get("averages"), dict[str, Any] | None):  # older ones have none
+    if not conforms(content.get("averages"), dict[str, Any] | None):  # the first of format 2 have none
         return "averages must be weights by name"
-    if not conforms(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # likewise
+    if not conforms(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # as above
         return "data.range must be two numbers"
     for name in ("model", "averages"):
         weights = content.get(name) or {}
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
             return f"{name} must be weights by name"
     if any(isinstance(value, Tensor) and value.requires_grad and type(value) is Tensor for value in _leaves(content)):
-        return "its tensors must be values alone"
+        return "its tensors must not require gradients"
     for count, value in enumerate(_leaves(content["config"])):
         if count >= MOST_OF_CONFIG or not isinstance(value, str | bool | int | float | None):
             return f"config must be at most {MOST_OF_CONFIG:,} plain values"
@@ -96,14 +96,14 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"config must have texts of at most {LONGEST_TEXT:,} characters"
     if content["runtime"].keys() != {"precision", "threads"}:
         return "runtime must be precision and threads"
-    digests = content.get("digests", {})  # older checkpoints of the best have none
+    digests = content.get("digests", {})  # nor have the first best.pt
     if not isinstance(digests, dict) or not all(map(_is_plain, (content["environment"], *digests.values()))):
         return "environment and digests must be plain values by name"
     shape, (mean, std) = content["data"]["input_shape"], content["data"]["statistics"]
     if math.prod(shape) > LARGEST_INPUT:
         return f"data.input_shape={shape} is too large"
     if len(mean) != shape[0] or len(std) != shape[0] or not all(value > 0 for value in std):
-        return "data.statistics must have a mean and a deviation > 0 for each channel"
+        return "data.statistics must have a mean and a standard deviation > 0 for each channel"
     classes = content["data"]["classes"]
     if any(len(name) > LONGEST_TEXT for name in classes):
         return f"data.classes must be names of at most {LONGEST_TEXT:,} characters"

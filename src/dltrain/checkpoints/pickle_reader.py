@@ -1,7 +1,7 @@
-"""The values that torch.save pickled, told without unpickling: a machine that knows the few instructions it writes.
+"""Read what torch.save pickled without unpickling it, with an interpreter of the few instructions that torch writes.
 
-Plain values come out as they are, tensors as their dtype and shape. Whatever else is there, the name of code above all,
-is refused. Knows bytes; imports no torch.
+Plain values come out as they are, tensors as their dtype and shape. Everything else is refused, above all names of
+code. Knows bytes; imports no torch.
 """
 
 import pickletools
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_VALUES = 1_000_000
-MOST_TEXT = 1 << 25  # characters, each text as often as it is there
+MOST_TEXT = 1 << 25  # characters; a text that is referenced twice counts twice
 MOST_STEPS = 300_000  # a ResNet-50 with Adam has 30,000
 DEEPEST = 64
 SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1}
-SIZES |= {"Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}  # bytes of a number, by the name of its storage
+SIZES |= {"Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}  # bytes per number, by the name of the storage
 
 
 class UnsafePickle(ValueError):
-    """Why a file is not read, in a few words."""
+    """A checkpoint file is damaged or unsafe to load; the message is the reason in a few words."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor that was not read."""
+    """Dtype and shape of a tensor whose numbers are not read."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,19 +40,22 @@ class _Storage:
 
 
 def values(data: bytes, storages: dict[str, int]) -> Any:
-    """What is pickled in `data`, tensors as TensorInfo; `storages` are the bytes there are of each. Raises Refused."""
+    """Return what is pickled in `data`, tensors as TensorInfo. Raises UnsafePickle.
+
+    `storages` has the size in bytes of each storage of the file.
+    """
     try:
-        found = _Unpickler(storages).read(data)
+        content = _Unpickler(storages).read(data)
     except UnsafePickle:
         raise
-    except Exception as error:  # what is pickled in a wrong way raises nearly anything
+    except Exception as error:  # a damaged pickle raises nearly anything
         raise UnsafePickle(f"its values are damaged ({type(error).__name__})") from error
-    _check_amount(found)
-    return found
+    _check_amount(content)
+    return content
 
 
 class _Unpickler:
-    """A machine for the few instructions that torch.save writes for tensors and plain values."""
+    """Interprets the few pickle instructions that torch.save writes for tensors and plain values."""
 
     def __init__(self, storages: dict[str, int]) -> None:
         self.storages = storages
@@ -63,7 +66,7 @@ class _Unpickler:
     def read(self, data: bytes) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count > MOST_STEPS:
-                raise UnsafePickle(f"more than {MOST_STEPS:,} instructions")
+                raise UnsafePickle(f"it has more than {MOST_STEPS:,} instructions")
             self.step(opcode.name, argument)
         (value,) = self.stack
         return value
@@ -72,7 +75,7 @@ class _Unpickler:
         stack = self.stack
         match name:
             case "PROTO" if argument != 2:  # torch reads others too, with a warning
-                raise UnsafePickle(f"values that torch does not write (protocol {argument})")
+                raise UnsafePickle(f"it has values that torch does not write (protocol {argument})")
             case "PROTO" | "STOP":
                 pass
             case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "LONG1":
@@ -98,7 +101,7 @@ class _Unpickler:
             case "SETITEM" | "SETITEMS":
                 parts = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.since_mark()
                 if not all(type(key) in (str, int) for key in parts[::2]):
-                    raise UnsafePickle("keys that are no names")
+                    raise UnsafePickle("it has keys that are neither text nor whole numbers")
                 self.top(dict).update(zip(parts[::2], parts[1::2], strict=True))
             case "GLOBAL":
                 stack.append(_Global(argument))
@@ -106,12 +109,12 @@ class _Unpickler:
                 stack.append(self.storage(*stack.pop()))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(self.built(function, arguments))
+                stack.append(self.call(function, arguments))
             case "BUILD":
                 _check_attributes(stack.pop())
                 self.top(dict)
             case _:
-                raise UnsafePickle(f"values that torch does not write ({name})")
+                raise UnsafePickle(f"it has values that torch does not write ({name})")
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -121,19 +124,20 @@ class _Unpickler:
 
     def top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise UnsafePickle(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
+            raise UnsafePickle(f"it has a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
         return self.stack[-1]
 
     def storage(self, tag: str, kind: _Global, key: str, location: str, numbers: int) -> _Storage:
         name = kind.name.removeprefix("torch ").removesuffix("Storage")
         kinds = type(key), type(location), type(numbers)
         if (tag, kind.name) != ("storage", f"torch {name}Storage") or name not in SIZES or kinds != (str, str, int):
-            raise UnsafePickle(f"a storage of another kind ({kind.name[:60]})")
+            raise UnsafePickle(f"it has a storage of an unknown type ({kind.name[:60]})")
         if numbers < 0 or numbers * SIZES[name] > self.storages[key]:
-            raise UnsafePickle(f"{numbers:,} numbers where the file has {self.storages[key]:,} bytes")
+            raise UnsafePickle(f"it claims {numbers:,} numbers where it has {self.storages[key]:,} bytes")
         return _Storage(name, numbers)
 
-    def built(self, function: Any, arguments: Any) -> Any:
+    def call(self, function: Any, arguments: Any) -> Any:
+        """What one of the three known functions would return; nothing is called."""
         match function, arguments:
             case _Global("collections OrderedDict"), ():
                 return {}
@@ -144,22 +148,22 @@ class _Unpickler:
                 (_Storage() as storage, int(offset), tuple(shape), tuple(stride), bool(), dict(hooks)),
             ) if not hooks:
                 if not _fits(storage.numbers, offset, shape, stride):
-                    raise UnsafePickle("a tensor of numbers that are not there")
+                    raise UnsafePickle("it has a tensor that exceeds its storage or overlaps itself")
                 return TensorInfo(storage.kind.lower(), shape)
-        raise UnsafePickle(f"the name of code ({str(getattr(function, 'name', type(function).__name__))[:60]})")
+        raise UnsafePickle(f"it names code ({str(getattr(function, 'name', type(function).__name__))[:60]})")
 
 
 def _check_attributes(state: Any) -> None:
-    """Raise Refused for attributes of an OrderedDict but `_metadata` as a state dict has it: `items` is one as well."""
+    """Raise UnsafePickle for attributes of an OrderedDict other than a state dict's `_metadata`, such as `items`."""
     known = state.get("_metadata") if isinstance(state, dict) and list(state) == ["_metadata"] else None
     if not isinstance(known, dict) or not all(type(name) is str and isinstance(of, dict) for name, of in known.items()):
-        raise UnsafePickle("attributes that torch does not write")
+        raise UnsafePickle("it has attributes that torch does not write")
     if not all(type(of.get("version", 1)) is int and "assign_to_params_buffers" not in of for of in known.values()):
-        raise UnsafePickle("attributes that torch does not write")
+        raise UnsafePickle("it has attributes that torch does not write")
 
 
 def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether a view lies in its storage, each number of it there once: a stride of 0 makes of one number a million."""
+    """True if a view lies in its storage and uses each number once: a stride of 0 makes a million of one number."""
     if not all(type(each) is int and each >= 0 for each in (offset, *shape, *stride)) or len(shape) != len(stride):
         return False
     if 0 in shape:
@@ -173,7 +177,7 @@ def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, 
 
 
 def _check_amount(content: Any) -> None:
-    """Raise Refused for values too deep, or too many where one that is there twice is counted twice; texts too."""
+    """Raise UnsafePickle for values that are nested too deep or too many, counted as often as they are referenced."""
     amounts: dict[int, tuple[int, int]] = {}  # values, and characters in them
     inside: set[int] = set()
     stack: list[tuple[Any, bool]] = [(content, False)]
@@ -184,15 +188,15 @@ def _check_amount(content: Any) -> None:
         parts = [*value, *value.values()] if isinstance(value, dict) else value
         if is_done:
             inside.discard(id(value))
-            own = [amounts.get(id(part)) or (1, len(part) if isinstance(part, str) else 0) for part in parts]
-            amounts[id(value)] = 1 + sum(count for count, _ in own), sum(length for _, length in own)
+            sizes = [amounts.get(id(part)) or (1, len(part) if isinstance(part, str) else 0) for part in parts]
+            amounts[id(value)] = 1 + sum(count for count, _ in sizes), sum(length for _, length in sizes)
             if amounts[id(value)][0] > MOST_VALUES or amounts[id(value)][1] > MOST_TEXT:
-                raise UnsafePickle(f"more than {MOST_VALUES:,} values, or {MOST_TEXT:,} characters")
+                raise UnsafePickle(f"it has more than {MOST_VALUES:,} values, or {MOST_TEXT:,} characters")
         elif id(value) in inside:
-            raise UnsafePickle("a value that holds itself")
+            raise UnsafePickle("it has a value that contains itself")
         elif id(value) not in amounts:
             inside.add(id(value))
             if len(inside) > DEEPEST:
-                raise UnsafePickle(f"values deeper than {DEEPEST} levels")
+                raise UnsafePickle(f"it has values nested deeper than {DEEPEST} levels")
             stack.append((value, True))
             stack.extend((part, False) for part in parts)

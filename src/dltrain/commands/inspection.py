@@ -25,7 +25,7 @@ def lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from error
     except (UnsafePickle, ValueError) as error:
-        raise InputError(f"{path}: no checkpoint, or a damaged one: {error}") from error
+        raise InputError(f"{path}: not a checkpoint, or a damaged one: {error}") from error
     yield f"{path}, {size:,} bytes"
     yield f"digest       SHA-256 {digest}, verified" if digest else "digest       none: damage would not be noticed"
     if not isinstance(content, dict):
