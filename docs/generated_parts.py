@@ -171,11 +171,11 @@ def _group(group: str, place: tuple[str, str] | None) -> str:
 def experiments() -> str:
     """A section for each recorded experiment: the comment of its file, and what it sets."""
     parts = []
-    for path in sorted((config_folder() / "experiment").glob("*.yaml")):
+    for name, path in registry.options("experiment", [config_folder()]).items():
         summary, *others = [line for line in comment(path) if line]
         content = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#")
         told = [block(line, "bash") if line.startswith("dltrain ") else text(line) + "\n" for line in others]
-        parts += [f"## {path.stem}\n", text(summary) + "\n", *told, block(content.strip(), "yaml")]
+        parts += [f"## {name}\n", text(summary) + "\n", *told, block(content.strip(), "yaml")]
     return "\n".join(parts)
 
 

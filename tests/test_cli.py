@@ -88,9 +88,10 @@ def test_list_shows_every_option_with_its_line(dltrain: Command) -> None:
     result = dltrain("list")
     configs = Path(__file__).parents[1] / "configs"
     for group in ("model", "data", "optim", "schedule", "task", "device", "logger", "experiment"):
-        for path in (configs / group).glob("*.yaml"):
-            line = next(line for line in result.out.splitlines() if line.split()[:1] == [path.stem])
-            assert len(line.split()) > 2, f"{group}={path.stem} has no description"
+        for path in (configs / group).rglob("*.yaml"):
+            name = str(path.relative_to(configs / group).with_suffix(""))
+            line = next(line for line in result.out.splitlines() if line.split()[:1] == [name])
+            assert len(line.split()) > 2, f"{group}={name} has no description"
 
 
 def test_help_of_a_subcommand_shows_groups_and_keys(dltrain: Command) -> None:
@@ -175,7 +176,8 @@ MISTAKES = {
     "train schedule=cosin": "schedule=cosin: no such option; did you mean cosine?",
     "train device=gpu": "device=gpu: no such option; there are auto, cpu, cuda",
     "train task=clasification": "task=clasification: no such option; did you mean classification?",
-    "train experiment=lenet_mnst": "experiment=lenet_mnst: no such option; did you mean lenet_mnist?",
+    "train experiment=lenet_mnst": "experiment=lenet_mnst: no such option; did you mean textbook/lenet_mnist?",
+    "train experiment=lenet_mnist": "experiment=lenet_mnist: no such option; did you mean textbook/lenet_mnist?",
     "train optim.lr=-5": "optim.lr=-5: must be a number > 0 (from the command line)",
     "train optim.lr=fast": "optim.lr=fast: must be a number > 0 (from the command line)",
     "train optim.lr=inf": "optim.lr=inf: must be a number > 0 (from the command line)",
@@ -310,7 +312,11 @@ COMPLETIONS = {
     "dltrain train model=lstm model.cell=": ["model.cell=gru", "model.cell=lstm", "model.cell=rnn"],
     "dltrain train data.fl": ["data.flip="],
     "dltrain train data.flip=": ["data.flip=alternate", "data.flip=false", "data.flip=true"],
-    "dltrain train experiment=lenet_": ["experiment=lenet_cifar10", "experiment=lenet_mnist"],
+    "dltrain train expe": ["experiment="],
+    "dltrain train experiment=mnist_ml": ["experiment=mnist_mlp", "experiment=mnist_mlp_augmented"],
+    "dltrain train experiment=textbook/le": ["experiment=textbook/lenet_cifar10", "experiment=textbook/lenet_mnist"],
+    "dltrain train +experiment=textbook/lenet_m": ["+experiment=textbook/lenet_mnist"],
+    "dltrain eval expe": [],
     "dltrain eval mod": [],
     "dltrain eval dev": ["device.", "device="],
     "dltrain eval split=t": ["split=test", "split=train"],

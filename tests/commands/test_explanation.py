@@ -21,10 +21,10 @@ EXPLAINED = {
   from     the command line
   default  0.05 ({CONFIGS}/optim/sgd.yaml)
 """,
-    "train --explain optim.lr experiment=lenet_mnist": f"""optim.lr=0.001
+    "train --explain optim.lr experiment=textbook/lenet_mnist": f"""optim.lr=0.001
   means    learning rate
   is       a number > 0
-  from     {CONFIGS}/experiment/lenet_mnist.yaml
+  from     {CONFIGS}/experiment/textbook/lenet_mnist.yaml
   default  0.05 ({CONFIGS}/optim/sgd.yaml)
 """,
     "train --explain epochs --explain device.threads": f"""epochs=20
@@ -74,7 +74,7 @@ def test_a_key_is_explained(dltrain: Command, line: str) -> None:
     [
         ([], f"{CONFIGS}/train.yaml"),
         (["optim=adam"], "the command line"),
-        (["experiment=adam_mnist"], f"{CONFIGS}/experiment/adam_mnist.yaml"),
+        (["experiment=textbook/adam_mnist"], f"{CONFIGS}/experiment/textbook/adam_mnist.yaml"),
     ],
     ids=str,
 )

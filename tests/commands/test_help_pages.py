@@ -64,8 +64,9 @@ def test_the_help_has_every_option_and_says_which_is_chosen(dltrain: Command) ->
     text = dltrain("train", "model=mlp", "--help").out
     configs = Path(__file__).parents[2] / "configs"
     for group in registry.LISTED_GROUPS:
-        for path in (configs / group).glob("*.yaml"):
-            assert re.search(rf"^  {group}={path.stem}( \(chosen\))?  ", text, re.MULTILINE), path.stem
+        for path in (configs / group).rglob("*.yaml"):
+            name = path.relative_to(configs / group).with_suffix("")
+            assert re.search(rf"^  {group}={name}( \(chosen\))?  ", text, re.MULTILINE), name
     assert set(re.findall(r"(\S+) \(chosen\)", text)) >= {"model=mlp", "data=digits", "optim=sgd", "device=auto"}
 
 

@@ -16,7 +16,7 @@ from dltrain.config.hints import conforms
 from dltrain.config.registry import config_folder
 from support.command import Command
 
-EXPERIMENTS = sorted(config_folder().glob("experiment/*.yaml"))
+EXPERIMENTS = sorted(config_folder().glob("experiment/**/*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -166,5 +166,6 @@ def test_list_as_json_has_the_options_with_their_keys(dltrain: Command) -> None:
     }
     assert content["logger"]["mlflow"]["keys"]["experiment"]["default"] == "dltrain"
     for group, options in content.items():
-        assert sorted(options) == sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+        files = (path.relative_to(config_folder() / group) for path in (config_folder() / group).rglob("*.yaml"))
+        assert sorted(options) == sorted(str(file.with_suffix("")) for file in files)
         assert all(option["summary"] for option in options.values())

@@ -56,7 +56,7 @@ WORDS += ["\x00", "a\nb", "  "]
 
 @functools.cache
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return list(registry.options(group, [CONFIGS]))
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def typos(name: str) -> set[str]:
 
 
 def options(group: str) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+    return tuple(registry.options(group, [CONFIGS]))
 
 
 @functools.cache

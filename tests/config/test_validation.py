@@ -17,9 +17,7 @@ from dltrain.runtime.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = [
-    (path.parent.name, path.stem)
-    for group in (*registry.GROUPS, "device", "experiment")
-    for path in sorted((CONFIGS / group).glob("*.yaml"))
+    (group, name) for group in (*registry.GROUPS, "device", "experiment") for name in registry.options(group, [CONFIGS])
 ]
 BUILT_IN = [(group, name) for group in registry.GROUPS for name in registry.names(group)]
 

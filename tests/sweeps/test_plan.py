@@ -17,7 +17,7 @@ from support.tiers import mostly_slow
 LINES = [
     ["model=mlp,lenet", "optim.lr=0.1,0.2", "seed=range(3)"],
     ["model=mlp", "model.hidden=[1],[2,3],[]", "++data.val=0,0.1,20", "optim=sgd,adam"],
-    ["experiment=mlp_mnist,lenet_mnist", "optim.lr=0.1,1e-3,1", "name=a,'b c',null,\"x=y\",1e3x"],
+    ["experiment=textbook/mlp_mnist,textbook/lenet_mnist", "optim.lr=0.1,1e-3,1", "name=a,'b c',null,\"x=y\",1e3x"],
     ["optim=adam,adamw", "optim.beta1=0.9,0.8", "~schedule.warmup", "schedule=onecycle"],
     ["model=mlp", "name='${oc.env:HOME}',b", "seed=choice(1,2)", "epochs=3,5"],
     ["optim.lr=0.5,0.6", "optim={lr:0.1,momentum:0.5}", "seed=1,2"],  # the order of words counts

@@ -10,25 +10,25 @@ from support.command import Command
 from support.tiers import mostly_slow
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiment"
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-SEEDS = {
-    "lenet_mnist": ("lenet", "mnist", "sgd", 0.001, 64, 10),
-    "mlp_mnist": ("mlp", "mnist", "sgd", 0.01, 64, 10),
-    "mlp_small_mnist": ("mlp", "mnist", "sgd", 0.01, 64, 10),
-    "cnn_mnist": ("cnn", "mnist", "sgd", 0.01, 64, 5),
-    "lenet_cifar10": ("lenet", "cifar10", "sgd", 0.001, 100, 10),
-    "linear_regression": ("linear", "line", "sgd", 0.01, 100, 1000),
-    "lstm_mnist": ("lstm", "mnist", "adam", 0.001, 64, 5),
-    "attention_mnist": ("attention", "mnist", "adam", 0.001, 64, 5),
-    "autoencoder_mnist": ("autoencoder", "mnist", "adam", 0.001, 64, 10),
-    "adam_mnist": ("mlp", "mnist", "adam", 0.001, 64, 5),
+NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+TEXTBOOK = {
+    "textbook/lenet_mnist": ("lenet", "mnist", "sgd", 0.001, 64, 10),
+    "textbook/mlp_mnist": ("mlp", "mnist", "sgd", 0.01, 64, 10),
+    "textbook/mlp_small_mnist": ("mlp", "mnist", "sgd", 0.01, 64, 10),
+    "textbook/cnn_mnist": ("cnn", "mnist", "sgd", 0.01, 64, 5),
+    "textbook/lenet_cifar10": ("lenet", "cifar10", "sgd", 0.001, 100, 10),
+    "textbook/linear_regression": ("linear", "line", "sgd", 0.01, 100, 1000),
+    "textbook/lstm_mnist": ("lstm", "mnist", "adam", 0.001, 64, 5),
+    "textbook/attention_mnist": ("attention", "mnist", "adam", 0.001, 64, 5),
+    "textbook/autoencoder_mnist": ("autoencoder", "mnist", "adam", 0.001, 64, 10),
+    "textbook/adam_mnist": ("mlp", "mnist", "adam", 0.001, 64, 5),
 }
 FAST = [name for name in NAMES if name.endswith(("linear_regression", "mlp_small_mnist"))]
 RECIPES = [name for name in NAMES if name.startswith(("mnist_", "cifar10_"))]
 
 
 def test_what_is_no_recipe_is_one_of_the_seed_experiments_and_they_are_all_there() -> None:
-    assert set(NAMES) - set(RECIPES) == set(SEEDS)
+    assert set(NAMES) - set(RECIPES) == set(TEXTBOOK)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -39,11 +39,11 @@ def test_a_recipe_is_for_the_data_it_is_called_after_and_holds_nothing_back(name
     assert find_problems(config, "train") == []
 
 
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", TEXTBOOK)
 def test_an_experiment_composes_to_its_seed_settings(name: str) -> None:
     config = compose("train", [f"+experiment={name}"])
     found = (config["model"]["name"], config["data"]["name"], config["optim"]["name"], config["optim"]["lr"])
-    assert (*found, config["batch_size"], config["epochs"]) == SEEDS[name]
+    assert (*found, config["batch_size"], config["epochs"]) == TEXTBOOK[name]
     assert config["data"]["val"] == 0
     assert config["schedule"]["name"] == "constant"
     assert find_problems(config, "train") == []
@@ -58,14 +58,14 @@ def test_an_experiment_s_header_has_its_command_and_a_measured_result(name: str)
 
 
 def test_the_command_line_has_the_last_word_over_an_experiment() -> None:
-    assert compose("train", ["+experiment=lenet_mnist", "epochs=2", "model=mlp"])["model"]["name"] == "mlp"
-    assert compose("train", ["+experiment=lenet_mnist", "epochs=2"])["epochs"] == 2
+    assert compose("train", ["+experiment=textbook/lenet_mnist", "epochs=2", "model=mlp"])["model"]["name"] == "mlp"
+    assert compose("train", ["+experiment=textbook/lenet_mnist", "epochs=2"])["epochs"] == 2
 
 
 @pytest.mark.usefixtures("cifar10_sums")
 @pytest.mark.parametrize("name", mostly_slow(NAMES, fast=FAST))
 def test_an_experiment_trains_and_tests(dltrain: Command, data_root: Path, name: str) -> None:
-    root = [] if name == "linear_regression" else [f"data.root={data_root}"]
+    root = [] if name == "textbook/linear_regression" else [f"data.root={data_root}"]
     result = dltrain("train", f"experiment={name}", "limit_steps=2", *root)
     assert result.code == 0, result.err
     assert '"test"' in (result.folder / "summary.json").read_text()

@@ -1,4 +1,4 @@
-"""Shell completion: what Hydra offers, subcommands in front, the values of keys, and runs where one is asked for."""
+"""Shell completion: Hydra's candidates, and also subcommands, experiments in sub-folders, values of keys, and runs."""
 
 import contextlib
 import io
@@ -14,19 +14,19 @@ from dltrain.config import hints, registry, signatures
 from dltrain.runtime.folders import newest_first
 
 NOT_HYDRAS = ("--explain", "--json", "--summary")
-MOST_FOLDERS = 20  # as many as a person looks through
+MOST_FOLDERS = 20  # no more than can be taken in at a glance
 WEIGHTS = (".pt", ".pth")
-# Shells split words at blanks and colons, and read more into the other signs; Hydra takes a comma for a sweep.
+# Shells split at spaces and colons and interpret other characters; Hydra takes a comma for a sweep.
 PLAIN = r"[\w./~=+@%-]+"
 
 
 def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) -> list[str]:
-    """Words that may follow a command line; `hydra` runs a subcommand with arguments and prints Hydra's own answer."""
-    _, *words = _split(line) or [""]
-    current = words.pop() if words and not line.endswith(" ") else ""
-    if not words:
+    """Return what may come next on a command line; `hydra` runs a subcommand and prints Hydra's own candidates."""
+    _, *arguments = _split(line) or [""]
+    current = arguments.pop() if arguments and not line.endswith(" ") else ""
+    if not arguments:
         return sorted(command for command in usage.COMMANDS if command.startswith(current))
-    command = words[0]
+    command = arguments[0]
     if command not in usage.COMMANDS:
         return []
     if current.startswith("-"):
@@ -35,46 +35,55 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
     if command not in registry.COMMANDS:
         return folders(command, "", current) if command in FOLDERS else []
     key, equals, path = current.lstrip("+").partition("=")
-    if equals and key in FOLDERS and (key in _own_keys(command) or key.startswith("sweep.")):
+    if equals and key in FOLDERS and (key in _top_level_keys(command) or key.startswith("sweep.")):
         return folders(key, f"{key}=", path)
-    if words[-1] == "--explain":
-        return [word for word in _keys(command) if word.startswith(current)]
-    flags = [f"--config-dir={folder}" for folder in _config_folders(words)]
+    if arguments[-1] == "--explain":
+        return [key for key in _keys(command) if key.startswith(current)]
+    folders_typed = _config_folders(arguments)
     output = io.StringIO()
-    # Flags that Hydra has not, and what it cannot part at blanks, say nothing about what may follow.
-    others = [word for flag, word in itertools.pairwise(words) if flag != "--explain" or word.startswith("-")]
-    before = [word for word in others if word not in NOT_HYDRAS and re.fullmatch(PLAIN, word)]
+    # Hydra gets neither flags that it does not know nor arguments with spaces; no candidate depends on them.
+    others = [each for flag, each in itertools.pairwise(arguments) if flag != "--explain" or each.startswith("-")]
+    before = [each for each in others if each not in NOT_HYDRAS and re.fullmatch(PLAIN, each)]
     os.environ["COMP_LINE"] = " ".join(["dltrain", *before, current])
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
-        hydra(command, ["-sc", f"query={shell}", *flags])
-    own = registry.COMMANDS[command][2]
-    offered = [word for word in output.getvalue().split() if _belongs(word.lstrip("+~"), own)]
+        hydra(command, ["-sc", f"query={shell}", *(f"--config-dir={folder}" for folder in folders_typed)])
+    groups = registry.COMMANDS[command][2]
+    offered = [each for each in output.getvalue().split() if _belongs(each.lstrip("+~"), groups)]
+    if "model" in groups:
+        offered += _experiments(current, [registry.config_folder(), *map(Path, folders_typed)])
     return sorted({*offered, *values(command, current)})
 
 
+def _experiments(partial: str, configs: Iterable[Path]) -> list[str]:
+    """Return `experiment=` or its options as they continue an argument; Hydra lists none of a sub-folder."""
+    key = "+experiment=" if partial.startswith("+") else "experiment="
+    names = registry.options("experiment", configs) if "=" in partial else [""]
+    return [key + name for name in names if (key + name).startswith(partial)]
+
+
 def _split(line: str) -> list[str]:
-    """The words of a command line as a shell parts them."""
+    """Split a command line as a shell does; at spaces alone while a quote is open."""
     try:
         return shlex.split(line)
-    except ValueError:  # within quotes
+    except ValueError:  # an open quote
         return line.split()
 
 
 def in_order(script: str) -> str:
-    """Hydra's script for a shell, which in bash then leaves the words in their order; an old bash cannot, and sorts."""
+    """Return Hydra's completion script, made to keep the order of candidates in bash; an old bash sorts them."""
     ordered = re.search(r"complete (-o nospace .*hydra_bash_completion .*)", script)
     return f"{script}complete -o nosort {ordered[1]} 2>/dev/null || true\n" if ordered else script
 
 
 def folders(what: str, prefix: str, partial: str) -> list[str]:
-    """Runs, sweeps or files that a key or a subcommand takes, the newest first; else what lies in a folder typed."""
-    found = (path for path in FOLDERS[what]() if path.startswith(partial))
-    shown = [prefix + path for path in itertools.islice(found, MOST_FOLDERS) if re.fullmatch(PLAIN, path)]
+    """Return runs, sweeps or files that a key or a subcommand takes, newest first; else the content of a folder."""
+    matching = (path for path in FOLDERS[what]() if path.startswith(partial))
+    shown = [prefix + path for path in itertools.islice(matching, MOST_FOLDERS) if re.fullmatch(PLAIN, path)]
     return shown or [prefix + path for path in _inside(partial) if re.fullmatch(PLAIN, path)]
 
 
 def _runs(*files: str) -> Iterator[str]:
-    """Runs that have one of these files."""
+    """Return the runs that have one of these checkpoints, newest first."""
     return (
         str(run)
         for run in newest_first(Path("outputs"))
@@ -87,11 +96,11 @@ def _sweeps() -> Iterator[str]:
 
 
 def _all() -> Iterator[str]:
-    """Runs and sweeps together."""
+    """Return runs and sweeps together, newest first."""
     return map(str, newest_first(Path("outputs"), Path("outputs", "sweeps")))
 
 
-# What is offered behind a key or a subcommand.
+# The candidates after a key or a subcommand.
 FOLDERS: dict[str, Callable[[], Iterable[str]]] = {
     "ckpt": lambda: _runs("best.pt"),
     "resume": lambda: _runs("last.pt"),
@@ -103,38 +112,36 @@ FOLDERS: dict[str, Callable[[], Iterable[str]]] = {
 
 
 def _inside(partial: str) -> list[str]:
-    """Folders and checkpoints whose path begins as it is typed."""
+    """Return the folders and checkpoints whose path begins with what is typed."""
     typed, _, name = partial.rpartition("/")
     with contextlib.suppress(OSError, RuntimeError):
         folder = Path(partial[: len(partial) - len(name)] or ".").expanduser()
-        own = sorted(path for path in folder.iterdir() if path.name.startswith(name) and (name or path.name[0] != "."))
-        ends = [(path.name, "/" if path.is_dir() else "") for path in own if path.is_dir() or path.suffix in WEIGHTS]
+        paths = sorted(path for path in folder.iterdir() if path.name.startswith(name))
+        paths = [path for path in paths if name or path.name[0] != "."]
+        ends = [(path.name, "/" if path.is_dir() else "") for path in paths if path.is_dir() or path.suffix in WEIGHTS]
         return [f"{typed}{'/' * ('/' in partial)}{each}{end}" for each, end in ends[:MOST_FOLDERS]]
     return []
 
 
 def _belongs(word: str, nodes: dict[str, tuple[str, str] | None]) -> bool:
-    """Whether a word is not a group of another subcommand; Hydra offers every folder of configs/."""
-    if word in ("common", "hydra", "hydra/"):
-        return False
+    """True unless Hydra's candidate is a group of another subcommand, or an experiment: it offers all of configs/."""
     name = word.partition("=")[0].partition("/")[0].partition(".")[0]
-    if name == "experiment":
-        return "model" in nodes
+    if word in ("common", "hydra", "hydra/") or name == "experiment":
+        return False
     return not (name in (*registry.GROUPS, "device") and name not in nodes) and not (
         name in nodes and "=" in word and nodes[name] is not None and name in registry.GROUPS
     )
 
 
-def _config_folders(words: Sequence[str]) -> list[str]:
-    """What --config-dir (or -cd) names on the line."""
-    found = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
-    following = itertools.pairwise(words)
-    return found + [value for flag, value in following if flag in ("--config-dir", "-cd")]
+def _config_folders(arguments: Sequence[str]) -> list[str]:
+    """Return the folders that follow --config-dir (or -cd)."""
+    joined = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
+    return joined + [value for flag, value in itertools.pairwise(arguments) if flag in ("--config-dir", "-cd")]
 
 
-def values(command: str, word: str) -> list[str]:
-    """`model.cell=` and the like to `model.cell=gru` …, where the values can be counted."""
-    key, equals, partial = word.lstrip("+").partition("=")
+def values(command: str, argument: str) -> list[str]:
+    """Return `model.cell=gru` and so on for `model.cell=`, where a key has a fixed list of values."""
+    key, equals, partial = argument.lstrip("+").partition("=")
     if not equals:
         return []
     source, name, nodes = registry.COMMANDS[command]
@@ -149,20 +156,20 @@ def values(command: str, word: str) -> list[str]:
 
 
 def _options(node: str, place: tuple[str, str] | None) -> list[signatures.Signature]:
-    """What a node can hold: the options of its group, or the one that is at `place`."""
+    """Return the signatures that a node can have: the options of its group, or the one that is at `place`."""
     if place is not None:
         return [signatures.builtin(*place)]
     return [option for name in registry.names(node) if (option := registry.signature(node, name)) is not None]
 
 
-def _own_keys(command: str) -> dict[str, signatures.Param]:
-    """Keys of a subcommand outside the groups."""
+def _top_level_keys(command: str) -> dict[str, signatures.Param]:
+    """Return the keys of a subcommand that are in no group."""
     return signatures.builtin(*registry.COMMANDS[command][:2]).keys
 
 
 def _keys(command: str) -> list[str]:
-    """What --explain can be asked for: keys of a subcommand and of all options, and groups."""
-    found = {*_own_keys(command), *registry.COMMANDS[command][2]}
+    """Return what --explain takes: groups, and the keys of a subcommand and of all options."""
+    keys = {*_top_level_keys(command), *registry.COMMANDS[command][2]}
     for node, place in registry.COMMANDS[command][2].items():
-        found |= {f"{node}.{key}" for option in _options(node, place) for key in option.keys}
-    return sorted(found)
+        keys |= {f"{node}.{key}" for option in _options(node, place) for key in option.keys}
+    return sorted(keys)

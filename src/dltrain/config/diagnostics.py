@@ -44,6 +44,9 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     ):
         loader = GlobalHydra.instance().config_loader()
         options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
+        for override, names in zip(overrides, options, strict=True):
+            if override.key_or_group == "experiment":  # Hydra lists none of a sub-folder
+                names[:] = _option_names("experiment", arguments.config_dir)
         keys += [override for override, names in zip(overrides, options, strict=True) if not names]
         chosen = [(override, names) for override, names in zip(overrides, options, strict=True) if names]
         words, wrong = _options(chosen, registry.COMMANDS[command][2])
@@ -105,16 +108,21 @@ def _in_experiment(command: str, own: str | None, told: str) -> list[Problem]:
     if "@experiment." in told:  # where it puts them without the first line
         return [Problem("experiment", f': its YAML must begin with "{registry.WHOLE}"')]
     if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", told)) and found[1] in registry.GROUPS:
-        folders = [config_folder(), *([Path(own)] if own else [])]
-        names = sorted({path.stem for folder in folders for path in (folder / found[1]).glob("*.yaml")})
-        return [Problem(found[1], _no_option(found[2], names) + place)]
+        return [Problem(found[1], _no_option(found[2], _option_names(found[1], own)) + place)]
     if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", told):
         return [Problem(found[1], f": no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}")]
     return []
 
 
+def _option_names(group: str, config_dir: str | None) -> list[str]:
+    """Return the options of a group, those in the folder of --config-dir too."""
+    return list(registry.options(group, [config_folder(), *([Path(config_dir)] if config_dir else [])]))
+
+
 def _no_option(value: Any, names: list[str]) -> str:
-    return f"={to_cli(value)}: no such option{suggest(to_cli(value), names) or '; dltrain list shows all'}"
+    text = to_cli(value)
+    moved = [f"; did you mean {name}?" for name in names if name.endswith(f"/{text}")]
+    return f"={text}: no such option{(moved or [suggest(text, names)])[0] or '; dltrain list shows all'}"
 
 
 def _values(override: Override) -> list[Any]:

@@ -38,8 +38,7 @@ class Provenance:
 
     def default(self, key: str) -> tuple[Any, str] | None:
         """The value of a key where neither a word nor an experiment sets it, and its file; None where it has none."""
-        usual = ((value, str(file)) for file, value in self._places(key) if file.parent.name != "experiment")
-        return next(usual, None)
+        return next(((value, str(file)) for file, value in self._places(key, with_experiment=False)), None)
 
     def of_option(self, group: str) -> str:
         """What chose the option of a group."""
@@ -55,11 +54,11 @@ class Provenance:
                 return str(file)
         return ""
 
-    def _places(self, key: str) -> Iterator[tuple[Path, Any]]:
+    def _places(self, key: str, *, with_experiment: bool = True) -> Iterator[tuple[Path, Any]]:
         """Files that have a key, and its value in each; the first has the last word: experiments come after groups."""
         group, _, last = key.partition(".")
         places = [
-            (f"experiment/{self.chosen.get('experiment')}.yaml", key),
+            *[(f"experiment/{self.chosen.get('experiment')}.yaml", key)] * with_experiment,
             (f"{group}/{self.chosen.get(group)}.yaml", last),
             (f"{group}/{last.partition('.')[0]}.yaml", last),  # one of several options of a group
         ]

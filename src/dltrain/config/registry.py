@@ -22,9 +22,12 @@ LISTED_GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger
 
 
 def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
-    """Options of a group and the file of each; of two with one name that in the first folder."""
-    files = [path for folder in reversed(list(folders)) for path in (folder / group).glob("*.yaml")]
-    return dict(sorted((path.stem, path) for path in files))
+    """Return the options of a group, FOLDER/NAME in a sub-folder, and their files; the first folder wins."""
+    bases = [folder / group for folder in reversed(list(folders))]
+    files = [
+        (path.relative_to(base).with_suffix("").as_posix(), path) for base in bases for path in base.rglob("*.yaml")
+    ]
+    return dict(sorted(dict(files).items()))
 
 
 def summary(group: str, name: str, path: Path) -> str:

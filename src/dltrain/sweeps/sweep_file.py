@@ -1,14 +1,15 @@
 """sweep.json: the words a sweep was started with, so that it can go on without typing them again."""
 
 import json
+import re
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dltrain import __version__
-from dltrain.config.overrides import split_argv
-from dltrain.config.registry import GROUPS
+from dltrain.config.overrides import parse_flags, split_argv
+from dltrain.config.registry import GROUPS, config_folder, options
 from dltrain.runtime import atomic_files, folders, torchrun
 from dltrain.runtime.errors import ConfigError, InputError
 
@@ -40,12 +41,12 @@ def parse_request(command: str, argv: list[str]) -> Request:
     if (text := typed.get("sweep.resume", "null")) == "null":
         return Request(command, flags, words)
     folder = _found(text)
-    path = folder / "sweep.json"
+    path, config_dir = folder / "sweep.json", parse_flags(command, flags).config_dir
     if [word for word in words if not _is_of_start(word)]:
         if path.exists():
-            _read(path, command)
+            _read(path, command, config_dir)
         return Request(command, flags, words, folder)
-    stored = _read(path, command)
+    stored = _read(path, command, config_dir)
     before = [word for word in stored if _key(word) not in typed and (_key(word) in OWN or not _is_of_start(word))]
     before += [word for word in stored if _is_kept_output(word, typed)]
     if not {ADDRESS, "logger"} & set(typed) and ADDRESS in map(_key, stored):
@@ -90,10 +91,10 @@ def _found(text: str) -> Path:
     return folder
 
 
-def _read(path: Path, command: str) -> list[str]:
+def _read(path: Path, command: str, config_dir: str | None) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        words = [str(word) for word in content["overrides"]]
+        words = [_moved(str(word), config_dir) for word in content["overrides"]]
         cwd = Path(content.get("cwd", "."))
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
@@ -109,6 +110,19 @@ def _read(path: Path, command: str) -> list[str]:
     if cwd != Path() and cwd != Path.cwd():
         print(f"{path.parent} was started in {cwd}; paths in its words now begin in this folder")
     return words
+
+
+def _moved(word: str, config_dir: str | None) -> str:
+    """Return an override with the name of an experiment that moved to textbook/ after the sweep began."""
+    key, equals, value = word.partition("=")
+    if _key(word) != "experiment":
+        return word
+    names = options("experiment", [config_folder(), *([Path(config_dir)] if config_dir else [])])
+
+    def moved(name: str) -> str:
+        return f"textbook/{name}" if name not in names and f"textbook/{name}" in names else name
+
+    return key + equals + re.sub(r"""[^,'"()\[\] ]+""", lambda match: moved(match[0]), value)
 
 
 def command_to_resume(request: Request, folder: Path, words: Sequence[str], trusted: Collection[str] = ()) -> str:
