@@ -116,7 +116,7 @@ def told() -> Iterator[list[str]]:
 
 def test_a_change_is_told_in_the_log(told: list[str]) -> None:
     saved_config.resume_config(STORED, given(), ["resume", "epochs", "optim.lr"])
-    assert told == ["resume: epochs, optim.lr changed: from here on the run is not what it would have been"]
+    assert told == ["resume: epochs, optim.lr changed: from here on the run differs from an uninterrupted one"]
 
 
 def test_no_change_is_not_told(told: list[str]) -> None:

@@ -193,7 +193,7 @@ def test_keys_that_change_the_weights_are_told_in_one_line(
     assert result.code == 0
     (line,) = [line for line in result.out.splitlines() if "changed" in line]
     keys = sorted(word.partition("=")[0] for word in words)
-    assert line == f"resume: {', '.join(keys)} changed: from here on the run is not what it would have been"
+    assert line == f"resume: {', '.join(keys)} changed: from here on the run differs from an uninterrupted one"
 
 
 def test_a_value_that_is_typed_as_it_was_is_no_change(dltrain: Command, folder: Path) -> None:

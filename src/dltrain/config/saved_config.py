@@ -1,4 +1,4 @@
-"""The config inside a checkpoint: joined with what is typed now, and never trusted to name code."""
+"""Merge the config saved in a checkpoint with the keys typed now, and refuse code and addresses that it names."""
 
 import copy
 import hashlib
@@ -11,20 +11,57 @@ from dltrain.runtime.errors import ConfigError, printable
 
 log = logging.getLogger(__name__)
 
-# What may not change in a run that is resumed: with other data, another network or another task it is another run.
-# Of an optimizer the moments lie in groups of one rate each.
+# Keys that may not change in a resumed run: with other data, another network or another task it is another run. The
+# optimizer's moments are stored in parameter groups, one for each learning rate.
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
 FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
-# What may change and leaves the weights as they would have been; of another device the run tells itself.
+# Keys that may change without a warning: the weights stay the same. A run reports another device itself.
 HARMLESS = ("data.root", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
 STOPPING = ("limit_steps", "max_seconds", "patience")
-# Keys that the checkpoints of older versions lack, with the value they are read with.
-ADDED = {"report": True, "ema": None}
+# Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
+# GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
+ADDED: dict[str, Any] = {"report": True, "ema": None}
+# These were in the configs of sweeps before their jobs' digests left out any of ADDED.
+IN_DIGESTS = ("ema",)
 START_ONLY = ("resume", "trust", "name", "init")
 
 
+def with_added(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config in which the keys of ADDED that it lacks have the value that behaves as before."""
+    completed = copy.deepcopy(config)
+    for key, value in ADDED.items():
+        if (node := _node_of(completed, key)) is not None:
+            node.setdefault(key.rpartition(".")[2], value)
+    return completed
+
+
+def without_added(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config as a version before the keys of ADDED composed it, if they behave as before.
+
+    The digest of a sweep's job is made of it, so that a sweep of an older version knows its jobs again.
+    """
+    older = copy.deepcopy(config)
+    for key, value in ADDED.items():
+        node, name = _node_of(older, key), key.rpartition(".")[2]
+        if key not in IN_DIGESTS and node is not None and node.get(name, ...) == value:
+            del node[name]
+    return older
+
+
+def _node_of(config: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """The node that a key of ADDED belongs to; None where the config has no such group or another option of it."""
+    node: Any = config
+    for depth, parent in enumerate(key.split(".")[:-1]):
+        if isinstance(node, dict) and (depth == 0 or node.get("name") != parent):
+            node = node.get(parent)
+    return node if isinstance(node, dict) else None
+
+
 def merge_overrides(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
-    """The stored config with the typed keys taken from the given one; `optim.lr` and whole groups alike."""
+    """Return the stored config with the typed keys, such as `optim.lr` or a whole group, taken from `given`.
+
+    Raises ConfigError for a key that the stored config has no place for, or that is deleted.
+    """
     joined = copy.deepcopy(stored)
     for key in typed:
         *parents, last = key.split(".")
@@ -32,62 +69,68 @@ def merge_overrides(stored: dict[str, Any], given: dict[str, Any], typed: Collec
         for parent in parents:
             source, target = source[parent], target.setdefault(parent, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"{key}: cannot be set; what the checkpoint has there is no group of keys")
+            raise ConfigError(f"{key}: cannot be set; the checkpoint has a single value there, not a group of keys")
         if last not in source:
-            raise ConfigError(f"{key}: cannot be taken away from a run that is resumed")
+            raise ConfigError(f"{key}: cannot be removed from a resumed run")
         target[last] = copy.deepcopy(source[last])
     return joined
 
 
 def resume_config(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
-    """The config of a run that is continued: its own, with what is typed now where that may change."""
+    """Return the config of a resumed run: the stored one with the keys typed now.
+
+    Warns of changed keys; raises ConfigError for those that may not change.
+    """
     if unfit := [key for key in typed if key in ("experiment", "init", "name")]:
         raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
-    stored = ADDED | stored
+    stored = with_added(stored)
     joined = merge_overrides(stored, given, [key for key in typed if key not in ("resume", "trust")])
     changed = _differences(stored, joined)
     if fixed := [key for key in changed if key in FIXED_GROUPS or key.partition(".")[0] in FIXED]:
         raise ConfigError(f"resume: {', '.join(fixed)} cannot change in a resumed run. Start a new one with init=")
     if changed:
-        log.warning("resume: %s changed: from here on the run is not what it would have been", ", ".join(changed))
+        log.warning("resume: %s changed: from here on the run differs from an uninterrupted one", ", ".join(changed))
     return joined
 
 
 def restart_config(config: dict[str, Any], typed: Collection[str], folder: str) -> tuple[dict[str, Any], list[str]]:
-    """The config and typed keys of a command line that is given once more, to go on with the run that it began."""
+    """Return the config and typed keys with which a restarted command resumes the run that it began in `folder`."""
     trust = [config["trust"]] if isinstance(config["trust"], str) else config["trust"]
-    own = [package for _, package in custom_imports(config)]
+    packages = [package for _, package in custom_imports(config)]
     kept = [key for key in typed if key not in ("experiment", "init", "name")]
-    return config | {"resume": folder, "trust": [*trust, *own]}, kept
+    return config | {"resume": folder, "trust": [*trust, *packages]}, kept
 
 
 def digests(values: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of the value of each key that matters, references filled in: no value itself is told."""
+    """Return the SHA-256 of each value that matters, interpolations resolved: comparable, and reveals no secret."""
     return {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in _leaves(values).items()}
 
 
 def warn_changed_interpolations(values: dict[str, Any], before: dict[str, str], typed: Collection[str]) -> None:
-    """Say which keys that are not typed refer to something else than they did; raise ConfigError for fixed ones."""
+    """Warn of untyped keys that resolve to another value than when the run was saved.
+
+    Raises ConfigError for keys that may not change. `before` are the `digests` of that time.
+    """
     now = digests(values)
     kept = [key for key in before if key in now and not {key, key.partition(".")[0]} & set(typed)]
     changed = [key for key in kept if before[key] != now[key]]
     if fixed := [key for key in changed if key.partition(".")[0] in FIXED]:
         raise ConfigError(
-            f"resume: {', '.join(fixed)} had another value when the run was saved: what it refers to has changed, "
-            "such as an environment variable. Bring that back"
+            f"resume: {', '.join(fixed)} had another value when the run was saved: an environment variable or another "
+            "key that it refers to has changed. Set it back"
         )
     if changed:
         log.warning("resume: %s had another value when the run was saved", ", ".join(changed))
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Dotted keys that matter and are not the same in two configs."""
+    """Return the dotted keys that matter and differ between two configs."""
     before, after = _leaves(one), _leaves(other)
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
 def _leaves(config: dict[str, Any]) -> dict[str, Any]:
-    """Values by dotted key, of groups and outside them, without the harmless ones."""
+    """Return the values by dotted key, without those that may change freely in a resumed run."""
     leaves = {}
     for key, value in config.items():
         for name, leaf in value.items() if isinstance(value, dict) else [("", value)]:
@@ -98,15 +141,15 @@ def _leaves(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_only_reason(values: dict[str, Any], typed: Collection[str]) -> str:
-    """Why nothing is downloaded into the folder of the data; empty where the checkpoint has not chosen it."""
+    """Return why nothing may be downloaded into the data folder; empty unless only the checkpoint names that folder."""
     root = values["data"].get("root")
     if root is None or {"data", "data.root"} & set(typed):
         return ""
-    return f"what a checkpoint names is only read. To download, add data.root={root}"
+    return f"a data.root from a checkpoint is only read. To download, add data.root={root}"
 
 
 def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: str = "the checkpoint") -> None:
-    """Raise ConfigError where a checkpoint names a person's own code whose package is not in `trust`."""
+    """Raise ConfigError where a checkpoint names custom code of a package that is not in `trust`."""
     trusted = [trust] if isinstance(trust, str) else trust
     for name, package in custom_imports(stored):
         if package not in trusted:
@@ -115,20 +158,20 @@ def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: 
 
 
 def require_typed_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:
-    """Raise ConfigError where a checkpoint, and nobody's hand, says to which server or folder figures go."""
+    """Raise ConfigError where only a checkpoint, not the user, names the server or folder that metrics are sent to."""
     nodes = values.get("logger")
     node = nodes.get("mlflow") if isinstance(nodes, dict) else None
     keys = {"logger", "logger.mlflow", "logger.mlflow.tracking_uri"}
     if isinstance(node, dict) and node.get("tracking_uri") is not None and not keys & set(typed):
         raise ConfigError(
-            f"{what} says to which logger.mlflow.tracking_uri its figures go. Type it yourself, or set it to null and "
+            f"{what} says to which logger.mlflow.tracking_uri its metrics go. Type it yourself, or set it to null and "
             "the environment variable MLFLOW_TRACKING_URI to it, or go on without it: logger=none"
         )
 
 
 def custom_imports(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a config names of a person's own code, each with its package."""
+    """Return the import path and the package of each piece of custom code that a config names."""
     nodes = [config.get(group) for group in GROUPS]
     names = [node.get("name") for node in nodes if isinstance(node, dict)]
-    own = [name for name in names if isinstance(name, str) and ":" in name]
-    return [(name, name.partition(":")[0].partition(".")[0]) for name in own]
+    custom = [name for name in names if isinstance(name, str) and ":" in name]
+    return [(name, name.partition(":")[0].partition(".")[0]) for name in custom]

@@ -208,7 +208,8 @@ def check(composed: Composed, command: str, typed: TrustedOverrides | None = Non
         faults = [str(fault) for fault in validation.find_problems(values, command, composed.origin)]
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
-    kept = {key: value for key, value in values.items() if key not in ("sweep", "trust", "logger", "report")}
+    kept = saved_config.without_added(values)
+    kept = {key: value for key, value in kept.items() if key not in ("sweep", "trust", "logger", "report")}
     text = json.dumps(kept, sort_keys=True, default=str)
     return PlannedJob(composed, hashlib.sha256(text.encode()).hexdigest()), faults
 

@@ -48,7 +48,7 @@ def load_trained(config: dict[str, Any], typed: Collection[str], resolve: Resolv
     path = checkpoint.find(Path(config["ckpt"]), "best.pt")
     content = checkpoint.load(path)
     content["model"] = content.get("averages") or content["model"]  # of last.pt too what was validated
-    own = saved_config.ADDED | {key: value for key, value in content["config"].items() if key != "logger"}
+    own = saved_config.with_added({key: value for key, value in content["config"].items() if key != "logger"})
     values = resolve(own)
     saved_config.require_trusted(values, config["trust"])  # what its references lead to, not how they are written
     if faults := validation.find_problems(values, "train"):
