@@ -1,4 +1,4 @@
-"""What a report costs: a run's page at its end, as a share of a training on MNIST; a page of 500 runs, in a browser.
+"""Measure what reports cost: the page at the end of an MNIST run, and opening a page of 500 runs in a browser.
 
     python benchmarks/report.py [--runs 5]
 
@@ -14,29 +14,29 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 
-def train(folder: Path, *words: str) -> float:
-    """Seconds of a whole command."""
+def train(folder: Path, *overrides: str) -> float:
+    """Run a training command and return its seconds."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "dltrain", "train", *words]
+    command = [sys.executable, "-m", "dltrain", "train", *overrides]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def cost(runs: int) -> None:
-    """The same training with and without a page, turn by turn; and what report.html takes by its own."""
-    words = ("model=lenet", "data=mnist", "epochs=2", "device.threads=1", "logger=none")
+    """Train with and without a page in turn and print what the page costs."""
+    overrides = ("model=lenet", "data=mnist", "epochs=2", "device.threads=1", "logger=none")
     with tempfile.TemporaryDirectory() as name:
-        pairs = [[train(Path(name), *words, f"report={told}") for told in ("true", "false")] for _ in range(runs)]
+        pairs = [[train(Path(name), *overrides, f"report={value}") for value in ("true", "false")] for _ in range(runs)]
     more = [with_page - without for with_page, without in pairs]
     print(f"MNIST, LeNet-5, 2 epochs, {runs} pairs: {statistics.median(it[1] for it in pairs):.1f} s without a page")
     print(f"a page costs {statistics.median(more):.2f} s more (median; {min(more):.2f} to {max(more):.2f})")
 
 
 def opening(runs: int) -> None:
-    """Seconds until all of a page of 500 runs is drawn."""
+    """Print the seconds until a page of 500 runs is readable and drawn."""
     from browser import chromium, opened
     from pages import write_set
 
@@ -57,7 +57,7 @@ def opening(runs: int) -> None:
                 timing = json.loads(page.evaluate("JSON.stringify(performance.getEntriesByType('navigation')[0])"))
             seconds.append((drawn, timing["domContentLoadedEventEnd"] / 1000))
         drawn, ready = (statistics.median(it) for it in zip(*seconds, strict=True))
-        print(f"can be read after {ready:.2f} s, all figures drawn after {drawn:.2f} s (median of {runs})")
+        print(f"readable after {ready:.2f} s, all charts drawn after {drawn:.2f} s (median of {runs})")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What saving costs: its share of the training time, measured inside one run.
+"""Measure what saving checkpoints costs, as a fraction of the training time inside one run.
 
     python benchmarks/saving.py [OVERRIDE …]        # such as model=mlp epochs=3; needs MNIST in DLTRAIN_DATA
 
-Everything a save does is timed where it happens (image of the run, flush of metrics.jsonl, both files, their flushes
-and renames) and put in relation to the training time of the same run, so that the machine's speed cancels out.
+Times everything that a save does (collecting the state, flushing metrics.jsonl, writing, flushing and renaming both
+files) relative to the training time of the same run, so that the speed of the machine cancels out.
 """
 
 import os
@@ -22,7 +22,7 @@ from dltrain.training.run import train
 
 
 def timed(owner: Any, name: str, seconds: list[float]) -> None:
-    """Add up the seconds that a function takes."""
+    """Replace a function by one that appends its seconds to a list."""
     function: Callable[..., Any] = getattr(owner, name)
 
     def measured(*arguments: Any, **keywords: Any) -> Any:
@@ -39,19 +39,19 @@ def main(overrides: list[str]) -> None:
     os.environ["DLTRAIN_DATA"] = str(Path(os.environ.get("DLTRAIN_DATA", "data")).resolve())
     saves: list[float] = []
     flushes: list[float] = []
-    images: list[float] = []
+    contents: list[float] = []
     timed(checkpoint, "save", saves)
     timed(run_files.Metrics, "flush", flushes)
-    timed(snapshot, "content", images)
-    timed(snapshot, "best", images)
+    timed(snapshot, "last_checkpoint", contents)
+    timed(snapshot, "best_checkpoint", contents)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         os.chdir(folder)
         summary = train(compose("train", ["data=mnist", *overrides]))
         os.chdir("..")
-    cost = sum(saves) + sum(flushes) + sum(images)
+    cost = sum(saves) + sum(flushes) + sum(contents)
     print(
-        f"\n{summary['steps']} steps, {summary['train_seconds']:.1f} s of training, {len(flushes)} times saved: "
-        f"{1000 * cost:.0f} ms, {1000 * sorted(saves)[len(saves) // 2]:.1f} ms a file (median): "
+        f"\n{summary['steps']} steps, {summary['train_seconds']:.1f} s of training, {len(flushes)} saves: "
+        f"{1000 * cost:.0f} ms, {1000 * sorted(saves)[len(saves) // 2]:.1f} ms per file (median): "
         f"{100 * cost / summary['train_seconds']:.2f} % of the training time"
     )
 

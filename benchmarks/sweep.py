@@ -1,4 +1,4 @@
-"""A sweep as people run them: 64 jobs, each two epochs of MNIST; the time of the whole command, against peers.
+"""Time a typical sweep, 64 jobs of two epochs of MNIST, as a whole command against peers.
 
     python benchmarks/sweep.py [mlp|lenet] [LETTERS] [SEEDS]      # needs MNIST in DLTRAIN_DATA; letters such as abc
 
@@ -6,7 +6,7 @@ a  dltrain train -m                            d  Hydra with the joblib launcher
 b  Hydra's basic launcher, DataLoader          e  Ray Tune, loop over tensors
 c  Hydra's basic launcher, loop over tensors   f  a shell loop of single dltrain runs
 
-Jobs are 4 rates x 4 momenta x SEEDS seeds (4). The variants run one after another; what counts are the ratios.
+Jobs are 4 rates x 4 momenta x SEEDS seeds (4). The variants run one after another; the ratios are what counts.
 """
 
 import itertools
@@ -25,26 +25,26 @@ EPOCHS = 2
 
 
 def commands(model: str, seeds: str) -> dict[str, list[str]]:
-    """The command lines of each variant."""
-    own = f"model={model} data=mnist data.val=0 schedule=constant epochs={EPOCHS} device=cpu"
+    """Return the command lines of each variant."""
+    overrides = f"model={model} data=mnist data.val=0 schedule=constant epochs={EPOCHS} device=cpu"
     script = shlex.join([sys.executable, str(PEERS)])
     peer = f"{script} -m +model={model} +lr={RATES} +momentum={MOMENTA} +seed={seeds} +epochs={EPOCHS}"
     ray = f"{script} ray model={model} lr={RATES} momentum={MOMENTA} seed={seeds} epochs={EPOCHS}"
     return {
-        "a": [f"dltrain train -m {own} optim.lr={RATES} optim.momentum={MOMENTA} seed={seeds}"],
+        "a": [f"dltrain train -m {overrides} optim.lr={RATES} optim.momentum={MOMENTA} seed={seeds}"],
         "b": [f"{peer} +loop=loader"],
         "c": [f"{peer} +loop=tensors"],
         "d": [f"{peer} +loop=tensors hydra/launcher=joblib hydra.launcher.n_jobs={os.cpu_count()}"],
         "e": [ray],
         "f": [
-            f"dltrain train {own} optim.lr={lr} optim.momentum={momentum} seed={seed}"
+            f"dltrain train {overrides} optim.lr={lr} optim.momentum={momentum} seed={seed}"
             for lr, momentum, seed in itertools.product(RATES.split(","), MOMENTA.split(","), seeds.split(","))
         ],
     }
 
 
 def seconds(lines: list[str]) -> float:
-    """How long the command lines take, one after another, in a new folder."""
+    """Return the seconds that the command lines take, one after another, in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         began = perf_counter()
         for line in lines:
@@ -54,7 +54,7 @@ def seconds(lines: list[str]) -> float:
 
 def main(model: str = "mlp", letters: str = "abcdef", seeds: str = "4") -> None:
     os.environ["DLTRAIN_DATA"] = str(Path(os.environ.get("DLTRAIN_DATA", "data")).resolve())
-    os.environ["PYTHONPATH"] = f"{PEERS.parent}:{os.environ.get('PYTHONPATH', '')}"  # for the processes of Ray's
+    os.environ["PYTHONPATH"] = f"{PEERS.parent}:{os.environ.get('PYTHONPATH', '')}"  # for Ray's processes
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     lines = commands(model, ",".join(map(str, range(int(seeds)))))
     taken = {}

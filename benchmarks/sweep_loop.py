@@ -1,6 +1,6 @@
-"""The loops that people write by hand: images through torchvision and a DataLoader, or from tensors in memory.
+"""Hand-written training loops: images through torchvision and a DataLoader, or from tensors in memory.
 
-Both train the same network on all of MNIST with SGD at a constant rate and test it at the end, as dltrain does.
+Both train the same network on all of MNIST with SGD at a constant rate and test it at the end, like dltrain.
 """
 
 import functools
@@ -18,7 +18,7 @@ MEAN, STD = 0.1307, 0.3081
 
 
 def network(name: str) -> nn.Module:
-    """dltrain's mlp and lenet with their default keys."""
+    """Build dltrain's mlp or lenet with the default keys."""
     if name == "mlp":
         return nn.Sequential(
             nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
@@ -31,9 +31,9 @@ def network(name: str) -> nn.Module:
 
 @functools.cache
 def tensors(train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28), normalised, and labels (N,); read once for each process."""
-    found = datasets.MNIST(ROOT, train=train)
-    return ((found.data.float() / 255 - MEAN) / STD).unsqueeze(1), found.targets
+    """Return normalized images (N, 1, 28, 28) and labels (N,); read once per process."""
+    mnist = datasets.MNIST(ROOT, train=train)
+    return ((mnist.data.float() / 255 - MEAN) / STD).unsqueeze(1), mnist.targets
 
 
 def batches_of_tensors(train: bool, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -44,12 +44,12 @@ def batches_of_tensors(train: bool, size: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def batches_of_loader(train: bool, size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    turn = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-    return DataLoader(datasets.MNIST(ROOT, train=train, transform=turn), batch_size=size, shuffle=train)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    return DataLoader(datasets.MNIST(ROOT, train=train, transform=transform), batch_size=size, shuffle=train)
 
 
 def train(loop: str, model: str, lr: float, momentum: float, seed: int, epochs: int) -> float:
-    """Accuracy on the test set."""
+    """Train a network and return its accuracy on the test set."""
     torch.manual_seed(seed)
     batches = {"loader": batches_of_loader, "tensors": batches_of_tensors}[loop]
     net = network(model)
@@ -59,8 +59,8 @@ def train(loop: str, model: str, lr: float, momentum: float, seed: int, epochs: 
             optimizer.zero_grad()
             functional.cross_entropy(net(images), labels).backward()
             optimizer.step()
-    right = 0
+    correct = 0
     with torch.no_grad():
         for images, labels in batches(False, 256):
-            right += int((net(images).argmax(1) == labels).sum())
-    return right / 10_000
+            correct += int((net(images).argmax(1) == labels).sum())
+    return correct / 10_000

@@ -1,4 +1,4 @@
-"""What dltrain's sweeps are measured against: hand-written loops under stock Hydra and under Ray Tune.
+"""Run the peers of dltrain's sweeps: hand-written loops under stock Hydra and under Ray Tune.
 
 python benchmarks/sweep_peers.py -m +loop=loader +lr=0.1,0.01 …     # Hydra, basic launcher or hydra/launcher=joblib
 python benchmarks/sweep_peers.py ray lr=0.1,0.01 …                  # Ray Tune, the loop over tensors
@@ -43,6 +43,6 @@ def with_ray(model: str, lr: str, momentum: str, seed: str, epochs: str) -> None
 
 if __name__ == "__main__":
     if sys.argv[1] == "ray":
-        with_ray(**dict(word.split("=") for word in sys.argv[2:]))
+        with_ray(**dict(argument.split("=") for argument in sys.argv[2:]))
     else:
         job()

@@ -1,17 +1,17 @@
-"""Figures of the runs of benchmarks/training.py as one Vega-Lite specification."""
+"""Plot the runs of benchmarks/training.py as one Vega-Lite specification."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from training_runs import Run, Spec, by_work, figures, series
+from training_runs import Run, Spec, by_work, series, spreads
 
 
 def bars(runs: Sequence[Run], part: str) -> Iterator[Spec]:
-    """For each work of a part a figure of images per second by variant: median and range."""
+    """Yield a chart of images per second by variant, median and range, for each work of a part."""
     for (_, data, model, batch, *_), variants in by_work(runs, part).items():
         values = []
         for peer, all_runs in variants.items():
             if ended := [run for run in all_runs if "error" not in run]:
-                rate = figures(ended)["rate"]
+                rate = spreads(ended)["rate"]
                 values.append({"peer": peer, "y": rate.median, "a": rate.least, "b": rate.most})
         across = {"type": "quantitative", "title": "images/s"}
         down = {"field": "peer", "type": "nominal", "sort": "-x", "title": None}
@@ -37,14 +37,14 @@ def bars(runs: Sequence[Run], part: str) -> Iterator[Spec]:
 
 
 def curves(runs: Sequence[Run]) -> Iterator[Spec]:
-    """Seconds and peak memory against what grows."""
+    """Yield charts of seconds and peak memory against epochs and examples."""
     for key, title in (("seconds", "seconds of the command"), ("memory", "peak MiB")):
         for grows in ("epochs", "examples"):
             values = [
-                {"peer": peer, "x": at, "y": own[key].median, "a": own[key].least, "b": own[key].most}
+                {"peer": peer, "x": at, "y": values[key].median, "a": values[key].least, "b": values[key].most}
                 for peer, what, points in series(runs)
                 if what.startswith(grows)
-                for at, own in points
+                for at, values in points
             ]
             across = {"field": "x", "type": "quantitative", "title": grows}
             color = {"field": "peer", "type": "nominal", "title": None}
@@ -69,7 +69,7 @@ def curves(runs: Sequence[Run]) -> Iterator[Spec]:
 
 
 def plot(runs: Sequence[Run], parts: Iterable[str]) -> Spec:
-    """All figures, those of the parts first."""
+    """Return all charts, those of the parts first."""
     rows = [[spec for part in parts if part != "growth" for spec in bars(runs, part)], list(curves(runs))]
-    figures_of_rows = [{"concat": row, "columns": columns} for row, columns in zip(rows, (3, 2), strict=True) if row]
-    return {"vconcat": figures_of_rows, "background": "white"}
+    charts = [{"concat": row, "columns": columns} for row, columns in zip(rows, (3, 2), strict=True) if row]
+    return {"vconcat": charts, "background": "white"}

@@ -1,8 +1,8 @@
-"""Runs of benchmarks/training.py as a table and a plot: medians, ranges, ratios.
+"""Write the runs of benchmarks/training.py as tables and a plot: medians, ranges, ratios.
 
-    python benchmarks/training_results.py STEM.jsonl        # writes STEM.md and STEM.svg anew
+    python benchmarks/training_results.py STEM.jsonl        # rewrites STEM.md and STEM.svg
 
-Knows the file of runs alone: a header in its first line, then a run in each.
+Reads nothing but that file: a header in its first line, then one run per line.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from training_plot import plot
-from training_runs import Run, Spec, Spread, by_work, figures, line, series
+from training_runs import Run, Spec, Spread, by_work, line, series, spreads
 
 ABOUT = {
     "commands": "Whole commands, cold",
@@ -21,23 +21,23 @@ ABOUT = {
     "growth": "How cost grows",
     "grid": "Everything once, on a small part of the data",
 }
-EARLIER = "without start-up, test and saving"  # what was timed by dltrain itself
+EARLIER = "without start-up, test and saving"  # as timed by dltrain itself
 
 
-def cell(found: Spread, digits: int = 0) -> str:
-    """Median and range."""
-    return f"{found.median:,.{digits}f} ({found.least:,.{digits}f}–{found.most:,.{digits}f})"
+def cell(values: Spread, digits: int = 0) -> str:
+    """Format median and range."""
+    return f"{values.median:,.{digits}f} ({values.least:,.{digits}f}–{values.most:,.{digits}f})"
 
 
-def share(runs: Sequence[Run]) -> str:
-    """Mean accuracy and standard deviation over seeds, in percent."""
+def accuracy(runs: Sequence[Run]) -> str:
+    """Format mean and standard deviation of the accuracy over seeds, in percent."""
     values = [100 * run["accuracy"] for run in runs]
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{deviation}"
 
 
 def table(runs: Iterable[Run], part: str) -> Iterator[str]:
-    """Lines of a part's table; ratios say how much better the first variant of a work is."""
+    """Yield the lines of a part's table; ratios compare the first variant of a work with each other one."""
     yield "| epochs x images | variant | n | images/s | 1st ÷ it | command, s | it ÷ 1st | peak MiB | right, % |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for (_, data, model, batch, epochs, examples), variants in by_work(runs, part).items():
@@ -48,16 +48,16 @@ def table(runs: Iterable[Run], part: str) -> Iterator[str]:
             if not ended:
                 yield f"| {work} | {peer} | 0 | failed | | | | | |"
                 continue
-            own = figures(ended)
+            values = spreads(ended)
             faster = shorter = ""
             if first:
-                faster = f"{figures(first)['rate'].median / own['rate'].median:.2f}"
-                shorter = f"{own['seconds'].median / figures(first)['seconds'].median:.2f}"
-            # Of how many, where it was stopped before its end.
+                faster = f"{spreads(first)['rate'].median / values['rate'].median:.2f}"
+                shorter = f"{values['seconds'].median / spreads(first)['seconds'].median:.2f}"
+            # "n of all" if the benchmark was interrupted.
             n = f"{len(all_runs)} of {all_runs[0]['rounds']}" if len(all_runs) < all_runs[0]["rounds"] else len(ended)
             yield (
-                f"| {work} | {peer} | {n} | {cell(own['rate'])} | {faster} | {cell(own['seconds'], 1)} | "
-                f"{shorter} | {cell(own['memory'])} | {share(ended)} |"
+                f"| {work} | {peer} | {n} | {cell(values['rate'])} | {faster} | {cell(values['seconds'], 1)} | "
+                f"{shorter} | {cell(values['memory'])} | {accuracy(ended)} |"
             )
 
 
@@ -66,10 +66,10 @@ def _ended(runs: Iterable[Run]) -> list[Run]:
 
 
 def growth(runs: Sequence[Run]) -> Iterator[str]:
-    """A line for each variant and what grows: the straight line through its seconds, its peak memory at both ends."""
+    """Yield a line for each variant: a linear fit of its seconds, and its peak memory at both ends."""
     for peer, grows, points in series(runs):
         unit, each = (1000, "1,000 examples") if grows == "examples" else (1, "epoch")
-        xs, ys = [at / unit for at, _ in points], [own["seconds"].median for _, own in points]
+        xs, ys = [at / unit for at, _ in points], [values["seconds"].median for _, values in points]
         slope, begin = statistics.linear_regression(xs, ys)
         off = max(abs(y - begin - slope * x) / y for x, y in zip(xs, ys, strict=True))
         (low, first), (high, last) = points[0], points[-1]
@@ -80,13 +80,13 @@ def growth(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def page(name: str, head: Spec, runs: Sequence[Run]) -> str:
-    """The page, as Markdown; its figure is name.svg beside it."""
+    """Return the page as Markdown; it shows name.svg from the same folder."""
     versions = ", ".join(f"{key} {value}" for key, value in head["versions"].items())
     lines = [
         f"# Training small networks, against peers ({head['date']})",
         "",
         f"{head['cores']} cores of {head['processor']}, on the CPU alone; Python {head['python']}; {versions}; commit "
-        f"{head['commit']}. Each figure is the median of n runs, with the least and the most in brackets; accuracy is "
+        f"{head['commit']}. Each number is the median of n runs, with the least and the most in brackets; accuracy is "
         "the mean over n seeds, ± one standard deviation.",
         "",
         "    DLTRAIN_DATA=… " + head["command"],
@@ -101,15 +101,15 @@ def page(name: str, head: Spec, runs: Sequence[Run]) -> str:
     for part, about in ABOUT.items():
         if by_work(runs, part):
             lines += ["", f"## {about}", "", *table(runs, part)]
-        if part == "growth" and (told := list(growth(runs))):
-            lines += ["", *told]
+        if part == "growth" and (fits := list(growth(runs))):
+            lines += ["", *fits]
     failed = sorted({f"* {line(run)}" for run in runs if "error" in run})
     return "\n".join(lines + (["", "## Failed", "", *failed] if failed else [])) + "\n"
 
 
 def write(path: Path) -> None:
-    """STEM.md and STEM.svg from STEM.jsonl."""
-    import vl_convert  # here: large, and the memory of a parent counts as its children's
+    """Write STEM.md and STEM.svg from STEM.jsonl."""
+    import vl_convert  # here: it is large, and a fork counts the memory of its parent
 
     head, *runs = (json.loads(text) for text in path.read_text().splitlines())
     path.with_suffix(".md").write_text(page(path.stem, head, runs))

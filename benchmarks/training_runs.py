@@ -1,4 +1,4 @@
-"""Runs of benchmarks/training.py: what is known of each, grouped by work, as medians and ranges."""
+"""Group the runs of benchmarks/training.py by work, as medians and ranges."""
 
 import datetime
 import os
@@ -20,7 +20,7 @@ WINDOW = "by the clock, without start-up and test; dltrain's with its records an
 
 
 class Spread(NamedTuple):
-    """Figures of several runs."""
+    """Median and range of several runs."""
 
     median: float
     least: float
@@ -29,13 +29,13 @@ class Spread(NamedTuple):
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Of at least one number."""
-    found = sorted(values)
-    return Spread(statistics.median(found), found[0], found[-1], len(found))
+    """Return the median and range of at least one number."""
+    ordered = sorted(values)
+    return Spread(statistics.median(ordered), ordered[0], ordered[-1], len(ordered))
 
 
-def figures(runs: Sequence[Run]) -> dict[str, Spread]:
-    """Spreads of one variant's runs of the same work. Of each run the fastest epoch counts, as in summary.json."""
+def spreads(runs: Sequence[Run]) -> dict[str, Spread]:
+    """Return the spreads over one variant's runs of the same work; the fastest epoch counts, as in summary.json."""
     return {
         "rate": spread(max(run["images_per_second"]) for run in runs),
         "seconds": spread(run["seconds"] for run in runs),
@@ -44,27 +44,27 @@ def figures(runs: Sequence[Run]) -> dict[str, Spread]:
 
 
 def by_work(runs: Iterable[Run], part: str) -> dict[tuple[Any, ...], dict[str, list[Run]]]:
-    """Runs of a part: work to variant to its runs, in the order in which they came."""
-    found: dict[tuple[Any, ...], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    """Map each work of a part to its variants, and each variant to its runs, in the order of the file."""
+    grouped: dict[tuple[Any, ...], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run["part"] == part:
-            found[tuple(run[key] for key in WORK)][run["peer"]].append(run)
-    return found
+            grouped[tuple(run[key] for key in WORK)][run["peer"]].append(run)
+    return grouped
 
 
 def line(run: Run) -> str:
-    """One run, for whoever waits."""
-    what = f"{run['peer']:12} {run['model']:9} {run['data']:7} batch {run['batch']} {run['epochs']} x {run['examples']}"
+    """Describe a run in one line."""
+    work = f"{run['peer']:12} {run['model']:9} {run['data']:7} batch {run['batch']} {run['epochs']} x {run['examples']}"
     if "error" in run:
-        return f"{what}  {run['error']}"
+        return f"{work}  {run['error']}"
     return (
-        f"{what}  {max(run['images_per_second']):,.0f} images/s  {run['seconds']:.1f} s  "
+        f"{work}  {max(run['images_per_second']):,.0f} images/s  {run['seconds']:.1f} s  "
         f"{run['peak_mib']:.0f} MiB  {run['accuracy']:.2%}"
     )
 
 
-def header(words: Sequence[str]) -> Spec:
-    """When, where and with what."""
+def header(arguments: Sequence[str]) -> Spec:
+    """Return the date, the command, the machine and the versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
     git = subprocess.run(
@@ -76,7 +76,7 @@ def header(words: Sequence[str]) -> Spec:
     )
     return {
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/training.py", *words]),
+        "command": shlex.join(["python", "benchmarks/training.py", *arguments]),
         "commit": git.stdout.strip(),
         "processor": (names or [platform.processor() or platform.machine()])[0],
         "cores": os.cpu_count(),
@@ -87,7 +87,7 @@ def header(words: Sequence[str]) -> Spec:
 
 
 def installed(package: str) -> str:
-    """Its version; empty where it is not installed."""
+    """Return the version of a package; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -95,14 +95,14 @@ def installed(package: str) -> str:
 
 
 def series(runs: Iterable[Run]) -> Iterator[tuple[str, str, list[tuple[int, dict[str, Spread]]]]]:
-    """Of each variant: its name, what grows (`epochs` or `examples`), and figures by that, the least first."""
+    """Yield for each variant its name, what grows (`epochs` or `examples`), and its spreads in that order."""
     points: dict[tuple[str, str], dict[int, dict[str, Spread]]] = defaultdict(dict)
     for (*_, epochs, examples), variants in by_work(runs, "growth").items():
         for peer, all_runs in variants.items():
             if ended := [run for run in all_runs if "error" not in run]:
                 if epochs == 1:
-                    points[peer, "examples"][examples] = figures(ended)
-                points[peer, f"epochs of {examples:,}"][epochs] = figures(ended)
-    for (peer, grows), found in sorted(points.items()):
-        if len(found) > 1:
-            yield peer, grows, sorted(found.items())
+                    points[peer, "examples"][examples] = spreads(ended)
+                points[peer, f"epochs of {examples:,}"][epochs] = spreads(ended)
+    for (peer, grows), values in sorted(points.items()):
+        if len(values) > 1:
+            yield peer, grows, sorted(values.items())

@@ -1,4 +1,4 @@
-"""Sphinx builds the site from this folder: sphinx-build -W -n -b html docs docs/_build. It needs no network."""
+"""Sphinx configuration: sphinx-build -W -n -b html docs docs/_build. Needs no network."""
 
 import os
 import sys
@@ -6,8 +6,8 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 SOURCE = str(DOCS.parent / "src")
-sys.path[:0] = [str(DOCS), SOURCE]  # a checkout builds without being installed
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))  # its runs too
+sys.path[:0] = [str(DOCS), SOURCE]  # build from a checkout without installing it
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))  # for the example runs
 
 from dltrain import __version__  # noqa: E402
 
@@ -15,7 +15,7 @@ project = "dltrain"
 release = __version__
 extensions = ["myst_parser", "generated_parts"]
 exclude_patterns = ["_build"]
-smartquotes = False  # quotes in commands are copied
+smartquotes = False  # keep straight quotes in commands
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]

@@ -1,6 +1,6 @@
-"""Sphinx extension: fills the places `<!-- NAME -->` of a page with what the code, configs/ and a real run say.
+"""Sphinx extension: replace `<!-- NAME -->` in a page by text generated from the code, configs/ and a real run.
 
-Nothing of it is written by hand twice: keys, types, ranges and meanings are those that dltrain itself checks and shows.
+So nothing is written twice: keys, types, ranges and meanings are those that dltrain itself checks and shows.
 """
 
 import functools
@@ -21,7 +21,7 @@ from dltrain.config.hints import describe
 from dltrain.config.registry import config_folder
 from dltrain.config.signatures import Param
 from dltrain.runtime import errors
-from dltrain.runtime import signals as stopping
+from dltrain.runtime.signals import SIGNALS
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"^<!-- ([a-z ]+) -->$", re.MULTILINE)
@@ -31,11 +31,11 @@ EXAMPLES = (
 )
 
 
-def text(words: str) -> str:
-    """Words as Markdown that shows them as they are, but for `code`."""
-    parts = words.split("`")
+def text(plain: str) -> str:
+    """Escape plain text for Markdown, except `code`."""
+    parts = plain.split("`")
     parts[::2] = [re.sub(r"([\\*_<>|\[\]#~$])", r"\\\1", part) for part in parts[::2]]
-    return "`".join(parts).replace("|", "\\|") if len(parts) % 2 else code(words)
+    return "`".join(parts).replace("|", "\\|") if len(parts) % 2 else code(plain)
 
 
 def code(value: object) -> str:
@@ -43,7 +43,7 @@ def code(value: object) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default as it would be typed."""
+    """Format a default as on the command line."""
     if value == "???":
         return "required"
     return code(yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n..."))
@@ -59,7 +59,7 @@ def block(content: str, language: str = "text") -> str:
 
 
 def keys(prefix: str, rules: dict[str, Param], *options: tuple[str, dict[str, Any]]) -> str:
-    """A table of keys; where options of a group differ in a default, with a column for each of them."""
+    """Return a table of keys, with one default column per option if the options of a group differ."""
 
     def default(values: dict[str, Any], key: str) -> str:
         return shown(values[key]) if key in values else "required"
@@ -79,39 +79,39 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def comment(path: Path) -> list[str]:
-    """The comment that a config file begins with."""
-    found = []
+    """Return the comment at the top of a config file."""
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        found += [] if "@package" in line else [line.removeprefix("#").strip()]
-    return found
+        lines += [] if "@package" in line else [line.removeprefix("#").strip()]
+    return lines
 
 
 def docstring(path: Path) -> str:
-    """The text that a module begins with."""
+    """Return the docstring of a module."""
     match = re.match(r'"""(.*?)"""', path.read_text(encoding="utf-8"), re.DOTALL)
     return match[1] if match else ""
 
 
-def found(place: tuple[str, str]) -> dict[str, Param]:
+def params(place: tuple[str, str]) -> dict[str, Param]:
     return signatures.builtin(*place).keys
 
 
 def usage() -> str:
-    rows = [[f"[dltrain {name}](#command-{name})", text(it.summary)] for name, it in COMMANDS.items()]
+    rows = [[f"[dltrain {name}](#command-{name})", text(usage.summary)] for name, usage in COMMANDS.items()]
     return table(["command", "what it does"], rows)
 
 
 def commands() -> str:
-    """A section for each subcommand: what it does, its own keys, its groups."""
+    """Return a section for each subcommand: what it does, its keys, its groups."""
     parts = []
-    for command, said in COMMANDS.items():
-        longest = max(len(line) for line, _ in said.examples)
-        examples = [f"dltrain {line:{longest}}  # {what}" for line, what in said.examples]
-        flags = [[code(what), text(meaning)] for what, meaning in (*said.takes, *said.flags)]
-        parts += [f"(command-{command})=", f"## dltrain {command}\n", text(said.summary.capitalize() + ".") + "\n"]
-        parts += [block("\n".join(examples)), table(["what may follow", "meaning"], flags)]
+    for command, usage in COMMANDS.items():
+        longest = max(len(line) for line, _ in usage.examples)
+        examples = [f"dltrain {line:{longest}}  # {what}" for line, what in usage.examples]
+        flags = [[code(what), text(meaning)] for what, meaning in (*usage.takes, *usage.flags)]
+        parts += [f"(command-{command})=", f"## dltrain {command}\n", text(usage.summary.capitalize() + ".") + "\n"]
+        parts += [block("\n".join(examples)), table(["argument", "meaning"], flags)]
         if command in registry.COMMANDS:
             parts.append(_keys_of(command))
     return "\n".join(parts)
@@ -120,45 +120,45 @@ def commands() -> str:
 def _keys_of(command: str) -> str:
     source, name, nodes = registry.COMMANDS[command]
     config = read(config_folder() / f"{command}.yaml")
-    parts = [keys("", found((source, name)), ("", config))]
+    parts = [keys("", params((source, name)), ("", config))]
     groups = []
     for node, place in nodes.items():
         if (config_folder() / node).is_dir() and place in (None, registry.SHARED.get(node)):
             groups.append(f"[{node}](#group-{node})")
         else:
             assert place is not None, node
-            parts.append(keys(f"{node}.", found(place), ("", config.get(node, {}))))
+            parts.append(keys(f"{node}.", params(place), ("", config.get(node, {}))))
     return "\n".join([*parts, f"Groups: {', '.join(groups)}.\n"])
 
 
 def groups() -> str:
-    """A section for each group, and in it one for each option with its keys."""
+    """Return a section for each group, with one for each option and its keys."""
     nodes = registry.COMMANDS["train"][2]
     return "\n".join(_group(node, place) for node, place in nodes.items())
 
 
 def _group(group: str, place: tuple[str, str] | None) -> str:
     options = {path.stem: path for path in sorted((config_folder() / group).glob("*.yaml"))}
-    usual = {key: value for node in read(config_folder() / "train.yaml")["defaults"] if isinstance(node, dict)
+    defaults = {key: value for node in read(config_folder() / "train.yaml")["defaults"] if isinstance(node, dict)
              for key, value in node.items()}  # fmt: skip
     parts = [f"(group-{group})=", f"## {group}\n"]
     if place is not None:
         if len(options) > 1:
             rows = [[code(f"{group}={name}"), text(" ".join(comment(path)))] for name, path in options.items()]
-            parts += [table(["option", "what it is"], rows), f"Without a word it is `{group}={usual[group]}`.\n"]
-        rules = {key: rule for key, rule in found(place).items() if key != "name"}
+            parts += [table(["option", "what it is"], rows), f"The default is `{group}={defaults[group]}`.\n"]
+        rules = {key: rule for key, rule in params(place).items() if key != "name"}
         return "\n".join([*parts, keys(f"{group}.", rules, *((name, read(path)) for name, path in options.items()))])
-    parts.append(f"Without a word it is `{group}={usual[group]}`.\n")
+    parts.append(f"The default is `{group}={defaults[group]}`.\n")
     for name, path in options.items():
         signature = registry.signature(group, name)
         several = registry.GROUPS[group].several
         if signature is None and several:
             summary, rules = " ".join(comment(path)), {}
-        elif signature is None:  # a user's own: its keys are those of all options
+        elif signature is None:  # custom: it has the keys that all options share
             shared = [signatures.builtin(*each) for each in registry.GROUPS[group].shared]
             rules = {key: rule for each in shared for key, rule in each.keys.items()}
             rules = {key: rule for key, rule in rules.items() if key not in registry.GROUPS[group].injected}
-            rules = {"name": Param(str, True, "import path of your own code"), **rules}
+            rules = {"name": Param(str, True, "import path of your code"), **rules}
             summary = " ".join(comment(path))
         else:
             summary, rules = signature.summary, signature.keys
@@ -169,32 +169,32 @@ def _group(group: str, place: tuple[str, str] | None) -> str:
 
 
 def experiments() -> str:
-    """A section for each recorded experiment: the comment of its file, and what it sets."""
+    """Return a section for each recorded experiment: the comment in its file and what it sets."""
     parts = []
     for name, path in registry.options("experiment", [config_folder()]).items():
         summary, *others = [line for line in comment(path) if line]
         content = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#")
-        told = [block(line, "bash") if line.startswith("dltrain ") else text(line) + "\n" for line in others]
-        parts += [f"## {name}\n", text(summary) + "\n", *told, block(content.strip(), "yaml")]
+        notes = [block(line, "bash") if line.startswith("dltrain ") else text(line) + "\n" for line in others]
+        parts += [f"## {name}\n", text(summary) + "\n", *notes, block(content.strip(), "yaml")]
     return "\n".join(parts)
 
 
 def exit_codes() -> str:
-    """Codes and their meanings, from errors.py and stopping.py."""
+    """Return a table of the exit codes, from errors.py and signals.py."""
     rows = [["0", "", "done"]]
     for name, codes, meaning in re.findall(r"(\w+) \(([\d, ]+)\) *(.*)", errors.__doc__ or ""):
-        numbers = ", ".join(sorted({str(it) for it in stopping.SIGNALS.values()})) if name == "Interrupted" else codes
+        numbers = ", ".join(sorted({str(code) for code in SIGNALS.values()})) if name == "Interrupted" else codes
         assert numbers == codes
         rows.append([codes, code(name), meaning or "anything else"])
-    signals = ", ".join(f"{number.name} {exit_code}" for number, exit_code in stopping.SIGNALS.items())
+    signals = ", ".join(f"{number.name} {exit_code}" for number, exit_code in SIGNALS.items())
     return table(["code", "exception in Python", "meaning"], rows) + f"\nBy signal: {signals}.\n"
 
 
 @functools.cache
 def example() -> tuple[dict[str, str], dict[str, str]]:
-    """A run and a sweep that are done now: the text of each file by its name, empty for what is no text."""
+    """Run an example run and an example sweep; return the text of each file by name, empty for binary files."""
     with tempfile.TemporaryDirectory() as folder:
-        script = "import sys; from dltrain.cli import main; sys.exit(any(main(it.split()) for it in sys.argv[1:]))"
+        script = "import sys; from dltrain.cli import main; sys.exit(any(main(line.split()) for line in sys.argv[1:]))"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DLTRAIN_")}
         done = subprocess.run(
             [sys.executable, "-c", script, *EXAMPLES],
@@ -222,7 +222,7 @@ def _tree(files: Iterable[str]) -> str:
 
 
 def benchmarks() -> str:
-    """The scripts behind the figures, with what each says of itself."""
+    """Return the docstrings of the benchmark scripts."""
     paths = sorted((ROOT / "benchmarks").glob("*.py"))
     return "\n".join(f"### benchmarks/{path.name}\n\n{block(docstring(path))}" for path in paths)
 
@@ -251,7 +251,7 @@ def fill(app: Any, docname: str, source: list[str]) -> None:
 
 
 def outdated(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
-    """Pages with generated parts are always read again: what they are made of lies elsewhere."""
+    """Always rebuild pages with generated parts: their sources are elsewhere."""
     return [name for name in env.found_docs if PLACE.search(Path(env.doc2path(name)).read_text(encoding="utf-8"))]
 
 

@@ -1,8 +1,8 @@
-"""Makes docs/report-run.png and docs/report-sweep.png: pages of a real run and a real sweep, in Chromium.
+"""Make docs/report-run.png and docs/report-sweep.png: screenshots of a real run's and a real sweep's report.
 
     python docs/report_pictures.py
 
-DLTRAIN_DATA names the folder of the data. Takes about five minutes on two cores.
+Needs Chromium and the data in DLTRAIN_DATA. Takes about five minutes on two cores.
 """
 
 import io
@@ -16,12 +16,12 @@ from playwright.sync_api import sync_playwright
 
 DOCS = Path(__file__).parent
 RUN = ("model=attention", "data=mnist", "epochs=3", "optim=adamw", "optim.lr=0.002", "device.threads=1")
-# At the largest rate a job may fail: it is in the picture then.
+# A job may fail at the largest rate; the screenshot then shows it.
 SWEEP = ("-m", "model=mlp,cnn", "optim.lr=0.2,0.1,0.05,0.02", "seed=0,1,2", "epochs=5")
 
 
-def train(folder: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "dltrain", "train", *words], cwd=folder, check="-m" not in words)
+def train(folder: str, *overrides: str) -> None:
+    subprocess.run([sys.executable, "-m", "dltrain", "train", *overrides], cwd=folder, check="-m" not in overrides)
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1200, "height": height}, color_scheme=scheme)
             page.goto(path.as_uri())
             page.wait_for_selector("html[data-drawn=yes]")
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(255)
-            picture.save(DOCS / f"report-{'run' if path == run else 'sweep'}.png", optimize=True)
+            image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(255)
+            image.save(DOCS / f"report-{'run' if path == run else 'sweep'}.png", optimize=True)
 
 
 if __name__ == "__main__":

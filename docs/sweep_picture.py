@@ -1,4 +1,4 @@
-"""Draws docs/sweep.svg: what a terminal shows of a real sweep, halfway and at its end.
+"""Draw docs/sweep.svg: the terminal output of a real sweep, halfway and at its end.
 
 python docs/sweep_picture.py      # needs MNIST in DLTRAIN_DATA
 """

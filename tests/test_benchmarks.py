@@ -103,7 +103,7 @@ def test_dltrain_takes_the_words_and_its_records_give_the_same_figures(
     words = training.command(work, seed=1, workers=0)
     result = dltrain(*words[words.index("train") :], "log_every=2")
     assert result.code == 0, result.err
-    found = training.found(work, tmp_path)
+    found = training.result_of(work, tmp_path)
     summary = json.loads((result.folder / "summary.json").read_text())
     assert len(found["images_per_second"]) == 2
     # By the clock, to a millisecond, with what dltrain's own figure leaves out.
@@ -125,7 +125,7 @@ def test_an_epoch_lasts_from_one_end_of_an_epoch_to_the_next(training: ModuleTyp
 
 @pytest.mark.parametrize("words", [["--peers", "dltrain,lightnig"], ["--batch", "65"]])
 def test_a_misspelt_choice_is_told_instead_of_left_out(words: list[str], training: ModuleType) -> None:
-    with pytest.raises(SystemExit, match=f"{words[0]}: no (lightnig|65); there are"):
+    with pytest.raises(SystemExit, match=f"{words[0]}: unknown (lightnig|65); choose from"):
         training.chosen(training.parser().parse_args(words))
 
 
@@ -135,7 +135,7 @@ def test_runs_that_are_there_are_not_written_over(
     runs = tmp_path / "some.jsonl"
     runs.write_text("measured\n")
     monkeypatch.setattr(sys, "argv", ["training.py", "commands", "--peers", "loop", "--to", str(tmp_path / "some")])
-    with pytest.raises(SystemExit, match="holds runs already"):
+    with pytest.raises(SystemExit, match="already holds runs"):
         training.main()
     assert runs.read_text() == "measured\n"
 

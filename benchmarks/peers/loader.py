@@ -1,14 +1,14 @@
-"""PyTorch as its tutorials write it: torchvision's transforms, a DataLoader, a printed loss, a checkpoint an epoch."""
+"""Train like the PyTorch tutorials: torchvision transforms, a DataLoader, a printed loss, a checkpoint per epoch."""
 
 from time import perf_counter
 
 import torch
 from torch.nn import functional as F
-from workload import answer, asked, built, loaders
+from workload import answer, build_network, loaders, parsed_workload
 
-workload = asked(__doc__)
+workload = parsed_workload(__doc__)
 train_loader, test_loader = loaders(workload)
-model = built(workload)
+model = build_network(workload)
 optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
 seconds: list[float] = []
 for epoch in range(workload.epochs):
@@ -24,8 +24,8 @@ for epoch in range(workload.epochs):
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, f"{epoch}.pt")
 
 model.eval()
-right = 0
+correct = 0
 with torch.no_grad():
     for images, labels in test_loader:
-        right += int((model(images).argmax(1) == labels).sum())
-answer(workload, seconds, right / len(test_loader.dataset))
+        correct += int((model(images).argmax(1) == labels).sum())
+answer(workload, seconds, correct / len(test_loader.dataset))

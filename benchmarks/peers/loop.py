@@ -1,14 +1,14 @@
-"""The floor of eager code: a loop over tensors in memory, torch.optim.SGD as it comes, fp32, no records."""
+"""Train with the least eager code: a loop over tensors in memory, plain torch.optim.SGD, fp32, no records."""
 
 from time import perf_counter
 
 import torch
 from torch.nn import functional as F
-from workload import answer, asked, built, tensors
+from workload import answer, build_network, parsed_workload, tensors
 
-workload = asked(__doc__)
+workload = parsed_workload(__doc__)
 images, labels = tensors(workload, train=True)
-model = built(workload)
+model = build_network(workload)
 optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
 seconds: list[float] = []
 for _ in range(workload.epochs):
@@ -22,6 +22,6 @@ for _ in range(workload.epochs):
 model.eval()
 images, labels = tensors(workload, train=False)
 with torch.no_grad():
-    found = torch.cat([model(batch).argmax(1) for batch in images.split(workload.test_batch)])
+    predicted = torch.cat([model(batch).argmax(1) for batch in images.split(workload.test_batch)])
 torch.save(model.state_dict(), "model.pth")
-answer(workload, seconds, (found == labels).double().mean().item())
+answer(workload, seconds, (predicted == labels).double().mean().item())

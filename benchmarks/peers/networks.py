@@ -1,6 +1,6 @@
-"""The five networks of the benchmark as one writes them by hand; with equal seeds they begin as dltrain's defaults do.
+"""The five networks of the benchmark, written by hand; with equal seeds they start with the weights of dltrain's.
 
-tests/test_benchmarks.py compares them with dltrain's. B pictures, C channels, H x W pixels, T tokens.
+tests/test_benchmarks.py compares them. B images, C channels, H x W pixels, T tokens.
 """
 
 import torch
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
 
 def network(name: str, data: str) -> nn.Module:
-    """One of the networks, for pictures of a data set; a new one with each call."""
+    """Build a new network for the images of a data set."""
     channels, side, _ = SHAPES[data]
     if name == "mlp":
         return nn.Sequential(

@@ -1,15 +1,15 @@
-"""Accelerate: PyTorch's loop with its objects prepared, a state saved after each epoch."""
+"""Train with Accelerate: the PyTorch loop with prepared objects, a saved state per epoch."""
 
 from time import perf_counter
 
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
-from workload import answer, asked, built, loaders
+from workload import answer, build_network, loaders, parsed_workload
 
-workload = asked(__doc__)
+workload = parsed_workload(__doc__)
 accelerator = Accelerator(cpu=True)
-model = built(workload)
+model = build_network(workload)
 optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
 model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders(workload))
 seconds: list[float] = []
@@ -27,9 +27,9 @@ for epoch in range(workload.epochs):
     accelerator.save_state(f"epoch_{epoch}")
 
 model.eval()
-right = 0
+correct = 0
 with torch.no_grad():
     for images, labels in test_loader:
-        found, labels = accelerator.gather_for_metrics((model(images).argmax(1), labels))
-        right += int((found == labels).sum())
-answer(workload, seconds, right / len(test_loader.dataset))
+        predicted, labels = accelerator.gather_for_metrics((model(images).argmax(1), labels))
+        correct += int((predicted == labels).sum())
+answer(workload, seconds, correct / len(test_loader.dataset))

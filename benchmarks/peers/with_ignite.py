@@ -1,4 +1,4 @@
-"""Ignite: a supervised trainer and evaluator, the loss printed every 100 steps, a checkpoint an epoch."""
+"""Train with Ignite: a supervised trainer and evaluator, the loss every 100 steps, a checkpoint per epoch."""
 
 from time import perf_counter
 
@@ -7,11 +7,11 @@ from ignite.engine import Engine, Events, create_supervised_evaluator, create_su
 from ignite.handlers import ModelCheckpoint
 from ignite.metrics import Accuracy
 from torch import nn
-from workload import answer, asked, built, loaders
+from workload import answer, build_network, loaders, parsed_workload
 
-workload = asked(__doc__)
+workload = parsed_workload(__doc__)
 train_loader, test_loader = loaders(workload)
-model = built(workload)
+model = build_network(workload)
 optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr, momentum=workload.momentum)
 trainer = create_supervised_trainer(model, optimizer, nn.CrossEntropyLoss())
 evaluator = create_supervised_evaluator(model, metrics={"accuracy": Accuracy()})

@@ -1,7 +1,7 @@
-"""Keras on torch: compile and fit over arrays in memory, a CSV log and a checkpoint an epoch.
+"""Train with Keras on torch: compile and fit over arrays in memory, a CSV log and a checkpoint per epoch.
 
-The network is the same PyTorch module, in Keras's own TorchModuleWrapper, and so Keras does what it does best here:
-its own layers would compute in another order of dimensions.
+The network is the same PyTorch module, in Keras's TorchModuleWrapper. That is the best case for Keras: its own layers
+would compute with another order of dimensions.
 """
 
 import os
@@ -12,14 +12,14 @@ os.environ.setdefault("KERAS_HOME", ".keras")  # in the run's folder, not the us
 
 import keras
 from networks import SHAPES
-from workload import answer, asked, built, tensors
+from workload import answer, build_network, parsed_workload, tensors
 
-workload = asked(__doc__)
+workload = parsed_workload(__doc__)
 keras.utils.set_random_seed(workload.seed)
 
 
 class Clock(keras.callbacks.Callback):
-    """Seconds of the epochs."""
+    """Measure the seconds of each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Clock(keras.callbacks.Callback):
 
 
 inputs = keras.Input(SHAPES[workload.data])
-model = keras.Model(inputs, keras.layers.TorchModuleWrapper(built(workload), output_shape=(None, 10))(inputs))
+model = keras.Model(inputs, keras.layers.TorchModuleWrapper(build_network(workload), output_shape=(None, 10))(inputs))
 model.compile(
     optimizer=keras.optimizers.SGD(workload.lr, momentum=workload.momentum),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -1,4 +1,4 @@
-"""Lightning: a LightningModule and a Trainer with its default logger, progress bar and checkpoints."""
+"""Train with Lightning: a LightningModule and a Trainer with its default logger, progress bar and checkpoints."""
 
 from time import perf_counter
 
@@ -6,16 +6,16 @@ import lightning
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from workload import answer, asked, built, loaders
+from workload import answer, build_network, loaders, parsed_workload
 
-workload = asked(__doc__)
+workload = parsed_workload(__doc__)
 train_loader, test_loader = loaders(workload)
 
 
 class Module(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        self.model = built(workload)
+        self.model = build_network(workload)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
@@ -32,7 +32,7 @@ class Module(lightning.LightningModule):
 
 
 class Clock(lightning.Callback):
-    """Seconds of the training epochs; what it saves comes after."""
+    """Measure the seconds of each training epoch, without its checkpoint."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

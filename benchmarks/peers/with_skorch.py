@@ -1,18 +1,18 @@
-"""skorch: a NeuralNetClassifier over NumPy arrays, as in its documentation, its printed log, a checkpoint an epoch.
+"""Train with skorch: a NeuralNetClassifier over NumPy arrays, as in its documentation, a checkpoint per epoch.
 
-As it comes: a fifth of the examples is for validation after each epoch, in its time too. Without that in the variant
-`plain`; without it, and over tensors instead of arrays, in the variant `tensors`.
+By default it validates on a fifth of the examples after each epoch, within its time. The variant `plain` does not; the
+variant `tensors` does not either, and takes tensors instead of arrays.
 """
 
 import torch
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Checkpoint
 from torch import nn
-from workload import answer, asked, built, tensors
+from workload import answer, build_network, parsed_workload, tensors
 
-workload = asked(__doc__)
+workload = parsed_workload(__doc__)
 net = NeuralNetClassifier(
-    built(workload),
+    build_network(workload),
     criterion=nn.CrossEntropyLoss,
     optimizer=torch.optim.SGD,
     optimizer__momentum=workload.momentum,
