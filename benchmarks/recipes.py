@@ -143,7 +143,7 @@ def write_tables(runs: Iterable[Run]) -> None:
         path = EXPERIMENTS / f"{shlex.split(command)[2].removeprefix('experiment=')}.yaml"
         hardware, overrides = group[0]["hardware"], " ".join(shlex.split(command)[3:])
         line = (
-            f"# Expected: {accuracy(group)} of the test set right over {len(group)} seed{'s' * (len(group) > 1)}, "
+            f"# Expected: {accuracy(group)} test accuracy over {len(group)} seed{'s' * (len(group) > 1)}, "
             f"{duration(group[0]['command_seconds'])} on {hardware['cores']} cores of an {hardware['cpu']}"
             + (f" with {overrides}" if overrides else "")
         )

@@ -91,7 +91,7 @@ def test_tables_and_headers_are_written_from_the_runs(
     assert "| `experiment=mnist_mlp` | 97.50 ± 0.71 % | 2 |" in results
     assert "97.00, 98.00" in (tmp_path / "runs.md").read_text()
     header = (tmp_path / "experiment" / "mnist_mlp.yaml").read_text()
-    line = "# Expected: 97.50 ± 0.71 % of the test set right over 2 seeds, 2 min on 2 cores of an Some CPU\n"
+    line = "# Expected: 97.50 ± 0.71 % test accuracy over 2 seeds, 2 min on 2 cores of an Some CPU\n"
     assert line in header
 
 
@@ -104,5 +104,5 @@ def test_what_is_shipped_is_what_was_measured(recipes: ModuleType) -> None:
         if command == f"dltrain train experiment={name}" or f"dltrain train experiment={name}" not in found:
             header = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
             over = f"over {len(runs)} seed{'s' * (len(runs) > 1)}, "
-            assert f"# Expected: {recipes.accuracy(runs)} of the test set right {over}" in header
+            assert f"# Expected: {recipes.accuracy(runs)} test accuracy {over}" in header
     assert {command.split()[2].removeprefix("experiment=") for command in found} == set(recipes.names())
