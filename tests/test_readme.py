@@ -18,8 +18,6 @@ COMMANDS = [line for line in commands.lines(README) if line.startswith("dltrain 
 ROW = re.compile(r"^\| `(experiment=[^`|]*)` \|", re.MULTILINE)
 RECIPES = ROW.findall(RESULTS)
 TEXTBOOK = [f"experiment={name}" for name in re.findall(r"^\| `(textbook/\w+)` \|", RESULTS, re.MULTILINE)]
-if not (ROOT / "configs" / "experiment" / "textbook").is_dir():
-    TEXTBOOK = [row.replace("textbook/", "") for row in TEXTBOOK]
 
 
 @pytest.fixture(scope="module")
