@@ -120,8 +120,8 @@ PROMISES = {
         "sweeps/test_sweeps.py::test_a_job_equals_the_same_run_started_alone_with_the_same_threads",
     ),
     "A run under torchrun with a killed worker ends equal": (
-        "runtime/test_distributed.py::test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been",
-        "runtime/test_distributed.py::test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been",
+        "runtime/test_distributed.py::test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_result",
+        "runtime/test_distributed.py::test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_result",
     ),
     "A signal to one of several processes stops them all, with one checkpoint": (
         "runtime/test_distributed.py::test_a_signal_to_one_process_stops_all_with_one_checkpoint",
@@ -172,12 +172,12 @@ PROMISES = {
         "config/test_composition.py::test_a_composition_is_a_config_that_reads_back_or_a_named_error",
     ),
     "Files are written in the run's folder alone": (
-        "runtime/test_writes.py::test_nothing_is_written_outside_in_some_cases",
-        "runtime/test_writes.py::test_nothing_is_written_outside_whatever_is_asked",
+        "runtime/test_writes.py::test_some_commands_write_nothing_outside_their_folder",
+        "runtime/test_writes.py::test_no_command_writes_outside_its_folder",
     ),
     "No secret of the environment gets into a file": (
-        "runtime/test_secrets.py::test_no_value_of_the_environment_is_found_in_any_file",
-        "runtime/test_secrets.py::test_no_value_of_the_environment_is_found_in_any_file",
+        "runtime/test_secrets.py::test_no_file_contains_a_value_from_the_environment",
+        "runtime/test_secrets.py::test_no_file_contains_a_value_from_the_environment",
     ),
 }
 

@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "file"
 
 
-def test_parts_are_joined_in_the_place_of_what_was_there(path: Path) -> None:
+def test_the_parts_replace_the_earlier_file(path: Path) -> None:
     atomic_files.atomic_write(path, NEW, memoryview(OLD), b"")
     assert path.read_bytes() == NEW + OLD
     assert files(path.parent) == ["file"]
@@ -33,14 +33,14 @@ def test_the_bytes_are_flushed_before_the_rename_and_the_name_after_it(path: Pat
     assert made == ["open", "write", "fsync", "close", "replace", "open", "fsync", "close", "unlink"]
 
 
-def test_writes_that_take_a_few_bytes_at_once_are_made_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_writes_are_completed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
     atomic_files.atomic_write(path, NEW, OLD)
     assert path.read_bytes() == NEW + OLD
 
 
-def test_the_rights_of_a_file_are_those_that_the_user_s_mask_leaves(path: Path) -> None:
+def test_the_permissions_of_a_file_follow_the_umask(path: Path) -> None:
     before = os.umask(0o027)
     try:
         atomic_files.atomic_write(path, NEW)
@@ -50,7 +50,7 @@ def test_the_rights_of_a_file_are_those_that_the_user_s_mask_leaves(path: Path) 
 
 
 @pytest.mark.parametrize("fault", FAILURES, ids=str)
-def test_a_failure_at_any_call_leaves_old_or_new_alone_and_is_told(path: Path, fault: Fault) -> None:
+def test_a_failure_at_any_call_leaves_the_old_or_new_file_and_is_reported(path: Path, fault: Fault) -> None:
     with at_call() as made:
         atomic_files.atomic_write(path, OLD)
     for number, name in enumerate(made):
@@ -68,7 +68,7 @@ def test_a_failure_at_any_call_leaves_old_or_new_alone_and_is_told(path: Path, f
 
 
 @pytest.mark.parametrize("fault", KILLS, ids=str)
-def test_a_kill_at_any_call_leaves_old_or_new_and_what_is_left_over_can_be_removed(path: Path, fault: Fault) -> None:
+def test_a_kill_at_any_call_leaves_the_old_or_new_file_and_removable_leftovers(path: Path, fault: Fault) -> None:
     with at_call() as made:
         atomic_files.atomic_write(path, OLD)
 
@@ -85,7 +85,7 @@ def test_a_kill_at_any_call_leaves_old_or_new_and_what_is_left_over_can_be_remov
         assert files(path.parent) == ["file"], name
 
 
-def test_a_full_disk_is_told_with_the_path_and_the_bytes_needed(path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_path_and_the_bytes_needed(path: Path) -> None:
     with file_limit(len(NEW) - 1), pytest.raises(OutputError) as caught:
         atomic_files.atomic_write(path, NEW)
     assert caught.value.exit_code == 74
@@ -96,14 +96,14 @@ def test_a_full_disk_is_told_with_the_path_and_the_bytes_needed(path: Path) -> N
     assert (path.read_bytes(), files(path.parent)) == (OLD, ["file"])
 
 
-def test_an_error_without_a_size_names_the_file_that_it_is_about(tmp_path: Path) -> None:
+def test_an_error_without_a_size_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught, atomic_files.output_errors(tmp_path):
         (tmp_path / "gone" / "file").touch()
     assert str(caught.value).startswith(f"{tmp_path / 'gone' / 'file'}: could not be written (No such file")
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_what_is_held_outlives_being_replaced(path: Path, links: bool) -> None:
+def test_a_kept_link_survives_replacing_the_file(path: Path, links: bool) -> None:
     with at_call(links=links):
         held = atomic_files.keep_link(path)
     atomic_files.atomic_write(path, NEW)
@@ -113,13 +113,13 @@ def test_what_is_held_outlives_being_replaced(path: Path, links: bool) -> None:
     assert files(path.parent) == ["file"]
 
 
-def test_nothing_is_held_where_nothing_is(tmp_path: Path) -> None:
+def test_no_link_is_kept_for_a_missing_file(tmp_path: Path) -> None:
     assert atomic_files.keep_link(tmp_path / "file") is None
     assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("fault", FAILURES, ids=str)
-def test_a_copy_that_fails_leaves_nothing(path: Path, fault: Fault) -> None:
+def test_a_failed_copy_leaves_nothing(path: Path, fault: Fault) -> None:
     with at_call(links=False) as made:
         held = atomic_files.keep_link(path)
     assert held is not None
@@ -130,20 +130,20 @@ def test_a_copy_that_fails_leaves_nothing(path: Path, fault: Fault) -> None:
         assert files(path.parent) == ["file"], made[number]
 
 
-def test_a_copy_is_flushed_before_it_can_take_a_place(path: Path) -> None:
+def test_a_copy_is_flushed_before_it_is_renamed(path: Path) -> None:
     with at_call(links=False) as made:
         atomic_files.keep_link(path)
     assert made == ["link", "copyfile", "open", "fsync", "close"]
 
 
-def test_a_file_system_that_cannot_flush_folders_is_no_fault(tmp_path: Path) -> None:
+def test_a_file_system_that_cannot_flush_folders_is_accepted(tmp_path: Path) -> None:
     with at_call(1, Fault(errno.EINVAL)):
         atomic_files.fsync(tmp_path)
     with at_call(1, Fault(errno.EIO)), pytest.raises(OSError, match="Input/output error"):
         atomic_files.fsync(tmp_path)
 
 
-def test_only_what_its_own_writers_left_over_is_removed(path: Path) -> None:
+def test_only_leftovers_of_the_same_file_are_removed(path: Path) -> None:
     others = [".file", ".lock", ".other.0123456789abcdef", "file.damaged", "file-1"]
     for name in (*others, ".file.0123456789abcdef"):
         (path.parent / name).touch()

@@ -50,23 +50,23 @@ def test_auto_with_a_gpu_is_cuda() -> None:
     assert devices.device(**AUTO).device.type == "cuda"
 
 
-def test_cpu_is_the_cpu_whatever_there_is() -> None:
+def test_cpu_is_the_cpu_even_with_a_gpu() -> None:
     found = devices.device(**(AUTO | {"name": "cpu"}))
     assert (found.device, found.precision) == (torch.device("cpu"), "fp32")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_precision_that_is_named_is_taken(precision: str) -> None:
+def test_an_explicit_precision_is_used(precision: str) -> None:
     assert devices.device(**(AUTO | {"name": "cpu", "precision": precision})).precision == precision
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_are_set_for_the_process_and_told(threads: int) -> None:
+def test_threads_are_set_for_the_process_and_reported(threads: int) -> None:
     found = devices.device(**(AUTO | {"name": "cpu", "threads": threads}))
     assert (found.threads, torch.get_num_threads()) == (threads, threads)
 
 
-def test_no_number_of_threads_leaves_torchs_own() -> None:
+def test_threads_null_keeps_the_default_of_torch() -> None:
     torch.set_num_threads(2)
     assert devices.device(**(AUTO | {"name": "cpu"})).threads == 2
     assert torch.get_num_threads() == 2
@@ -79,7 +79,7 @@ def test_determinism_is_switched_for_the_process(deterministic: bool) -> None:
     assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
-def test_determinism_gives_cublas_its_workspace_but_keeps_a_persons_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_determinism_sets_the_cublas_workspace_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
     devices.device(**(AUTO | {"name": "cpu", "deterministic": True}))
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
@@ -90,12 +90,12 @@ def test_determinism_gives_cublas_its_workspace_but_keeps_a_persons_own(monkeypa
 @pytest.mark.parametrize(
     ("precision", "threads", "words"), [("fp32", 1, "cpu, 1 thread, fp32"), ("bf16", 8, "cpu, 8 threads, bf16")]
 )
-def test_a_runtime_is_told_in_one_line(precision: str, threads: int, words: str) -> None:
+def test_a_runtime_is_described_in_one_line(precision: str, threads: int, words: str) -> None:
     assert Runtime(torch.device("cpu"), precision, threads).describe() == words
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_computes_a_product_in_the_precision(precision: str, dtype: torch.dtype) -> None:
+def test_autocast_multiplies_in_the_chosen_precision(precision: str, dtype: torch.dtype) -> None:
     matrix = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
     with Runtime(torch.device("cpu"), precision, 1).autocast():
         product = matrix @ matrix
@@ -128,7 +128,7 @@ def test_a_seed_makes_every_generator_repeat(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_another_seed_draws_other_numbers(name: str) -> None:
+def test_another_seed_gives_other_random_numbers(name: str) -> None:
     drawn = []
     for seed in (0, 1):
         devices.seed_everything(seed)
@@ -142,7 +142,7 @@ def draw_all() -> list[Any]:
 
 
 @pytest.mark.parametrize("before", range(5))
-def test_restored_generators_draw_what_they_would_have_drawn(before: int) -> None:
+def test_restored_generators_continue_their_sequences(before: int) -> None:
     devices.seed_everything(0)
     for _ in range(before):
         draw_all()
@@ -153,7 +153,7 @@ def test_restored_generators_draw_what_they_would_have_drawn(before: int) -> Non
     assert draw_all() == expected
 
 
-def test_the_states_of_generators_pass_through_a_checkpoint(tmp_path: Path) -> None:
+def test_generator_states_survive_a_checkpoint(tmp_path: Path) -> None:
     devices.seed_everything(0)
     random.gauss(0, 1)
     checkpoint.save(tmp_path / "last.pt", content() | {"generators": devices.generator_states()})
@@ -183,7 +183,7 @@ def what_torch_says() -> str:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: str | None) -> None:
+def test_only_out_of_memory_errors_become_user_errors(error: Exception, told: str | None) -> None:
     with pytest.raises(type(error) if told is None else UserError) as caught, devices.memory_errors("Lower it"):
         raise error
     if told is None:
@@ -194,7 +194,7 @@ def test_only_a_lack_of_memory_is_told_as_one(error: Exception, told: str | None
         assert advice == "Lower it"
 
 
-def test_a_lack_of_memory_is_known_by_what_torch_says() -> None:
+def test_out_of_memory_errors_of_torch_are_recognized_by_their_text() -> None:
     with pytest.raises(UserError, match="tried to allocate 4000000000000000 bytes"), devices.memory_errors("Lower it"):
         torch.empty(10**15)
     older = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
@@ -205,7 +205,7 @@ def test_a_lack_of_memory_is_known_by_what_torch_says() -> None:
             raise RuntimeError(text)
 
 
-def test_noted_generators_do_not_move_with_the_process() -> None:
+def test_saved_generator_states_do_not_change_afterwards() -> None:
     devices.seed_everything(0)
     states = devices.generator_states()
     before = states["cpu"].clone()
@@ -214,7 +214,7 @@ def test_noted_generators_do_not_move_with_the_process() -> None:
 
 
 @without_cuda
-def test_the_states_of_a_gpu_are_left_alone_where_there_is_none() -> None:
+def test_cuda_generator_states_are_ignored_without_a_gpu() -> None:
     devices.seed_everything(0)
     states = devices.generator_states() | {"cuda": torch.zeros(16, dtype=torch.uint8)}
     expected = torch.rand(3)

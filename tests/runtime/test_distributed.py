@@ -111,7 +111,7 @@ def batches(count: int, size: int, processes: Processes) -> TensorLoader:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("count, size", SIZES)
-def test_the_parts_of_all_processes_are_the_batch_of_one(count: int, size: int, world: int) -> None:
+def test_the_rank_slices_of_a_batch_make_up_the_whole_batch(count: int, size: int, world: int) -> None:
     whole = [targets.tolist() for _, targets in batches(count, size, launch.SINGLE_PROCESS).epoch(2, 0)]
     of_each = [batches(count, size, Processes(rank, world)) for rank in range(world)]
     epochs = [[targets.tolist() for _, targets in each.epoch(2, 0)] for each in of_each]
@@ -127,7 +127,7 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(count: int, size: int, 
         assert mean == pytest.approx(sum(batch) / len(batch))
 
 
-def test_batches_of_an_evaluation_are_dealt_out() -> None:
+def test_evaluation_batches_are_divided_among_the_ranks() -> None:
     source = batches(20, 3, launch.SINGLE_PROCESS)
     dealt = [[targets.tolist() for _, targets in source.in_order(rank, 3)] for rank in range(3)]
     assert sorted(itertools.chain(*dealt)) == [targets.tolist() for _, targets in source.in_order()]
@@ -145,7 +145,7 @@ def test_batches_of_an_evaluation_are_dealt_out() -> None:
         ({"RANK": "1", "WORLD_SIZE": "2"}, "no MASTER_ADDR and MASTER_PORT"),
     ],
 )
-def test_an_environment_that_makes_no_sense_is_told(
+def test_an_inconsistent_torchrun_environment_is_a_config_error(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], told: str
 ) -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
@@ -165,19 +165,19 @@ def second(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("second")
-def test_what_one_process_does_alone_the_others_leave_to_it(dltrain: Command) -> None:
+def test_ranks_above_zero_do_nothing_in_commands_of_one_process(dltrain: Command) -> None:
     for words in (("eval", "ckpt=nowhere"), ("export", "ckpt=nowhere"), ("list",), ("--version",)):
         assert tuple(vars(dltrain(*words)).values()) == (0, "", "")
 
 
 @pytest.mark.usefixtures("second")
-def test_a_process_other_than_the_first_tells_of_its_own_faults_alone(dltrain: Command) -> None:
+def test_a_rank_above_zero_reports_its_error_with_its_rank(dltrain: Command) -> None:
     result = dltrain("train", "epochs=0")
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("rank 1: error: epochs=0")
 
 
-def test_a_process_that_waits_for_the_others_says_so(
+def test_a_rank_that_waits_for_the_others_prints_a_notice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never_meets(processes: Processes) -> None:
@@ -216,7 +216,7 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
         ),
     ],
 )
-def test_several_processes_come_to_what_one_comes_to(
+def test_several_processes_give_the_result_of_one(
     lives: Nursery, tmp_path: Path, world: int, words: tuple[str, ...]
 ) -> None:
     finish(lives, new(tmp_path / "one"), (*COMMON, *words))
@@ -255,7 +255,7 @@ WORDS += ("optim.lr=0.003", "batch_size=12", "accumulate=2")  # 45 steps
 
 
 @pytest.mark.slow
-def test_three_processes_stopped_and_resumed_come_to_the_same_bits(lives: Nursery, tmp_path: Path) -> None:
+def test_three_processes_stopped_and_resumed_give_the_same_bits(lives: Nursery, tmp_path: Path) -> None:
     told = run(lives, tmp_path / "whole", *WORDS, world=3)
     assert "batch norm goes by a process's own part" in told[0]
     assert told[1:] == ["", ""]
@@ -267,7 +267,7 @@ def test_three_processes_stopped_and_resumed_come_to_the_same_bits(lives: Nurser
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_and_says_so(lives: Nursery, tmp_path: Path) -> None:
+def test_a_resume_with_another_number_of_processes_works_and_warns(lives: Nursery, tmp_path: Path) -> None:
     words = (*COMMON, "model=lenet", "epochs=2")
     finish(lives, new(tmp_path / "one"), words)
     run(lives, tmp_path / "several", *words, "limit_steps=7")
@@ -364,7 +364,7 @@ def faulty(lives: Nursery, folder: Path, *words: str) -> tuple[list[int], list[s
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_process_stops_all_at_its_step(lives: Nursery, tmp_path: Path) -> None:
+def test_a_nonfinite_loss_on_one_rank_stops_all_at_that_step(lives: Nursery, tmp_path: Path) -> None:
     codes, told = faulty(lives, tmp_path, "+model.fault=wrong")
     assert codes[0] == 1
     assert "error: the loss is not finite at step 5, first in the output of the model (Faulty)" in told[0]
@@ -375,7 +375,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all_at_its_step(lives: Nu
 
 
 @pytest.mark.slow
-def test_a_step_is_left_out_in_all_processes_or_in_none(lives: Nursery, tmp_path: Path) -> None:
+def test_a_step_is_skipped_on_all_ranks_or_on_none(lives: Nursery, tmp_path: Path) -> None:
     codes, told = faulty(lives, tmp_path, "+model.fault=once", "on_nonfinite=skip")
     assert codes == [0, 0], told
     skipped = {each["step"]: each["skipped_steps"] for each in outcome(tmp_path)["records"] if "skipped_steps" in each}
@@ -383,7 +383,7 @@ def test_a_step_is_left_out_in_all_processes_or_in_none(lives: Nursery, tmp_path
 
 
 @pytest.mark.parametrize("fault", mostly_slow(["raise", "die"], fast=["die"]))
-def test_a_process_that_fails_ends_all_and_is_told_once(lives: Nursery, tmp_path: Path, fault: str) -> None:
+def test_a_failing_rank_ends_all_and_is_reported_once(lives: Nursery, tmp_path: Path, fault: str) -> None:
     began = time.monotonic()
     codes, told = faulty(lives, tmp_path, f"+model.fault={fault}")
     assert time.monotonic() - began < 20
@@ -423,7 +423,7 @@ def workers(agent: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.torture)])
-def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
+def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_result(
     lives: Nursery, tmp_path: Path, count: int
 ) -> None:
     words = (*COMMON, "model=lenet", "epochs=12", "name=kept", "checkpoint_every=15")
@@ -448,7 +448,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_be
     print(f"{count} of {count} kills: equal; from kill to end at most {max(seconds):.1f} s")
 
 
-def test_the_reason_of_nccl_is_the_one_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_an_nccl_error_is_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     told = """NCCL error in: c10d/NCCLUtils.cpp:94, invalid usage (run with NCCL_DEBUG=WARN), NCCL version 2.29
 ncclInvalidUsage: This usually reflects invalid usage of NCCL library.
 Last error:

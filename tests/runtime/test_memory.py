@@ -34,7 +34,9 @@ def test_a_strided_1x1_convolution_writes_only_to_its_own_gradient(channels: int
 
 
 @pytest.mark.parametrize(("channels", "is_last"), [(4, False), (15, False), (16, True)])
-def test_a_network_with_such_a_convolution_of_few_channels_keeps_its_layout(channels: int, is_last: bool) -> None:
+def test_a_network_with_a_strided_1x1_convolution_of_few_channels_keeps_its_layout(
+    channels: int, is_last: bool
+) -> None:
     network = nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 20, 1, stride=2))
     to_device(network, Runtime(torch.device("cpu"), "fp32", 1), (3, 16, 16))
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last) == is_last

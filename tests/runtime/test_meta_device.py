@@ -91,14 +91,14 @@ def done(state: TrainState) -> bool:
     "name",
     mostly_slow(sorted({*registry.names("model")} - {"custom", "autoencoder"}), fast=["mlp", "lenet", "attention"]),
 )
-def test_a_model_trains_on_another_device_without_a_look_at_its_numbers(name: str) -> None:
+def test_a_model_trains_on_the_meta_device_without_reading_values(name: str) -> None:
     trained = state(name)
     assert list(steps_of(trained, batches(), task()))
     assert done(trained)
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "muon"])
-def test_an_optimizer_updates_on_another_device_without_a_look_at_its_numbers(name: str) -> None:
+def test_an_optimizer_updates_on_the_meta_device_without_reading_values(name: str) -> None:
     trained = state("resnet", name, widths=[4], blocks=1)
     assert list(steps_of(trained, batches(), task()))
     assert done(trained)
@@ -106,14 +106,14 @@ def test_an_optimizer_updates_on_another_device_without_a_look_at_its_numbers(na
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_pictures_are_augmented_on_another_device_without_a_look_at_them(name: str, smoothing: float) -> None:
+def test_images_are_augmented_on_the_meta_device_without_reading_values(name: str, smoothing: float) -> None:
     trained = state("linear")
     assert list(steps_of(trained, batches(AUGMENTATIONS[name]), task(smoothing)))
     assert done(trained)
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_parts_clipping_and_averages_work_on_another_device(on_nonfinite: str) -> None:
+def test_accumulation_clipping_and_ema_work_on_the_meta_device(on_nonfinite: str) -> None:
     trained = state("resnet", widths=[4], blocks=1)
     options = {"accumulate": 5, "clip_norm": 1.0, "on_nonfinite": on_nonfinite}
     for _ in steps_of(trained, batches(), task(), **options):
@@ -125,7 +125,7 @@ def test_parts_clipping_and_averages_work_on_another_device(on_nonfinite: str) -
 
 
 @pytest.mark.parametrize("views", ["flip", "shift", "flip_shift"])
-def test_evaluation_adds_up_on_another_device(views: Any) -> None:
+def test_evaluation_accumulates_on_the_meta_device(views: Any) -> None:
     model, total = AveragedViews(state().model, views).eval(), None
     for inputs, targets in itertools.islice(batches().in_order(), 2):
         outputs = model(inputs)
@@ -134,7 +134,7 @@ def test_evaluation_adds_up_on_another_device(views: Any) -> None:
     assert total.is_meta
 
 
-def test_a_tensor_that_stays_on_the_cpu_is_found_so() -> None:
+def test_the_device_check_detects_a_tensor_left_on_the_cpu() -> None:
     trained = state("linear")
     (inputs, targets), *_ = batches().epoch(0, 0)
     with pytest.raises(RuntimeError, match="device"):

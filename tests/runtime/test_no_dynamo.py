@@ -74,14 +74,14 @@ print(called.count(2) == 1)
 """
 
 
-def test_optimizers_do_the_same_to_the_bit_with_and_without_the_compiler() -> None:
+def test_optimizers_give_the_same_bits_with_and_without_the_compiler() -> None:
     command = [sys.executable, "-c", BOTH_WAYS]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True"] * 5
 
 
-def test_a_torch_that_does_it_in_another_way_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_torch_implementation_is_not_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         def add_param_group(self) -> None: ...
         def zero_grad(self) -> None: ...
@@ -99,7 +99,7 @@ def test_a_torch_that_does_it_in_another_way_is_left_as_it_is(monkeypatch: pytes
     assert not any(hasattr(getattr(Other, name), no_dynamo.REPLACEMENT) for name in no_dynamo.DISABLED)
 
 
-def test_where_the_compiler_is_there_already_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_patched_if_the_compiler_is_already_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(no_dynamo, "_is_imported", lambda: True)
     steps = {kind: kind.step for kind in torch.optim.Optimizer.__subclasses__()}
     no_dynamo.skip_dynamo_import()

@@ -118,7 +118,7 @@ def leaks(folder: Path) -> list[str]:
 
 @pytest.mark.usefixtures("secret")
 @pytest.mark.parametrize("names", mostly_slow([OFTEN, tuple(ROUTES)], fast=[OFTEN]), ids=["some", "all"])
-def test_no_value_of_the_environment_is_found_in_any_file(
+def test_no_file_contains_a_value_from_the_environment(
     dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
     from PIL import Image
@@ -142,7 +142,7 @@ def test_no_value_of_the_environment_is_found_in_any_file(
     assert len(ROUTES) >= 30
 
 
-def test_a_reference_is_stored_as_it_was_written(
+def test_an_interpolation_is_stored_unresolved(
     dltrain: Command, tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_ROOT", str(data_root))
@@ -152,7 +152,7 @@ def test_a_reference_is_stored_as_it_was_written(
     assert torch.load(run / "checkpoints" / "last.pt")["config"]["data"]["root"] == reference
 
 
-def test_a_leak_would_be_found(tmp_path: Path) -> None:
+def test_the_leak_check_detects_a_leak(tmp_path: Path) -> None:
     torch.save({"config": {"key": CANARY}}, tmp_path / "a.pt")
     (tmp_path / f"{CANARY}.txt").touch()
     (tmp_path / "clean.txt").touch()

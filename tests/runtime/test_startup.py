@@ -63,7 +63,7 @@ def noted(folder: Path, data: Path, names: tuple[str, ...], *lines: list[str]) -
     return found
 
 
-def test_no_command_on_mnist_imports_what_it_has_no_use_for(tmp_path: Path, data_root: Path) -> None:
+def test_no_command_on_mnist_imports_unneeded_packages(tmp_path: Path, data_root: Path) -> None:
     train = ["train", "data=mnist", "model=mlp", "epochs=1", "device.threads=1"]
     found = noted(
         tmp_path,
@@ -80,14 +80,14 @@ def test_no_command_on_mnist_imports_what_it_has_no_use_for(tmp_path: Path, data
     assert found == [[]] * 11
 
 
-def test_what_draws_the_page_is_imported_after_the_last_step(tmp_path: Path, data_root: Path) -> None:
+def test_the_report_code_is_imported_after_the_last_step(tmp_path: Path, data_root: Path) -> None:
     line = ["train", "data=mnist", "model=mlp", "epochs=1", "limit_steps=1", "device.threads=1"]
     at_the_step, at_the_end = noted(tmp_path, data_root, AT_THE_END, line)
     assert at_the_step == []
     assert at_the_end == list(AT_THE_END)
 
 
-def test_a_sweep_imports_before_it_forks_what_its_jobs_need_at_their_ends() -> None:
+def test_a_sweep_imports_before_forking_what_its_jobs_need_at_the_end() -> None:
     code = """
 import sys
 from dltrain.config.composition import compose
@@ -111,7 +111,7 @@ TOLD = "import gc, os\nprint(gc.isenabled(), os.environ.get('OMP_WAIT_POLICY'), 
     ],
     ids=["nothing set", "spins", "policy"],
 )
-def test_torchs_threads_soon_sleep_while_they_wait_unless_the_environment_says_otherwise(
+def test_waiting_openmp_threads_sleep_soon_unless_the_user_set_it(
     environment: dict[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch.py").write_text(TOLD)
@@ -128,9 +128,7 @@ def test_torchs_threads_soon_sleep_while_they_wait_unless_the_environment_says_o
 
 
 @pytest.mark.parametrize("imported", ["import torch", ""], ids=["by own code", "by dltrain"])
-def test_garbage_is_collected_again_once_torch_is_there_and_where_it_is_not_needed(
-    imported: str, tmp_path: Path
-) -> None:
+def test_garbage_collection_is_enabled_again_with_and_without_torch(imported: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("")
     code = f"""
 import gc

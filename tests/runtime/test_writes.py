@@ -158,14 +158,14 @@ def assert_inside(folder: Path, chosen: list[tuple[str, Callable[[], int]]]) -> 
 
 
 @pytest.mark.torture
-def test_nothing_is_written_outside_whatever_is_asked(here: Path) -> None:
+def test_no_command_writes_outside_its_folder(here: Path) -> None:
     every = list(cases(here))
     assert len(every) >= 200
     assert_inside(here, every)
 
 
 @pytest.mark.parametrize("every", mostly_slow([13, 53], fast=[53]))
-def test_nothing_is_written_outside_in_some_cases(here: Path, every: int) -> None:
+def test_some_commands_write_nothing_outside_their_folder(here: Path, every: int) -> None:
     assert_inside(here, list(cases(here))[::every])
 
 
@@ -174,7 +174,9 @@ LINKED += ("tensorboard", "metrics.csv", "mlflow_run_id")
 
 
 @pytest.mark.parametrize("name", mostly_slow(LINKED, fast=[".lock", "checkpoints", "checkpoints/last.pt"]))
-def test_a_run_with_a_link_in_it_is_not_resumed(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_run_folder_with_a_link_inside_is_not_resumed(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     path, target = here / "outputs" / "run" / name, here.parent.parent / "outside" / "target"
     path.rename(target) if path.exists() else target.touch()
     path.symlink_to(target)
@@ -187,19 +189,21 @@ def test_a_run_with_a_link_in_it_is_not_resumed(here: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     "name", mostly_slow([".lock", "train.log", "metrics.jsonl", ".hydra/config.yaml"], fast=["metrics.jsonl"])
 )
-def test_a_run_with_a_pipe_in_it_is_not_resumed(here: Path, name: str) -> None:
+def test_a_run_folder_with_a_pipe_inside_is_not_resumed(here: Path, name: str) -> None:
     path = here / "outputs" / "run" / name
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     assert cli.main(["train", "resume=outputs/run", "limit_steps=3"]) == 66
 
 
-def test_a_run_whose_folder_is_reached_by_a_link_is_resumed(here: Path) -> None:
+def test_a_run_folder_reached_through_a_link_is_resumed(here: Path) -> None:
     (here / "mine").symlink_to(here / "outputs" / "run")
     assert cli.main(["train", "resume=mine", "limit_steps=3"]) == 0
 
 
-def test_nothing_is_downloaded_to_where_a_checkpoint_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_downloaded_into_a_folder_named_by_a_checkpoint(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in ("resume", "eval"):
         assert stored("data.root", str(here / "elsewhere"), command) == 66
         told = capsys.readouterr().err
@@ -208,7 +212,7 @@ def test_nothing_is_downloaded_to_where_a_checkpoint_says(here: Path, capsys: py
     assert not (here / "elsewhere").exists()
 
 
-def test_a_write_outside_would_be_seen(here: Path) -> None:
+def test_the_write_check_detects_a_write_outside(here: Path) -> None:
     def write() -> int:
         (here.parent / "escaped").touch()
         return 0
