@@ -13,36 +13,36 @@ PAGE = TESTS.parent / "docs" / "promises.md"
 # Promise: its fast test, and its full one.
 PROMISES = {
     "A run that is killed at any moment and resumed until it is done ends equal": (
-        "training/test_kills.py::test_runs_killed_at_random_moments_end_as_if_nothing_had_been",
-        "training/test_kills.py::test_runs_killed_at_random_moments_end_as_if_nothing_had_been",
+        "training/test_kills.py::test_runs_killed_at_random_moments_end_with_the_same_result",
+        "training/test_kills.py::test_runs_killed_at_random_moments_end_with_the_same_result",
     ),
     "Every step can be resumed from": (
         "training/test_kills.py::test_every_step_is_a_valid_resume_point",
         "training/test_kills.py::test_every_step_is_a_valid_resume_point",
     ),
     "A run can be resumed again and again": (
-        "training/test_kills.py::test_resumes_inside_one_epoch_end_as_if_nothing_had_been",
-        "training/test_kills.py::test_resumes_inside_one_epoch_end_as_if_nothing_had_been",
+        "training/test_kills.py::test_resumes_inside_one_epoch_end_with_the_same_result",
+        "training/test_kills.py::test_resumes_inside_one_epoch_end_with_the_same_result",
     ),
     "A run that is killed again and again after twice its start-up time still makes progress": (
-        "training/test_kills.py::test_a_run_that_is_killed_at_twice_its_start_up_goes_on",
-        "training/test_kills.py::test_a_run_that_is_killed_again_and_again_goes_on",
+        "training/test_kills.py::test_a_run_killed_at_twice_its_startup_time_progresses",
+        "training/test_kills.py::test_a_run_that_is_killed_again_and_again_progresses",
     ),
     "A checkpoint leaves nothing out": (
-        "training/test_kills.py::test_each_item_of_the_state_matters",
-        "training/test_kills.py::test_each_item_of_the_state_matters",
+        "training/test_kills.py::test_losing_any_item_of_the_state_changes_the_result",
+        "training/test_kills.py::test_losing_any_item_of_the_state_changes_the_result",
     ),
     "SIGINT, SIGTERM and SIGUSR1 save, and end with exit code 130 or 143": (
-        "training/test_kills.py::test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_been",
-        "training/test_kills.py::test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_been",
+        "training/test_kills.py::test_a_signal_at_a_random_moment_saves_and_the_resumed_run_ends_with_the_same_result",
+        "training/test_kills.py::test_a_signal_at_a_random_moment_saves_and_the_resumed_run_ends_with_the_same_result",
     ),
     "A second signal ends at once and leaves a valid checkpoint": (
-        "training/test_kills.py::test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint",
-        "training/test_kills.py::test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint",
+        "training/test_kills.py::test_a_second_signal_ends_the_run_immediately_and_leaves_a_valid_checkpoint",
+        "training/test_kills.py::test_a_second_signal_ends_the_run_immediately_and_leaves_a_valid_checkpoint",
     ),
     "Two runs never share a folder": (
-        "training/test_kills.py::test_runs_started_in_one_second_have_a_folder_each",
-        "training/test_kills.py::test_runs_started_in_one_second_have_a_folder_each",
+        "training/test_kills.py::test_runs_started_in_one_second_get_separate_folders",
+        "training/test_kills.py::test_runs_started_in_one_second_get_separate_folders",
     ),
     "A save is all or nothing, whichever system call fails": (
         "checkpoints/test_write_faults.py::test_a_kill_before_each_call_of_a_save_leaves_old_or_new",
@@ -76,28 +76,28 @@ PROMISES = {
         "checkpoints/test_write_faults.py::test_a_failure_at_each_call_of_a_save_leaves_old_or_new_and_is_never_silent",
     ),
     "A loss that is NaN or infinite changes no weight; the step and the tensor are named": (
-        "training/test_nonfinite.py::test_a_fault_is_told_with_its_step_and_tensor_and_changes_nothing",
-        "training/test_nonfinite.py::test_two_hundred_faults_are_told_with_step_and_tensor_and_change_nothing",
+        "training/test_nonfinite.py::test_a_nonfinite_value_is_reported_with_step_and_tensor_and_changes_nothing",
+        "training/test_nonfinite.py::test_two_hundred_nonfinite_values_are_reported_with_step_and_tensor_and_change_nothing",
     ),
     "NaN never becomes the best": (
-        "training/test_progress.py::test_what_is_no_number_never_becomes_best_in_any_stream",
-        "training/test_progress.py::test_what_is_no_number_never_becomes_best_in_any_stream",
+        "training/test_progress.py::test_a_nonfinite_metric_never_becomes_best_in_any_sequence",
+        "training/test_progress.py::test_a_nonfinite_metric_never_becomes_best_in_any_sequence",
     ),
     "The same command gives the same bits": (
         "training/test_run.py::test_the_same_command_gives_the_same_bits",
         "training/test_repeatability.py::test_twenty_processes_give_the_same_bits_whatever_folder_hash_seed_and_load",
     ),
     "A change of environment is reported, or refused": (
-        "training/test_resume.py::test_another_environment_is_told_with_all_its_differences",
-        "training/test_resume.py::test_another_environment_is_refused_where_equal_bits_are_asked_for",
+        "training/test_resume.py::test_a_changed_environment_is_reported_with_all_differences",
+        "training/test_resume.py::test_a_changed_environment_is_refused_if_the_run_must_be_deterministic",
     ),
     "A checkpoint of another model is reported before any data is read": (
-        "training/test_resume.py::test_weights_that_do_not_fit_are_told_by_name_before_data_is_read",
+        "training/test_resume.py::test_weights_that_do_not_fit_are_named_before_data_is_read",
         "training/test_resume.py::test_the_weights_of_another_model_are_refused_before_data_is_read",
     ),
     "Running out of memory gives one clear error and keeps the last checkpoint": (
-        "training/test_resume.py::test_memory_that_runs_out_is_told_and_the_last_checkpoint_goes_on",
-        "training/test_resume.py::test_memory_that_runs_out_is_told_and_the_last_checkpoint_goes_on",
+        "training/test_resume.py::test_out_of_memory_is_reported_and_the_last_checkpoint_resumes",
+        "training/test_resume.py::test_out_of_memory_is_reported_and_the_last_checkpoint_resumes",
     ),
     "A job of a sweep that dies takes nothing else with it": (
         "sweeps/test_faults.py::test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows",

@@ -27,12 +27,12 @@ FAST = [name for name in NAMES if name.endswith(("linear_regression", "mlp_small
 RECIPES = [name for name in NAMES if name.startswith(("mnist_", "cifar10_"))]
 
 
-def test_what_is_no_recipe_is_one_of_the_seed_experiments_and_they_are_all_there() -> None:
+def test_every_experiment_is_a_recipe_or_a_textbook_experiment_and_none_is_missing() -> None:
     assert set(NAMES) - set(RECIPES) == set(TEXTBOOK)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_for_the_data_it_is_called_after_and_holds_nothing_back(name: str) -> None:
+def test_a_recipe_uses_the_data_in_its_name_without_a_validation_split(name: str) -> None:
     config = compose("train", [f"+experiment={name}"])
     assert name.split("_")[0] == config["data"]["name"]
     assert config["data"]["val"] == 0
@@ -40,7 +40,7 @@ def test_a_recipe_is_for_the_data_it_is_called_after_and_holds_nothing_back(name
 
 
 @pytest.mark.parametrize("name", TEXTBOOK)
-def test_an_experiment_composes_to_its_seed_settings(name: str) -> None:
+def test_a_textbook_experiment_composes_to_its_known_settings(name: str) -> None:
     config = compose("train", [f"+experiment={name}"])
     found = (config["model"]["name"], config["data"]["name"], config["optim"]["name"], config["optim"]["lr"])
     assert (*found, config["batch_size"], config["epochs"]) == TEXTBOOK[name]
@@ -57,7 +57,7 @@ def test_an_experiment_s_header_has_its_command_and_a_measured_result(name: str)
     assert any(character.isdigit() for character in expected)
 
 
-def test_the_command_line_has_the_last_word_over_an_experiment() -> None:
+def test_the_command_line_overrides_an_experiment() -> None:
     assert compose("train", ["+experiment=textbook/lenet_mnist", "epochs=2", "model=mlp"])["model"]["name"] == "mlp"
     assert compose("train", ["+experiment=textbook/lenet_mnist", "epochs=2"])["epochs"] == 2
 

@@ -83,7 +83,7 @@ def sleep_until_end(lives: Nursery, life: Life, seconds: float) -> None:
 
 
 @counts(3, 12, 200)
-def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(
+def test_runs_killed_at_random_moments_end_with_the_same_result(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
     chance = random.Random(0)
@@ -111,7 +111,7 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(
     print(f"{kills} kills over {runs} runs: all equal, 0 lost")
 
 
-def test_a_run_that_is_killed_at_twice_its_start_up_goes_on(lives: Nursery, tmp_path: Path) -> None:
+def test_a_run_killed_at_twice_its_startup_time_progresses(lives: Nursery, tmp_path: Path) -> None:
     words = ("train", "model=mlp", "epochs=1000000", "device.threads=1", "schedule=constant", "log_every=1000000")
     steps = [0]
     for number in range(3):
@@ -129,7 +129,7 @@ def test_a_run_that_is_killed_at_twice_its_start_up_goes_on(lives: Nursery, tmp_
 
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.torture)])
-def test_a_run_that_is_killed_again_and_again_goes_on(tmp_path: Path, count: int) -> None:
+def test_a_run_that_is_killed_again_and_again_progresses(tmp_path: Path, count: int) -> None:
     """Real processes with the default interval, each killed at twice the time it takes to start."""
     words = ("train", "model=mlp", "epochs=1000000", "device.threads=1", "schedule=constant")
 
@@ -173,7 +173,7 @@ def test_every_step_is_a_valid_resume_point(lives: Nursery, reference: Reference
     ("count", "resumes"),
     [(1, 3), pytest.param(1, 10, marks=pytest.mark.slow), pytest.param(50, 10, marks=pytest.mark.torture)],
 )
-def test_resumes_inside_one_epoch_end_as_if_nothing_had_been(
+def test_resumes_inside_one_epoch_end_with_the_same_result(
     lives: Nursery, reference: References, tmp_path: Path, count: int, resumes: int
 ) -> None:
     chance = random.Random(2)
@@ -197,7 +197,7 @@ def is_stopped(code: int, number: int) -> bool:
 
 
 @counts(2, 6, 100)
-def test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_been(
+def test_a_signal_at_a_random_moment_saves_and_the_resumed_run_ends_with_the_same_result(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
     chance = random.Random(3)
@@ -227,7 +227,7 @@ def test_a_signal_at_a_random_moment_saves_and_the_run_ends_as_if_nothing_had_be
 
 
 @counts(2, 6, 100)
-def test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint(
+def test_a_second_signal_ends_the_run_immediately_and_leaves_a_valid_checkpoint(
     lives: Nursery, reference: References, tmp_path: Path, count: int
 ) -> None:
     chance = random.Random(4)
@@ -253,7 +253,7 @@ def test_a_second_signal_ends_at_once_and_leaves_a_valid_checkpoint(
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.torture)])
-def test_runs_started_in_one_second_have_a_folder_each(lives: Nursery, tmp_path: Path, count: int) -> None:
+def test_runs_started_in_one_second_get_separate_folders(lives: Nursery, tmp_path: Path, count: int) -> None:
     words = (*COMMON, *MODELS["mlp"], "epochs=1", "checkpoint_every=1h")
     at = time.time() + 3 + 0.1 * count
     started = [lives.start(tmp_path, *words, at=at) for _ in range(count)]
@@ -382,7 +382,7 @@ OFTEN = ("optimizer", "step", "torch's generator", "best", "config", "data")
 
 
 @pytest.mark.parametrize("name", mostly_slow(MUTANTS, fast=OFTEN))
-def test_each_item_of_the_state_matters(
+def test_losing_any_item_of_the_state_changes_the_result(
     lives: Nursery, noisy_runs: tuple[Path, Path], copies: tuple[Path, Path], name: str
 ) -> None:
     """What is compared above would find every one of them forgotten."""

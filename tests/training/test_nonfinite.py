@@ -278,25 +278,25 @@ def check_caught(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", drawn(50, seed=0), ids=lambda fault: f"{fault.kind}-{fault.model}-{fault.optimizer}")
-def test_a_fault_is_told_with_its_step_and_tensor_and_changes_nothing(fault: Fault) -> None:
+def test_a_nonfinite_value_is_reported_with_step_and_tensor_and_changes_nothing(fault: Fault) -> None:
     check_caught(fault)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(1, 11))
-def test_two_hundred_faults_are_told_with_step_and_tensor_and_change_nothing(seed: int) -> None:
+def test_two_hundred_nonfinite_values_are_reported_with_step_and_tensor_and_change_nothing(seed: int) -> None:
     for fault in drawn(200, seed):
         check_caught(fault)
 
 
-def test_a_fault_before_the_end_of_a_long_interval_is_told_with_its_own_step() -> None:
+def test_a_nonfinite_value_inside_a_long_interval_is_reported_with_its_step() -> None:
     for step in range(1, TOTAL + 1):
         state, told, _ = caught(Fault("mlp", "sgd", "loss", math.nan, step))
         assert told == step
         assert state.step == -(-step // STEPS) * STEPS  # noticed at the end of the epoch alone
 
 
-def test_a_gradient_without_clip_norm_is_told_a_step_late_by_the_weight_it_spoiled() -> None:
+def test_a_nonfinite_gradient_without_clip_norm_is_reported_one_step_late_by_its_weight() -> None:
     """To look at every gradient would cost a sixth of a small network's step."""
     fault = Fault("mlp", "sgd", "gradient", math.nan, 3)
     state, since = fault.state(), (0, generator_states())
@@ -343,7 +343,7 @@ class Drawing(nn.Module):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_that_is_computed_again_draws_what_it_drew(seed: int, accumulate: int) -> None:
+def test_a_recomputed_step_draws_the_same_random_numbers(seed: int, accumulate: int) -> None:
     def trained(limit: float) -> tuple[TrainState, list[float], int]:
         torch.manual_seed(0)
         model = Drawing(limit)
@@ -395,7 +395,7 @@ def where_a_loss_is(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_no_step_is_waited_for_by_the_host(
+def test_no_step_makes_the_host_wait(
     optimizer: str, clip_norm: float | None, on_nonfinite: steps.OnNonfinite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = fresh("norm", optimizer)
@@ -413,7 +413,7 @@ def test_no_step_is_waited_for_by_the_host(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_no_step_is_waited_for_on_cuda(optimizer: str) -> None:
+def test_no_step_makes_the_host_wait_on_cuda(optimizer: str) -> None:
     cuda = Runtime(torch.device("cuda"), "bf16", 1)
     state = fresh("norm", optimizer)
     state = TrainState(state.model.to("cuda"), build.optimizer(OPTIMIZERS[optimizer], state.model.to("cuda")))
@@ -477,7 +477,7 @@ def test_a_run_that_skips_equals_one_that_never_saw_the_bad_batches(
 
 @pytest.mark.usefixtures("where_a_loss_is")
 @pytest.mark.parametrize("log_every", [1, 2, 3, 100])
-def test_a_record_counts_skipped_steps_and_leaves_them_out_of_its_figures(log_every: int) -> None:
+def test_a_record_counts_skipped_steps_and_excludes_them_from_its_metrics(log_every: int) -> None:
     bad = (2, 3, 4, 11)
     single = [
         chunk[0].values
@@ -492,7 +492,7 @@ def test_a_record_counts_skipped_steps_and_leaves_them_out_of_its_figures(log_ev
             assert record.values["loss"] == pytest.approx(sum(good) / len(good) if good else math.nan, nan_ok=True)
 
 
-def test_an_epoch_of_bad_steps_alone_is_told_as_such() -> None:
+def test_an_epoch_of_only_bad_steps_is_reported_as_such() -> None:
     state = fresh("norm", "sgd")
     before = everything(state)
     bad = tuple(range(1, TOTAL + 1))
@@ -609,7 +609,7 @@ def strict(path: Path) -> list[dict[str, Any]]:
     ],
 )
 @pytest.mark.parametrize("more", [(), ("accumulate=2", "batch_size=5", "+model.dropout=0.3")], ids=["plain", "parts"])
-def test_a_network_of_ones_own_that_turns_nan_ends_the_run_in_two_lines(
+def test_a_custom_network_that_turns_nan_ends_the_run_in_two_lines(
     own: Command, monkeypatch: pytest.MonkeyPatch, fault: str, named: str, more: tuple[str, ...]
 ) -> None:
     parts = 2 if more else 1
@@ -649,12 +649,12 @@ def test_a_limit_does_not_hide_a_bad_step(own: Command, monkeypatch: pytest.Monk
     assert checkpoint.load(run_folder() / "checkpoints" / "last.pt")["step"] == 0
 
 
-def test_nan_in_the_pictures_is_told_as_the_batch_of_data(own: Command) -> None:
+def test_nan_in_the_images_is_reported_as_the_batch_of_data(own: Command) -> None:
     result = own("model=mlp", "model.hidden=[8]", *OWN, "data.name=own_nets:spotted")
     assert (result.code, "first in its batch of data" in result.err) == (1, True)
 
 
-def test_dropout_draws_again_what_it_drew_from_the_command_line(own: Command) -> None:
+def test_a_recomputed_step_repeats_dropout_from_the_command_line(own: Command) -> None:
     """A rate that blows up: which layer is first depends on the units that were dropped."""
     result = own("model=mlp", "model.dropout=0.5", *CLEAN, *OWN, "optim.lr=1e25", "schedule=constant", "log_every=50")
     assert result.code == 1
@@ -665,7 +665,7 @@ SPOTTED = ("model=mlp", "model.batch_norm=true", "model.dropout=0.2", *OWN, "dat
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6, 8, 14])
-def test_a_resumed_run_that_skips_equals_an_unbroken_one(own: Command, stop: int) -> None:
+def test_a_resumed_run_that_skips_equals_an_uninterrupted_one(own: Command, stop: int) -> None:
     skip = ("on_nonfinite=skip", "log_every=4")
     whole = own(*SPOTTED, *skip).folder
     part = own(*SPOTTED, *skip, f"limit_steps={stop}").folder
@@ -720,7 +720,7 @@ def test_nan_in_the_validation_stops_the_run_in_two_lines(own: Command) -> None:
     assert [line["split"] for line in strict(folder / "metrics.jsonl")] == ["train"]
 
 
-def test_nan_in_the_validation_is_null_where_bad_steps_are_skipped_and_never_best(own: Command) -> None:
+def test_nan_in_the_validation_is_null_and_never_best_if_bad_steps_are_skipped(own: Command) -> None:
     result = own(*VAL, "on_nonfinite=skip")
     assert result.code == 0
     found = strict(result.folder / "metrics.jsonl")
@@ -731,20 +731,20 @@ def test_nan_in_the_validation_is_null_where_bad_steps_are_skipped_and_never_bes
 
 
 @pytest.mark.parametrize("where", ["val", "test"])
-def test_the_summary_is_strict_json_where_a_figure_is_nan(own: Command, where: str) -> None:
+def test_the_summary_is_strict_json_with_a_nan_metric(own: Command, where: str) -> None:
     result = own(*VAL, f"++data.where={where}", "on_nonfinite=skip")
     assert result.code == 0
     assert strict_whole(result.folder / "summary.json")[where]["loss"] is None
 
 
-def test_nan_in_the_test_is_told(own: Command) -> None:
+def test_nan_in_the_test_is_reported(own: Command) -> None:
     result = own(*VAL, "++data.where=test")
     assert (result.code, "test loss: no finite number" in result.err + result.out) == (0, True)
     assert "test loss: no finite number" in (result.folder / "train.log").read_text()
 
 
 @pytest.mark.parametrize("more", [(), ("on_nonfinite=skip",), ("log_every=1",)])
-def test_a_spoiled_weight_never_takes_the_place_of_the_last_checkpoint(
+def test_a_nonfinite_weight_never_replaces_the_last_checkpoint(
     own: Command, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("BAD_STEP", "9")

@@ -117,7 +117,7 @@ def trained(own: Command, *words: str) -> Path:
     return result.folder
 
 
-def test_an_input_as_long_as_a_second_of_sound_is_trained_evaluated_and_resumed(own: Command) -> None:
+def test_an_input_of_one_second_of_sound_is_trained_evaluated_and_resumed(own: Command) -> None:
     folder = trained(own, "+data.shape=[1,1,16000]")
     assert own("eval", f"ckpt={folder}", "trust=[mine]").code == 0
     assert own("train", f"resume={folder}", "epochs=4", "trust=[mine]").code == 0
@@ -129,7 +129,7 @@ def write_pictures(folder: Path) -> None:
         Image.new("L", (4, 4), 230 if number % 2 else 30).save(folder / f"{number}.png")
 
 
-def test_pictures_are_predicted_by_a_network_trained_on_numbers_from_0_to_1(own: Command) -> None:
+def test_images_are_predicted_by_a_network_trained_on_floats_from_0_to_1(own: Command) -> None:
     folder = trained(own, "epochs=20")
     write_pictures(Path("shots"))
     assert own("predict", f"ckpt={folder}", "input=shots", "trust=[mine]").code == 0
@@ -138,7 +138,7 @@ def test_pictures_are_predicted_by_a_network_trained_on_numbers_from_0_to_1(own:
 
 
 @pytest.mark.parametrize(("least", "greatest"), [(0.0, 255.0), (-1.0, 1.0)])
-def test_no_picture_is_predicted_by_a_network_trained_on_numbers_of_another_scale(
+def test_no_image_is_predicted_by_a_network_trained_on_floats_of_another_scale(
     own: Command, least: float, greatest: float
 ) -> None:
     words = (f"+data.greatest={greatest}", f"+data.least={least}", "data.mean=[0.5]", "data.std=[1.0]")
@@ -149,7 +149,7 @@ def test_no_picture_is_predicted_by_a_network_trained_on_numbers_of_another_scal
     assert own("eval", f"ckpt={folder}", "trust=[mine]").code == 0
 
 
-def test_an_export_of_a_network_trained_on_numbers_takes_numbers_also_without_its_data(own: Command) -> None:
+def test_an_export_of_a_network_trained_on_floats_takes_floats_even_without_its_data(own: Command) -> None:
     folder = trained(own, "+data.greatest=255", "data.mean=[110]", "data.std=[50]", "+data.left_out=test")
     assert own("export", f"ckpt={folder}", "trust=[mine]").code == 0
     assert session().get_inputs()[0].type == "tensor(float)"
@@ -163,7 +163,7 @@ def test_an_export_of_a_network_trained_on_numbers_takes_numbers_also_without_it
         (["model=custom", "model.name=mine:Spread", "~model.hidden"], "a tensor"),
     ],
 )
-def test_what_no_checkpoint_can_hold_is_told_before_it_costs_time(own: Command, words: list[str], told: str) -> None:
+def test_state_that_no_checkpoint_can_hold_is_reported_at_the_start(own: Command, words: list[str], told: str) -> None:
     words = [word for word in words if not word.startswith("~")]
     quick = [word for word in QUICK if not (words[0].startswith("model") and word.startswith("model"))]
     result = own("train", *quick, "data.name=mine:pictures", "epochs=100000", "checkpoint_every=2", *words)
@@ -180,29 +180,29 @@ def test_what_no_checkpoint_can_hold_is_told_before_it_costs_time(own: Command, 
         ("triples", "each item of the data set must be (image, label)"),
     ],
 )
-def test_a_data_function_that_returns_something_else_is_told_in_a_line(own: Command, name: str, told: str) -> None:
+def test_a_data_function_with_a_wrong_return_value_is_reported_in_one_line(own: Command, name: str, told: str) -> None:
     result = own("train", *QUICK, f"data.name=mine:{name}")
     assert (result.code, result.err.count("\n"), told in result.err) == (66, 1, True), result.err
 
 
-def test_a_list_of_images_labels_and_names_is_as_good_as_a_tuple(own: Command) -> None:
+def test_a_data_function_may_return_a_list_in_place_of_a_tuple(own: Command) -> None:
     assert own("train", *QUICK, "data.name=mine:listed").code == 0
 
 
-def test_a_model_that_fails_without_a_word_is_told_by_its_error_s_kind(own: Command) -> None:
+def test_a_model_that_fails_without_a_message_is_reported_by_the_type_of_its_error(own: Command) -> None:
     result = own("train", *QUICK[4:], "data.name=mine:pictures", "model=custom", "model.name=mine:Silent")
     told = "error: model=mine:Silent does not fit data of (1, 4, 4): AssertionError\n"
     assert (result.code, result.err) == (2, told)
 
 
 @pytest.mark.parametrize("name", ["Mute", "Late", "Counting"])
-def test_a_model_that_is_tried_out_may_do_as_it_likes_with_its_mode_and_buffers(own: Command, name: str) -> None:
+def test_a_trial_pass_restores_mode_and_buffers_that_a_model_changes(own: Command, name: str) -> None:
     words = ("data=custom", "data.name=mine:pictures", "model=custom", f"model.name=mine:{name}", "trust=[mine]")
     result = own("train", *words, "epochs=1", "batch_size=10", "data.val=0", "data.limit=30")
     assert result.code == 0, result.err
 
 
-def test_passes_that_try_a_network_out_leave_its_buffers_as_they_were(own: Command) -> None:
+def test_trial_passes_leave_the_buffers_of_a_network_unchanged(own: Command) -> None:
     network = signatures.user_object("mine:Counting")(input_shape=(1, 4, 4), num_classes=2)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     generator = torch.get_rng_state()
@@ -213,14 +213,14 @@ def test_passes_that_try_a_network_out_leave_its_buffers_as_they_were(own: Comma
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_a_parameter_of_ones_own_model_is_told_to_be_added(own: Command) -> None:
+def test_a_missing_parameter_of_a_custom_model_is_suggested_with_a_plus(own: Command) -> None:
     words = ("model=custom", "model.name=mine:Net", *QUICK[2:], "data.name=mine:pictures")
     result = own("train", *words, "model.hidden=3")
     assert (result.code, "model.hidden: no such key; to add it write +model.hidden=" in result.err) == (2, True)
     assert own("train", *words, "+model.hidden=3").code == 0
 
 
-def test_bytes_have_no_range_in_a_checkpoint_and_numbers_have_theirs(own: Command) -> None:
+def test_a_checkpoint_stores_the_value_range_of_floats_and_none_for_bytes(own: Command) -> None:
     numbers = torch.load(trained(own) / "checkpoints" / "last.pt", weights_only=True)
     least, greatest = numbers["data"]["range"]
     assert 0 <= least < 0.1 < 0.9 < greatest <= 1
@@ -228,14 +228,14 @@ def test_bytes_have_no_range_in_a_checkpoint_and_numbers_have_theirs(own: Comman
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["data"]["range"] is None
 
 
-def test_numbers_that_overshoot_as_those_of_resampled_pictures_do_are_from_0_to_1(own: Command) -> None:
+def test_floats_that_overshoot_from_resampling_count_as_0_to_1(own: Command) -> None:
     folder = trained(own, "+data.greatest=1.03", "+data.least=-0.02")
     write_pictures(Path("shots"))
     assert own("predict", f"ckpt={folder}", "input=shots", "trust=[mine]").code == 0
 
 
 @pytest.mark.parametrize("bad", ["inf", "nan"])
-def test_pictures_with_a_number_that_is_none_can_be_skipped(own: Command, bad: str) -> None:
+def test_images_with_nonfinite_values_can_be_skipped(own: Command, bad: str) -> None:
     words = ("data.name=mine:spoiled", f"+data.bad={bad}", "on_nonfinite=skip", "data.val=0")
     result = own("train", *QUICK, *words)
     assert result.code == 0, result.err
@@ -244,10 +244,10 @@ def test_pictures_with_a_number_that_is_none_can_be_skipped(own: Command, bad: s
 
 
 @pytest.mark.parametrize("kind", ["keys", "map"])
-def test_class_names_may_be_anything_that_is_gone_through(own: Command, kind: str) -> None:
+def test_class_names_may_be_any_iterable(own: Command, kind: str) -> None:
     assert own("train", *QUICK, "data.name=mine:named", f"+data.kind={kind}").code == 0
 
 
-def test_two_classes_of_one_name_are_refused(own: Command) -> None:
+def test_two_classes_with_the_same_name_are_refused(own: Command) -> None:
     result = own("train", *QUICK, "data.name=mine:named", "+data.kind=twice")
     assert (result.code, "has two classes of one name: dark" in result.err) == (66, True)

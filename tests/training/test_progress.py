@@ -82,7 +82,7 @@ def test_the_best_weights_are_a_copy() -> None:
     assert float(progress.best_weights["weight"]) == 1
 
 
-def test_of_averaged_weights_the_average_is_kept() -> None:
+def test_with_ema_the_averaged_weights_are_kept_as_best() -> None:
     progress, state = Progress(), weighing(1)
     state.ema_weights = {"weight": torch.full((1, 1), 0.25)}
     progress.note(val(1, accuracy=0.5, loss=1.0), TASK, state)
@@ -90,7 +90,7 @@ def test_of_averaged_weights_the_average_is_kept() -> None:
     assert float(progress.best_weights["weight"]) == 0.25
 
 
-def test_training_records_do_not_choose_where_there_is_validation() -> None:
+def test_training_records_do_not_choose_the_best_if_there_is_validation() -> None:
     progress = noted([train(1.0), val(1, accuracy=0.5, loss=1.0), train(2.0)])
     assert (progress.best["split"], progress.best["step"]) == ("val", 5)
 
@@ -105,7 +105,7 @@ def test_a_test_record_chooses_nothing() -> None:
     assert (progress.best["split"], progress.stale_epochs) == ("val", 0)
 
 
-def test_the_latest_figures_of_each_split_are_kept() -> None:
+def test_the_latest_metrics_of_each_split_are_kept() -> None:
     progress = noted([train(1.0), val(1, accuracy=0.5, loss=1.0), val(2, accuracy=0.1, loss=2.0)])
     assert progress.latest == {"train": {"loss": 1.0}, "val": {"accuracy": 0.1, "loss": 2.0}}
 
@@ -124,7 +124,7 @@ def test_nan_never_becomes_better_than_a_number(task: Task, good: dict[str, floa
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_what_is_no_number_never_becomes_best_in_any_stream(seed: int) -> None:
+def test_a_nonfinite_metric_never_becomes_best_in_any_sequence(seed: int) -> None:
     generator = random.Random(seed)
     chance = generator.choice((0.1, 0.5, 0.9, 1.0))
 
@@ -158,11 +158,11 @@ def test_examples_per_second_is_that_of_the_fastest_epoch() -> None:
     assert noted(records[:2]).examples_per_second == 5.0
 
 
-def test_an_epoch_that_is_not_over_has_no_speed_yet() -> None:
+def test_an_unfinished_epoch_has_no_speed() -> None:
     assert noted([train(0.5)]).examples_per_second == 0.0
 
 
-def test_a_run_is_as_fast_as_its_fastest_epoch_or_as_what_there_is_of_its_first() -> None:
+def test_the_speed_of_a_run_is_that_of_its_fastest_epoch_or_of_a_partial_first_one() -> None:
     assert noted([]).rate() is None
     assert noted([train(0.5, seconds=2.5)]).rate() == 4.0
     assert noted([train(1.0, seconds=2.0), train(1.5, seconds=1.0)]).rate() == 5.0
@@ -174,7 +174,7 @@ def test_training_seconds_add_up_over_intervals() -> None:
     )
 
 
-def test_progress_from_a_checkpoint_goes_on_as_if_nothing_had_been() -> None:
+def test_progress_restored_from_a_checkpoint_continues_identically() -> None:
     records = [
         train(0.5),
         train(1.0),

@@ -78,7 +78,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbid
 
 
-def test_an_unchanged_environment_is_not_spoken_of(dltrain: Command, folder: Path) -> None:
+def test_an_unchanged_environment_is_not_mentioned(dltrain: Command, folder: Path) -> None:
     result = dltrain("train", f"resume={folder}", ON)
     assert result.code == 0
     assert "resume:" not in result.out + result.err
@@ -94,7 +94,7 @@ def other(key: str, value: str) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["environment"].update({key: value})
 
 
-def test_a_run_keeps_the_threads_it_began_with_and_nothing_is_told(dltrain: Command) -> None:
+def test_a_resumed_run_keeps_its_threads_without_a_warning(dltrain: Command) -> None:
     words = [word for word in HALF if not word.startswith("device.")]
     folder = dltrain("train", *words).folder
     torch.set_num_threads(2)
@@ -128,7 +128,7 @@ ENVIRONMENTS: dict[str, tuple[tuple[Callable[[dict[str, Any]], object], ...], tu
 
 
 @pytest.mark.parametrize("case", some(ENVIRONMENTS, ("torch", "device", "threads and precision", "everything")))
-def test_another_environment_is_told_with_all_its_differences(dltrain: Command, folder: Path, case: str) -> None:
+def test_a_changed_environment_is_reported_with_all_differences(dltrain: Command, folder: Path, case: str) -> None:
     changes, words, told = ENVIRONMENTS[case]
     for change in changes:
         edited(last(folder), change)
@@ -141,7 +141,7 @@ def test_another_environment_is_told_with_all_its_differences(dltrain: Command, 
 
 
 @pytest.mark.parametrize("case", some(ENVIRONMENTS, ("device", "precision")))
-def test_another_environment_is_refused_where_equal_bits_are_asked_for(
+def test_a_changed_environment_is_refused_if_the_run_must_be_deterministic(
     dltrain: Command, folder: Path, case: str
 ) -> None:
     changes, words, told = ENVIRONMENTS[case]
@@ -156,7 +156,7 @@ def test_another_environment_is_refused_where_equal_bits_are_asked_for(
     assert image(folder) == before
 
 
-def test_equal_bits_are_asked_for_in_an_unchanged_environment_without_a_word(dltrain: Command) -> None:
+def test_a_deterministic_run_in_an_unchanged_environment_gives_no_warning(dltrain: Command) -> None:
     folder = dltrain("train", *HALF, "device.deterministic=true").folder
     result = dltrain("train", f"resume={folder}", ON)
     assert (result.code, WARNING in result.out + result.err) == (0, False)
@@ -165,7 +165,7 @@ def test_equal_bits_are_asked_for_in_an_unchanged_environment_without_a_word(dlt
 HARMLESS = ("log_every=1", "checkpoint_every=1", "keep=4", "limit_steps=null", "max_seconds=900", "patience=50")
 
 
-def test_harmless_keys_change_no_weight_and_are_not_told(dltrain: Command, data_root: Path, tmp_path: Path) -> None:
+def test_harmless_keys_change_no_weight_and_give_no_warning(dltrain: Command, data_root: Path, tmp_path: Path) -> None:
     mnist = ("data=mnist", "data.limit=100")
     whole = dltrain("train", *QUICK, *mnist, f"data.root={data_root}").folder
     half = dltrain("train", *HALF, *mnist, f"data.root={data_root}").folder
@@ -186,7 +186,7 @@ def test_harmless_keys_change_no_weight_and_are_not_told(dltrain: Command, data_
         ("clip_norm=2", "epochs=5", "optim.lr=0.2", "optim.weight_decay=0.1", "schedule.final=0.1"),
     ],
 )
-def test_keys_that_change_the_weights_are_told_in_one_line(
+def test_keys_that_change_the_weights_are_reported_in_one_line(
     dltrain: Command, folder: Path, words: tuple[str, ...]
 ) -> None:
     result = dltrain("train", f"resume={folder}", ON, *words)
@@ -196,12 +196,12 @@ def test_keys_that_change_the_weights_are_told_in_one_line(
     assert line == f"resume: {', '.join(keys)} changed: from here on the run differs from an uninterrupted one"
 
 
-def test_a_value_that_is_typed_as_it_was_is_no_change(dltrain: Command, folder: Path) -> None:
+def test_an_override_with_the_stored_value_is_no_change(dltrain: Command, folder: Path) -> None:
     result = dltrain("train", f"resume={folder}", ON, "optim.lr=0.05", "seed=0", "model.hidden=[8]", "batch_size=25")
     assert (result.code, "changed" in result.out) == (0, False)
 
 
-def test_keys_of_another_run_are_refused_all_by_name(dltrain: Command, folder: Path) -> None:
+def test_all_keys_that_would_make_another_run_are_refused_by_name(dltrain: Command, folder: Path) -> None:
     before = image(folder)
     words = (
         "model.dropout=0.5",
@@ -229,7 +229,7 @@ def test_keys_of_another_run_are_refused_all_by_name(dltrain: Command, folder: P
         ("model.hidden=${oc.decode:${oc.env:MINE}}", ("[8]", "[9]"), True),
     ],
 )
-def test_a_reference_that_leads_elsewhere_is_told_or_refused(
+def test_a_changed_interpolation_is_reported_or_refused(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, word: str, values: tuple[str, str], fixed: bool
 ) -> None:
     key, _, reference = word.partition("=")
@@ -250,7 +250,7 @@ def test_a_reference_that_leads_elsewhere_is_told_or_refused(
     assert values[0] not in result.err
 
 
-def test_a_reference_of_a_harmless_key_may_lead_elsewhere(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpolation_of_a_harmless_key_may_change(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "2")
     folder = dltrain("train", *HALF, 'log_every="${oc.decode:${oc.env:MINE}}"').folder
     monkeypatch.setenv("MINE", "3")
@@ -259,7 +259,7 @@ def test_a_reference_of_a_harmless_key_may_lead_elsewhere(dltrain: Command, monk
 
 
 @pytest.mark.parametrize(("file", "splits"), [("train-images-idx3-ubyte", "train"), ("t10k-labels-idx1-ubyte", "test")])
-def test_changed_data_is_told_by_its_split_and_refused(
+def test_changed_data_is_refused_with_the_name_of_its_split(
     dltrain: Command, tmp_path: Path, file: str, splits: str
 ) -> None:
     root = generated.write_mnist(tmp_path / "mine")
@@ -303,7 +303,7 @@ def test_the_weights_of_another_model_are_refused_before_data_is_read(
     assert set(Path("outputs").rglob("*")) == started
 
 
-def test_what_is_typed_beside_resume_outlives_a_kill_before_the_first_step(
+def test_overrides_of_a_resume_survive_a_kill_before_the_first_step(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = dltrain("train", *QUICK).folder
@@ -337,7 +337,7 @@ class Fine(torch.optim.Optimizer):
 """
 
 
-def test_an_optimizer_of_ones_own_with_finer_state_goes_on_to_the_bit(dltrain: Command) -> None:
+def test_a_custom_optimizer_with_higher_precision_state_resumes_to_the_same_bits(dltrain: Command) -> None:
     Path("fine.py").write_text(FINE)
     own = ("optim=custom", "optim.name=fine:Fine", "+optim.lr=0.02", "trust=[fine]")
     whole = dltrain("train", *QUICK, *own).folder
@@ -347,7 +347,7 @@ def test_an_optimizer_of_ones_own_with_finer_state_goes_on_to_the_bit(dltrain: C
     sys.modules.pop("fine")
 
 
-def test_records_that_are_lost_are_told(dltrain: Command) -> None:
+def test_lost_records_are_reported(dltrain: Command) -> None:
     folder = dltrain("train", *HALF).folder
     assert "lost records" not in dltrain("train", f"resume={folder}", "limit_steps=6").out
     (folder / "metrics.jsonl").unlink()
@@ -383,7 +383,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("command", ["eval", "resume"])
 @pytest.mark.parametrize("case", some(WRONG, ("missing", "extra", "shape", "dtype")))
-def test_weights_that_do_not_fit_are_told_by_name_before_data_is_read(
+def test_weights_that_do_not_fit_are_named_before_data_is_read(
     dltrain: Command, folder: Path, no_data: Callable[[], None], case: str, command: str
 ) -> None:
     change, told = WRONG[case]
@@ -451,7 +451,7 @@ def own(dltrain: Command) -> Iterator[Command]:
         ("torch", "can't allocate memory: you tried to allocate 4000000000000000 bytes"),
     ],
 )
-def test_memory_that_runs_out_is_told_and_the_last_checkpoint_goes_on(
+def test_out_of_memory_is_reported_and_the_last_checkpoint_resumes(
     own: Command, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
 ) -> None:
     net = (*OWN, "model.name=my_own_nets:Net", "checkpoint_every=2")
@@ -471,7 +471,7 @@ def test_memory_that_runs_out_is_told_and_the_last_checkpoint_goes_on(
 
 
 @pytest.mark.parametrize(("fault", "told"), [("ours", "shapes cannot be multiplied"), ("kind", "NotImplementedError")])
-def test_another_fault_of_ones_own_code_is_not_taken_for_memory(
+def test_another_error_in_user_code_is_not_taken_for_out_of_memory(
     own: Command, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
 ) -> None:
     monkeypatch.setenv("FAULT", fault)
@@ -495,7 +495,7 @@ def test_a_network_that_draws_from_random_and_numpy_resumes_to_the_same_bits(own
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_cuda_that_is_not_there_is_told_in_one_line(dltrain: Command, folder: Path) -> None:
+def test_missing_cuda_is_reported_in_one_line(dltrain: Command, folder: Path) -> None:
     before = image(folder)
     for words in (QUICK, (f"resume={folder}", ON)):
         result = dltrain("train", *words, "device=cuda")
@@ -506,7 +506,7 @@ def test_cuda_that_is_not_there_is_told_in_one_line(dltrain: Command, folder: Pa
     assert image(folder) == before
 
 
-def test_the_environment_of_a_checkpoint_is_what_the_summary_tells(dltrain: Command, folder: Path) -> None:
+def test_a_checkpoint_and_the_summary_have_the_same_environment(dltrain: Command, folder: Path) -> None:
     stored = checkpoint.load(last(folder))["environment"]
     versions = json.loads((folder / "summary.json").read_text())["versions"]
     assert {key: stored[key] for key in versions} == versions
@@ -527,7 +527,7 @@ def test_the_environment_of_a_checkpoint_is_what_the_summary_tells(dltrain: Comm
         ),
     ],
 )
-def test_what_of_an_optimizer_can_change_does_and_the_rest_is_told(
+def test_optimizer_keys_that_may_change_do_and_the_others_are_refused(
     dltrain: Command, first: list[str], then: list[str], code: int, told: str
 ) -> None:
     folder = dltrain("train", "model=mlp", "data.limit=100", "limit_steps=3", *first).folder

@@ -45,7 +45,7 @@ def test_the_default_run_learns_the_digits(dltrain: Command) -> None:
     assert summary["test"]["accuracy"] >= 0.95
 
 
-def test_a_run_leaves_the_files_that_are_promised(dltrain: Command) -> None:
+def test_a_run_writes_the_promised_files(dltrain: Command) -> None:
     folder = dltrain("train", *WITH_PAGE, "name=my run").folder
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {".hydra/config.yaml", "checkpoints/last.pt", "checkpoints/best.pt"}
@@ -59,7 +59,7 @@ def test_a_run_leaves_the_files_that_are_promised(dltrain: Command) -> None:
     assert not Path("multirun.yaml").exists()
 
 
-def test_the_stored_config_is_the_composed_one_and_keeps_references(
+def test_the_stored_config_is_the_composed_one_with_unresolved_interpolations(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_RATE", "0.03")
@@ -104,7 +104,7 @@ def test_another_seed_gives_other_weights(dltrain: Command) -> None:
     assert not equal(weights(dltrain("train", *QUICK).folder), weights(dltrain("train", *QUICK, "seed=1").folder))
 
 
-def test_best_holds_the_weights_of_the_best_epoch_and_the_test_is_made_with_them(dltrain: Command) -> None:
+def test_best_holds_the_weights_of_the_best_epoch_and_is_tested(dltrain: Command) -> None:
     # A rate that grows too large: the best epoch is not the last.
     folder = dltrain("train", *QUICK, "epochs=6", "optim.lr=0.9", "schedule=constant", "schedule.warmup=0.9").folder
     val = [line for line in lines(folder) if line["split"] == "val"]
@@ -143,7 +143,7 @@ def test_limit_steps_stops_there(dltrain: Command) -> None:
     assert (summary["status"], summary["steps"]) == ("limit_steps", 7)
 
 
-def test_a_run_without_a_record_tells_no_speed(dltrain: Command) -> None:
+def test_a_run_without_a_record_reports_no_speed(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK, "limit_steps=1").folder
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["train_seconds"], summary["examples_per_second"]) == (None, None)
@@ -156,7 +156,7 @@ def test_max_seconds_stops_at_the_next_step(dltrain: Command) -> None:
     assert (summary["status"], summary["steps"]) == ("max_seconds", 1)
 
 
-def test_patience_stops_after_epochs_without_a_better_figure(dltrain: Command) -> None:
+def test_patience_stops_after_epochs_without_improvement(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK, "epochs=50", "patience=2", "optim.lr=1e-12").folder
     summary = json.loads((folder / "summary.json").read_text())
     val = [line for line in lines(folder) if line["split"] == "val"]
@@ -169,7 +169,7 @@ def test_patience_stops_after_epochs_without_a_better_figure(dltrain: Command) -
     ("model", "stop"),
     [*(("mlp", stop) for stop in (1, 3, 6, 11, 17)), ("lenet", 7), ("lstm", 9), ("attention", 3)],
 )
-def test_a_stopped_and_resumed_run_equals_an_unbroken_one(dltrain: Command, model: str, stop: int) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(dltrain: Command, model: str, stop: int) -> None:
     arguments = ["train", f"model={model}", "data.limit=200", "epochs=3", "log_every=2", "batch_size=32"]
     arguments += ["data.crop=2", *(["model.dropout=0.2"] if model != "lenet" else [])]
     whole = dltrain(*arguments).folder
@@ -184,7 +184,7 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(dltrain: Command, mode
 
 
 @pytest.mark.parametrize("stop", [1, 5, 8, 10])
-def test_a_resumed_run_sees_the_same_augmented_pictures(dltrain: Command, stop: int) -> None:
+def test_a_resumed_run_sees_the_same_augmented_images(dltrain: Command, stop: int) -> None:
     arguments = [
         "train",
         "model=resnet",
@@ -204,7 +204,7 @@ def test_a_resumed_run_sees_the_same_augmented_pictures(dltrain: Command, stop: 
 
 
 @pytest.mark.parametrize("count, code", [(129, 2), (130, 0), (128, 0)])
-def test_a_last_batch_of_one_is_refused_where_norms_have_a_single_pixel_left(
+def test_a_last_batch_of_one_is_refused_if_batch_norm_sees_a_single_pixel(
     dltrain: Command, count: int, code: int
 ) -> None:
     words = ["train", f"data.limit={count}", "data.val=0", "epochs=1", "batch_size=64", "limit_steps=3"]
@@ -215,21 +215,21 @@ def test_a_last_batch_of_one_is_refused_where_norms_have_a_single_pixel_left(
 
 
 @pytest.mark.parametrize("key", ["head_factor", "bias_factor", "norm_factor"])
-def test_factors_on_rates_stay_in_a_resumed_run(dltrain: Command, key: str) -> None:
+def test_learning_rate_factors_are_kept_in_a_resumed_run(dltrain: Command, key: str) -> None:
     folder = dltrain("train", *QUICK, "optim.bias_factor=2", "limit_steps=6").folder
     result = dltrain("train", f"resume={folder}", "limit_steps=null", f"optim.{key}=3")
     assert (result.code, f"optim.{key} cannot change" in result.err) == (2, True)
     assert dltrain("train", f"resume={folder}", "limit_steps=null").code == 0
 
 
-def test_a_network_that_begins_from_pictures_sees_those_of_the_training_set(dltrain: Command) -> None:
+def test_a_model_initialized_from_images_gets_those_of_the_training_set(dltrain: Command) -> None:
     words = ["train", "model=fastnet", "model.widths=[8]", "data.limit=100", "epochs=1", "limit_steps=1"]
     first = weights(dltrain(*words).folder)["whiten.weight"]
     assert torch.equal(first[:4], -first[4:])
     assert not torch.equal(first, weights(dltrain(*words, "data.limit=50").folder)["whiten.weight"])
 
 
-def test_resume_goes_on_to_more_epochs_and_says_what_is_changed(dltrain: Command) -> None:
+def test_resume_continues_to_more_epochs_and_reports_what_changed(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK).folder
     result = dltrain("train", f"resume={folder}", "epochs=5")
     assert "resume: epochs changed" in result.out
@@ -237,7 +237,7 @@ def test_resume_goes_on_to_more_epochs_and_says_what_is_changed(dltrain: Command
     assert [line["step"] for line in lines(folder) if line["split"] == "val"] == [6, 12, 18, 24, 30]
 
 
-def test_resume_takes_a_new_rate(dltrain: Command) -> None:
+def test_resume_accepts_a_new_learning_rate(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK, "schedule=constant", "limit_steps=6").folder
     dltrain("train", f"resume={folder}", "limit_steps=null", "optim.lr=0.007")
     rates = [line["lr"] for line in lines(folder) if line["split"] == "train"]
@@ -280,7 +280,7 @@ def test_resume_of_best_or_of_a_copy_is_code_66(dltrain: Command) -> None:
     assert not Path("metrics.jsonl").exists()
 
 
-def test_a_limit_that_is_reached_stays_reached_when_the_run_is_resumed(dltrain: Command) -> None:
+def test_a_reached_limit_still_holds_after_a_resume(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK, "limit_steps=5").folder
     before = weights(folder)
     assert dltrain("train", f"resume={folder}").code == 0
@@ -293,7 +293,7 @@ def test_a_complete_run_is_done_whatever_its_limit(dltrain: Command) -> None:
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
 
 
-def test_what_does_not_go_with_resume_is_code_2(dltrain: Command) -> None:
+def test_an_override_that_resume_does_not_allow_is_code_2(dltrain: Command) -> None:
     folder = dltrain("train", *QUICK).folder
     for word in ("experiment=textbook/cnn_mnist", "init=other.pt", "name=new"):
         result = dltrain("train", f"resume={folder}", word)
@@ -303,7 +303,7 @@ def test_what_does_not_go_with_resume_is_code_2(dltrain: Command) -> None:
     assert "resume=123: must be the folder of a run" in dltrain("train", "resume=123").err
 
 
-def test_resume_of_nothing_is_code_66(dltrain: Command) -> None:
+def test_resume_of_a_missing_folder_is_code_66(dltrain: Command) -> None:
     Path("empty").mkdir()
     assert dltrain("train", "resume=nowhere").code == 66
     result = dltrain("train", "resume=empty")
@@ -318,7 +318,7 @@ def test_init_starts_from_the_weights_of_a_checkpoint(dltrain: Command) -> None:
     assert equal(weights(first, "best.pt"), weights(third))
 
 
-def test_init_from_a_bare_state_dict_tells_what_did_not_match(dltrain: Command) -> None:
+def test_init_from_a_bare_state_dict_reports_what_did_not_match(dltrain: Command) -> None:
     first = weights(dltrain("train", *QUICK).folder)
     changed = {key: value for key, value in first.items() if key != "layers.3.bias"}
     changed["layers.3.weight"] = torch.zeros(7, 16)
@@ -336,7 +336,7 @@ def test_init_from_foreign_weights_is_code_66(dltrain: Command) -> None:
     assert (result.code, "no weight in it matches the model" in result.err) == (66, True)
 
 
-def test_divergence_ends_the_run_with_the_figure_and_advice(dltrain: Command) -> None:
+def test_divergence_ends_the_run_with_the_loss_and_advice(dltrain: Command) -> None:
     result = dltrain("train", *QUICK, "optim.lr=1e30", "schedule=constant")
     assert result.code == 1
     assert "first in the output of layers.3 (Linear)\nLower optim.lr or set clip_norm" in result.err
@@ -345,7 +345,7 @@ def test_divergence_ends_the_run_with_the_figure_and_advice(dltrain: Command) ->
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 143)])
-def test_a_signal_saves_and_a_resume_goes_on_as_if_nothing_had_been(dltrain: Command, number: int, code: int) -> None:
+def test_a_signal_saves_and_a_resume_continues_identically(dltrain: Command, number: int, code: int) -> None:
     arguments = ["train", *QUICK, "epochs=4000", "data.crop=1", "log_every=100000", "schedule=constant"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dltrain", *arguments, "device.threads=1"], stdout=subprocess.PIPE, text=True
@@ -383,7 +383,7 @@ def test_checkpoints_are_written_at_the_interval(dltrain: Command, monkeypatch: 
     assert saved.count("last.pt") == 1 + 3 + 1  # the start, steps 5, 10, 15 and the end
 
 
-def test_a_model_of_ones_own_trains_without_a_fork(dltrain: Command) -> None:
+def test_a_custom_model_trains(dltrain: Command) -> None:
     Path("my_nets.py").write_text(
         "from torch import nn\n"
         "class Tiny(nn.Module):\n"
@@ -410,7 +410,7 @@ def test_a_model_of_ones_own_trains_without_a_fork(dltrain: Command) -> None:
     sys.modules.pop("my_nets")
 
 
-def test_data_and_optimizer_of_ones_own_train_without_a_fork(dltrain: Command) -> None:
+def test_custom_data_and_a_custom_optimizer_train(dltrain: Command) -> None:
     Path("my_parts.py").write_text(
         "import torch\n"
         "def blobs(split, count=60):\n"
@@ -428,14 +428,14 @@ def test_data_and_optimizer_of_ones_own_train_without_a_fork(dltrain: Command) -
     sys.modules.pop("my_parts")
 
 
-def test_a_file_that_own_code_misses_is_a_missing_input(dltrain: Command) -> None:
+def test_a_file_missing_in_user_code_is_a_missing_input(dltrain: Command) -> None:
     Path("my_files.py").write_text("def pictures(split):\n    return open('nowhere.bin')\n")
     result = dltrain("train", "data=custom", "data.name=my_files:pictures")
     assert (result.code, "nowhere.bin: No such file" in result.err) == (66, True)
     sys.modules.pop("my_files")
 
 
-def test_from_python_a_resume_names_what_is_taken_anew(dltrain: Command) -> None:
+def test_a_resume_from_python_must_name_the_overridden_keys(dltrain: Command) -> None:
     folder = str(dltrain("train", *QUICK).folder)
     with pytest.raises(ConfigError, match="name them"):
         train(compose("train", [f"resume={folder}", "epochs=4"]))
@@ -443,7 +443,7 @@ def test_from_python_a_resume_names_what_is_taken_anew(dltrain: Command) -> None
     assert train({"resume": folder, "epochs": 4}, typed=["epochs"])["steps"] == steps // 3 * 4
 
 
-def test_a_data_function_of_ones_own_may_name_its_keys_as_it_likes(dltrain: Command) -> None:
+def test_a_custom_data_function_may_name_its_keys_freely(dltrain: Command) -> None:
     Path("my_birds.py").write_text(
         "import torch\n"
         "def birds(which, *, seed, source='x', **options):\n"
@@ -483,7 +483,7 @@ def arrays(split):
         ("arrays", "got (ndarray, ndarray, list)"),
     ],
 )
-def test_faulty_data_of_ones_own_is_code_66_before_training(dltrain: Command, name: str, message: str) -> None:
+def test_faulty_custom_data_is_code_66_before_training(dltrain: Command, name: str, message: str) -> None:
     Path("my_data.py").write_text(DATA)
     result = dltrain("train", "data=custom", f"data.name=my_data:{name}", "model=linear", "data.val=0")
     sys.modules.pop("my_data")
@@ -491,7 +491,7 @@ def test_faulty_data_of_ones_own_is_code_66_before_training(dltrain: Command, na
     assert not Path("outputs").exists()
 
 
-def test_data_of_ones_own_that_is_drawn_is_drawn_again_alike(dltrain: Command) -> None:
+def test_random_custom_data_is_the_same_in_each_run(dltrain: Command) -> None:
     Path("my_data.py").write_text(DATA)
     arguments = ("train", "data=custom", "data.name=my_data:drawn", "model=linear", "epochs=1", "data.val=0")
     one, two = dltrain(*arguments).folder, dltrain(*arguments).folder
@@ -499,7 +499,7 @@ def test_data_of_ones_own_that_is_drawn_is_drawn_again_alike(dltrain: Command) -
     assert lines(one) == lines(two)
 
 
-def test_torch_s_own_optimizers_can_be_named(dltrain: Command) -> None:
+def test_an_optimizer_of_torch_can_be_named(dltrain: Command) -> None:
     own = ("optim=custom", "optim.name=torch.optim:Adagrad", "+optim.lr=0.02")
     folder = dltrain("train", *QUICK, *own).folder
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
@@ -513,7 +513,7 @@ def test_torch_s_own_optimizers_can_be_named(dltrain: Command) -> None:
         ("def Net(input_shape): return 1 / 0", "model=faulty:Net cannot be built"),
     ],
 )
-def test_faulty_code_of_ones_own_is_code_2_and_told(dltrain: Command, code: str, message: str) -> None:
+def test_faulty_user_code_is_code_2_and_reported(dltrain: Command, code: str, message: str) -> None:
     Path("faulty.py").write_text(code)
     result = dltrain("train", "model=custom", "model.name=faulty:Net")
     sys.modules.pop("faulty", None)
@@ -537,7 +537,7 @@ def test_training_from_python_takes_a_composed_dict(tmp_path: Path, monkeypatch:
         train(compose("train", [*QUICK, "optim.lr=-1"]))
 
 
-def test_two_runs_in_one_second_have_two_folders(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_in_one_second_get_two_folders(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = time.localtime()
     monkeypatch.setattr(time, "localtime", lambda *_: moment)
     first, second = dltrain("train", *QUICK).folder, dltrain("train", *QUICK).folder
@@ -574,7 +574,7 @@ def test_every_model_trains_evaluates_and_resumes_on_cuda(dltrain: Command) -> N
 
 
 @pytest.mark.parametrize("words", [("data.val=0", "log_every=2"), ("data.val=0.1", "log_every=100")])
-def test_what_is_tested_between_two_records_is_told_by_its_own_step(dltrain: Command, words: tuple[str, ...]) -> None:
+def test_a_test_between_two_records_is_recorded_with_its_step(dltrain: Command, words: tuple[str, ...]) -> None:
     folder = dltrain("train", "model=mlp", "model.hidden=[8]", "limit_steps=3", *words).folder
     for steps in (3, 5):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

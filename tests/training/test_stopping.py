@@ -52,7 +52,7 @@ def test_the_first_limit_that_is_reached_is_named(changes: dict[str, Any], reaso
     assert reason_to_stop(**(NOTHING | changes)) == reason
 
 
-def test_every_so_many_steps_is_true_at_their_multiples() -> None:
+def test_an_interval_in_steps_is_due_at_its_multiples() -> None:
     is_due = every(3)
     assert [step for step in range(1, 10) if is_due(step)] == [3, 6, 9]
 
@@ -65,7 +65,7 @@ def due_at(interval: str, times: list[float], monkeypatch: pytest.MonkeyPatch) -
     return [now for now in times if is_due(1)]
 
 
-def test_every_so_many_seconds_counts_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interval_in_seconds_counts_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [0.4, 0.5, 1.4, 1.5, 3.5, 7.5, 15.5, 31.4, 31.5, 61.4, 61.5, 91.4, 91.5, 200.0, 229.0]
     assert due_at("30s", times, monkeypatch) == [0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 200.0]
 
@@ -80,7 +80,7 @@ def test_a_time_is_read_with_its_unit(interval: str, seconds: float, monkeypatch
     assert end + seconds - 0.01 not in found
 
 
-def test_an_interval_of_no_time_is_due_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interval_of_zero_seconds_is_due_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert due_at("0.0s", [0.0, 0.0, 1.0], monkeypatch) == [0.0, 0.0, 1.0]
 
 
@@ -98,7 +98,7 @@ def outer() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_signal_is_noted_and_does_not_reach_the_handler_before(number: int, outer: list[int]) -> None:
+def test_a_signal_is_recorded_and_does_not_reach_the_earlier_handler(number: int, outer: list[int]) -> None:
     with recorded_signals() as noted:
         os.kill(os.getpid(), number)
         assert noted == [number]
@@ -123,7 +123,7 @@ def test_a_second_ctrl_c_is_a_keyboard_interrupt(outer: list[int]) -> None:
 
 
 @pytest.mark.parametrize("signalled", [False, True])
-def test_the_handlers_before_are_restored(signalled: bool, outer: list[int]) -> None:
+def test_the_earlier_handlers_are_restored(signalled: bool, outer: list[int]) -> None:
     before = [signal.getsignal(number) for number in BOTH]
     with recorded_signals():
         assert [signal.getsignal(number) for number in BOTH] != before
@@ -132,7 +132,7 @@ def test_the_handlers_before_are_restored(signalled: bool, outer: list[int]) -> 
     assert [signal.getsignal(number) for number in BOTH] == before
 
 
-def test_the_handlers_before_are_restored_after_an_error(outer: list[int]) -> None:
+def test_the_earlier_handlers_are_restored_after_an_error(outer: list[int]) -> None:
     before = [signal.getsignal(number) for number in BOTH]
     with pytest.raises(ZeroDivisionError), recorded_signals():
         raise ZeroDivisionError
@@ -145,7 +145,7 @@ def test_no_signal_is_an_empty_list(outer: list[int]) -> None:
     assert noted == []
 
 
-def test_another_thread_notes_nothing_and_changes_no_handler(outer: list[int]) -> None:
+def test_another_thread_records_nothing_and_changes_no_handler(outer: list[int]) -> None:
     before = [signal.getsignal(number) for number in BOTH]
     found: list[Any] = []
 
@@ -168,7 +168,7 @@ def hang_up() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hang_up")
-def test_a_second_hang_up_is_no_impatience_and_ctrl_c_still_is(outer: list[int]) -> None:
+def test_a_second_hangup_is_ignored_and_ctrl_c_still_works(outer: list[int]) -> None:
     with recorded_signals() as noted:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -178,7 +178,7 @@ def test_a_second_hang_up_is_no_impatience_and_ctrl_c_still_is(outer: list[int])
 
 
 @pytest.mark.usefixtures("hang_up")
-def test_a_hang_up_before_there_is_anything_to_save_stops_once() -> None:
+def test_a_hangup_before_there_is_anything_to_save_stops_once() -> None:
     with signals_as_exceptions():
         with pytest.raises(SignalInterrupt) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
@@ -187,7 +187,7 @@ def test_a_hang_up_before_there_is_anything_to_save_stops_once() -> None:
 
 
 @pytest.mark.usefixtures("hang_up")
-def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+def test_an_ignored_hangup_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with signals_as_exceptions(), recorded_signals() as noted:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -198,7 +198,7 @@ def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
 @pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("place", ["_run", "dispatch"])
-def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
+def test_a_signal_that_breaks_the_cleanup_of_a_library_is_reported_as_a_signal(
     number: int, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def work(*_: object, **__: object) -> int:
@@ -219,7 +219,7 @@ def test_a_signal_that_breaks_a_library_s_cleaning_up_is_told_as_a_signal(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
+def test_a_signal_that_an_import_turned_into_another_error_is_reported_as_a_signal(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def importing(argv: list[str]) -> int:
@@ -233,7 +233,7 @@ def test_a_signal_that_an_import_turned_into_another_error_is_told_as_a_signal(
     assert "half of a library" not in capsys.readouterr().err
 
 
-def test_a_signal_that_own_code_raises_anew_keeps_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_raised_again_by_user_code_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     def reading(argv: list[str]) -> int:
         try:
             raise SignalInterrupt(signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_a_signal_that_own_code_raises_anew_keeps_its_code(monkeypatch: pytest.M
     assert cli.main(["list"]) == 143
 
 
-def test_a_job_whose_mistake_is_a_signals_doing_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_failed_because_of_a_signal_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def execute(command: str, config: dict[str, Any]) -> dict[str, Any]:
         try:
             raise SignalInterrupt(signal.SIGTERM)
@@ -258,7 +258,7 @@ def test_a_job_whose_mistake_is_a_signals_doing_was_interrupted(monkeypatch: pyt
 
 @pytest.mark.parametrize("is_noted", [False, True])  # by a sweep
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_torch_is_imported_waits_for_the_import_and_is_not_lost(
+def test_a_signal_during_the_import_of_torch_is_delayed_and_not_lost(
     tmp_path: Path, number: signal.Signals, is_noted: bool
 ) -> None:
     """Some import within torch's own catches all there is; here one does so for sure."""
