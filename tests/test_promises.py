@@ -45,35 +45,33 @@ PROMISES = {
         "training/test_kills.py::test_runs_started_in_one_second_get_separate_folders",
     ),
     "A save is all or nothing, whichever system call fails": (
-        "checkpoints/test_write_faults.py::test_a_kill_before_each_call_of_a_save_leaves_old_or_new",
-        "checkpoints/test_write_faults.py::test_a_kill_at_each_call_of_a_save_leaves_old_or_new",
+        "checkpoints/test_write_faults.py::test_a_kill_before_each_call_of_a_save_leaves_the_old_or_new_file",
+        "checkpoints/test_write_faults.py::test_a_kill_at_each_call_of_a_save_leaves_the_old_or_new_file",
     ),
     "The only good checkpoint is never deleted": (
         "checkpoints/test_write_faults.py::test_a_kill_before_each_call_of_a_rotation_never_costs_the_only_good_file",
         "checkpoints/test_write_faults.py::test_a_kill_at_each_call_of_a_rotation_never_costs_the_only_good_file",
     ),
     "A run in which a system call fails, or kills it, can be resumed": (
-        "checkpoints/test_write_faults.py::test_a_run_that_is_killed_at_a_call_goes_on_as_if_nothing_had_been",
-        "checkpoints/test_write_faults.py::test_a_run_that_meets_a_fault_at_each_call_goes_on_as_if_nothing_had_been",
+        "checkpoints/test_write_faults.py::test_a_run_killed_at_a_call_resumes_to_the_same_result",
+        "checkpoints/test_write_faults.py::test_a_run_that_fails_at_each_call_resumes_to_the_same_result",
     ),
     "A checkpoint with an altered byte is refused": (
         "checkpoints/test_write_faults.py::test_flips_cuts_and_swaps_of_a_real_checkpoint_are_each_refused",
         "checkpoints/test_write_faults.py::test_2000_flips_500_cuts_and_200_swaps_of_a_real_checkpoint_are_each_refused",
     ),
     "If the newest checkpoint is damaged, the one before is used and both are named": (
-        "checkpoints/test_write_faults.py::test_the_newest_of_three_damaged_in_any_way_give_way_to_the_one_before",
-        "checkpoints/test_write_faults.py::"
-        "test_the_newest_of_three_damaged_in_any_way_give_way_to_the_one_before_100_of_100",
+        "checkpoints/test_write_faults.py::test_damaged_newest_checkpoints_fall_back_to_the_previous_one",
+        "checkpoints/test_write_faults.py::test_damaged_newest_checkpoints_fall_back_to_the_previous_one_100_of_100",
     ),
     "A full disk ends with exit code 74, the path and the bytes needed; the old checkpoint stays": (
+        "checkpoints/test_write_faults.py::test_a_full_disk_ends_a_run_in_brief_and_the_old_checkpoint_resumes",
         "checkpoints/test_write_faults.py::"
-        "test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_mended",
-        "checkpoints/test_write_faults.py::"
-        "test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_mended_20_of_20",
+        "test_a_full_disk_ends_a_run_in_brief_and_the_old_checkpoint_resumes_20_of_20",
     ),
     "A save that fails is never silent": (
-        "checkpoints/test_write_faults.py::test_a_resume_in_a_folder_or_on_a_file_that_is_read_only_is_code_74",
-        "checkpoints/test_write_faults.py::test_a_failure_at_each_call_of_a_save_leaves_old_or_new_and_is_never_silent",
+        "checkpoints/test_write_faults.py::test_a_resume_with_a_read_only_folder_or_file_is_code_74",
+        "checkpoints/test_write_faults.py::test_a_failure_at_each_call_of_a_save_leaves_the_old_or_new_file_and_is_reported",
     ),
     "A loss that is NaN or infinite changes no weight; the step and the tensor are named": (
         "training/test_nonfinite.py::test_a_nonfinite_value_is_reported_with_step_and_tensor_and_changes_nothing",
@@ -144,7 +142,7 @@ PROMISES = {
         "data/test_download.py::test_data_missing_in_a_folder_that_cannot_be_written_is_named_in_at_most_three_lines",
     ),
     "Reading a checkpoint runs no code and imports none": (
-        "checkpoints/test_hostile.py::test_a_hostile_file_is_refused_where_it_is_read",
+        "checkpoints/test_hostile.py::test_a_hostile_file_is_refused_when_it_is_read",
         "checkpoints/test_hostile.py::test_a_hostile_file_runs_nothing_and_is_refused_in_brief",
     ),
     "The config in a checkpoint chooses no code": (
@@ -156,8 +154,8 @@ PROMISES = {
         "config/test_hydra_guard.py::test_a_hostile_hydra_node_in_a_strangers_experiment_is_refused",
     ),
     "Small files that claim to be large are refused at once": (
-        "checkpoints/test_bombs.py::test_a_few_checkpoints_that_would_grow_are_refused_at_once",
-        "checkpoints/test_bombs.py::test_checkpoints_that_would_grow_are_refused_at_once",
+        "checkpoints/test_bombs.py::test_a_few_checkpoint_bombs_are_refused_immediately",
+        "checkpoints/test_bombs.py::test_checkpoint_bombs_are_refused_immediately",
     ),
     "A damaged or forged checkpoint ends in one error": (
         "checkpoints/test_mutated.py::test_a_few_mutated_files_are_read_or_refused_in_brief",

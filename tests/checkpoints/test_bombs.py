@@ -256,12 +256,12 @@ def refuse_contents(folder: Path, honest: dict[str, Any], names: list[str]) -> N
 
 
 @pytest.mark.torture
-def test_archives_that_would_grow_are_refused_at_once(tmp_path: Path) -> None:
+def test_archive_bombs_are_refused_immediately(tmp_path: Path) -> None:
     refuse_archives(tmp_path, list(archives()))
 
 
 @pytest.mark.torture
-def test_checkpoints_that_would_grow_are_refused_at_once(tmp_path: Path, honest: dict[str, Any]) -> None:
+def test_checkpoint_bombs_are_refused_immediately(tmp_path: Path, honest: dict[str, Any]) -> None:
     refuse_contents(tmp_path, honest, list(contents(honest)))
 
 
@@ -269,7 +269,7 @@ SHORT = ["a view of stride 0", "a view of overlaps", "a storage of more than the
 SHORT += ["a text a thousand times", "entries that overlap", "a long text", "many dimensions"]
 
 
-def test_a_few_archives_that_would_grow_are_refused_at_once(tmp_path: Path) -> None:
+def test_a_few_archive_bombs_are_refused_immediately(tmp_path: Path) -> None:
     refuse_archives(tmp_path, SHORT)
 
 
@@ -282,11 +282,11 @@ SHORT_CONTENTS += [
 ]
 
 
-def test_a_few_checkpoints_that_would_grow_are_refused_at_once(tmp_path: Path, honest: dict[str, Any]) -> None:
+def test_a_few_checkpoint_bombs_are_refused_immediately(tmp_path: Path, honest: dict[str, Any]) -> None:
     refuse_contents(tmp_path, honest, SHORT_CONTENTS)
 
 
-def test_what_is_measured_here_would_be_seen(tmp_path: Path) -> None:
+def test_the_memory_measurement_detects_a_bomb(tmp_path: Path) -> None:
     def grow() -> None:
         torch.zeros(64 << 18).add_(1)
         raise UserError("refused")
@@ -295,7 +295,7 @@ def test_what_is_measured_here_would_be_seen(tmp_path: Path) -> None:
     assert measured(lambda: None, lambda: None) == "not refused"
 
 
-def test_the_stride_of_these_files_is_one_that_torch_would_take(tmp_path: Path) -> None:
+def test_torch_would_accept_the_strides_of_these_files(tmp_path: Path) -> None:
     """The bomb goes off where it is loaded without care: 10**12 numbers of four bytes."""
     (tmp_path / "bomb.pt").write_bytes(archives()["a view of stride 0"]())
     assert torch.load(tmp_path / "bomb.pt", weights_only=True)["w0"].numel() == 10**12

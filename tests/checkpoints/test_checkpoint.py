@@ -15,7 +15,7 @@ from dltrain.training import weights
 from support.contents import content, equal, files
 
 
-def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_with_the_same_bits(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", content())
     assert equal(checkpoint.load(tmp_path / "last.pt"), {"format": checkpoint.FORMAT} | content())
 
@@ -28,7 +28,7 @@ def test_saving_leaves_one_file_and_replaces_the_one_before(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 5])
-def test_of_those_that_are_replaced_the_newest_stay_in_their_order(tmp_path: Path, keep: int) -> None:
+def test_the_newest_replaced_checkpoints_are_kept_in_order(tmp_path: Path, keep: int) -> None:
     for step in range(9):
         checkpoint.save(tmp_path / "last.pt", content(step), keep=keep)
     names = ["last.pt", *(f"last-{number}.pt" for number in range(1, keep))]
@@ -44,7 +44,7 @@ def test_a_missing_folder_is_an_output_error_with_the_path(tmp_path: Path) -> No
     assert str(path) in str(caught.value)
 
 
-def test_a_folder_in_the_files_place_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "last.pt" / "inner").mkdir(parents=True)
     with pytest.raises(OutputError):
         checkpoint.save(tmp_path / "last.pt", content())
@@ -117,7 +117,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_checkpoint_is_an_input_error_in_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_an_input_error_in_one_line(tmp_path: Path, kind: str) -> None:
     path = damaged(tmp_path / "last.pt", kind)
     with pytest.raises(InputError) as caught:
         checkpoint.load(path)
@@ -128,7 +128,7 @@ def test_what_is_no_checkpoint_is_an_input_error_in_one_line(tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("a pickle", "bare weights")])
-def test_what_holds_no_weights_is_an_input_error_in_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_file_without_weights_is_an_input_error_in_one_line(tmp_path: Path, kind: str) -> None:
     path = damaged(tmp_path / "last.pt", kind)
     with pytest.raises(InputError) as caught:
         checkpoint.load_weights(path)
@@ -143,7 +143,7 @@ def test_the_hostile_file_of_these_tests_is_hostile(tmp_path: Path) -> None:
     assert (tmp_path / "ran").is_dir()
 
 
-def test_bare_weights_are_told_what_they_are_good_for(tmp_path: Path) -> None:
+def test_bare_weights_as_a_checkpoint_are_refused_with_a_hint_to_init(tmp_path: Path) -> None:
     path = damaged(tmp_path / "last.pt", "bare weights")
     with pytest.raises(InputError, match=f"init={path}"):
         checkpoint.load(path)
@@ -174,18 +174,18 @@ def test_a_checkpoint_of_format_1_which_had_no_digest_gives_its_weights(tmp_path
 
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
-def test_weights_are_found_bare_and_under_the_usual_names(tmp_path: Path, key: str | None) -> None:
+def test_weights_are_read_bare_and_under_the_usual_keys(tmp_path: Path, key: str | None) -> None:
     stored = content()["model"]
     torch.save(stored if key is None else {key: stored, "epoch": 3}, tmp_path / "weights.pt")
     assert equal(checkpoint.load_weights(tmp_path / "weights.pt")[0], dict(stored))
 
 
-def test_what_is_no_tensor_is_left_out_of_the_weights(tmp_path: Path) -> None:
+def test_entries_that_are_not_tensors_are_dropped_from_the_weights(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(1), "epoch": 3}, tmp_path / "weights.pt")
     assert list(checkpoint.load_weights(tmp_path / "weights.pt")[0]) == ["weight"]
 
 
-def test_weights_are_copied_where_name_and_shape_match_and_the_rest_is_told(tmp_path: Path) -> None:
+def test_weights_are_copied_if_name_and_shape_match_and_the_rest_is_reported(tmp_path: Path) -> None:
     torch.save({"0.weight": torch.ones(3, 2), "1.weight": torch.ones(9, 3), "old": torch.ones(4)}, tmp_path / "w.pt")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1))
@@ -217,24 +217,24 @@ def test_a_checkpoint_is_found_from_a_run_a_folder_or_itself(run_folder: Path, g
     assert checkpoint.find(run_folder / given, "best.pt") == run_folder / "checkpoints" / "best.pt"
 
 
-def test_a_file_that_is_named_is_taken_whatever_its_name(run_folder: Path) -> None:
+def test_a_checkpoint_file_may_have_any_name(run_folder: Path) -> None:
     named = run_folder / "checkpoints" / "last.pt"
     assert checkpoint.find(named, "best.pt") == named
 
 
-def test_a_folder_without_checkpoints_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_a_folder_without_checkpoints_is_refused_with_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected checkpoints/best\.pt in it, found none"):
         checkpoint.find(tmp_path, "best.pt")
 
 
 @pytest.mark.parametrize("given", [".", "checkpoints"])
-def test_where_a_run_was_killed_before_its_first_best_the_last_is_taken(run_folder: Path, given: str) -> None:
+def test_without_a_best_checkpoint_the_last_one_is_used(run_folder: Path, given: str) -> None:
     (run_folder / "checkpoints" / "best.pt").unlink()
     assert checkpoint.find(run_folder / given, "best.pt") == run_folder / "checkpoints" / "last.pt"
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/best.pt", "nul\0byte"])
-def test_a_path_that_leads_nowhere_is_an_input_error(tmp_path: Path, name: str) -> None:
+def test_a_missing_path_is_an_input_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="no such file or folder") as caught:
         checkpoint.find(tmp_path / name, "best.pt")
     assert caught.value.exit_code == 66
@@ -243,7 +243,7 @@ def test_a_path_that_leads_nowhere_is_an_input_error(tmp_path: Path, name: str) 
 @pytest.mark.parametrize(
     "error", [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle"), MemoryError()]
 )
-def test_a_checkpoint_that_cannot_be_read_just_now_is_left_as_it_is(
+def test_a_temporarily_unreadable_checkpoint_is_left_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     path = tmp_path / "last.pt"

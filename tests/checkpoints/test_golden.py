@@ -47,7 +47,7 @@ def test_a_run_of_a_format_evaluates_to_the_accuracy_of_its_summary(dltrain: Com
 
 
 @pytest.mark.parametrize("run", FORMATS, indirect=True)
-def test_a_run_of_a_format_goes_on_to_its_end(dltrain: Command, run: Path) -> None:
+def test_a_run_of_a_format_resumes_to_its_end(dltrain: Command, run: Path) -> None:
     result = dltrain("train", f"resume={run}", "limit_steps=null", "device=cpu")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (result.code, result.err) == (0, "")
@@ -59,7 +59,7 @@ def test_a_run_of_a_format_goes_on_to_its_end(dltrain: Command, run: Path) -> No
 
 
 @pytest.mark.parametrize("run", FORMATS, indirect=True)
-def test_the_weights_of_a_format_can_be_started_from(dltrain: Command, run: Path) -> None:
+def test_the_weights_of_a_format_can_initialize_a_run(dltrain: Command, run: Path) -> None:
     arguments = ("train", "model=mlp", "model.hidden=[2]", "model.dropout=0.1", "data.limit=100", "epochs=1")
     result = dltrain(*arguments, f"init={run}", "device=cpu")
     assert (result.code, result.err) == (0, "")

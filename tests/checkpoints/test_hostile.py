@@ -160,7 +160,7 @@ def test_a_config_in_a_checkpoint_cannot_choose_code(run_folder: Path, route: st
 
 
 @pytest.mark.parametrize("route", ["load", "load_weights"])
-def test_a_hostile_file_is_refused_where_it_is_read(run_folder: Path, route: str) -> None:
+def test_a_hostile_file_is_refused_when_it_is_read(run_folder: Path, route: str) -> None:
     refused(run_folder, route, files(run_folder))
 
 
@@ -177,12 +177,12 @@ def test_a_few_configs_cannot_choose_code(run_folder: Path, route: str) -> None:
 
 
 @pytest.mark.parametrize("route", mostly_slow(["init", "load"], fast=["load"]))
-def test_a_config_is_not_looked_at_where_weights_alone_are_wanted(run_folder: Path, route: str) -> None:
+def test_the_config_is_not_read_when_only_weights_are_needed(run_folder: Path, route: str) -> None:
     cases = names(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::50]}, codes=(0, 66))
 
 
-def test_what_is_hostile_here_would_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hostile_files_of_this_test_would_run_code(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files themselves do harm to who loads them without care, and the modules are there to be imported."""
     import torch
 

@@ -159,12 +159,12 @@ def test_a_few_mutated_files_are_read_or_refused_in_brief(run_folder: Path, coun
     refuse_or_read(run_folder, range(1_000_000, 1_000_000 + count))
 
 
-def test_a_mutation_follows_from_its_number(run_folder: Path) -> None:
+def test_a_mutation_is_determined_by_its_number(run_folder: Path) -> None:
     base = (run_folder / "run/checkpoints/last.pt").read_bytes()
     assert [mutated(base, number) for number in range(50)] == [mutated(base, number) for number in range(50)]
 
 
-def test_what_a_reader_does_wrong_is_told_with_the_number_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_error_is_reported_with_the_number_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "SECONDS", 0.1)
     monkeypatch.setitem(globals(), "STILL", 2.0)
 

@@ -125,7 +125,7 @@ def points(folder: Path, faults: list[Fault]) -> Iterator[tuple[int, int, int, F
 
 
 @pytest.mark.torture
-def test_a_failure_at_each_call_of_a_save_leaves_old_or_new_and_is_never_silent(tmp_path: Path) -> None:
+def test_a_failure_at_each_call_of_a_save_leaves_the_old_or_new_file_and_is_reported(tmp_path: Path) -> None:
     done = 0
     for keep, saves, at, fault, links in points(tmp_path / "checkpoints", FAILURES):
         fail_in_a_save(tmp_path / "checkpoints", keep, saves, at, fault, links=links)
@@ -135,7 +135,7 @@ def test_a_failure_at_each_call_of_a_save_leaves_old_or_new_and_is_never_silent(
 
 
 @pytest.mark.torture
-def test_a_kill_at_each_call_of_a_save_leaves_old_or_new(tmp_path: Path) -> None:
+def test_a_kill_at_each_call_of_a_save_leaves_the_old_or_new_file(tmp_path: Path) -> None:
     done = 0
     for keep, saves, at, fault, links in points(tmp_path / "checkpoints", KILLS):
         kill_in_a_save(tmp_path / "checkpoints", keep, saves, at, fault, links=links)
@@ -145,7 +145,7 @@ def test_a_kill_at_each_call_of_a_save_leaves_old_or_new(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("keep", "links"), [(1, True), (3, False)])
-def test_a_full_disk_at_each_call_of_a_save_leaves_old_or_new_and_is_never_silent(
+def test_a_full_disk_at_each_call_of_a_save_leaves_the_old_or_new_file_and_is_reported(
     tmp_path: Path, keep: int, links: bool
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -155,7 +155,7 @@ def test_a_full_disk_at_each_call_of_a_save_leaves_old_or_new_and_is_never_silen
 
 
 @pytest.mark.parametrize(("keep", "links"), [(3, True), (3, False)])
-def test_a_kill_before_each_call_of_a_save_leaves_old_or_new(tmp_path: Path, keep: int, links: bool) -> None:
+def test_a_kill_before_each_call_of_a_save_leaves_the_old_or_new_file(tmp_path: Path, keep: int, links: bool) -> None:
     folder = tmp_path / "checkpoints"
     for at, name in enumerate(calls(folder, keep, 4, links=links)):
         moment = "half" if name in ("write", "copyfile") else "before"
@@ -335,20 +335,20 @@ def falls_back(source: Path, folder: Path, cases: int, caplog: pytest.LogCapture
 
 
 @pytest.mark.torture
-def test_the_newest_of_three_damaged_in_any_way_give_way_to_the_one_before_100_of_100(
+def test_damaged_newest_checkpoints_fall_back_to_the_previous_one_100_of_100(
     stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     falls_back(stopped / "checkpoints", tmp_path / "checkpoints", 100, caplog)
 
 
-def test_the_newest_of_three_damaged_in_any_way_give_way_to_the_one_before(
+def test_damaged_newest_checkpoints_fall_back_to_the_previous_one(
     stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     falls_back(stopped / "checkpoints", tmp_path / "checkpoints", 12, caplog)
 
 
 @pytest.mark.parametrize(("count", "kind"), [(1, "delete"), (2, "cut")])
-def test_a_run_whose_newest_checkpoints_are_damaged_ends_as_if_they_were_not(
+def test_a_run_with_damaged_newest_checkpoints_ends_with_the_same_result(
     dltrain: Command, stopped: Path, undisturbed: Path, count: int, kind: str
 ) -> None:
     draw = random.Random(1)
@@ -368,7 +368,7 @@ def test_with_every_checkpoint_damaged_a_resume_is_code_66_and_touches_nothing(d
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(stopped: Path) -> None:
+def test_a_checkpoint_without_read_permission_is_not_treated_as_damaged(stopped: Path) -> None:
     last = stopped / "checkpoints" / "last.pt"
     before = files(last.parent)
 
@@ -454,7 +454,7 @@ def test_flips_cuts_and_swaps_of_a_real_checkpoint_are_each_refused(stopped: Pat
 
 
 @pytest.mark.parametrize("arguments", [("eval", "ckpt="), (*SMALL, "init=")])
-def test_a_damaged_best_checkpoint_is_code_66_where_it_is_named(
+def test_a_damaged_best_checkpoint_given_by_name_is_code_66(
     dltrain: Command, stopped: Path, arguments: tuple[str, ...]
 ) -> None:
     best = stopped / "checkpoints" / "best.pt"
@@ -487,7 +487,7 @@ def fill_up(dltrain: Command, stopped: Path, undisturbed: Path, size: int) -> No
 
 @pytest.mark.torture
 @pytest.mark.parametrize("part", range(20))
-def test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_mended_20_of_20(
+def test_a_full_disk_ends_a_run_in_brief_and_the_old_checkpoint_resumes_20_of_20(
     dltrain: Command, stopped: Path, undisturbed: Path, part: int
 ) -> None:
     size = (stopped / "checkpoints" / "last.pt").stat().st_size
@@ -495,14 +495,14 @@ def test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_men
 
 
 @pytest.mark.parametrize("share", mostly_slow([0.0, 0.5], fast=[0.5]))
-def test_a_full_disk_ends_a_run_in_brief_keeps_the_old_checkpoint_and_can_be_mended(
+def test_a_full_disk_ends_a_run_in_brief_and_the_old_checkpoint_resumes(
     dltrain: Command, stopped: Path, undisturbed: Path, share: float
 ) -> None:
     fill_up(dltrain, stopped, undisturbed, int(share * (stopped / "checkpoints" / "last.pt").stat().st_size))
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_a_save_on_a_full_disk_tells_the_bytes_that_are_needed(tmp_path: Path, keep: int) -> None:
+def test_a_save_on_a_full_disk_reports_the_bytes_needed(tmp_path: Path, keep: int) -> None:
     path = filled(tmp_path / "checkpoints", keep)
     before = {name: (path.parent / name).read_bytes() for name in files(path.parent)}
     for limit in range(0, path.stat().st_size, path.stat().st_size // 20 + 1):
@@ -527,7 +527,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", mostly_slow(WRITERS, fast=["last.pt", "metrics.jsonl"]))
-def test_a_disk_that_is_full_for_one_file_of_a_run_is_told_by_its_name(
+def test_a_disk_that_is_full_for_one_file_is_reported_with_that_file(
     dltrain: Command, tmp_path: Path, undisturbed: Path, name: str
 ) -> None:
     owner, function, at = WRITERS[name]
@@ -546,7 +546,7 @@ def test_a_disk_that_is_full_for_one_file_of_a_run_is_told_by_its_name(
         go_on_undamaged(dltrain, folder, undisturbed)
 
 
-def test_a_device_that_is_always_full_in_the_place_of_the_log_ends_the_run_in_brief(
+def test_a_log_on_a_full_device_ends_the_run_in_brief(
     dltrain: Command, stopped: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (stopped / "train.log").unlink()
@@ -575,9 +575,7 @@ def public() -> Iterator[Path]:
 @pytest.mark.parametrize(
     "part", mostly_slow(["", "checkpoints", ".hydra", ".lock", "metrics.jsonl", "train.log"], fast=["", "checkpoints"])
 )
-def test_a_resume_in_a_folder_or_on_a_file_that_is_read_only_is_code_74(
-    public: Path, at_step_6: Path, part: str
-) -> None:
+def test_a_resume_with_a_read_only_folder_or_file_is_code_74(public: Path, at_step_6: Path, part: str) -> None:
     folder = shutil.copytree(at_step_6, public / "run")
     path = folder / part
     path.chmod(0o555 if path.is_dir() else 0o444)
@@ -592,7 +590,7 @@ def steps_of_run(folder: Path) -> list[int]:
     return [checkpoint.load(path)["step"] for path in checkpoint._with_previous(folder / "checkpoints" / "last.pt")]
 
 
-def test_a_run_that_may_not_make_its_folder_is_code_74(public: Path) -> None:
+def test_a_run_that_may_not_create_its_folder_is_code_74(public: Path) -> None:
     public.chmod(0o555)
     ended = forked(command(*RUN, before=obey_permissions))
     public.chmod(0o777)
@@ -600,9 +598,7 @@ def test_a_run_that_may_not_make_its_folder_is_code_74(public: Path) -> None:
 
 
 @pytest.mark.parametrize(("save", "keep"), [(1, 3), (2, 1), (5, 3)])
-def test_a_folder_that_becomes_read_only_while_a_run_goes_on_ends_it_with_code_74(
-    public: Path, save: int, keep: int
-) -> None:
+def test_a_folder_that_becomes_read_only_during_a_run_ends_it_with_code_74(public: Path, save: int, keep: int) -> None:
     calls = 0
 
     def child() -> int:
@@ -654,7 +650,7 @@ def holding(folder: Path) -> Child:
     return process
 
 
-def test_a_second_writer_of_a_run_is_refused_without_waiting_and_free_to_go_on_once_the_first_is_killed(
+def test_a_second_writer_of_a_run_is_refused_immediately_and_may_resume_once_the_first_is_killed(
     dltrain: Command, stopped: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def waits(seconds: float) -> None:
@@ -677,7 +673,7 @@ def test_a_second_writer_of_a_run_is_refused_without_waiting_and_free_to_go_on_o
     go_on_undamaged(dltrain, stopped, undisturbed)
 
 
-def test_of_two_resumes_at_once_one_goes_on_and_one_is_refused(stopped: Path, undisturbed: Path) -> None:
+def test_one_of_two_simultaneous_resumes_is_refused(stopped: Path, undisturbed: Path) -> None:
     start, goes_on = os.pipe(), os.pipe()
 
     def child() -> int:
@@ -706,7 +702,9 @@ def test_of_two_resumes_at_once_one_goes_on_and_one_is_refused(stopped: Path, un
     assert equal(weights(stopped), weights(undisturbed))
 
 
-def test_a_new_run_holds_the_lock_of_its_folder_to_its_end(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_run_holds_the_lock_of_its_folder_until_it_ends(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, refused = ending.finish, []
 
     def finish(run: Any, output: RunDir, *arguments: Any) -> dict[str, Any]:
@@ -755,7 +753,7 @@ def calls_of_a_run() -> int:
 
 @pytest.mark.torture
 @pytest.mark.parametrize("fault", [Fault(0, "half"), Fault(errno.ENOSPC), Fault(errno.EIO, "half")], ids=str)
-def test_a_run_that_meets_a_fault_at_each_call_goes_on_as_if_nothing_had_been(
+def test_a_run_that_fails_at_each_call_resumes_to_the_same_result(
     dltrain: Command, undisturbed: Path, fault: Fault
 ) -> None:
     points = range(calls_of_a_run())
@@ -765,7 +763,5 @@ def test_a_run_that_meets_a_fault_at_each_call_goes_on_as_if_nothing_had_been(
 
 
 @pytest.mark.parametrize("share", mostly_slow([0.3, 0.6, 0.9], fast=[0.6]))
-def test_a_run_that_is_killed_at_a_call_goes_on_as_if_nothing_had_been(
-    dltrain: Command, undisturbed: Path, share: float
-) -> None:
+def test_a_run_killed_at_a_call_resumes_to_the_same_result(dltrain: Command, undisturbed: Path, share: float) -> None:
     end_a_run(dltrain, undisturbed, int(share * calls_of_a_run()), Fault(0, "half"))
