@@ -98,16 +98,16 @@ PROMISES = {
         "training/test_resume.py::test_out_of_memory_is_reported_and_the_last_checkpoint_resumes",
     ),
     "A job of a sweep that dies takes nothing else with it": (
-        "sweeps/test_faults.py::test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows",
-        "sweeps/test_faults.py::test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows",
+        "sweeps/test_faults.py::test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows",
+        "sweeps/test_faults.py::test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows",
     ),
     "A sweep whose parent process is killed can be continued": (
-        "sweeps/test_resume.py::test_a_killed_sweep_goes_on_to_the_same_table",
+        "sweeps/test_resume.py::test_a_killed_sweep_resumes_to_the_same_table",
         "sweeps/test_resume.py::test_fifty_killed_parents_lose_nothing",
     ),
     "The journal of a sweep survives a kill while it is written": (
-        "sweeps/test_resume.py::test_a_journal_that_was_cut_off_keeps_every_whole_line_once",
-        "sweeps/test_resume.py::test_a_journal_that_was_cut_off_keeps_every_whole_line_once",
+        "sweeps/test_resume.py::test_a_truncated_journal_keeps_every_complete_line_once",
+        "sweeps/test_resume.py::test_a_truncated_journal_keeps_every_complete_line_once",
     ),
     "A search that is killed ends with the number of trials it was asked for": (
         "sweeps/test_search.py::test_a_killed_search_ends_with_the_exact_number_of_trials",

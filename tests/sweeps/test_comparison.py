@@ -35,7 +35,7 @@ def test_runs_and_sweeps_are_compared_by_what_differs(dltrain: Command, folders:
     assert values == sorted(values, reverse=True)
 
 
-def test_a_job_that_failed_before_it_wrote_its_config_differs_by_its_own_words_alone(dltrain: Command) -> None:
+def test_a_job_that_failed_before_writing_its_config_differs_by_its_overrides(dltrain: Command) -> None:
     words = ("patience=2", "data.val=0.1,0", "seed=0,1", "device.threads=1")
     folder = sweep_folder(dltrain("train", "-m", *QUICK, *words))
     found = json.loads(dltrain("report", folder, "--json").out)
@@ -55,7 +55,7 @@ def test_the_text_form_has_a_row_for_each_run_and_one_for_each_group_of_seeds(
     assert "optim.lr" in result.out
 
 
-def test_a_folder_of_folders_stands_for_all_that_is_in_it_once(dltrain: Command, folders: list[Path]) -> None:
+def test_a_parent_folder_stands_for_every_run_in_it_once(dltrain: Command, folders: list[Path]) -> None:
     assert len(json.loads(dltrain("report", "outputs", folders[0], "--json").out)["runs"]) == 5
 
 
@@ -70,7 +70,7 @@ def test_a_folder_of_folders_stands_for_all_that_is_in_it_once(dltrain: Command,
         (["bomb"], 66, "config.yaml: its aliases stand for more than"),
     ],
 )
-def test_what_cannot_be_reported_is_told(
+def test_a_folder_that_cannot_be_reported_is_refused(
     dltrain: Command, tmp_path: Path, words: list[str], code: int, told: str
 ) -> None:
     for name in ("empty", "broken", "bomb/.hydra"):

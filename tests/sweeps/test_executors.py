@@ -44,7 +44,7 @@ def swept(folder: Path, name: str) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ray", "slurm"])
-def test_an_engine_gives_the_same_table_and_a_killed_worker_is_a_row(
+def test_an_executor_gives_the_same_table_and_a_killed_worker_is_a_row(
     tmp_path: Path, reference: list[dict[str, str]], name: str
 ) -> None:
     found = swept(tmp_path, name)
@@ -55,7 +55,7 @@ def test_an_engine_gives_the_same_table_and_a_killed_worker_is_a_row(
 
 
 @pytest.mark.slow
-def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> None:
+def test_a_hanging_job_of_an_executor_fails_like_a_local_one(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=hang", "seed=1", "device=cpu", "device.threads=1", "sweep.job_timeout=8"]
     process = run_alone("train", "-m", *words, *ENGINES["ray"], cwd=tmp_path)
@@ -65,7 +65,7 @@ def test_a_hanging_job_of_an_engine_has_failed_as_one_here(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_job_s_time_in_the_queue_of_an_engine_is_not_its_own(tmp_path: Path) -> None:
+def test_time_in_the_queue_of_an_executor_does_not_count_as_job_time(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     words = [*MODEL, "+model.how=nap-1,nap-2,nap-3,nap-4", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
     engine = ["sweep.executor=ray", "sweep.workers=3", "sweep.options={num_cpus: 1}"]
@@ -74,7 +74,7 @@ def test_a_job_s_time_in_the_queue_of_an_engine_is_not_its_own(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_job_whose_time_on_slurm_is_over_saves_and_goes_on_with_a_resume(tmp_path: Path) -> None:
+def test_a_job_that_runs_out_of_time_on_slurm_saves_and_can_be_resumed(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     mark = tmp_path / "mark"
     words = [*MODEL, "+model.how=usr2", f"+model.mark={mark}", "seed=1", "device=cpu", "device.threads=1"]
@@ -140,14 +140,14 @@ def test_a_launcher_is_chosen_by_who_types_and_by_no_file(dltrain: Command, tmp_
         (["sweep.executor=slurm", "sweep.options={cluster: local, timeout_min: 0.2}"], 2, "timeout_min"),
     ],
 )
-def test_an_engine_that_is_not_there_is_told(tmp_path: Path, words: list[str], code: int, told: str) -> None:
+def test_a_missing_executor_is_reported(tmp_path: Path, words: list[str], code: int, told: str) -> None:
     process = run_alone("train", "-m", "seed=1,2", *words, cwd=tmp_path)
     assert (process.returncode, told in process.stderr) == (code, True), process.stderr
     assert not list(tmp_path.glob("outputs/sweeps/*/*"))
 
 
 @pytest.mark.parametrize("name", ["ray", "slurm", "search"])
-def test_an_engine_that_is_not_installed_is_named_with_its_extra(
+def test_an_executor_that_is_not_installed_is_named_with_its_extra(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     import importlib.util

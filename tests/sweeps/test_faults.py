@@ -40,7 +40,7 @@ def _faulty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", mostly_slow([1, 3], fast=[3]))
-def test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows(
+def test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -60,7 +60,7 @@ def test_of_twenty_jobs_of_which_nine_die_in_nine_ways_all_are_rows(
 
 
 @pytest.mark.parametrize("way", ["kill", "raise"])
-def test_a_job_that_fails_once_is_tried_again(dltrain: Command, tmp_path: Path, way: str) -> None:
+def test_a_job_that_fails_once_is_retried(dltrain: Command, tmp_path: Path, way: str) -> None:
     mark = tmp_path / "mark"
     words = [f"+model.how={way},none", f"+model.mark={mark}", "device.threads=1"]
     result = dltrain("train", "-m", *MODEL, *words, "sweep.retries=1", "sweep.workers=1")
@@ -68,17 +68,17 @@ def test_a_job_that_fails_once_is_tried_again(dltrain: Command, tmp_path: Path, 
     assert "tries again" in result.out
 
 
-def test_a_job_is_not_tried_more_often_than_asked(dltrain: Command) -> None:
+def test_a_job_is_not_retried_more_often_than_requested(dltrain: Command) -> None:
     result = dltrain("train", "-m", *MODEL, "+model.how=raise-1,none", "sweep.retries=2", "device.threads=1")
     assert result.code == 1
     assert result.out.count("tries again") == 2
 
 
-def test_a_number_of_threads_may_be_a_reference(dltrain: Command) -> None:
+def test_the_number_of_threads_may_be_an_interpolation(dltrain: Command) -> None:
     assert dltrain("train", "-m", *QUICK, "seed=1,2", "keep=1", "device.threads=${keep}").code == 0
 
 
-def test_earlier_starts_of_a_sweep_take_no_try_away(dltrain: Command, tmp_path: Path) -> None:
+def test_earlier_starts_of_a_sweep_do_not_count_as_retries(dltrain: Command, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     words = ["+model.how=raise", f"+model.mark={mark}", "seed=1", "device.threads=1"]
     folder = sweep_folder(dltrain("train", "-m", *MODEL, *words))
@@ -89,7 +89,7 @@ def test_earlier_starts_of_a_sweep_take_no_try_away(dltrain: Command, tmp_path: 
     assert "tries again" in result.out
 
 
-def test_after_a_failure_no_further_job_starts_where_that_is_asked_for(dltrain: Command) -> None:
+def test_stop_on_failure_starts_no_further_job(dltrain: Command) -> None:
     words = ["+model.how=raise-0,none-1,none-2", "sweep.stop_on_failure=true", "sweep.workers=1", "device.threads=1"]
     result = dltrain("train", "-m", *MODEL, *words)
     assert result.code == 1
@@ -103,7 +103,7 @@ def test_a_failure_that_stops_the_others_ends_the_sweep_with_code_1(dltrain: Com
     assert [row["status"] for row in rows(sweep_folder(result))] == ["interrupted", REASONS["raise"]]
 
 
-def test_what_a_job_prints_and_the_place_where_it_crashed_are_in_its_log(dltrain: Command) -> None:
+def test_the_log_of_a_job_has_its_output_and_the_traceback_of_a_crash(dltrain: Command) -> None:
     result = dltrain("train", "-m", *MODEL, "+model.how=segv,raise", "device.threads=1")
     folder = sweep_folder(result)
     crash, error = ((folder / row["folder"] / "train.log").read_text() for row in rows(folder))
@@ -114,7 +114,7 @@ def test_what_a_job_prints_and_the_place_where_it_crashed_are_in_its_log(dltrain
 
 
 @pytest.mark.slow
-def test_a_first_ctrl_c_saves_all_jobs_a_resume_ends_them_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_a_first_ctrl_c_saves_all_jobs_and_a_resume_gives_the_same_result(tmp_path: Path) -> None:
     words = ["-m", "model=mlp", "data.limit=200", "epochs=120", "seed=1,2,3", "device.threads=1", "sweep.workers=2"]
     command = [sys.executable, "-m", "dltrain", "train", *words]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -155,7 +155,7 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     assert left == []
 
 
-def test_each_worker_sees_a_gpu_of_its_own(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_sees_one_gpu(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "gpu_names", lambda: ["5", "GPU-7"])
     result = dltrain("train", "-m", *MODEL, "+model.how=gpu-1,gpu-2,gpu-3,gpu-4", "device.threads=1", "epochs=20")
     folder = sweep_folder(result)
@@ -164,7 +164,7 @@ def test_each_worker_sees_a_gpu_of_its_own(dltrain: Command, monkeypatch: pytest
     assert set.union(*seen) == {"5", "GPU-7"}
 
 
-def test_no_gpu_is_found_where_there_is_none_and_the_parent_can_still_be_forked() -> None:
+def test_without_a_gpu_none_is_listed_and_the_parent_can_still_fork() -> None:
     import torch
 
     assert local.gpu_names() == [str(number) for number in range(torch.cuda.device_count())]

@@ -71,7 +71,7 @@ def test_the_page_of_500_runs_is_drawn(browser: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_button_changes_the_colours_of_page_and_figures(browser: Any, run: Path) -> None:
+def test_the_button_changes_the_colours_of_page_and_charts(browser: Any, run: Path) -> None:
     with opened(browser, run) as page:
         grid = "document.querySelector('.mark-rule.role-axis-grid line').getAttribute('stroke')"
         before = page.evaluate(grid)
@@ -80,7 +80,7 @@ def test_the_button_changes_the_colours_of_page_and_figures(browser: Any, run: P
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
 
 
-def test_a_table_is_sorted_by_a_click_and_by_the_keyboard_with_what_is_empty_last(browser: Any, sweep: Path) -> None:
+def test_a_table_is_sorted_by_click_and_keyboard_with_empty_cells_last(browser: Any, sweep: Path) -> None:
     with opened(browser, sweep) as page:
         head = page.locator("#runs th", has_text="test_accuracy").locator("button")
         head.click()
@@ -96,7 +96,7 @@ def test_a_table_is_sorted_by_a_click_and_by_the_keyboard_with_what_is_empty_las
 
 
 @pytest.mark.slow
-def test_a_table_is_filtered_by_words(browser: Any, sweep: Path) -> None:
+def test_a_table_is_filtered_by_text(browser: Any, sweep: Path) -> None:
     with opened(browser, sweep) as page:
         page.fill("input[type=search]", "failed lenet")
         statuses, models = column(page, 1), column(page, 2)
@@ -108,7 +108,7 @@ def test_a_table_is_filtered_by_words(browser: Any, sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_that_can_be_used_is_reached_by_the_keyboard(browser: Any, sweep: Path) -> None:
+def test_every_control_is_reachable_by_keyboard(browser: Any, sweep: Path) -> None:
     with opened(browser, sweep) as page:
         reached = set()
         for _ in range(60):
@@ -117,7 +117,7 @@ def test_all_that_can_be_used_is_reached_by_the_keyboard(browser: Any, sweep: Pa
         assert {"theme", "INPUT", "BUTTON", "A"} <= reached
 
 
-def test_a_stranger_s_texts_do_nothing_in_a_browser(browser: Any, tmp_path: Path) -> None:
+def test_untrusted_texts_do_nothing_in_a_browser(browser: Any, tmp_path: Path) -> None:
     hostile = "<img src=x onerror=\"document.title='caught'\"></script><script>document.title='caught'</script>"
     folder = folders.write_run(tmp_path / "run", [hostile, "b"])
     run_page.write(folder / "report.html", folder, {"model": {"name": hostile}, "data": {"name": "digits"}})
@@ -126,7 +126,7 @@ def test_a_stranger_s_texts_do_nothing_in_a_browser(browser: Any, tmp_path: Path
         assert not_drawn(page) == []
 
 
-def test_a_figure_that_cannot_be_drawn_says_so_and_the_others_are_drawn(
+def test_a_chart_that_cannot_be_drawn_says_so_and_the_others_are_drawn(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -36,7 +36,7 @@ def planned(line: list[str], use: Callable[[plan.Composer], int]) -> int:
 
 
 @pytest.mark.parametrize("line", mostly_slow(LINES, fast=LINES[4:7]), ids=" ".join)
-def test_each_job_is_composed_as_hydra_would(line: list[str]) -> None:
+def test_each_job_is_composed_as_by_hydra(line: list[str]) -> None:
     def compare(composer: plan.Composer) -> int:
         jobs = [(words, composer.compose(words)) for words in plan.grid(composer)]
         assert len(jobs) > 1
@@ -74,7 +74,7 @@ def test_a_job_costs_at_most_ten_milliseconds_to_compose_and_check() -> None:
     assert planned(["model=mlp,lenet", "optim.lr=0.1,0.2", "seed=range(250)"], compose_all) < 10_000
 
 
-def test_all_faults_of_all_jobs_are_told_at_once_and_nothing_runs(dltrain: Command) -> None:
+def test_all_problems_of_all_jobs_are_reported_together_and_nothing_runs(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "optim.lr=-1,0.1,0", "seed=-3,1", "batch_size=0")
     assert result.code == 2
     assert result.err.splitlines() == [
@@ -86,7 +86,7 @@ def test_all_faults_of_all_jobs_are_told_at_once_and_nothing_runs(dltrain: Comma
     assert not Path("outputs").exists()
 
 
-def test_the_same_job_is_run_once(dltrain: Command) -> None:
+def test_equal_jobs_are_run_once(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.10,1e-1", "sweep.dry=true")
     assert result.code == 0
     assert "1 jobs; 2 more would be the same again" in result.out
@@ -113,7 +113,7 @@ def test_a_dry_sweep_prints_its_jobs_and_leaves_nothing(dltrain: Command) -> Non
         ("seed=range(100001)", "are 100,001 jobs; at most 100,000 are run"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_told_before_it_begins(dltrain: Command, word: str, told: str) -> None:
+def test_an_impossible_sweep_is_refused_before_it_begins(dltrain: Command, word: str, told: str) -> None:
     result = dltrain("train", "-m", *QUICK, word)
     assert (result.code, told in result.err) == (2, True), result.err
     assert not Path("outputs").exists()
@@ -128,6 +128,6 @@ def test_no_torch_is_imported_for_a_dry_sweep(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=False).returncode == 0
 
 
-def test_a_key_that_an_option_lacks_is_told_with_the_nearest(dltrain: Command) -> None:
+def test_an_unknown_key_of_an_option_is_reported_with_the_nearest_name(dltrain: Command) -> None:
     result = dltrain("train", "-m", "model=mlp,lenet", "model.hiden=[1],[2]")
     assert (result.code, "did you mean model.hidden?" in result.err) == (2, True)

@@ -20,7 +20,7 @@ def entry(number: int, words: str, code: int = 0, status: str = "done", **figure
     )
 
 
-def test_jobs_are_ranked_by_the_validation_and_those_without_a_figure_come_last() -> None:
+def test_jobs_are_ranked_by_validation_and_those_without_a_metric_come_last() -> None:
     entries = [
         entry(0, "a", val_accuracy=0.2, test_accuracy=0.9),
         entry(1, "b", 1, "RuntimeError"),
@@ -51,12 +51,12 @@ def test_the_interval_covers_the_mean_nineteen_times_of_twenty() -> None:
     assert 0.935 <= covered / 2000 <= 0.965
 
 
-def test_a_figure_that_is_no_number_has_no_interval() -> None:
+def test_a_nan_metric_has_no_interval() -> None:
     assert math.isnan(results.interval([math.nan, 1.0]))
     assert math.isnan(results.interval([math.inf, 1.0]))
 
 
-def test_jobs_that_differ_by_their_seed_alone_are_one_group() -> None:
+def test_jobs_that_differ_only_by_seed_form_one_group() -> None:
     entries = [entry(i, f"optim.lr={lr} seed={seed}", val_loss=lr + seed) for i, (lr, seed) in enumerate(
         [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
     )]  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_large_table_is_cut_and_says_so() -> None:
     assert shown.caption == "70 more in results.csv"
 
 
-def test_the_live_view_tells_running_done_failed_best_and_the_time_left() -> None:
+def test_the_live_view_shows_running_done_failed_best_and_the_time_left() -> None:
     entries = {number: Entry(number, ["optim.lr=0.1", f"seed={number}"], str(number), "x") for number in range(4)}
     view = View(4, entries, {"optim.lr=0.1"})
     view.on_start(0)

@@ -83,7 +83,7 @@ def check_killed_sweep(lives: Nursery, tmp_path: Path, kills: int, sweep: tuple[
     print(f"{met} kills")
 
 
-def test_a_killed_sweep_goes_on_to_the_same_table(lives: Nursery, tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_to_the_same_table(lives: Nursery, tmp_path: Path) -> None:
     check_killed_sweep(lives, tmp_path, 4, ("epochs=20", "optim.lr=0.1,0.01", "seed=range(4)"), seed=0)
 
 
@@ -106,7 +106,7 @@ def test_a_finished_sweep_runs_nothing_again(dltrain: Command) -> None:
     assert f"resumes {folder}: 0 of 2 jobs are to be run" in result.out
 
 
-def test_new_jobs_are_added_behind_the_old_ones_whose_numbers_stay(dltrain: Command) -> None:
+def test_new_jobs_are_appended_and_old_numbers_stay(dltrain: Command) -> None:
     folder = sweep_of_two(dltrain)
     before = table(folder)
     result = dltrain("train", "-m", *QUICK, "device.threads=1", "seed=0,2,1,3", f"sweep.resume={folder}")
@@ -117,7 +117,7 @@ def test_new_jobs_are_added_behind_the_old_ones_whose_numbers_stay(dltrain: Comm
     assert [row["job"] for row in found] == ["0", "1", "2", "3"]
 
 
-def test_the_words_of_a_sweep_need_not_be_typed_again(dltrain: Command) -> None:
+def test_a_resumed_sweep_needs_no_overrides(dltrain: Command) -> None:
     folder = sweep_of_two(dltrain)
     (folder / "journal.jsonl").unlink()
     before = table(folder)
@@ -125,7 +125,7 @@ def test_the_words_of_a_sweep_need_not_be_typed_again(dltrain: Command) -> None:
     assert table(folder) == before
 
 
-def test_what_a_stopped_sweep_says_has_the_words_that_are_not_taken_from_its_folder() -> None:
+def test_a_stopped_sweep_prints_the_overrides_needed_to_resume() -> None:
     request = sweep_file.Request("predict", ["--config-dir", "mine", "-m"], [])
     words = ["ckpt=a,b", "output=${ckpt}/x", "sweep.workers=2"]
     told = "dltrain predict --config-dir mine 'sweep.resume=a b' 'output=${ckpt}/x'"
@@ -141,7 +141,7 @@ def test_what_a_stopped_sweep_says_has_the_words_that_are_not_taken_from_its_fol
         ("+experiment@_global_=../../sent/evil", "puts an option elsewhere"),
     ],
 )
-def test_a_sweeps_file_chooses_no_run_to_alter_and_no_config_of_its_own(
+def test_a_sweep_file_cannot_choose_a_run_to_alter_or_a_config(
     dltrain: Command, tmp_path: Path, word: str, told: str
 ) -> None:
     (tmp_path / "sent").mkdir()
@@ -150,7 +150,7 @@ def test_a_sweeps_file_chooses_no_run_to_alter_and_no_config_of_its_own(
     assert (result.code in (2, 66), told in result.err) == (True, True), result.err
 
 
-def test_what_a_kill_left_half_written_is_removed(dltrain: Command) -> None:
+def test_partial_files_left_by_a_kill_are_removed(dltrain: Command) -> None:
     folder = sweep_of_two(dltrain)
     leftovers = [folder / f".{name}.0123456789abcdef" for name in ("results.csv", "sweep.json", "report.html")]
     for leftover in leftovers:
@@ -159,7 +159,7 @@ def test_what_a_kill_left_half_written_is_removed(dltrain: Command) -> None:
     assert not [leftover for leftover in leftovers if leftover.exists()]
 
 
-def test_an_empty_folder_is_fine(dltrain: Command, tmp_path: Path) -> None:
+def test_a_sweep_may_resume_in_an_empty_folder(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert dltrain("train", "-m", *QUICK, "device.threads=1", "seed=1,2", "sweep.resume=empty").code == 0
     assert [row["status"] for row in rows(Path("empty"))] == ["done", "done"]
@@ -176,7 +176,7 @@ def test_an_empty_folder_is_fine(dltrain: Command, tmp_path: Path) -> None:
         (["seed=1", "sweep.workers=2"], 2, "sweep.workers=2: is a key of a sweep. Add -m"),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_told(
+def test_a_sweep_that_cannot_be_resumed_is_refused(
     dltrain: Command, tmp_path: Path, words: list[str], code: int, told: str
 ) -> None:
     for name in ("empty", "broken", "torn"):
@@ -188,7 +188,7 @@ def test_what_cannot_be_gone_on_with_is_told(
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".pt"]
 
 
-def test_a_failed_job_is_run_again_on_request_alone(dltrain: Command, tmp_path: Path) -> None:
+def test_a_failed_job_is_retried_only_on_request(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     words = ["-m", *QUICK[:2], "epochs=1", "device.threads=1", "data=folder", "data.root=photos", "seed=1"]
     result = dltrain("train", *words)
@@ -201,7 +201,7 @@ def test_a_failed_job_is_run_again_on_request_alone(dltrain: Command, tmp_path: 
     assert [row["status"] for row in rows(folder)] == ["done"]
 
 
-def test_a_sweeps_folder_runs_a_persons_code_only_where_that_is_trusted(dltrain: Command, tmp_path: Path) -> None:
+def test_a_sweep_folder_runs_user_code_only_if_trusted(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "own_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
     (tmp_path / "sent").mkdir()
     words = ["model=custom", "model.name=own_nets:Net", "seed=1,2", "trust=[own_nets]"]
@@ -217,7 +217,7 @@ def test_a_sweeps_folder_runs_a_persons_code_only_where_that_is_trusted(dltrain:
 @pytest.mark.parametrize(
     "word", ["hydra.callbacks.x=1", "--config-dir=mine", "sweep.executor=ray", "+sweep.options={a: 1}"]
 )
-def test_a_sweeps_folder_does_not_say_how_it_runs(dltrain: Command, tmp_path: Path, word: str) -> None:
+def test_a_sweep_folder_cannot_set_how_it_runs(dltrain: Command, tmp_path: Path, word: str) -> None:
     (tmp_path / "sent").mkdir()
     words = [*QUICK, "device.threads=1", "seed=1", word]
     (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
@@ -230,7 +230,7 @@ def send(folder: Path, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("option", ["../../../{}/evil", "{}/evil", "~/evil"])
-def test_a_sweeps_folder_names_no_config_outside_the_folders_for_configs(
+def test_a_sweep_folder_cannot_name_a_config_outside_the_config_folders(
     dltrain: Command, tmp_path: Path, option: str
 ) -> None:
     (tmp_path / "evil.yaml").write_text("# @package _global_\nmodel:\n  name: evil_nets:Net\ntrust: [evil_nets]\n")
@@ -241,9 +241,7 @@ def test_a_sweeps_folder_names_no_config_outside_the_folders_for_configs(
     assert not (tmp_path / "IMPORTED").exists()
 
 
-def test_a_config_that_a_sweeps_folder_names_neither_trusts_nor_says_how_it_runs(
-    dltrain: Command, tmp_path: Path
-) -> None:
+def test_a_config_named_by_a_sweep_folder_cannot_set_trust_or_how_it_runs(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     experiment = tmp_path / "mine" / "experiment" / "gift.yaml"
     (tmp_path / "gift_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
@@ -295,7 +293,7 @@ def test_a_sweep_of_another_command_is_refused(dltrain: Command, tmp_path: Path)
         assert (result.code, "is no sweep of dltrain eval" in result.err) == (2, True), result.err
 
 
-def test_two_sweeps_never_share_a_folder(lives: Nursery, tmp_path: Path) -> None:
+def test_two_sweeps_never_use_the_same_folder(lives: Nursery, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     write_faulty(tmp_path)
     words = ("train", "-m", *MODEL, "+model.how=nap-1,nap-2", "sweep.resume=sweep", "sweep.workers=1")
@@ -337,7 +335,7 @@ def check_torn_journal(folder: Path, cuts: int, seed: int) -> None:
         again.close()
 
 
-def test_a_figure_that_is_no_number_is_a_figure_that_is_no_number(dltrain: Command) -> None:
+def test_a_null_metric_in_a_summary_is_nan_in_the_results(dltrain: Command) -> None:
     folder = sweep_of_two(dltrain)
     path = folder / rows(folder)[1]["folder"] / "summary.json"
     summary = json.loads(path.read_text())
@@ -350,7 +348,7 @@ def test_a_figure_that_is_no_number_is_a_figure_that_is_no_number(dltrain: Comma
         assert rows(folder)[1]["test_loss"] == "nan"
 
 
-def test_a_job_that_ended_on_its_own_after_it_was_taken_for_failed_is_done(dltrain: Command) -> None:
+def test_a_job_that_finished_after_it_was_recorded_as_failed_is_done(dltrain: Command) -> None:
     folder = sweep_of_two(dltrain)
     before = table(folder)
     with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
@@ -359,7 +357,7 @@ def test_a_job_that_ended_on_its_own_after_it_was_taken_for_failed_is_done(dltra
     assert table(folder) == before
 
 
-def test_an_outcome_that_cannot_be_never_reaches_the_journal(tmp_path: Path) -> None:
+def test_an_impossible_result_never_reaches_the_journal(tmp_path: Path) -> None:
     with contextlib.closing(Journal(tmp_path / "journal.jsonl")) as journal:
         journal.plan([Entry(0, [], "a", "0_")])
         with pytest.raises(ValueError, match="cannot be"):
@@ -367,5 +365,5 @@ def test_an_outcome_that_cannot_be_never_reaches_the_journal(tmp_path: Path) -> 
     assert len(events(tmp_path)) == 1
 
 
-def test_a_journal_that_was_cut_off_keeps_every_whole_line_once(tmp_path: Path) -> None:
+def test_a_truncated_journal_keeps_every_complete_line_once(tmp_path: Path) -> None:
     check_torn_journal(tmp_path, 200, seed=0)

@@ -68,14 +68,14 @@ def test_a_search_runs_its_trials_within_the_space(dltrain: Command, search: str
     assert found.direction == optuna.study.StudyDirection.MAXIMIZE
 
 
-def test_the_same_seed_draws_the_same_another_another(dltrain: Command) -> None:
+def test_the_same_seed_samples_the_same_trials_and_another_seed_others(dltrain: Command) -> None:
     words = ("-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=4", "sweep.workers=2")
     one, same, other = (drawn(sweep_folder(dltrain("train", *words, f"sweep.seed={seed}"))) for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
 
-def test_more_trials_go_on_where_a_study_ended(dltrain: Command) -> None:
+def test_more_trials_continue_a_finished_study(dltrain: Command) -> None:
     words = (*QUICK, *SPACE, "sweep.search=random", "sweep.workers=1")
     whole = drawn(sweep_folder(dltrain("train", "-m", *words, "sweep.trials=5")))
     folder = sweep_folder(dltrain("train", "-m", *words, "sweep.trials=2"))
@@ -124,7 +124,7 @@ def test_bad_jobs_are_pruned(dltrain: Command, pruner: str) -> None:
     assert states.count(optuna.trial.TrialState.PRUNED) == len(pruned)
 
 
-def test_a_failed_trial_is_a_row_and_the_search_goes_on(dltrain: Command) -> None:
+def test_a_failed_trial_is_a_row_and_the_search_continues(dltrain: Command) -> None:
     words = ("optim.lr=0.05,1e30", "sweep.search=random", "sweep.trials=6", "epochs=3")
     result = dltrain("train", "-m", *QUICK[:-1], *words)
     statuses = [row["status"].split(":")[0] for row in rows(sweep_folder(result))]
@@ -144,7 +144,7 @@ def test_a_failed_trial_is_a_row_and_the_search_goes_on(dltrain: Command) -> Non
         (["model=mlp,lennet"], "did you mean lenet?"),
     ],
 )
-def test_a_search_that_cannot_be_is_told_before_it_begins(dltrain: Command, words: list[str], told: str) -> None:
+def test_an_impossible_search_is_refused_before_it_begins(dltrain: Command, words: list[str], told: str) -> None:
     result = dltrain("train", "-m", "sweep.search=tpe", *words)
     assert (result.code, told in result.err) == (2, True), result.err
     assert not Path("outputs").exists()
@@ -188,7 +188,7 @@ def test_thirty_killed_searches_end_with_the_exact_number_of_trials(lives: Nurse
     check_killed_search(lives, tmp_path, kills=5, trials=12, seed=seed)
 
 
-def test_a_search_has_as_many_workers_as_asked_for_whatever_its_space(tmp_path: Path) -> None:
+def test_a_search_uses_the_requested_number_of_workers(tmp_path: Path) -> None:
     config = compose("train", ["device=cpu"])
     settings = Sweep(**config["sweep"] | {"workers": 8})
     pool = select.executor([config], settings, tmp_path, jobs=100, waits=False)
@@ -197,7 +197,7 @@ def test_a_search_has_as_many_workers_as_asked_for_whatever_its_space(tmp_path: 
     assert pool.count == 8
 
 
-def test_a_failed_trial_can_be_run_again_beside_a_pruner(dltrain: Command, tmp_path: Path) -> None:
+def test_a_failed_trial_can_be_retried_with_a_pruner(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     words = ("data=folder", "data.root=photos", "model=mlp", "epochs=2", "data.val=0.5", "device.threads=1")
     search = ("optim.lr=0.01,0.1", "sweep.search=random", "sweep.trials=2", "sweep.pruner=median")
@@ -210,7 +210,7 @@ def test_a_failed_trial_can_be_run_again_beside_a_pruner(dltrain: Command, tmp_p
     assert [row["status"] for row in rows(folder)] == ["done", "done"]
 
 
-def test_a_grid_is_not_gone_on_with_as_a_search_nor_the_reverse(dltrain: Command) -> None:
+def test_a_grid_is_not_resumed_as_a_search_nor_the_reverse(dltrain: Command) -> None:
     grid = sweep_folder(dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.2"))
     search = sweep_folder(dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=2"))
     before = [rows(grid), rows(search)]
@@ -221,7 +221,7 @@ def test_a_grid_is_not_gone_on_with_as_a_search_nor_the_reverse(dltrain: Command
     assert [rows(grid), rows(search)] == before
 
 
-def test_a_search_whose_study_is_gone_overwrites_no_job(dltrain: Command) -> None:
+def test_a_search_with_a_lost_study_overwrites_no_job(dltrain: Command) -> None:
     folder = sweep_folder(dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=2"))
     before = rows(folder)
     (folder / "study.db").unlink()
@@ -242,7 +242,7 @@ def test_a_search_whose_study_is_gone_overwrites_no_job(dltrain: Command) -> Non
         (["optim.weight_decay=interval(0.0,0.9)"], "a job of this sweep has none"),
     ],
 )
-def test_an_unfinished_job_that_was_drawn_from_other_words_is_told(
+def test_an_unfinished_job_sampled_from_other_overrides_is_reported(
     dltrain: Command, words: list[str], told: str
 ) -> None:
     own = ("optim.lr=interval(0.001,1.0)", "batch_size=choice(16,32)", "optim.momentum=choice(0.5,0.9)")
@@ -254,7 +254,7 @@ def test_an_unfinished_job_that_was_drawn_from_other_words_is_told(
     assert (found.code, told in found.err) == (2, True), found.err
 
 
-def test_means_over_seeds_leave_out_pruned_runs_and_count_what_was_drawn_twice_once(
+def test_means_over_seeds_exclude_pruned_runs_and_count_duplicates_once(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("sweep.search=random", "sweep.trials=6", "sweep.workers=1", "optim.lr=0.01,0.1", "seed=1,2")

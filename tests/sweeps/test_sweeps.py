@@ -28,7 +28,7 @@ def test_every_job_has_a_folder_named_by_number_and_overrides_and_a_row(dltrain:
         assert float(row["val_accuracy"]) == summary["best"]["accuracy"]
 
 
-def test_results_columns_stand_in_the_promised_order(dltrain: Command) -> None:
+def test_result_columns_have_the_promised_order(dltrain: Command) -> None:
     found = rows(sweep_folder(dltrain("train", "-m", *QUICK, "seed=1,2")))
     figures = ["test_loss", "test_accuracy", "val_loss", "val_accuracy"]
     assert list(found[0]) == ["job", "overrides", "status", *figures, "seconds", "folder"]
@@ -49,7 +49,7 @@ def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:
     assert table.index("optim.lr=0.1") < table.index("optim.lr=1e-06")
 
 
-def test_a_sweep_of_evaluations_keeps_the_figures_of_each_split(dltrain: Command) -> None:
+def test_a_sweep_of_evaluations_keeps_the_metrics_of_each_split(dltrain: Command) -> None:
     run = dltrain("train", *QUICK).folder
     (row, other) = rows(sweep_folder(dltrain("eval", "-m", f"ckpt={run}", "split=val,test")))
     summary = json.loads((run / "summary.json").read_text())
@@ -57,12 +57,12 @@ def test_a_sweep_of_evaluations_keeps_the_figures_of_each_split(dltrain: Command
     assert float(other["test_accuracy"]) == summary["test"]["accuracy"]
 
 
-def test_the_whole_grammar_of_sweeps_is_understood(dltrain: Command) -> None:
+def test_the_whole_sweep_grammar_of_hydra_is_supported(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "seed=range(2)", "optim=choice(sgd,adam)", "schedule=glob(c*)")
     assert len(rows(sweep_folder(result))) == 2 * 2 * 2
 
 
-def test_a_sweep_that_is_refused_leaves_nothing_behind(dltrain: Command) -> None:
+def test_a_refused_sweep_leaves_nothing_behind(dltrain: Command) -> None:
     assert dltrain("train", "-m", "model=mlp,lennet").code == 2
     assert not list(Path("outputs").rglob("*.yaml"))
 
@@ -94,7 +94,7 @@ def records(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in line.items() if key != "examples_per_second"} for line in lines]
 
 
-def test_log_lines_of_a_job_are_in_its_own_log_alone(dltrain: Command) -> None:
+def test_log_lines_of_a_job_are_only_in_its_log(dltrain: Command) -> None:
     folder = sweep_folder(dltrain("train", "-m", *QUICK, "seed=4,5"))
     for row in rows(folder):
         assert (folder / row["folder"] / "train.log").read_text().count("parameters") == 1
@@ -125,7 +125,9 @@ def test_four_models_and_two_data_sets_train_checkpoint_evaluate_and_sweep(dltra
 
 
 @pytest.mark.slow
-def test_four_models_and_two_data_sets_do_so_on_the_real_data(dltrain: Command, real_data: Path) -> None:
+def test_four_models_and_two_real_data_sets_train_checkpoint_evaluate_and_sweep(
+    dltrain: Command, real_data: Path
+) -> None:
     found = check_eight_pairs(dltrain, real_data, "data.limit=2000", "optim=adam", "optim.lr=0.003")
     chance = 0.1
     assert all(float(row["test_accuracy"]) > 1.5 * chance for row in found)
