@@ -158,6 +158,7 @@ def test_all_agree_on_real_mnist(dltrain: Command, trained: Trained, real_data: 
     agree(dltrain, trained, real_data, MODELS[model])
 
 
+@pytest.mark.slow
 def test_without_normalisation_the_input_is_what_the_network_gets(
     dltrain: Command, trained: Trained, thousand: Path
 ) -> None:
@@ -170,6 +171,7 @@ def test_without_normalisation_the_input_is_what_the_network_gets(
     assert f"with mean {mean:.6g}, std {std:.6g}; x is a byte / 255" in result.out
 
 
+@pytest.mark.slow
 def test_numbers_that_are_no_bytes_stay_numbers(dltrain: Command, trained: Trained) -> None:
     words = ("data=line", "data.mean=[0.5]", "model=linear", "task=regression", "optim.lr=0.01")
     folder = trained(*words, *QUICK[:2])
@@ -215,6 +217,7 @@ def test_a_file_says_what_it_is(
     assert json.loads(told["config"]) == content["config"]
 
 
+@pytest.mark.slow
 def test_an_onnx_file_holds_nothing_of_this_machine_and_is_the_same_again(dltrain: Command, run_folder: Path) -> None:
     for name in ("one.onnx", "other.onnx"):
         dltrain("export", f"ckpt={run_folder}", f"output={name}")
@@ -255,6 +258,7 @@ def test_an_export_leaves_nothing_in_the_home_folder(dltrain: Command, run_folde
     assert list((tmp_path / "home").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_the_test_split_random_pixels_verify_it(dltrain: Command, tmp_path: Path) -> None:
     root = generated.write_mnist(tmp_path / "moved")
     folder = dltrain("train", "data=mnist", f"data.root={root}", "model=mlp", *QUICK).folder
@@ -316,7 +320,7 @@ def test_outputs_that_are_no_numbers_are_refused(dltrain: Command, run_folder: P
 
 
 @pytest.mark.parametrize("output", ["no/such/model.onnx", "folder", "a\0b"], ids=repr)
-@pytest.mark.parametrize("kind", ["onnx", "state_dict"])
+@pytest.mark.parametrize("kind", mostly_slow(["onnx", "state_dict"], fast=["state_dict"]))
 def test_an_output_that_cannot_be_written_is_code_74(
     dltrain: Command, run_folder: Path, kind: str, output: str
 ) -> None:
@@ -327,7 +331,7 @@ def test_an_output_that_cannot_be_written_is_code_74(
     assert sorted(Path.cwd().rglob("*")) == before
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+@pytest.mark.parametrize("package", mostly_slow(["onnx", "onnxscript", "onnxruntime"], fast=["onnxscript"]))
 def test_a_package_that_is_not_installed_is_told(
     dltrain: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
@@ -368,6 +372,7 @@ class Own(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_that_is_no_graph_is_told_and_its_weights_are_exported(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

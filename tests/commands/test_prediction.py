@@ -124,6 +124,7 @@ def test_an_output_that_cannot_be_written_is_code_74(dltrain: Command, run_folde
     assert (result.code, "output=no/such/folder.csv: cannot be written" in result.err) == (74, True)
 
 
+@pytest.mark.slow
 def test_a_folder_of_300_odd_pictures_trains_and_predicts(dltrain: Command) -> None:
     bad = generated.write_odd_pictures(Path("photos"), count=300, damaged=12)
     result = dltrain("train", "data=folder", "data.root=photos", "data.size=[24,32]", "model=cnn", "epochs=4")

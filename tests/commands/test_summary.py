@@ -182,6 +182,7 @@ def test_a_mistake_is_told_as_of_a_run(dltrain: Command, line: str, told: str) -
     assert result.out == ""
 
 
+@pytest.mark.slow
 def test_weights_to_start_from_are_checked_and_warnings_stay_out_of_the_json(
     dltrain: Command,
 ) -> None:

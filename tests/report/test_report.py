@@ -347,6 +347,7 @@ def test_a_resumed_run_keeps_where_its_values_came_from_and_notes_what_was_typed
     assert ["epochs", "2", "the command line, on resume"] in table_rows((folder / "report.html").read_text())
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_its_page_and_its_jobs_none_until_they_are_asked_for(dltrain: Command, tmp_path: Path) -> None:
     words = ["model=mlp", "optim.lr=0.1,0.01", "seed=0,1", "epochs=1", "data.limit=50", "device.threads=1"]
     result = dltrain("train", "-m", *words, "sweep.workers=1")

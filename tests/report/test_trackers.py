@@ -24,6 +24,7 @@ from dltrain.sweeps import plan
 from dltrain.training.run import train
 from support.command import Command, Result
 from support.faults import forked
+from support.tiers import mostly_slow
 
 ALL = "logger=[tensorboard,csv,mlflow]"
 QUICK = ("train", "model=mlp", "model.hidden=[8]", "data.limit=100", "epochs=3", "batch_size=25", "device.threads=1")
@@ -181,6 +182,7 @@ def test_a_run_that_is_killed_and_resumed_is_tracked_as_if_nothing_had_been(
     assert run_of(folder).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_and_resumed_is_tracked_the_same(dltrain: Command) -> None:
     folder = dltrain(*OFTEN, ALL).folder
     assert dltrain("train", f"resume={folder}").code == 0
@@ -198,7 +200,7 @@ def test_a_run_that_goes_on_for_longer_is_tracked_to_its_end(dltrain: Command) -
     assert {place[0] for place in in_mlflow(folder).keys() - expected.keys()} <= {"test/loss", "test/accuracy"}
 
 
-@pytest.mark.parametrize("moment", ["__init__", "write", "saved", "finish", "close"])
+@pytest.mark.parametrize("moment", mostly_slow(["__init__", "write", "saved", "finish", "close"], fast=["write"]))
 @pytest.mark.parametrize("error", [RuntimeError("it is\nbroken"), OSError(28, "No space left")], ids=["own", "disk"])
 def test_a_tracker_that_fails_is_told_once_and_the_run_goes_on(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, moment: str, error: Exception
@@ -218,6 +220,7 @@ def test_a_tracker_that_fails_is_told_once_and_the_run_goes_on(
     assert in_tensorboard(result.folder) == float32(in_jsonl(result.folder))
 
 
+@pytest.mark.slow
 def test_what_a_tracker_draws_changes_no_random_number_of_the_run(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +381,7 @@ def test_a_sweeps_file_that_names_a_store_by_another_word_is_refused(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_from_a_file_goes_to_no_store_of_its_choice(dltrain: Command, tmp_path: Path) -> None:
     store = f"logger.mlflow.tracking_uri={tmp_path / 'store'}"
     assert dltrain(*QUICK, "-m", "seed=1,2", "epochs=1", "logger=mlflow", store).code == 0
@@ -394,6 +398,7 @@ def jobs_of(result: Result) -> list[Path]:
     return sorted(path.parent for path in Path(table.removeprefix("table: ")).parent.glob("*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_have_no_tracker_until_one_is_typed(dltrain: Command) -> None:
     untyped = jobs_of(dltrain(*QUICK, "-m", "seed=1,2", "epochs=1"))
     typed = jobs_of(dltrain(*QUICK, "-m", "seed=1,2", "epochs=1", "logger=[tensorboard,csv]"))
@@ -438,6 +443,7 @@ def test_mlflow_is_told_what_a_resumed_run_changed(dltrain: Command) -> None:
     assert run.data.tags["resumed.limit_steps"] == "9"
 
 
+@pytest.mark.slow
 def test_mlflow_takes_what_is_long_or_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = {"model": {"name": "x" * 10_000, "k" * 500: 1, "a=b?": "\ud800"}} | {f"key{n}": n for n in range(250)}
@@ -451,6 +457,7 @@ def test_mlflow_takes_what_is_long_or_odd(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(run.data.metrics) == {"train/loss", "train/lr", "best/loss"}
 
 
+@pytest.mark.slow
 def test_a_run_that_its_store_does_not_know_begins_anew(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(Path("first").absolute()))
     folder = dltrain(*OFTEN, "limit_steps=6", "logger=mlflow").folder
@@ -537,6 +544,7 @@ def test_a_run_from_python_is_tracked_too(tmp_path: Path, monkeypatch: pytest.Mo
     assert in_tensorboard(folder) == float32(in_jsonl(folder))
 
 
+@pytest.mark.slow
 def test_mlflow_says_so_where_it_keeps_other_figures_than_those_of_a_run_that_went_back(dltrain: Command) -> None:
     folder = dltrain(*OFTEN, "logger=mlflow", "keep=9").folder
 

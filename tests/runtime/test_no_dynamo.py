@@ -74,6 +74,7 @@ print(called.count(2) == 1)
 """
 
 
+@pytest.mark.slow
 def test_optimizers_give_the_same_bits_with_and_without_the_compiler() -> None:
     command = [sys.executable, "-c", BOTH_WAYS]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])

@@ -80,6 +80,7 @@ def test_no_command_on_mnist_imports_unneeded_packages(tmp_path: Path, data_root
     assert found == [[]] * 11
 
 
+@pytest.mark.slow
 def test_the_report_code_is_imported_after_the_last_step(tmp_path: Path, data_root: Path) -> None:
     line = ["train", "data=mnist", "model=mlp", "epochs=1", "limit_steps=1", "device.threads=1"]
     at_the_step, at_the_end = noted(tmp_path, data_root, AT_THE_END, line)
@@ -87,6 +88,7 @@ def test_the_report_code_is_imported_after_the_last_step(tmp_path: Path, data_ro
     assert at_the_end == list(AT_THE_END)
 
 
+@pytest.mark.slow
 def test_a_sweep_imports_before_forking_what_its_jobs_need_at_the_end() -> None:
     code = """
 import sys

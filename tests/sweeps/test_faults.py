@@ -78,6 +78,7 @@ def test_the_number_of_threads_may_be_an_interpolation(dltrain: Command) -> None
     assert dltrain("train", "-m", *QUICK, "seed=1,2", "keep=1", "device.threads=${keep}").code == 0
 
 
+@pytest.mark.slow
 def test_earlier_starts_of_a_sweep_do_not_count_as_retries(dltrain: Command, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     words = ["+model.how=raise", f"+model.mark={mark}", "seed=1", "device.threads=1"]

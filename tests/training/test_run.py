@@ -18,6 +18,7 @@ from dltrain.config.composition import compose
 from dltrain.runtime.errors import ConfigError
 from dltrain.training.run import train
 from support.command import Command
+from support.tiers import mostly_slow
 
 WITH_PAGE = ("model=mlp", "model.hidden=[16]", "data.limit=200", "epochs=3", "log_every=2", "batch_size=32")
 QUICK = (*WITH_PAGE, "report=false", "logger=none")
@@ -165,13 +166,14 @@ def test_patience_stops_after_epochs_without_improvement(dltrain: Command) -> No
     assert len(val) == best + 1 + 2
 
 
-@pytest.mark.parametrize(
-    ("model", "stop"),
-    [*(("mlp", stop) for stop in (1, 3, 6, 11, 17)), ("lenet", 7), ("lstm", 9), ("attention", 3)],
-)
+STOPS = [*(("mlp", stop) for stop in (1, 3, 6, 11, 17)), ("lenet", 7), ("lstm", 9), ("attention", 3)]
+SOME_SLOW = [pytest.param(*at, marks=[] if at in (("mlp", 11), ("lstm", 9)) else pytest.mark.slow) for at in STOPS]
+
+
+@pytest.mark.parametrize(("model", "stop"), SOME_SLOW)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(dltrain: Command, model: str, stop: int) -> None:
     arguments = ["train", f"model={model}", "data.limit=200", "epochs=3", "log_every=2", "batch_size=32"]
-    arguments += ["data.crop=2", *(["model.dropout=0.2"] if model != "lenet" else [])]
+    arguments += ["report=false", "logger=none", "data.crop=2", *(["model.dropout=0.2"] if model != "lenet" else [])]
     whole = dltrain(*arguments).folder
     first = dltrain(*arguments, f"limit_steps={stop}")
     stopped = first.folder
@@ -183,7 +185,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(dltrain: Command,
     assert lines(whole) == lines(stopped)
 
 
-@pytest.mark.parametrize("stop", [1, 5, 8, 10])
+@pytest.mark.parametrize("stop", mostly_slow([1, 5, 8, 10], fast=[5]))
 def test_a_resumed_run_sees_the_same_augmented_images(dltrain: Command, stop: int) -> None:
     arguments = [
         "train",
@@ -344,7 +346,14 @@ def test_divergence_ends_the_run_with_the_loss_and_advice(dltrain: Command) -> N
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_a_resume_continues_identically(dltrain: Command, number: int, code: int) -> None:
     arguments = ["train", *QUICK, "epochs=4000", "data.crop=1", "log_every=100000", "schedule=constant"]
     process = subprocess.Popen(
