@@ -19,7 +19,7 @@ def test_a_run_s_checkpoint_is_told_with_digest_figures_config_and_weights(dltra
     assert result.code == 0
     told = dict(line.split(maxsplit=1) for line in result.out.splitlines()[1:7])
     assert "verified" in told["digest"]
-    assert told["kind"] == "checkpoint of format 2: best.pt, to be used"
+    assert told["kind"] == "checkpoint of format 2: best.pt, for eval, predict and export"
     assert "torch 2." in told["environment"]
     assert "input_shape [1, 28, 28]" in told["data"]
     assert "split val, step 3" in told["best"]
@@ -29,7 +29,7 @@ def test_a_run_s_checkpoint_is_told_with_digest_figures_config_and_weights(dltra
 
 def test_last_pt_tells_the_step_to_go_on_from(dltrain: Command) -> None:
     out = dltrain("inspect", f"ckpt={FORMAT_2 / 'checkpoints' / 'last.pt'}").out
-    assert "last.pt, to go on from step 5" in out
+    assert "last.pt, to resume from step 5" in out
 
 
 def test_a_checkpoint_without_digest_says_so(dltrain: Command) -> None:
@@ -49,7 +49,7 @@ def test_bare_weights_are_told_as_such(dltrain: Command) -> None:
 @pytest.mark.parametrize("name", ["os:system", "${name}"])
 def test_code_that_a_checkpoint_would_run_is_named(dltrain: Command, name: str) -> None:
     checkpoint.save(Path("odd.pt"), content() | {"config": {"model": {"name": name}, "name": "os:system"}})
-    assert f"own code     {name}: runs only with trust=" in dltrain("inspect", "odd.pt").out
+    assert f"custom code  {name}: runs only with trust=" in dltrain("inspect", "odd.pt").out
 
 
 def test_a_stranger_s_text_cannot_steer_the_terminal(dltrain: Command) -> None:
@@ -60,7 +60,7 @@ def test_a_stranger_s_text_cannot_steer_the_terminal(dltrain: Command) -> None:
 
 def test_a_config_too_large_to_read_is_not_shown(dltrain: Command) -> None:
     checkpoint.save(Path("odd.pt"), content() | {"config": {"a": list(range(20_000))}})
-    assert "config       more than 10,000 values: not shown" in dltrain("inspect", "odd.pt").out
+    assert "config       more than 10,000 values, not shown" in dltrain("inspect", "odd.pt").out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`dltrain inspect`: what is inside a checkpoint, told without torch, without building or running anything of it."""
+"""`dltrain inspect`: show what a checkpoint contains, without torch and without building or running any of it."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MOST_VALUES = 10_000  # of a config that is shown
 
 
 def lines(path: Path) -> Iterator[str]:
-    """A checkpoint file or a bare state dict, for a person. Raises InputError for what would not be read."""
+    """Yield the description of a checkpoint or a bare state dict. Raises InputError for a file that is not readable."""
     try:
         with path.open("rb") as file:
             size, digest = archive.verified_size(file)
@@ -33,31 +33,33 @@ def lines(path: Path) -> Iterator[str]:
     ours = isinstance(content.get("config"), dict)
     yield f"kind         {_kind(content) if ours else 'weights, not a checkpoint of dltrain'}"
     if ours:
-        for key in ("environment", "versions", "data", "runtime"):
+        for key in ("environment", "data", "runtime"):
             if isinstance(node := content.get(key), dict):
                 yield f"{key:<12} {_short(node)}"
         progress = content.get("progress")
         best = content.get("best") or (progress.get("best") if isinstance(progress, dict) else None)
         yield f"{'best':<12} {_short(best) if isinstance(best, dict) and best else 'none yet'}"
-        yield from _own_code(content["config"])
+        yield from _custom_code(content["config"])
         yield from _config(content["config"])
     weights = content.get("model") if ours else content
     yield from _weights(weights if isinstance(weights, dict) else {})
 
 
 def _kind(content: dict[str, Any]) -> str:
-    what = f"last.pt, to go on from step {content.get('step')}" if "optimizer" in content else "best.pt, to be used"
-    return f"checkpoint of format {content.get('format')}: {what}"
+    use = "best.pt, for eval, predict and export"
+    if "optimizer" in content:
+        use = f"last.pt, to resume from step {content.get('step')}"
+    return f"checkpoint of format {content.get('format')}: {use}"
 
 
 def _config(config: dict[str, Any]) -> Iterator[str]:
     if _values(config) > MOST_VALUES:
-        yield f"config       more than {MOST_VALUES:,} values: not shown"
+        yield f"config       more than {MOST_VALUES:,} values, not shown"
         return
     try:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     except yaml.YAMLError:  # a tensor where a plain value belongs
-        yield "config       not of plain values: not shown"
+        yield "config       not made of plain values, not shown"
         return
     yield "config"
     yield from ("  " + line for line in text.splitlines())
@@ -68,11 +70,11 @@ def _values(node: Any) -> int:
     return 1 + sum(map(_values, parts))
 
 
-def _own_code(config: dict[str, Any]) -> Iterator[str]:
-    """What the config would import, if it were trusted."""
+def _custom_code(config: dict[str, Any]) -> Iterator[str]:
+    """Yield a line with what the config would import if it were trusted, if anything."""
     names = [node.get("name") for node in config.values() if isinstance(node, dict)]
     if foreign := [str(name) for name in names if ":" in str(name) or "${" in str(name)]:
-        yield f"{'own code':<12} {', '.join(foreign)}: runs only with trust="
+        yield f"{'custom code':<12} {', '.join(foreign)}: runs only with trust="
 
 
 def _weights(weights: dict[Any, Any]) -> Iterator[str]:
@@ -90,7 +92,10 @@ def _short(node: dict[Any, Any]) -> str:
 
 
 def checked_path(arguments: list[str]) -> Path:
-    """The one file that is named; `ckpt=` before it is fine too. Raises ConfigError."""
+    """Return the checkpoint that the one argument names, with or without `ckpt=` before it.
+
+    Raises ConfigError without exactly one argument, InputError for a file that is not there.
+    """
     if len(arguments) != 1:
         raise ConfigError("inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")
     path = expand_user(arguments[0].removeprefix("ckpt="))

@@ -1,6 +1,6 @@
-"""`dltrain list --schema`: what may stand in a config of a training run or an experiment, as a JSON schema.
+"""`dltrain list --schema`: a JSON schema of training configs and experiments, with which editors complete and check.
 
-Of draft 2020-12, for editors: out of the same signatures and YAML files as the checks, the help and the defaults.
+The schema is of draft 2020-12 and made of the same signatures and YAML files as the checks, the help and the defaults.
 """
 
 import types
@@ -12,13 +12,12 @@ from annotated_types import Interval, Len
 
 from dltrain import __version__
 from dltrain.config import registry
-from dltrain.config import registry as checks
 from dltrain.config.hints import Matches, describe
 from dltrain.config.safe_yaml import read_yaml
 from dltrain.config.signatures import Param, builtin
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-# What Hydra fills in: ${oc.env:HOME}, ${epochs}; or a value that must be set.
+# An interpolation that Hydra resolves, such as ${oc.env:HOME} or ${epochs}, or a value that must be set.
 REFERENCE = {"type": "string", "pattern": r"^(.*\$\{.*\}.*|\?\?\?)$"}
 OWN_CODE = {"type": "object", "properties": {"name": {"type": "string", "pattern": ":"}}, "required": ["name"]}
 SIMPLE: dict[Any, dict[str, Any]] = {
@@ -35,9 +34,9 @@ BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "
 
 
 def schema_of_configs(configs: Path) -> dict[str, Any]:
-    """The schema of everything that `dltrain train` can be configured with."""
-    source, name, nodes = checks.COMMANDS["train"]
-    own = builtin(source, name)
+    """Return the schema of all keys of `dltrain train`."""
+    source, name, nodes = registry.COMMANDS["train"]
+    top_level = builtin(source, name)
     definitions: dict[str, Any] = {"reference": REFERENCE}
     properties: dict[str, Any] = {}
     conditions: list[dict[str, Any]] = []
@@ -47,7 +46,7 @@ def schema_of_configs(configs: Path) -> dict[str, Any]:
         if place is not None:
             properties[group] = _object(builtin(*place).keys, defaults[0]) | {"additionalProperties": False}
             continue
-        if checks.GROUPS[group].several:
+        if registry.GROUPS[group].several:
             properties[group] = _several(group, dict(zip(options, defaults, strict=True)))
             continue
         definitions[group] = _any_option(group)
@@ -61,7 +60,7 @@ def schema_of_configs(configs: Path) -> dict[str, Any]:
                     "additionalProperties": False,
                 }
                 conditions.append(_if_chosen(group, option))
-    properties |= _object(own.keys, defaults_of(configs / "train.yaml"))["properties"]
+    properties |= _object(top_level.keys, defaults_of(configs / "train.yaml"))["properties"]
     return {
         "$schema": DRAFT,
         "title": f"Configs and experiments of dltrain {__version__}",
@@ -74,14 +73,14 @@ def schema_of_configs(configs: Path) -> dict[str, Any]:
 
 
 def value_schema(hint: Any) -> dict[str, Any]:
-    """A type hint as a schema: what `hints.obeys` allows, but that 5.0 is a whole number here."""
+    """Return a type hint as a schema: it allows what `hints.conforms` does, and 5.0 as a whole number."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, *rules = get_args(hint)
-        found = value_schema(base)
+        schema = value_schema(base)
         for rule in rules:
-            found |= _rule_schema(rule, found)
-        return found
+            schema |= _rule_schema(rule, schema)
+        return schema
     if origin is Literal:
         return {"enum": list(get_args(hint))}
     if origin in (Union, types.UnionType):
@@ -102,32 +101,32 @@ def _rule_schema(rule: Any, base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key_schema(rule: Param) -> dict[str, Any]:
-    own = value_schema(rule.hint)
-    found = {"anyOf": [*own.get("anyOf", [own]), {"$ref": "#/$defs/reference"}]} if own else {}
-    return found | {"description": "; ".join(filter(None, [rule.meaning, describe(rule.hint)]))}
+    value = value_schema(rule.hint)
+    schema = {"anyOf": [*value.get("anyOf", [value]), {"$ref": "#/$defs/reference"}]} if value else {}
+    return schema | {"description": "; ".join(filter(None, [rule.meaning, describe(rule.hint)]))}
 
 
 def _object(keys: Mapping[str, Param], defaults: Mapping[str, Any]) -> dict[str, Any]:
     properties = {key: _key_schema(rule) for key, rule in keys.items()}
     for key in properties:
-        if key in defaults and defaults[key] != checks.REQUIRED:
+        if key in defaults and defaults[key] != registry.REQUIRED:
             properties[key]["default"] = defaults[key]
     return {"type": "object", "properties": properties}
 
 
 def _any_option(group: str) -> dict[str, Any]:
     """A node whose option is not known here: the keys of all of them, and of a user's own code any."""
-    names = checks.names(group)
+    names = registry.names(group)
     rules: dict[str, list[Any]] = {}
     for name in names:
         signature = registry.of_option(group, name)
         for key, rule in signature.keys.items() if signature else ():
-            found = _key_schema(rule)
-            if found not in rules.setdefault(key, []):
-                rules[key].append(found)
-    own = {"anyOf": [{"enum": names}, {"type": "string", "pattern": ":"}, {"$ref": "#/$defs/reference"}]}
-    properties = {"name": own | {"description": "the option, or module:name of your own code"}}
-    properties |= {key: found[0] if len(found) == 1 else {"anyOf": found} for key, found in rules.items()}
+            schema = _key_schema(rule)
+            if schema not in rules.setdefault(key, []):
+                rules[key].append(schema)
+    name_schema = {"anyOf": [{"enum": names}, {"type": "string", "pattern": ":"}, {"$ref": "#/$defs/reference"}]}
+    properties = {"name": name_schema | {"description": "the option, or module:name of your own code"}}
+    properties |= {key: schemas[0] if len(schemas) == 1 else {"anyOf": schemas} for key, schemas in rules.items()}
     return {
         "type": "object",
         "properties": {"name": properties["name"]},
@@ -137,7 +136,7 @@ def _any_option(group: str) -> dict[str, Any]:
 
 
 def _several(group: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A node that holds a node for each of several options."""
+    """Return the schema of a node that has a node for each of several options."""
     signatures = {option: registry.of_option(group, option) for option in defaults}
     nodes = {
         option: _object(signature.keys, defaults[option].get(option, {}))
@@ -149,9 +148,9 @@ def _several(group: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _if_chosen(group: str, option: str) -> dict[str, Any]:
-    """The keys of an option, where it is named in the defaults list or in the node itself."""
-    word = f"override /{group}"
-    listed = {"type": "object", "properties": {word: {"const": option}}, "required": [word]}
+    """Return the condition that gives a node an option's keys if the defaults list or the node names that option."""
+    key = f"override /{group}"
+    listed = {"type": "object", "properties": {key: {"const": option}}, "required": [key]}
     named = {"type": "object", "properties": {"name": {"const": option}}, "required": ["name"]}
     return {
         "if": {
@@ -165,11 +164,11 @@ def _if_chosen(group: str, option: str) -> dict[str, Any]:
 
 
 def _defaults_list(configs: Path, groups: list[str]) -> dict[str, Any]:
-    """Hydra's defaults list: the options an experiment chooses."""
-    word = r"^(optional )?(override )?/?"
+    """Return the schema of Hydra's defaults list, in which an experiment chooses options."""
+    prefix = r"^(optional )?(override )?/?"
     options: dict[str, Any] = {group: {"enum": list(registry.options(group, [configs]))} for group in groups}
     for group in groups:
-        if group in checks.GROUPS and checks.GROUPS[group].several:
+        if group in registry.GROUPS and registry.GROUPS[group].several:
             options[group] = {"anyOf": [options[group], {"type": "array", "items": options[group]}]}
     return {
         "type": "array",
@@ -180,8 +179,8 @@ def _defaults_list(configs: Path, groups: list[str]) -> dict[str, Any]:
                 {
                     "type": "object",
                     "properties": {f"override /{group}": enum for group, enum in options.items()},
-                    "patternProperties": {f"{word}{group}$": enum for group, enum in options.items()},
-                    "propertyNames": {"pattern": f"{word}({'|'.join(groups)}|experiment|hydra/.+)$"},
+                    "patternProperties": {f"{prefix}{group}$": enum for group, enum in options.items()},
+                    "propertyNames": {"pattern": f"{prefix}({'|'.join(groups)}|experiment|hydra/.+)$"},
                 },
             ]
         },
@@ -189,7 +188,7 @@ def _defaults_list(configs: Path, groups: list[str]) -> dict[str, Any]:
 
 
 def defaults_of(path: Path, node: str = "") -> dict[str, Any]:
-    """What the YAML file of an option sets, or the part of it under `node`."""
-    found = read_yaml(path)
-    found = found.get(node) if node and isinstance(found, dict) else found
-    return found if isinstance(found, dict) else {}
+    """Return the values that the YAML file of an option sets, or the part of them below `node`."""
+    content = read_yaml(path)
+    content = content.get(node) if node and isinstance(content, dict) else content
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""`dltrain list`: every option of every group, read from the sources and the YAML files."""
+"""`dltrain list`: print every option of every group, read from the sources and the YAML files."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from dltrain.runtime.errors import ConfigError
 
 
 def text(arguments: list[str], configs: Path) -> str:
-    """What `dltrain list` prints with these arguments. Raises ConfigError for one it does not know."""
+    """Return what `dltrain list` prints with these arguments. Raises ConfigError for unknown ones."""
     if not arguments:
         return "\n".join(lines(configs))
     if arguments not in (["--json"], ["--schema"]):
@@ -21,18 +21,18 @@ def text(arguments: list[str], configs: Path) -> str:
 
 
 def lines(configs: Path) -> list[str]:
-    """The list, aligned, a heading for each group."""
-    found = []
+    """Return the lines of the list: a heading for each group, then its options in aligned columns."""
+    listed = []
     for group in registry.LISTED_GROUPS:
         options = registry.options(group, [configs])
-        found.append(f"{group}:")
+        listed.append(f"{group}:")
         width = max((len(name) for name in options), default=0)
-        found += [f"  {name:<{width}}  {registry.summary(group, name, path)}" for name, path in options.items()]
-    return found
+        listed += [f"  {name:<{width}}  {registry.summary(group, name, path)}" for name, path in options.items()]
+    return listed
 
 
 def as_json(configs: Path) -> dict[str, Any]:
-    """Groups to their options; of each its line, its keys and the YAML file with their defaults."""
+    """Return the options of each group with their summaries and keys; each key with its type, meaning and default."""
     return {
         group: {
             name: {"summary": registry.summary(group, name, path), "keys": _keys(group, name, path)}
