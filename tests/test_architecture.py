@@ -111,7 +111,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     tuple(TopologicalSorter(graph).static_order())
 
 
-def test_hydra_is_imported_by_config_and_sweeps_alone() -> None:
+def test_only_config_and_sweeps_import_hydra() -> None:
     users = {
         entry(name)
         for name, tree in trees().items()
@@ -120,7 +120,7 @@ def test_hydra_is_imported_by_config_and_sweeps_alone() -> None:
     assert users == {"config", "sweeps"}
 
 
-def test_a_model_imports_torch_and_annotated_types_alone() -> None:
+def test_a_model_imports_only_torch_and_annotated_types() -> None:
     standard = {"math", "itertools", "typing", "functools", "difflib", "collections", "contextlib", "re"}
     for name, tree in trees().items():
         if entry(name) == "models":
@@ -130,7 +130,7 @@ def test_a_model_imports_torch_and_annotated_types_alone() -> None:
             assert {used.split(".")[0] for used in imported(tree)} <= allowed, name
 
 
-def test_what_answers_without_torch_does_not_import_it_at_the_top() -> None:
+def test_packages_that_answer_without_torch_do_not_import_it_at_the_top() -> None:
     places = tuple(f"dltrain.{name}" for name in WITHOUT_TORCH)
     parsed = trees()
     assert all(any(name == place or name.startswith(f"{place}.") for name in parsed) for place in places)

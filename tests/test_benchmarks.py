@@ -64,7 +64,7 @@ def test_peers_begin_with_the_same_network_to_the_bit(model: str, data: str) -> 
 
 
 @pytest.mark.parametrize("path", PEERS, ids=lambda path: path.stem)
-def test_a_peer_knows_the_words_it_is_called_with(
+def test_a_peer_accepts_the_arguments_it_is_called_with(
     path: Path, training: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if path.stem.startswith("with_"):
@@ -95,7 +95,7 @@ def test_a_loop_answers_with_a_rate_for_each_epoch_and_its_accuracy(
     assert 0 <= answer["accuracy"] <= 1
 
 
-def test_dltrain_takes_the_words_and_its_records_give_the_same_figures(
+def test_dltrain_accepts_the_overrides_and_its_records_give_the_same_rates(
     dltrain: Command, training: ModuleType, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DLTRAIN_DATA", str(data_root))
@@ -124,7 +124,7 @@ def test_an_epoch_lasts_from_one_end_of_an_epoch_to_the_next(training: ModuleTyp
 
 
 @pytest.mark.parametrize("words", [["--peers", "dltrain,lightnig"], ["--batch", "65"]])
-def test_a_misspelt_choice_is_told_instead_of_left_out(words: list[str], training: ModuleType) -> None:
+def test_a_misspelt_choice_is_reported_instead_of_ignored(words: list[str], training: ModuleType) -> None:
     with pytest.raises(SystemExit, match=f"{words[0]}: unknown (lightnig|65); choose from"):
         training.chosen(training.parser().parse_args(words))
 
@@ -147,7 +147,7 @@ def test_the_grid_has_every_peer_with_every_network_data_set_and_batch_size(trai
     assert {path.stem for path in PEERS} <= scripts
 
 
-def test_work_is_chosen_by_words_and_equal_work_is_done_once(training: ModuleType) -> None:
+def test_work_is_selected_by_arguments_and_equal_work_is_done_once(training: ModuleType) -> None:
     words = ["growth", "--peers", "loop,loader", "--examples", "2000", "--rounds", "1"]
     works = training.chosen(training.parser().parse_args(words))
     assert {work.peer for work in works} == {"loop", "loader"}
@@ -156,7 +156,7 @@ def test_work_is_chosen_by_words_and_equal_work_is_done_once(training: ModuleTyp
     ]  # fmt: skip
 
 
-def test_ratios_are_of_medians_and_ranges_are_told(results: ModuleType) -> None:
+def test_ratios_compare_medians_and_ranges_are_shown(results: ModuleType) -> None:
     runs = [
         *(a_run("dltrain", [rate, rate / 2], seconds) for rate, seconds in ((300, 2.0), (100, 1.0), (200, 9.0))),
         *(a_run("loop", [10, rate], 4.0, accuracy=share) for rate, share in ((100, 0.8), (100, 0.9))),
@@ -168,7 +168,7 @@ def test_ratios_are_of_medians_and_ranges_are_told(results: ModuleType) -> None:
     assert "| keras | 0 | failed |" in failed
 
 
-def test_without_the_first_variant_there_is_no_ratio_and_a_part_of_the_rounds_is_told(results: ModuleType) -> None:
+def test_without_the_first_variant_there_is_no_ratio_and_missing_rounds_are_shown(results: ModuleType) -> None:
     runs = [a_run("dltrain", [], 0.0, error="exit 1: no such thing"), a_run("loop", [10], 4.0, rounds=3)]
     assert (
         "| loop | 1 of 3 | 10 (10–10) |  | 4.0 (4.0–4.0) |  | 10 (10–10) | 90.00 |"
@@ -176,7 +176,7 @@ def test_without_the_first_variant_there_is_no_ratio_and_a_part_of_the_rounds_is
     )
 
 
-def test_growth_is_told_as_the_straight_line_through_the_medians(results: ModuleType) -> None:
+def test_growth_is_reported_as_a_linear_fit_of_the_medians(results: ModuleType) -> None:
     runs = [
         a_run("dltrain", [50.0], 3 + 0.5 * epochs, part="growth", epochs=epochs, peak_mib=100.0 + epochs)
         for epochs in (1, 2, 4, 8)
@@ -186,7 +186,7 @@ def test_growth_is_told_as_the_straight_line_through_the_medians(results: Module
     assert "101 (101–101) MiB at 1, 108 (108–108) at 8" in line
 
 
-def test_a_page_and_its_figure_are_drawn_from_the_file_of_runs_alone(results: ModuleType, tmp_path: Path) -> None:
+def test_a_page_and_its_chart_are_made_from_the_file_of_runs_alone(results: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("vl_convert", reason="vl-convert-python is not installed: pip install -e '.[dev]'")
     runs_module = importlib.import_module("training_runs")
     path = tmp_path / "some.jsonl"

@@ -131,13 +131,13 @@ def own_files(folder: Path, **contents: str) -> None:
         path.write_text(content)
 
 
-def test_a_file_of_one_s_own_that_would_not_count_is_refused(dltrain: Command, tmp_path: Path) -> None:
+def test_a_user_config_file_with_the_name_of_a_built_in_one_is_refused(dltrain: Command, tmp_path: Path) -> None:
     own_files(tmp_path, model__mlp="name: mlp\nhidden: [3]\n")
     result = dltrain("train", "--config-dir", "mine", "model=mlp")
     assert (result.code, "mlp.yaml: dltrain has a file of this name" in result.err) == (2, True)
 
 
-def test_a_key_that_one_s_own_file_leaves_out_can_be_added(dltrain: Command, tmp_path: Path) -> None:
+def test_a_key_missing_in_a_user_config_file_can_be_added(dltrain: Command, tmp_path: Path) -> None:
     own_files(tmp_path, model__short="name: mlp\nhidden: [4]\nactivation: relu\nbatch_norm: false\n")
     result = dltrain("train", "--config-dir", "mine", "model=short", "model.dropout=0.5")
     assert (result.code, "model.dropout: no such key; to add it write +model.dropout=" in result.err) == (2, True)
@@ -156,7 +156,9 @@ def test_a_key_that_one_s_own_file_leaves_out_can_be_added(dltrain: Command, tmp
         ("# @package _global_\ndefaults:\n  - override /modell: mlp\n", "modell: no such group; did you mean model?"),
     ],
 )
-def test_a_mistake_in_an_experiment_is_told_as_one(dltrain: Command, tmp_path: Path, content: str, told: str) -> None:
+def test_a_mistake_in_an_experiment_is_reported_as_one_of_the_experiment(
+    dltrain: Command, tmp_path: Path, content: str, told: str
+) -> None:
     own_files(tmp_path, experiment__mine=content)
     result = dltrain("train", "--config-dir", "mine", "experiment=mine")
     assert (result.code, told in result.err, len(result.err.splitlines())) == (2, True, 1), result.err
@@ -252,19 +254,19 @@ def test_a_mistake_ends_with_code_2_and_a_short_answer(dltrain: Command, line: s
     assert not Path("outputs").exists(), "a mistake must leave nothing behind"
 
 
-def test_a_mistake_in_python_is_an_error_of_dltrain_s_own() -> None:
+def test_a_mistake_in_a_python_call_is_a_dltrain_error() -> None:
     with pytest.raises(ConfigError, match="modle"):
         compose("train", ["modle=mlp"])
 
 
-def test_all_faults_are_told_at_once(dltrain: Command) -> None:
+def test_all_problems_are_reported_together(dltrain: Command) -> None:
     result = dltrain("train", "optim.lrr=1", "model=lennet", "epochs=0", "optim.lr=-5", "optim.momentum=1.5", "+sed=1")
     assert result.code == 2
     for key in ("optim.lrr", "model=lennet", "epochs=0", "optim.lr=-5", "optim.momentum=1.5", "sed"):
         assert f"{key}:" in result.err
 
 
-def test_a_fault_in_a_file_names_the_file(dltrain: Command, tmp_path: Path) -> None:
+def test_a_problem_in_a_file_names_the_file(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "mine" / "optim").mkdir(parents=True)
     (tmp_path / "mine" / "optim" / "mine.yaml").write_text("name: adam\nlr: -1\nbeta1: 0.9\nbeta2: 0.9\n")
     result = dltrain("train", "--config-dir", "mine", "optim=mine")
@@ -326,7 +328,7 @@ COMPLETIONS = {
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize("line", COMPLETIONS)
-def test_completion_offers_what_may_follow(
+def test_completion_offers_possible_continuations(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, line: str, shell: str
 ) -> None:
     monkeypatch.setenv("COMP_LINE", line)
@@ -353,7 +355,7 @@ def test_bash_loads_the_completion_and_completes(tmp_path: Path) -> None:
     assert done.stdout.split() == ["model=lenet"]
 
 
-def test_truncated_data_is_code_66_with_file_expected_found_and_remedy(dltrain: Command, tmp_path: Path) -> None:
+def test_truncated_data_is_code_66_with_file_sizes_and_advice(dltrain: Command, tmp_path: Path) -> None:
     generated.write_mnist(tmp_path)
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-100])
@@ -375,7 +377,7 @@ def test_altered_data_is_code_66_with_file_and_checksums(
     assert len(result.err.splitlines()) <= 3
 
 
-def test_a_run_whose_reader_goes_away_comes_to_its_end(tmp_path: Path) -> None:
+def test_a_run_with_a_closed_output_pipe_finishes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dltrain", "train", "model=mlp", "data.limit=200", "device.threads=1"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -389,7 +391,7 @@ def test_a_run_whose_reader_goes_away_comes_to_its_end(tmp_path: Path) -> None:
     assert (log.parent / "summary.json").is_file()
 
 
-def test_a_fault_that_is_typed_twice_is_told_once(dltrain: Command) -> None:
+def test_a_problem_given_twice_is_reported_once(dltrain: Command) -> None:
     result = dltrain("train", "schedule.strat=1", "schedule.strat=1", "mlp")
     assert (result.code, result.err.count("schedule.strat")) == (2, 1), result.err
 
@@ -423,13 +425,13 @@ def test_a_closed_standard_output_is_no_reason_to_fail(tmp_path: Path, words: li
 
 
 @pytest.mark.parametrize("word", ["--epochs", "--epochs=5", "-x"])
-def test_an_unknown_flag_is_told_in_a_line_with_how_keys_are_written(dltrain: Command, word: str) -> None:
+def test_an_unknown_flag_is_reported_in_one_line_with_the_syntax_of_keys(dltrain: Command, word: str) -> None:
     result = dltrain("train", word, "5")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert f"error: {word}: no such flag; keys have no dashes: {word.strip('-').partition('=')[0]}=VALUE" in result.err
 
 
-def test_a_current_folder_that_is_gone_is_told(dltrain: Command, tmp_path: Path) -> None:
+def test_a_deleted_current_folder_is_reported(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     os.chdir(tmp_path / "gone")  # the fixture goes back
     (tmp_path / "gone").rmdir()

@@ -89,7 +89,7 @@ def test_the_weights_of_a_run_are_exported_predicted_with_and_started_from(dltra
     assert (started.code, "init:" in started.out) == (0, False), started.err
 
 
-def test_a_killed_sweep_goes_on_and_runs_nothing_twice(dltrain: Command, sweep: Path) -> None:
+def test_a_killed_sweep_resumes_and_runs_nothing_twice(dltrain: Command, sweep: Path) -> None:
     before = {number: rows(sweep)[number] for number in (0, 1)}
     result = dltrain("train", "-m", "sweep.resume=sweep")
     assert result.code == 0, result.err
@@ -104,7 +104,7 @@ def test_a_killed_sweep_goes_on_and_runs_nothing_twice(dltrain: Command, sweep: 
     assert dltrain("report", "sweep").code == 0
 
 
-def test_a_search_goes_on_with_another_trial(dltrain: Command, search: Path) -> None:
+def test_a_search_resumes_with_another_trial(dltrain: Command, search: Path) -> None:
     result = dltrain("train", "-m", "sweep.resume=search", "sweep.trials=3")
     assert result.code == 0, result.err
     assert [each["job"] for each in of_event(search, "begun")] == [0, 1, 2]
@@ -151,7 +151,7 @@ def test_a_sweep_knows_its_jobs_by_all_values_but_those_of_new_keys_that_behave_
     assert (after == before) == is_same_job
 
 
-def test_an_older_config_is_read_with_the_values_of_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_config_is_read_with_the_values_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saved_config, "ADDED", NEW | {"logger.mlflow.tags": None})
     older = {"data": {"name": "digits", "shear": 3}, "model": {"name": "mlp"}, "logger": {"mlflow": {}}}
     assert saved_config.with_added(older) == {
@@ -178,7 +178,7 @@ def test_an_older_config_is_read_with_the_values_of_its_own_options(monkeypatch:
         ("name=lenet_mnist", "name=lenet_mnist"),
     ],
 )
-def test_a_sweep_finds_its_experiments_where_they_are_now(before: str, now: str) -> None:
+def test_a_sweep_finds_experiments_that_have_moved(before: str, now: str) -> None:
     assert sweep_file._moved(before, None) == now
 
 

@@ -103,7 +103,7 @@ def test_commands_wait_only_for_parts_that_are_not_there() -> None:
         pytest.skip(f"{sum(map(waits, lines))} commands are not run yet, see PENDING")
 
 
-def test_every_file_and_every_figure_of_a_run_is_explained(finished: Path) -> None:
+def test_every_file_and_every_metric_of_a_run_is_explained(finished: Path) -> None:
     explained = set(re.findall(r"`([^`\n]+)`", (DOCS / "reference" / "files.md").read_text()))
     run, sweep = finished / "run", finished / "sweep"
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
@@ -124,7 +124,7 @@ def picture_module() -> ModuleType:
     return module
 
 
-def test_the_picture_shows_the_entries_and_their_imports_as_they_are() -> None:
+def test_the_architecture_diagram_shows_the_actual_entries_and_imports() -> None:
     drawn = (DOCS / "architecture.svg").read_text()
     assert drawn == picture_module().picture(), "run python docs/architecture_picture.py"
 

@@ -300,7 +300,7 @@ def test_predict_gives_float32_outputs_in_the_order_of_the_examples() -> None:
     assert (found.dtype, found.device.type, found.requires_grad) == (torch.float32, "cpu", False)
 
 
-def test_loss_falls_and_accuracy_rises_on_what_can_be_learned() -> None:
+def test_loss_falls_and_accuracy_rises_on_learnable_data() -> None:
     state = fresh(lr=0.05)
     train = batches(40, batch_size=8)
     before = evaluate(state.model, train, TASK, CPU)
@@ -378,7 +378,7 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize("count", [4, 8])
-def test_figures_are_of_the_weights_before_the_update_also_where_an_output_is_a_weight(count: int) -> None:
+def test_metrics_are_those_before_the_update_even_if_an_output_is_a_weight(count: int) -> None:
     model, task = Shared(count), Regression()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainState(model, optimizer)

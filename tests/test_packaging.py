@@ -48,7 +48,7 @@ def test_an_unpacked_wheel_finds_its_configs_and_composes(wheel: zipfile.ZipFile
     assert "name: mlp" in done.stdout
 
 
-def test_an_installed_package_takes_its_own_configs_and_not_those_above_it(
+def test_an_installed_package_uses_its_configs_and_not_those_above_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in (tmp_path, tmp_path / "lib" / "dltrain"):

@@ -126,11 +126,11 @@ PROMISES = {
         "runtime/test_distributed.py::test_a_signal_to_one_process_stops_all_with_one_checkpoint",
     ),
     "Trackers hold the metrics of metrics.jsonl, none twice": (
-        "report/test_trackers.py::test_all_trackers_hold_exactly_the_figures_of_a_run",
-        "report/test_trackers.py::test_a_run_that_is_killed_and_resumed_is_tracked_as_if_nothing_had_been",
+        "report/test_trackers.py::test_all_trackers_hold_exactly_the_metrics_of_a_run",
+        "report/test_trackers.py::test_a_killed_and_resumed_run_is_tracked_like_an_uninterrupted_one",
     ),
     "Damaged data is refused before it is used": (
-        "data/test_idx.py::test_every_damaged_file_whose_sum_is_known_is_refused_with_both_sums",
+        "data/test_idx.py::test_every_damaged_file_with_a_known_checksum_is_refused_with_both_checksums",
         "data/test_cifar10.py::test_every_damaged_file_is_refused_with_both_sums",
     ),
     "Eight processes that start at once download a file once": (
@@ -151,7 +151,7 @@ PROMISES = {
     ),
     "A config cannot make Hydra run, import or write anything": (
         "config/test_hydra_guard.py::test_a_hostile_hydra_node_on_the_command_line_is_refused",
-        "config/test_hydra_guard.py::test_a_hostile_hydra_node_in_a_strangers_experiment_is_refused",
+        "config/test_hydra_guard.py::test_a_hostile_hydra_node_in_an_untrusted_experiment_is_refused",
     ),
     "Small files that claim to be large are refused at once": (
         "checkpoints/test_bombs.py::test_a_few_checkpoint_bombs_are_refused_immediately",

@@ -65,7 +65,7 @@ def test_one_seed_has_no_deviation(recipes: ModuleType) -> None:
     assert recipes.accuracy([a_run(0, 0.97)]) == "97.00 %"
 
 
-def test_the_command_runs_alone_and_then_as_a_sweep_of_the_other_seeds(
+def test_a_recipe_runs_seed_0_alone_and_the_other_seeds_as_a_sweep(
     recipes: ModuleType,
 ) -> None:
     command = "dltrain train data=digits data.val=0 limit_steps=2 epochs=1 device.threads=1 report=false logger=none"
@@ -95,7 +95,7 @@ def test_tables_and_headers_are_written_from_the_runs(
     assert line in header
 
 
-def test_what_is_shipped_is_what_was_measured(recipes: ModuleType) -> None:
+def test_published_recipe_results_equal_the_measured_runs(recipes: ModuleType) -> None:
     found = recipes.by_command(map(json.loads, recipes.RUNS.read_text().splitlines()))
     assert "\n".join(recipes.table(found)) in recipes.RESULTS.read_text()
     assert recipes.RUNS.with_suffix(".md").read_text() == "\n".join(recipes.page(found)) + "\n"

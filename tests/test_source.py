@@ -44,7 +44,7 @@ def faults(source: str) -> list[str]:
     return found
 
 
-def test_no_module_calls_anything_that_runs_what_a_file_says() -> None:
+def test_no_module_calls_a_function_that_executes_file_contents() -> None:
     found = {str(module.relative_to(PACKAGE)): faults(module.read_text(encoding="utf-8")) for module in MODULES}
     assert {name: calls for name, calls in found.items() if calls} == {}
 
@@ -66,11 +66,11 @@ DANGEROUS = [
 ]
 
 
-def test_the_look_finds_what_it_looks_for() -> None:
+def test_the_source_scan_detects_forbidden_calls() -> None:
     assert [source for source in DANGEROUS if not faults(source)] == []
 
 
-def test_modules_are_imported_by_name_in_three_places_alone() -> None:
+def test_modules_are_imported_by_name_in_only_three_places() -> None:
     """For dltrain's own options, for what a user named with a colon, and for the two names of the Python API."""
     users = {path.stem for path in MODULES if "import_module" in path.read_text(encoding="utf-8")}
     assert users == {"__init__", "registry", "signatures"}

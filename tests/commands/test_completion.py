@@ -87,13 +87,13 @@ def test_a_report_is_offered_runs_and_sweeps(offered: Offered) -> None:
     ]
 
 
-def test_without_runs_there_is_nothing_to_offer(offered: Offered) -> None:
+def test_without_runs_no_path_is_offered(offered: Offered) -> None:
     for line in ("eval ckpt=", "train sweep.resume=", "report ", "inspect "):
         assert offered(line) == []
 
 
 @pytest.mark.usefixtures("outputs")
-def test_a_path_is_completed_where_no_run_begins_so(offered: Offered, tmp_path: Path) -> None:
+def test_a_path_is_completed_if_no_run_matches(offered: Offered, tmp_path: Path) -> None:
     assert offered("eval ckpt=outputs/2026-01-02/09-00-00/") == ["ckpt=outputs/2026-01-02/09-00-00/checkpoints/"]
     files = [f"ckpt=outputs/2026-01-02/09-00-00/checkpoints/{name}.pt" for name in ("best", "last")]
     assert offered("eval ckpt=outputs/2026-01-02/09-00-00/checkpoints/") == files
@@ -143,7 +143,7 @@ def test_a_key_of_another_subcommand_is_not_completed(offered: Offered) -> None:
         ("train --explain optim.l", ["optim.lr"]),
     ],
 )
-def test_flags_are_offered_and_what_can_be_explained(offered: Offered, line: str, found: list[str]) -> None:
+def test_flags_and_explainable_keys_are_offered(offered: Offered, line: str, found: list[str]) -> None:
     assert offered(line) == found
 
 
@@ -151,7 +151,7 @@ def test_groups_and_keys_can_be_explained(offered: Offered) -> None:
     assert {"optim", "optim.lr", "optim.momentum"} <= set(offered("train --explain opt"))
 
 
-def test_bash_keeps_the_order_of_what_it_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bash_keeps_the_order_of_the_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = [make_run(f"2026-01-0{day}/10-00-00") for day in (1, 2, 3)]
     folder = Path(sys.executable).parent  # where the console script is
@@ -181,7 +181,7 @@ def test_bash_keeps_the_order_of_what_it_is_offered(tmp_path: Path, monkeypatch:
         ("train --explain --cfg job mod", "model="),
     ],
 )
-def test_quotes_own_flags_and_homes_that_are_none_cost_no_completion(
+def test_quotes_flags_and_unknown_home_folders_do_not_break_completion(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, line: str, word: str
 ) -> None:
     monkeypatch.setenv("COMP_LINE", f"dltrain {line}")

@@ -34,7 +34,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_eval_finds_the_same_figures_as_the_training(dltrain: Command, trained: Trained) -> None:
+def test_eval_gives_the_same_metrics_as_training(dltrain: Command, trained: Trained) -> None:
     folder = trained(*QUICK)
     assert dltrain("eval", f"ckpt={folder}").code == 0
     found = figures(folder / "checkpoints")
@@ -52,7 +52,7 @@ def test_every_classifier_is_rebuilt_from_its_checkpoint_alone(dltrain: Command,
     assert {key: found[key] for key in ("loss", "accuracy")} == trained
 
 
-def test_eval_of_val_finds_the_best_validation_figures(dltrain: Command, trained: Trained) -> None:
+def test_eval_of_val_gives_the_best_validation_metrics(dltrain: Command, trained: Trained) -> None:
     folder = trained(*QUICK, "seed=3")
     dltrain("eval", f"ckpt={folder}", "split=val")
     assert figures(folder / "checkpoints", "eval-val.json")["accuracy"] == summary(folder)["best"]["accuracy"]
@@ -119,7 +119,7 @@ def test_regression_and_reconstruction_are_evaluated_without_classes(dltrain: Co
     assert figures(reconstruction / "checkpoints")["loss"] == summary(reconstruction)["test"]["loss"]
 
 
-def test_a_split_that_there_is_not_is_code_2(dltrain: Command, trained: Trained) -> None:
+def test_a_missing_split_is_code_2(dltrain: Command, trained: Trained) -> None:
     folder = trained(*QUICK, "data.val=0")
     result = dltrain("eval", f"ckpt={folder}", "split=val")
     assert (result.code, "split=val: data=digits has none" in result.err) == (2, True)
@@ -196,7 +196,7 @@ def test_evaluations_of_other_splits_views_and_checkpoints_are_kept_side_by_side
     assert (found["split"], found["tta"], found["checkpoint"]) == ("val", "flip_shift", str(folder / "best.pt"))
 
 
-def test_views_of_a_picture_are_averaged(dltrain: Command, trained: Trained) -> None:
+def test_views_of_an_image_are_averaged(dltrain: Command, trained: Trained) -> None:
     """Of a network that sees pictures and their mirror images with equal eyes nothing changes; of another it does."""
     folder = trained(*QUICK, "epochs=2") / "checkpoints"
     content = torch.load(folder / "best.pt", weights_only=True)
@@ -218,7 +218,7 @@ def test_views_need_a_classifier(dltrain: Command, trained: Trained) -> None:
     assert (result.code, "tta=flip: needs a classifier" in result.err) == (2, True)
 
 
-def test_figures_add_up_to_the_accuracy(dltrain: Command, trained: Trained) -> None:
+def test_per_class_metrics_add_up_to_the_accuracy(dltrain: Command, trained: Trained) -> None:
     folder = trained(*QUICK, "epochs=1")
     out = dltrain("eval", f"ckpt={folder}").out
     found = figures(folder / "checkpoints")
@@ -255,7 +255,7 @@ def test_several_checkpoints_are_ranked_in_one_table(dltrain: Command, trained: 
         assert f"{found['accuracy']:.4f}" in row
 
 
-def test_a_bad_checkpoint_among_several_is_told_and_the_others_are_evaluated(
+def test_a_bad_checkpoint_among_several_is_reported_and_the_others_are_evaluated(
     dltrain: Command, trained: Trained
 ) -> None:
     folder = trained(*QUICK, "epochs=1")
@@ -284,7 +284,7 @@ def test_a_loss_that_is_no_number_ranks_last(dltrain: Command, trained: Trained)
     assert (result.code, str(folder) in rows[0], "nan.pt" in rows[1]) == (0, True, True)
 
 
-def test_json_alone_is_on_stdout_and_is_what_the_file_holds(dltrain: Command, trained: Trained) -> None:
+def test_only_json_is_on_stdout_and_it_equals_the_file(dltrain: Command, trained: Trained) -> None:
     folder = trained(*QUICK, "epochs=1")
     result = dltrain("eval", "--json", f"ckpt={folder}")
     assert result.code == 0
@@ -337,7 +337,7 @@ def test_names_of_classes_cannot_steer_the_terminal() -> None:
     assert "[bold]b[/]" in console.file.getvalue()
 
 
-def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
+def test_the_metrics_of_a_read_only_run_are_shown(
     dltrain: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = trained("epochs=1", "limit_steps=3")
@@ -352,7 +352,7 @@ def test_the_figures_of_a_run_that_may_not_be_written_to_are_shown(
     assert 0 <= json.loads(result.out)["accuracy"] <= 1
 
 
-def test_eval_tells_where_it_computes_in_another_precision(dltrain: Command, trained: Trained) -> None:
+def test_eval_warns_if_it_computes_in_another_precision(dltrain: Command, trained: Trained) -> None:
     folder = trained(*QUICK, "device.precision=bf16")
     told = "computed in fp32, trained in bf16"
     same, other = dltrain("eval", f"ckpt={folder}"), dltrain("eval", f"ckpt={folder}", "device=cpu")
@@ -360,9 +360,7 @@ def test_eval_tells_where_it_computes_in_another_precision(dltrain: Command, tra
     assert (other.code, told in other.out + other.err) == (0, True)
 
 
-def test_eval_tells_where_a_split_is_not_that_of_the_training(
-    dltrain: Command, trained: Trained, tmp_path: Path
-) -> None:
+def test_eval_warns_if_a_split_differs_from_the_training(dltrain: Command, trained: Trained, tmp_path: Path) -> None:
     for label, level in (("dark", 20), ("light", 200)):
         (tmp_path / "pictures" / label).mkdir(parents=True)
         for number in range(30):

@@ -78,12 +78,12 @@ def test_a_key_is_explained(dltrain: Command, line: str) -> None:
     ],
     ids=str,
 )
-def test_what_chose_an_option_is_told(dltrain: Command, words: list[str], place: str) -> None:
+def test_explain_names_what_chose_an_option(dltrain: Command, words: list[str], place: str) -> None:
     out = dltrain("train", *words, "--explain", "optim").out
     assert f"\n  from     {place}\n\noptim.lr=" in out
 
 
-def test_of_a_resumed_run_it_is_told_that_its_own_values_count(dltrain: Command) -> None:
+def test_explain_of_a_resumed_run_says_that_its_stored_values_count(dltrain: Command) -> None:
     run = dltrain("train", "model=mlp", "data.limit=100", "epochs=1", "optim.lr=0.01").folder
     out = dltrain("train", f"resume={run}", "--explain", "optim.lr", "--explain", "model").out
     assert "  resume   keeps the value that the run has, whatever stands here\n" in out
@@ -105,7 +105,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_is_answered_with_the_nearest_name(dltrain: Command, line: str) -> None:
+def test_a_misspelt_key_is_answered_with_the_nearest_name(dltrain: Command, line: str) -> None:
     result = dltrain(*line.split())
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"error: {MISTAKES[line]}")

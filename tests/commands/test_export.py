@@ -133,7 +133,7 @@ FAST = ("mlp", "lenet")
 
 
 @pytest.mark.parametrize("model", mostly_slow(MODELS, fast=FAST))
-def test_onnx_safetensors_and_the_network_agree_on_a_thousand_pictures(
+def test_onnx_safetensors_and_the_network_agree_on_a_thousand_images(
     dltrain: Command, trained: Trained, thousand: Path, model: str
 ) -> None:
     result = agree(dltrain, trained, thousand, MODELS[model])
@@ -159,7 +159,7 @@ def test_all_agree_on_real_mnist(dltrain: Command, trained: Trained, real_data: 
 
 
 @pytest.mark.slow
-def test_without_normalisation_the_input_is_what_the_network_gets(
+def test_without_normalization_the_input_is_passed_to_the_network_unchanged(
     dltrain: Command, trained: Trained, thousand: Path
 ) -> None:
     folder = trained("data=mnist", f"data.root={thousand}", *QUICK)
@@ -197,7 +197,7 @@ def test_an_onnx_file_has_one_named_input_and_output_and_any_batch(
     assert (found.name, found.type, found.shape) == (output, "tensor(float)", ["batch", *shape])
 
 
-def test_a_file_says_what_it_is(
+def test_an_exported_file_describes_itself(
     dltrain: Command, trained: Trained, data_root: Path, cifar10_sums: dict[str, str]
 ) -> None:
     words = ("data=cifar10", f"data.root={data_root}", "model=mlp", "model.hidden=[4]")
@@ -332,7 +332,7 @@ def test_an_output_that_cannot_be_written_is_code_74(
 
 
 @pytest.mark.parametrize("package", mostly_slow(["onnx", "onnxscript", "onnxruntime"], fast=["onnxscript"]))
-def test_a_package_that_is_not_installed_is_told(
+def test_a_package_that_is_not_installed_is_reported(
     dltrain: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -373,7 +373,7 @@ class Own(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_network_of_ones_own_that_is_no_graph_is_told_and_its_weights_are_exported(
+def test_a_custom_network_that_is_not_a_graph_is_refused_and_its_weights_can_be_exported(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("own_graph.py").write_text(OWN)
@@ -392,7 +392,7 @@ def test_a_network_of_ones_own_that_is_no_graph_is_told_and_its_weights_are_expo
     assert torch.equal(kept["one.weight"], kept["other.weight"])
 
 
-def test_a_network_too_large_for_one_file_is_told(
+def test_a_network_too_large_for_one_file_is_reported(
     dltrain: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_graph, "LARGEST", 1000)
@@ -420,7 +420,7 @@ def test_exported_weights_come_back_through_init_to_the_same_outputs(dltrain: Co
     assert numpy.array_equal(outputs(network(folder), inputs), outputs(network(folder, start["model"]), inputs))
 
 
-def test_safetensors_of_another_model_are_refused_and_what_does_not_fit_is_told(dltrain: Command) -> None:
+def test_safetensors_of_another_model_are_refused_and_mismatches_are_named(dltrain: Command) -> None:
     save_file({"somewhere.weight": torch.zeros(2)}, "other.safetensors")
     result = dltrain("train", "model=mlp", "init=other.safetensors", *QUICK)
     assert (result.code, "no weight in it matches the model by name and shape" in result.err) == (66, True)

@@ -70,16 +70,16 @@ def test_the_help_has_every_option_and_says_which_is_chosen(dltrain: Command) ->
     assert set(re.findall(r"(\S+) \(chosen\)", text)) >= {"model=mlp", "data=digits", "optim=sgd", "device=auto"}
 
 
-def test_a_value_that_is_typed_is_shown_beside_its_default(dltrain: Command) -> None:
+def test_an_overridden_value_is_shown_beside_its_default(dltrain: Command) -> None:
     text = told(dltrain("train", "optim.lr=0.3", "--help").out)
     assert "optim.lr=0.3 a number > 0; learning rate; default 0.05" in text
 
 
-def test_a_key_that_must_be_set_is_told_as_required(dltrain: Command) -> None:
+def test_a_key_that_must_be_set_is_shown_as_required(dltrain: Command) -> None:
     assert "ckpt (required)  text or a list" in dltrain("eval", "--help").out
 
 
-def test_options_of_a_folder_of_ones_own_are_there_too(dltrain: Command) -> None:
+def test_options_of_a_user_config_folder_are_listed(dltrain: Command) -> None:
     Path("mine/model").mkdir(parents=True)
     Path("mine/model/small.yaml").write_text("# A small one\nname: linear\n")
     assert re.search(r"model=small +A small one", dltrain("train", "--config-dir", "mine", "--help").out)
@@ -92,7 +92,7 @@ def test_the_help_of_a_sweep_is_that_of_its_first_job(dltrain: Command) -> None:
     assert "optim.lr=0.1 " in result.out
 
 
-def test_a_mistake_beside_help_is_told(dltrain: Command) -> None:
+def test_a_mistake_beside_help_is_reported(dltrain: Command) -> None:
     result = dltrain("train", "model=lennet", "--help")
     assert (result.code, result.err) == (2, "error: model=lennet: no such option; did you mean lenet?\n")
     result = dltrain("train", "--nonsense", "--help")
@@ -124,7 +124,7 @@ def test_a_help_is_as_wide_as_the_terminal_and_plain(
         assert not any("\x1b" in line for line in lines)
 
 
-def test_hydra_s_own_flags_still_work(dltrain: Command) -> None:
+def test_the_flags_of_hydra_still_work(dltrain: Command) -> None:
     assert "Hydra" in dltrain("train", "--hydra-help").out
     assert "configs" in dltrain("train", "--info", "searchpath").out
 

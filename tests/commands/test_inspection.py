@@ -14,7 +14,7 @@ from support.contents import content
 FORMAT_2 = Path(__file__).parents[1] / "fixtures" / "format-2"
 
 
-def test_a_run_s_checkpoint_is_told_with_digest_figures_config_and_weights(dltrain: Command) -> None:
+def test_inspect_shows_digest_metrics_config_and_weights_of_a_checkpoint(dltrain: Command) -> None:
     result = dltrain("inspect", FORMAT_2)
     assert result.code == 0
     told = dict(line.split(maxsplit=1) for line in result.out.splitlines()[1:7])
@@ -27,19 +27,19 @@ def test_a_run_s_checkpoint_is_told_with_digest_figures_config_and_weights(dltra
     assert "weights      4 tensors, 1,600 numbers\n  layers.1.weight  float 2x784\n" in result.out
 
 
-def test_last_pt_tells_the_step_to_go_on_from(dltrain: Command) -> None:
+def test_inspect_of_last_pt_shows_the_step_to_resume_from(dltrain: Command) -> None:
     out = dltrain("inspect", f"ckpt={FORMAT_2 / 'checkpoints' / 'last.pt'}").out
     assert "last.pt, to resume from step 5" in out
 
 
-def test_a_checkpoint_without_digest_says_so(dltrain: Command) -> None:
+def test_inspect_says_that_a_checkpoint_has_no_digest(dltrain: Command) -> None:
     torch.save({"format": 1, "config": {}}, "old.pt")
     out = dltrain("inspect", "old.pt").out
     assert "digest       none: damage would not be noticed" in out
     assert "kind         checkpoint of format 1" in out
 
 
-def test_bare_weights_are_told_as_such(dltrain: Command) -> None:
+def test_inspect_identifies_bare_weights(dltrain: Command) -> None:
     torch.save({"layer.weight": torch.zeros(2, 3), "scale": torch.tensor(1.0), "epoch": 3}, "model.pth")
     out = dltrain("inspect", "model.pth").out
     assert "kind         weights, not a checkpoint of dltrain" in out
@@ -52,7 +52,7 @@ def test_code_that_a_checkpoint_would_run_is_named(dltrain: Command, name: str) 
     assert f"custom code  {name}: runs only with trust=" in dltrain("inspect", "odd.pt").out
 
 
-def test_a_stranger_s_text_cannot_steer_the_terminal(dltrain: Command) -> None:
+def test_untrusted_text_cannot_control_the_terminal(dltrain: Command) -> None:
     checkpoint.save(Path("odd.pt"), content() | {"config": {"name": "a\x1b[2J\x07b"}, "environment": {"\x1b]0;": "\r"}})
     out = dltrain("inspect", "odd.pt").out
     assert all(letter.isprintable() or letter == "\n" for letter in out)
@@ -68,7 +68,7 @@ def test_a_config_too_large_to_read_is_not_shown(dltrain: Command) -> None:
     [(b"", "not an archive"), (b"text " * 100, "not an archive"), (None, "no such checkpoint")],
     ids=["empty", "text", "missing"],
 )
-def test_what_is_no_checkpoint_is_code_66_in_one_line(dltrain: Command, data: bytes | None, message: str) -> None:
+def test_inspect_of_another_file_is_code_66_in_one_line(dltrain: Command, data: bytes | None, message: str) -> None:
     if data is not None:
         Path("odd.pt").write_bytes(data)
     result = dltrain("inspect", "odd.pt")
@@ -76,7 +76,7 @@ def test_what_is_no_checkpoint_is_code_66_in_one_line(dltrain: Command, data: by
     assert message in result.err
 
 
-def test_a_damaged_checkpoint_is_told_by_its_digest(dltrain: Command) -> None:
+def test_a_damaged_checkpoint_is_detected_by_its_digest(dltrain: Command) -> None:
     data = bytearray((FORMAT_2 / "checkpoints" / "last.pt").read_bytes())
     data[5000] ^= 1
     Path("odd.pt").write_bytes(data)

@@ -28,7 +28,7 @@ def is_valid(validator: Draft202012Validator, text: str) -> bool:
     return validator.is_valid(yaml.safe_load(text))
 
 
-def test_it_is_a_json_schema_and_what_list_prints(dltrain: Command, validator: Draft202012Validator) -> None:
+def test_list_prints_a_valid_json_schema(dltrain: Command, validator: Draft202012Validator) -> None:
     printed = json.loads(dltrain("list", "--schema").out)
     assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     Draft202012Validator.check_schema(printed)
@@ -100,16 +100,16 @@ WRONG = [
 
 
 @pytest.mark.parametrize("text", RIGHT)
-def test_what_dltrain_takes_conforms(validator: Draft202012Validator, text: str) -> None:
+def test_configs_that_dltrain_accepts_conform_to_the_schema(validator: Draft202012Validator, text: str) -> None:
     assert is_valid(validator, text)
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_a_typical_mistake_does_not_conform(validator: Draft202012Validator, text: str) -> None:
+def test_a_typical_mistake_does_not_conform_to_the_schema(validator: Draft202012Validator, text: str) -> None:
     assert not is_valid(validator, text)
 
 
-def test_every_key_of_every_option_is_there_with_its_meaning_and_default(validator: Draft202012Validator) -> None:
+def test_the_schema_has_every_key_of_every_option_with_meaning_and_default(validator: Draft202012Validator) -> None:
     definitions = validator.schema["$defs"]
     for group in registry.GROUPS:
         for name in registry.names(group):
@@ -128,7 +128,7 @@ def test_every_key_of_every_option_is_there_with_its_meaning_and_default(validat
 VALUES: list[Any] = [None, True, False, 0, 1, -1, 7, 0.5, 1.0e9, "", "30s", "relu", [], [1], [1, 2], [0.1], ["a"], {}]
 
 
-def test_the_schema_of_a_type_hint_says_what_the_checks_say() -> None:
+def test_the_schema_of_a_type_hint_agrees_with_the_checks() -> None:
     hints = {
         repr(rule.hint): rule.hint
         for group in registry.GROUPS

@@ -36,7 +36,7 @@ def read(path: str = "predictions.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_pictures_of_any_size_and_mode_are_recognised(dltrain: Command, run_folder: Path) -> None:
+def test_images_of_any_size_and_mode_are_recognised(dltrain: Command, run_folder: Path) -> None:
     labels = write_digits(Path("shots"), 16)
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots")
     rows = read()
@@ -45,7 +45,7 @@ def test_pictures_of_any_size_and_mode_are_recognised(dltrain: Command, run_fold
     assert [Path(row["file"]).stem for row in rows] == [f"{index:02}" for index in range(16)]
 
 
-def test_a_picture_of_the_data_set_gives_the_same_probabilities_as_in_training(
+def test_an_image_of_the_data_set_gives_the_same_probabilities_as_in_training(
     dltrain: Command, run_folder: Path
 ) -> None:
     test = digits("test")
@@ -64,7 +64,7 @@ def test_a_picture_of_the_data_set_gives_the_same_probabilities_as_in_training(
     assert [found[label] for label in range(10)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_a_damaged_picture_is_a_named_row_and_the_others_are_predicted(dltrain: Command, run_folder: Path) -> None:
+def test_a_damaged_image_is_a_named_row_and_the_others_are_predicted(dltrain: Command, run_folder: Path) -> None:
     write_digits(Path("shots"), 3)
     Path("shots/01x.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots")
@@ -98,14 +98,14 @@ def test_batches_do_not_change_the_predictions(dltrain: Command, run_folder: Pat
     assert one == pytest.approx(other, abs=1e-6)
 
 
-def test_no_picture_is_code_66(dltrain: Command, run_folder: Path) -> None:
+def test_no_image_is_code_66(dltrain: Command, run_folder: Path) -> None:
     Path("empty").mkdir()
     for text in ("nowhere.png", "empty", "'empty/*.png'"):
         result = dltrain("predict", f"ckpt={run_folder}", f"input={text}")
         assert (result.code, "no picture found" in result.err) == (66, True)
 
 
-def test_only_damaged_pictures_are_code_66_and_still_written(dltrain: Command, run_folder: Path) -> None:
+def test_only_damaged_images_are_code_66_and_still_written(dltrain: Command, run_folder: Path) -> None:
     Path("bad.png").write_bytes(b"no picture")
     result = dltrain("predict", f"ckpt={run_folder}", "input=bad.png")
     assert (result.code, len(read())) == (66, 1)
@@ -125,7 +125,7 @@ def test_an_output_that_cannot_be_written_is_code_74(dltrain: Command, run_folde
 
 
 @pytest.mark.slow
-def test_a_folder_of_300_odd_pictures_trains_and_predicts(dltrain: Command) -> None:
+def test_a_folder_of_300_odd_images_trains_and_predicts(dltrain: Command) -> None:
     bad = generated.write_odd_pictures(Path("photos"), count=300, damaged=12)
     result = dltrain("train", "data=folder", "data.root=photos", "data.size=[24,32]", "model=cnn", "epochs=4")
     assert result.code == 0, result.err
@@ -144,7 +144,7 @@ def test_a_folder_of_300_odd_pictures_trains_and_predicts(dltrain: Command) -> N
 
 
 @pytest.mark.parametrize("name", ["[red]x.png", "\x1b[2Jx.png", "x\udcff.png", "a,b\n.png"])
-def test_a_picture_of_any_name_is_a_row(dltrain: Command, run_folder: Path, name: str) -> None:
+def test_an_image_of_any_name_is_a_row(dltrain: Command, run_folder: Path, name: str) -> None:
     write_digits(Path("shots"), 2)
     (Path("shots") / "00.png").rename(Path("shots") / name)
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots")
@@ -177,7 +177,7 @@ def right(labels: list[int]) -> int:
     return sum(row["class_1"] == str(label) for row, label in zip(read(), labels, strict=True))
 
 
-def test_the_negative_of_a_negative_is_predicted_as_the_picture(dltrain: Command, run_folder: Path) -> None:
+def test_the_negative_of_a_negative_is_predicted_as_the_image(dltrain: Command, run_folder: Path) -> None:
     write_negatives(Path("dark"), 5)
     test = digits("test")
     assert test is not None
@@ -193,7 +193,7 @@ def test_the_negative_of_a_negative_is_predicted_as_the_picture(dltrain: Command
         }
 
 
-def test_auto_inverts_the_dark_on_light_ones_alone_and_tells_which(dltrain: Command, run_folder: Path) -> None:
+def test_auto_inverts_only_dark_on_light_images_and_reports_which(dltrain: Command, run_folder: Path) -> None:
     labels = write_digits(Path("mixed"), 8)
     labels += write_negatives(Path("negatives"), 8)
     for path in Path("negatives").iterdir():
@@ -203,14 +203,14 @@ def test_auto_inverts_the_dark_on_light_ones_alone_and_tells_which(dltrain: Comm
     assert right(labels) >= 14
 
 
-def test_auto_is_refused_where_the_checkpoint_does_not_know(dltrain: Command, trained: Trained) -> None:
+def test_auto_is_refused_if_the_checkpoint_lacks_the_mean(dltrain: Command, trained: Trained) -> None:
     folder = trained("model=linear", "data.mean=[0.5]", "data.std=[0.5]", "epochs=1")
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={folder}", "input=shots", "invert=auto")
     assert (result.code, "is neither dark nor light. Set invert=true" in result.err) == (2, True)
 
 
-def test_json_alone_is_on_stdout_and_has_the_rows_of_the_file(dltrain: Command, run_folder: Path) -> None:
+def test_only_json_is_on_stdout_and_it_has_the_rows_of_the_file(dltrain: Command, run_folder: Path) -> None:
     write_digits(Path("shots"), 2)
     Path("shots/bad.png").write_bytes(b"no picture")
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots", "--json")
@@ -222,7 +222,7 @@ def test_json_alone_is_on_stdout_and_has_the_rows_of_the_file(dltrain: Command, 
     assert "3 pictures, 1 damaged" in result.err
 
 
-def test_json_of_a_picture_of_any_name_is_a_document(dltrain: Command, run_folder: Path) -> None:
+def test_json_of_an_image_of_any_name_is_a_document(dltrain: Command, run_folder: Path) -> None:
     write_digits(Path("shots"), 1)
     (Path("shots") / "00.png").rename(Path("shots") / "\x1b[2J\udcff.png")
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots", "--json")

@@ -60,7 +60,7 @@ def test_a_recurrent_layer_is_counted_in_all_its_steps(dltrain: Command, cell: s
     assert rows(found, cell.upper()) == [([1, 28, 32], 2 * per_direction[0], 2 * per_direction[1])]
 
 
-def test_attention_is_counted_where_it_is_called_and_parts_add_up(dltrain: Command) -> None:
+def test_attention_operations_are_counted_in_their_block_and_layers_add_up(dltrain: Command) -> None:
     found = summary(dltrain, "model=attention", "model.width=8", "model.heads=2", "model.depth=2")
     # 49 tokens of 8 features: queries with keys, weights with values; whatever the number of heads.
     assert rows(found, "Block") == [([1, 49, 8], 0, 2 * 2 * 49 * 49 * 8)] * 2
@@ -69,7 +69,7 @@ def test_attention_is_counted_where_it_is_called_and_parts_add_up(dltrain: Comma
         assert found[key] == sum(layer[key] for layer in found["layers"])
 
 
-def test_the_table_shows_what_the_json_says(dltrain: Command) -> None:
+def test_the_table_agrees_with_the_json(dltrain: Command) -> None:
     found = summary(dltrain, "model=cnn", "model.batch_norm=true")
     out = dltrain("train", "model=cnn", "--summary", "model.batch_norm=true").out
     for layer in found["layers"]:
@@ -128,7 +128,7 @@ def own(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own")
-def test_a_network_of_ones_own_is_counted(dltrain: Command) -> None:
+def test_a_custom_network_is_counted(dltrain: Command) -> None:
     words = ("model=custom", "model.name=own_layers:Own", "+model.width=4")
     found = summary(dltrain, *words)
     layers = {layer["name"]: layer for layer in found["layers"]}
@@ -141,7 +141,7 @@ def test_a_network_of_ones_own_is_counted(dltrain: Command) -> None:
 
 
 @pytest.mark.usefixtures("own")
-def test_a_network_that_takes_no_batch_of_one_is_told(dltrain: Command) -> None:
+def test_a_network_that_rejects_a_batch_of_one_is_reported(dltrain: Command) -> None:
     result = dltrain("train", "--summary", "model=custom", "model.name=own_layers:Stubborn")
     told = "error: model=own_layers:Stubborn does not take a batch of one: at least two\n"
     assert (result.code, result.err) == (2, told)
@@ -176,7 +176,7 @@ def test_nothing_is_left_behind(dltrain: Command) -> None:
         ("resume=outputs", "--summary: shows what a new run would train. Leave out resume"),
     ],
 )
-def test_a_mistake_is_told_as_of_a_run(dltrain: Command, line: str, told: str) -> None:
+def test_a_mistake_is_reported_as_for_a_run(dltrain: Command, line: str, told: str) -> None:
     result = dltrain("train", "--summary", *line.split())
     assert (result.code, told in result.err, len(result.err.splitlines()) <= 3) == (2, True, True)
     assert result.out == ""
@@ -195,6 +195,6 @@ def test_weights_to_start_from_are_checked_and_warnings_stay_out_of_the_json(
     assert dltrain("train", "--summary", "model=linear", "init=other.safetensors").code == 66
 
 
-def test_json_is_for_a_summary_alone_and_the_flag_for_training_alone(dltrain: Command) -> None:
+def test_json_needs_summary_and_summary_needs_training(dltrain: Command) -> None:
     assert dltrain("train", "--json").code == 2
     assert dltrain("eval", "--summary", "ckpt=x").code == 2

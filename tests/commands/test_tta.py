@@ -39,6 +39,6 @@ def test_the_output_is_the_logarithm_of_the_mean_probability(views: str) -> None
     torch.testing.assert_close(found.softmax(dim=1), expected)
 
 
-def test_a_picture_of_one_pixel_moves_to_itself() -> None:
+def test_an_image_of_one_pixel_shifts_to_itself() -> None:
     image = torch.full((1, 1, 1, 1), 3.0)
     assert torch.equal(shifted(image, 1, 0), image)

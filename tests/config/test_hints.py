@@ -91,7 +91,7 @@ def test_a_value_outside_the_rule_is_refused(hint: Any, value: Any) -> None:
     ],
     ids=str,
 )
-def test_a_rule_is_told_in_words(hint: Any, words: str) -> None:
+def test_a_rule_is_described_in_words(hint: Any, words: str) -> None:
     assert describe(hint) == words
 
 

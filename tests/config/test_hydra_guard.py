@@ -120,7 +120,7 @@ def test_a_hostile_hydra_node_on_the_command_line_is_refused(
 
 @pytest.mark.parametrize("sweep", mostly_slow([False, True], fast=[False]), ids=["run", "sweep"])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_hydra_node_in_a_strangers_experiment_is_refused(
+def test_a_hostile_hydra_node_in_an_untrusted_experiment_is_refused(
     dltrain: Command, tmp_path: Path, case: str, sweep: bool
 ) -> None:
     if case == "a sweep without -m" and sweep:
@@ -130,14 +130,14 @@ def test_a_hostile_hydra_node_in_a_strangers_experiment_is_refused(
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["--cfg", "hydra"], ["--help"], ["--info", "all"]], ids=" ".join)
-def test_a_hostile_hydra_node_is_refused_where_a_config_is_only_shown(
+def test_a_hostile_hydra_node_is_refused_when_a_config_is_only_shown(
     dltrain: Command, tmp_path: Path, flags: list[str]
 ) -> None:
     hostile = as_overrides(HOSTILE["callback"])
     assert_refused(dltrain, tmp_path, *flags, *hostile)
 
 
-def test_a_group_of_hydras_that_a_stranger_adds_is_refused(dltrain: Command, tmp_path: Path) -> None:
+def test_an_untrusted_option_of_a_hydra_group_is_refused(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "mine" / "hydra" / "callbacks").mkdir(parents=True)
     (tmp_path / "mine" / "hydra" / "callbacks" / "evil.yaml").write_text("x:\n  _target_: marker.call\n")
     assert_refused(dltrain, tmp_path, "--config-dir", "mine", "hydra/callbacks=evil")
@@ -184,7 +184,7 @@ def test_a_sweep_by_a_flag_that_is_cut_short_is_refused(dltrain: Command, tmp_pa
 
 
 @pytest.mark.parametrize("override", FREE)
-def test_what_is_harmless_in_hydras_node_stays_free(dltrain: Command, override: str) -> None:
+def test_harmless_settings_of_hydra_are_allowed(dltrain: Command, override: str) -> None:
     assert dltrain("train", *QUICK, override).code == 0
     assert not Path("elsewhere").exists()
 
@@ -269,13 +269,13 @@ def test_a_yaml_bomb_is_refused_within_a_second(dltrain: Command, tmp_path: Path
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_yaml_file_of_a_stranger_is_refused(dltrain: Command, tmp_path: Path, case: str) -> None:
+def test_a_damaged_untrusted_yaml_file_is_refused(dltrain: Command, tmp_path: Path, case: str) -> None:
     write_experiment(tmp_path, "")
     (tmp_path / "mine" / "experiment" / "gift.yaml").write_bytes(DAMAGED[case])
     assert_refused(dltrain, tmp_path, "--config-dir", "mine", "experiment=gift")
 
 
-def test_a_config_from_a_checkpoint_whose_parts_are_shared_without_end_is_refused() -> None:
+def test_a_checkpoint_config_that_expands_without_end_is_refused() -> None:
     value: object = "a"
     for _ in range(20):
         value = [value] * 10
@@ -285,7 +285,7 @@ def test_a_config_from_a_checkpoint_whose_parts_are_shared_without_end_is_refuse
     assert time.process_time() - began < 1
 
 
-def test_defaults_lists_that_name_each_other_without_end_are_refused(dltrain: Command, tmp_path: Path) -> None:
+def test_defaults_lists_that_include_each_other_endlessly_are_refused(dltrain: Command, tmp_path: Path) -> None:
     for index in range(16):
         (tmp_path / "mine" / f"e{index}").mkdir(parents=True)
         (tmp_path / "mine" / f"e{index}" / "x.yaml").write_text(
@@ -309,7 +309,7 @@ def test_aliases_in_moderation_are_fine(dltrain: Command, tmp_path: Path) -> Non
     assert (result.code, "batch_size: 2\n" in result.out) == (0, True)
 
 
-def test_hydra_itself_would_run_and_import_what_is_refused_here(
+def test_plain_hydra_would_run_and_import_the_refused_nodes(
     dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the tests above could not fail."""
@@ -324,7 +324,7 @@ def test_hydra_itself_would_run_and_import_what_is_refused_here(
     assert (tmp_path / "elsewhere").exists()
 
 
-def test_hydra_is_left_as_it_was() -> None:
+def test_hydra_is_unpatched_afterwards() -> None:
     before = [
         dict(vars(owner))
         for owner in (hydra_guard.ConfigLoaderImpl, hydra_guard.file_source(), hydra_guard.ConfigRepository)

@@ -52,7 +52,7 @@ def given(**changes: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_what_is_typed_lies_over_what_is_stored_and_nothing_else(typed: list[str], changes: dict[str, Any]) -> None:
+def test_only_the_overridden_keys_replace_stored_ones(typed: list[str], changes: dict[str, Any]) -> None:
     assert saved_config.merge_overrides(STORED, given(), typed) == STORED | changes
 
 
@@ -61,7 +61,7 @@ def test_a_key_of_a_group_that_was_not_stored_is_added() -> None:
     assert saved_config.merge_overrides(without, given(), ["optim.lr"])["optim"] == {"lr": 0.9}
 
 
-def test_the_overlay_shares_nothing_with_its_sources() -> None:
+def test_merged_configs_share_nothing_with_their_sources() -> None:
     now, before = given(), copy.deepcopy(STORED)
     joined = saved_config.merge_overrides(STORED, now, ["optim"])
     joined["optim"]["lr"] = joined["model"]["hidden"] = "changed"
@@ -87,17 +87,17 @@ def test_a_change_that_makes_another_run_is_refused_by_name(typed: list[str], na
     assert str(caught.value) == f"resume: {named} cannot change in a resumed run. Start a new one with init="
 
 
-def test_what_is_typed_as_it_was_is_no_change() -> None:
+def test_an_override_equal_to_the_stored_value_is_no_change() -> None:
     now = given(seed=0, data=STORED["data"])
     assert saved_config.resume_config(STORED, now, ["seed", "data", "data.val"]) == STORED
 
 
 @pytest.mark.parametrize("typed", [["data.root"], ["epochs"], ["optim.lr"], ["optim"], ["schedule"]], ids=str)
-def test_a_resumed_run_may_find_its_data_elsewhere_and_train_otherwise(typed: list[str]) -> None:
+def test_a_resumed_run_may_change_its_data_folder_and_training_settings(typed: list[str]) -> None:
     assert saved_config.resume_config(STORED, given(), typed) == saved_config.merge_overrides(STORED, given(), typed)
 
 
-def test_a_resumed_run_keeps_its_own_resume_and_trust() -> None:
+def test_a_resumed_run_keeps_its_stored_resume_and_trust() -> None:
     now = given(trust=["my_package"])
     assert saved_config.resume_config(STORED, now, ["resume", "trust"]) == STORED
 
@@ -114,18 +114,18 @@ def told() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
-def test_a_change_is_told_in_the_log(told: list[str]) -> None:
+def test_a_change_is_logged(told: list[str]) -> None:
     saved_config.resume_config(STORED, given(), ["resume", "epochs", "optim.lr"])
     assert told == ["resume: epochs, optim.lr changed: from here on the run differs from an uninterrupted one"]
 
 
-def test_no_change_is_not_told(told: list[str]) -> None:
+def test_no_change_is_not_logged(told: list[str]) -> None:
     saved_config.resume_config(STORED, given(), ["resume"])
     assert told == []
 
 
 @pytest.mark.parametrize("group", ["data", "model", "optim", "schedule", "task"])
-def test_own_code_in_a_checkpoint_is_refused_with_the_key_to_trust_it(group: str) -> None:
+def test_user_code_in_a_checkpoint_is_refused_with_the_key_to_trust_it(group: str) -> None:
     config = STORED | {group: {"name": "my_package.nets:Net"}}
     with pytest.raises(ConfigError) as caught:
         saved_config.require_trusted(config, [])
@@ -138,12 +138,12 @@ OWN = STORED | {"model": {"name": "my_package.nets:Net"}}
 
 
 @pytest.mark.parametrize("trust", [["my_package"], ["other", "my_package"], ("my_package",), "my_package"], ids=str)
-def test_own_code_is_taken_from_a_package_that_is_trusted(trust: list[str] | str) -> None:
+def test_user_code_is_imported_from_a_trusted_package(trust: list[str] | str) -> None:
     assert saved_config.require_trusted(OWN, trust) is None
 
 
 @pytest.mark.parametrize("trust", [[], "", ["other"], "other", ["my_pack"], "my_package_and_more", ["nets"]], ids=str)
-def test_own_code_is_refused_where_another_package_is_trusted(trust: list[str] | str) -> None:
+def test_user_code_is_refused_if_another_package_is_trusted(trust: list[str] | str) -> None:
     with pytest.raises(ConfigError, match="wants to run my_package"):
         saved_config.require_trusted(OWN, trust)
 

@@ -128,7 +128,7 @@ def test_every_key_outside_the_groups_has_a_meaning_and_a_known_hint(source: str
 
 
 @pytest.mark.parametrize("name", ["Train", "Eval", "EvalData", "Predict"])
-def test_what_is_read_from_the_source_is_what_python_sees(name: str) -> None:
+def test_a_signature_read_from_source_equals_the_one_python_sees(name: str) -> None:
     found = signatures.builtin("config/settings.py", name)
     assert found is not None
     real = signatures.user_signature(getattr(settings, name))
@@ -161,7 +161,7 @@ def test_a_function_is_read_from_its_source(package: Path) -> None:
     assert not found.takes_any
 
 
-def test_a_function_with_any_keywords_says_so_and_knows_its_defaults(package: Path) -> None:
+def test_a_function_with_kwargs_says_so_and_knows_its_defaults(package: Path) -> None:
     found = signatures.builtin("source.py", "takes_any")
     assert found is not None
     assert found.takes_any
@@ -187,12 +187,12 @@ def test_a_class_without_a_constructor_is_read_from_its_fields(package: Path) ->
 
 
 @pytest.mark.parametrize(("source", "name"), [("source.py", "nothing"), ("nowhere.py", "option")])
-def test_what_is_not_there_has_no_signature(package: Path, source: str, name: str) -> None:
+def test_a_missing_object_has_no_signature(package: Path, source: str, name: str) -> None:
     with pytest.raises(signatures.SignatureNotFound):
         signatures.builtin(source, name)
 
 
-def test_a_class_of_several_words_goes_by_both_names(tmp_path: Path, package: Path) -> None:
+def test_a_class_of_several_words_matches_both_spellings(tmp_path: Path, package: Path) -> None:
     (package / "my_net.py").write_text('class MyNet:\n    """A net."""\n')
     assert signatures.builtin("my_net.py", "my_net") == signatures.builtin("my_net.py", "mynet")
 
@@ -208,7 +208,7 @@ def test_public_names_are_functions_and_classes_without_an_underscore(package: P
     assert signatures.public_names("source.py") == ["option", "takes_any", "thing", "plain"]
 
 
-def test_meanings_are_the_lines_of_the_args_section_alone() -> None:
+def test_meanings_come_only_from_the_args_section() -> None:
     document = "Summary: not a key.\n\nArgs:\n    lr: rate: of learning\n    two words: no key\n\nRaises: nothing\n"
     assert signatures.argument_meanings(document) == {"lr": "rate: of learning"}
 
@@ -247,7 +247,7 @@ NUMBER = 3
 '''
 
 
-def test_a_persons_own_class_is_read_by_import_path(write: Write) -> None:
+def test_a_user_class_is_read_by_import_path(write: Write) -> None:
     write("own_nets", OWN)
     found = signatures.user_signature(signatures.user_object("own_nets:Net"))
     assert found.summary == "My net."
@@ -260,7 +260,7 @@ def test_a_persons_own_class_is_read_by_import_path(write: Write) -> None:
     assert not found.takes_any
 
 
-def test_a_persons_own_function_with_any_keywords_says_so(write: Write) -> None:
+def test_a_user_function_with_kwargs_says_so(write: Write) -> None:
     write("own_nets", OWN)
     found = signatures.user_signature(signatures.user_object("own_nets:make"))
     assert (list(found.keys), found.takes_any) == (["named_parameters"], True)
@@ -273,7 +273,7 @@ def test_hints_that_cannot_be_resolved_allow_any_value_but_no_other_key(write: W
     assert found == signatures.Signature("Its hint names what is not imported.", {"x": key}, takes_any=False)
 
 
-def test_the_current_folder_is_searched_for_a_persons_own_code(write: Write, tmp_path: Path) -> None:
+def test_the_current_folder_is_searched_for_user_code(write: Write, tmp_path: Path) -> None:
     write("own_nets", OWN)
     assert str(tmp_path) not in sys.path
     assert signatures.user_object("own_nets:Net").__module__ == "own_nets"
@@ -293,7 +293,7 @@ def test_the_current_folder_is_searched_for_a_persons_own_code(write: Write, tmp
         ("broken:Net", "broken:Net: cannot import broken (SyntaxError: "),
     ],
 )
-def test_a_path_that_leads_nowhere_is_a_config_error(write: Write, path: str, message: str) -> None:
+def test_a_missing_import_path_is_a_config_error(write: Write, path: str, message: str) -> None:
     write("own_nets", OWN)
     write("raises", "1 / 0\n")
     write("broken", "def (:\n")

@@ -76,7 +76,7 @@ def test_every_key_of_an_option_stands_in_its_yaml_and_no_other(group: str, name
 
 
 @pytest.mark.parametrize(("group", "name"), BUILT_IN)
-def test_defaults_stand_in_yaml_alone(group: str, name: str) -> None:
+def test_defaults_are_only_in_yaml(group: str, name: str) -> None:
     signature = registry.signature(group, name)
     assert signature is not None
     # Factors on rates came later: a person's own YAML may be without them. Augmentation is
@@ -96,7 +96,7 @@ def test_every_built_in_option_has_a_yaml_file_of_its_name(group: str) -> None:
     assert all(written(group, name)["name"] == name for name in files)
 
 
-def test_all_faults_are_found_at_once(config: dict[str, Any]) -> None:
+def test_all_problems_are_found_together(config: dict[str, Any]) -> None:
     config |= {"epochs": 0, "sed": 1, "model": {"name": "lennet"}}
     config["optim"] |= {"lrr": 1, "lr": -5, "momentum": "x"}
     config["data"]["val"] = 1.5
@@ -129,7 +129,7 @@ def test_all_faults_are_found_at_once(config: dict[str, Any]) -> None:
         ("task", "label_smooth", "task.label_smooth: no such key; did you mean task.label_smoothing?"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_name(
+def test_an_unknown_key_is_reported_with_the_nearest_name(
     config: dict[str, Any], node: str, key: str, message: str
 ) -> None:
     (config[node] if node else config)[key] = 1
@@ -158,18 +158,18 @@ def test_an_unknown_key_is_told_with_the_nearest_name(
         ("task", {"name": "zzz"}, "task.name=zzz: no such task; there are classification, reconstruction, regression"),
     ],
 )
-def test_a_wrong_value_is_told_with_the_rule(config: dict[str, Any], key: str, value: object, message: str) -> None:
+def test_a_wrong_value_is_reported_with_the_rule(config: dict[str, Any], key: str, value: object, message: str) -> None:
     config[key] = value
     assert faults(config) == [message]
 
 
-def test_a_group_without_keys_is_one_fault(config: dict[str, Any]) -> None:
+def test_a_group_without_keys_is_one_problem(config: dict[str, Any]) -> None:
     config["optim"] = None
     (fault,) = validation.find_problems(config, "train")
     assert (fault.key, fault.text.endswith(": must be a group of keys")) == ("optim", True)
 
 
-def test_a_fault_names_where_its_value_is_from(config: dict[str, Any]) -> None:
+def test_a_problem_names_the_source_of_its_value(config: dict[str, Any]) -> None:
     config |= {"epochs": 0, "sed": 1, "model": {"name": "lennet"}}
     origins = {"epochs": "the command line", "sed": "mine.yaml", "model.name": "other.yaml"}
     assert faults(config, lambda key: origins.get(key, "")) == [
@@ -179,7 +179,7 @@ def test_a_fault_names_where_its_value_is_from(config: dict[str, Any]) -> None:
     ]
 
 
-def test_what_the_program_passes_in_is_no_key(config: dict[str, Any]) -> None:
+def test_an_argument_injected_by_the_program_is_not_a_key(config: dict[str, Any]) -> None:
     config["model"] |= {"input_shape": [1, 2, 3], "num_classes": 4}
     assert [fault.partition(":")[0] for fault in faults(config)] == ["model.input_shape", "model.num_classes"]
 
@@ -202,7 +202,7 @@ def test_bind_finds_the_code_behind_every_option(group: str, name: str) -> None:
     assert bound.func.__name__.lower() == name
 
 
-def test_bind_passes_own_and_injected_arguments_and_no_others() -> None:
+def test_partial_call_passes_only_config_and_injected_arguments() -> None:
     node = {"name": "line", "count": 3, "val": 0, "limit": None, "flip": True}
     bound = registry.partial_call("data", node, device="not for this function")
     assert (bound.args, bound.keywords) == ((), {"count": 3})
@@ -226,7 +226,7 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_code")
-def test_a_persons_own_code_is_checked_like_the_built_in(config: dict[str, Any]) -> None:
+def test_user_code_is_checked_like_built_in_code(config: dict[str, Any]) -> None:
     config["optim"] = {"name": "schema_own:strict", "decay": "x", "momentum": 0.9}
     assert faults(config) == [
         "optim.decay=x: must be a number",
@@ -236,14 +236,14 @@ def test_a_persons_own_code_is_checked_like_the_built_in(config: dict[str, Any])
 
 
 @pytest.mark.usefixtures("own_code")
-def test_own_code_with_any_keywords_takes_all_keys(config: dict[str, Any]) -> None:
+def test_user_code_with_kwargs_accepts_all_keys(config: dict[str, Any]) -> None:
     config["optim"] = {"name": "schema_own:lenient", "anything": [1, 2]}
     assert faults(config) == []
     assert registry.partial_call("optim", config["optim"]).keywords == {"anything": [1, 2]}
 
 
 @pytest.mark.usefixtures("own_code")
-def test_own_code_that_is_not_there_is_a_fault_among_the_others(config: dict[str, Any]) -> None:
+def test_missing_user_code_is_one_problem_among_the_others(config: dict[str, Any]) -> None:
     config |= {"epochs": 0, "optim": {"name": "schema_own:nothing"}}
     assert faults(config) == [
         "epochs=0: must be a whole number >= 1",
@@ -264,12 +264,12 @@ def test_a_suggestion_is_the_nearest_name_or_all_of_a_few(word: str, known: list
     assert suggest(word, known) == hint
 
 
-def test_every_fault_is_told_on_a_line_of_its_own() -> None:
+def test_every_problem_is_reported_on_a_separate_line() -> None:
     found = [Problem("a", "=1: must be 2"), Problem("b", ": no such key")]
     with pytest.raises(ConfigError) as caught:
         raise_problems(found)
     assert (str(caught.value), caught.value.exit_code) == ("a=1: must be 2\nb: no such key", 2)
 
 
-def test_no_fault_is_fine() -> None:
+def test_a_config_without_problems_passes() -> None:
     assert raise_problems([]) is None

@@ -68,7 +68,7 @@ def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -
 
 
 @EACH
-def test_pictures_are_changed_and_each_epoch_changes_them_otherwise(ways: dict[str, Any]) -> None:
+def test_each_epoch_augments_images_differently(ways: dict[str, Any]) -> None:
     plain = torch.cat([images for images, _ in epoch(batches({}))])
     changed = torch.cat([images for images, _ in epoch(batches(ways))])
     assert plain.shape == changed.shape
@@ -79,7 +79,7 @@ def test_pictures_are_changed_and_each_epoch_changes_them_otherwise(ways: dict[s
 
 @EACH
 @pytest.mark.parametrize("first", range(5))
-def test_from_a_later_batch_on_an_epoch_goes_on_as_from_its_beginning(ways: dict[str, Any], first: int) -> None:
+def test_an_epoch_started_at_a_later_batch_has_the_same_batches(ways: dict[str, Any], first: int) -> None:
     assert same(epoch(batches(ways), 1, first), epoch(batches(ways), 1)[first:])
 
 
@@ -117,7 +117,7 @@ def test_other_generators_neither_matter_nor_move(ways: dict[str, Any]) -> None:
 
 
 @EACH
-def test_evaluation_sees_the_pictures_as_they_are(ways: dict[str, Any]) -> None:
+def test_evaluation_images_are_not_augmented(ways: dict[str, Any]) -> None:
     assert same(list(batches(ways).in_order()), list(batches({}).in_order()))
 
 
@@ -169,7 +169,7 @@ def mirrored(number: int) -> Tensor:
     return (images[:, 0, 0, 0] == 255)[targets.argsort()]
 
 
-def test_alternate_mirrors_each_picture_in_every_second_epoch_and_half_of_them_at_first() -> None:
+def test_alternate_flips_each_image_in_every_second_epoch_and_half_of_them_first() -> None:
     epochs = [mirrored(number) for number in range(4)]
     assert 160 < int(epochs[0].sum()) < 240
     assert torch.equal(epochs[1], ~epochs[0])
@@ -213,7 +213,7 @@ def test_a_quarter_turn_is_rot90() -> None:
     torch.testing.assert_close(warp(images, angles, None), expected.float(), rtol=0, atol=1e-2)
 
 
-def test_angles_are_even_within_what_is_asked_for() -> None:
+def test_angles_are_uniform_in_the_requested_range() -> None:
     source = batches({"rotate": 30})
     angles = torch.cat([drawn_of(source, number).angles for number in range(40)]) * 180 / math.pi
     assert float(angles.abs().max()) <= 30
@@ -276,7 +276,7 @@ def test_cutout_equals_a_loop_over_the_pixels(side: int) -> None:
         assert torch.equal(wiped, expected)
 
 
-def test_mixed_pictures_equal_a_loop_over_the_pixels() -> None:
+def test_mixed_images_equal_a_loop_over_the_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
     images, others = (torch.randn(4, 2, 5, 6, generator=generator) for _ in range(2))
     shares = torch.tensor([0.25, 0.6, 1.0, 0.8])
@@ -292,7 +292,7 @@ def test_mixed_pictures_equal_a_loop_over_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("ways", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.3, "cutmix": 0.7}], ids=str)
-def test_targets_are_mixed_as_the_pictures_are(ways: dict[str, Any]) -> None:
+def test_targets_are_mixed_like_the_images(ways: dict[str, Any]) -> None:
     """Each example is a picture of one grey, so that the mean of its pixels tells what it was mixed from."""
     greys = torch.tensor([0, 50, 100, 250], dtype=torch.uint8)[torch.arange(COUNT) % CLASSES]
     examples = Examples(greys.view(-1, 1, 1, 1).expand(-1, 1, 9, 11), torch.arange(COUNT) % CLASSES, tuple("abcd"))
@@ -305,7 +305,7 @@ def test_targets_are_mixed_as_the_pictures_are(ways: dict[str, Any]) -> None:
         torch.testing.assert_close(images.mean(dim=(1, 2, 3)), expected, rtol=1e-3, atol=1e-2)
 
 
-def test_each_picture_is_mixed_with_the_next_one_of_its_batch() -> None:
+def test_each_image_is_mixed_with_the_next_one_of_its_batch() -> None:
     plain, mixed = epoch(batches({})), epoch(batches({"mixup": 1}))
     for (images, targets), (blended, shares) in zip(plain, mixed, strict=True):
         share = (shares * F.one_hot(targets, CLASSES)).sum(dim=1)
@@ -317,13 +317,13 @@ def test_each_picture_is_mixed_with_the_next_one_of_its_batch() -> None:
 
 
 @pytest.mark.parametrize("shape", [0.2, 1.0, 4.0])
-def test_shares_of_mixup_have_a_beta_distribution(shape: float) -> None:
+def test_mixup_weights_have_a_beta_distribution(shape: float) -> None:
     shares = torch.cat([drawn_of(batches({"mixup": shape}), number).shares for number in range(100)])
     assert float(shares.mean()) == pytest.approx(0.5, abs=0.03)
     assert float(shares.var()) == pytest.approx(1 / (4 * (2 * shape + 1)), rel=0.1)
 
 
-def test_boxes_of_cutmix_are_as_large_as_what_the_targets_give_away() -> None:
+def test_cutmix_boxes_are_as_large_as_the_target_weights() -> None:
     for number in range(20):
         draws = drawn_of(batches({"cutmix": 1}), number)
         top, bottom, left, right = draws.boxes.T
@@ -332,7 +332,7 @@ def test_boxes_of_cutmix_are_as_large_as_what_the_targets_give_away() -> None:
         assert int(right.max()) <= 6
 
 
-def test_both_ways_of_mixing_take_half_of_the_pictures_each() -> None:
+def test_mixup_and_cutmix_together_take_half_of_the_images_each() -> None:
     boxes = torch.cat([drawn_of(batches({"mixup": 1, "cutmix": 1}), number).boxes for number in range(40)])
     assert 0.35 < float((boxes[:, 1] > boxes[:, 0]).double().mean()) < 0.55  # some boxes are empty
 
@@ -356,7 +356,7 @@ def test_a_number_for_each_example_is_mixed_as_one() -> None:
     torch.testing.assert_close(found, draws.shares[:6] * targets[:6] + (1 - draws.shares[:6]) * targets[6:12])
 
 
-def test_loss_and_accuracy_of_shares_of_classes_equal_their_definitions() -> None:
+def test_loss_and_accuracy_of_soft_targets_equal_their_definitions() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(6, CLASSES, generator=generator)
     targets = torch.rand(6, CLASSES, generator=generator).softmax(dim=1)

@@ -73,7 +73,7 @@ def test_the_test_batch_is_read_back(data_root: Path, cifar10_sums: Sums) -> Non
     assert numpy.array_equal(found.targets, labels)
 
 
-def test_pictures_are_contiguous_bytes_with_int64_labels_and_class_names(data_root: Path, cifar10_sums: Sums) -> None:
+def test_images_are_contiguous_bytes_with_int64_labels_and_class_names(data_root: Path, cifar10_sums: Sums) -> None:
     found = load(data_root)
     assert (found.images.dtype, found.images.shape) == (torch.uint8, (200, 3, 32, 32))
     assert found.images.is_contiguous()
@@ -228,7 +228,7 @@ def test_an_altered_pickle_is_never_unpickled(name: str, split: str, own_root: P
     assert not (tmp_path / "made").exists()
 
 
-def test_doing_what_the_message_says_mends_a_damaged_folder(
+def test_following_the_message_repairs_a_damaged_folder(
     own_root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (own_root / FOLDER / "test_batch").write_bytes(b"damaged")

@@ -22,7 +22,7 @@ def contents(examples: Examples) -> set[bytes]:
     return {image.numpy().tobytes() for image in examples.images}
 
 
-def test_the_digits_are_1797_byte_pictures_of_28_by_28(splits: tuple[Examples, Examples]) -> None:
+def test_the_digits_are_1797_uint8_images_of_28_by_28(splits: tuple[Examples, Examples]) -> None:
     train, test = splits
     assert train.images.dtype == test.images.dtype == torch.uint8
     assert train.images.shape[1:] == test.images.shape[1:] == (1, 28, 28)
@@ -62,7 +62,7 @@ def test_the_digits_pixels_go_from_0_to_255(splits: tuple[Examples, Examples]) -
         assert (int(part.images.min()), int(part.images.max())) == (0, 255)
 
 
-def test_the_labels_are_those_of_the_pictures(splits: tuple[Examples, Examples]) -> None:
+def test_the_labels_are_those_of_the_images(splits: tuple[Examples, Examples]) -> None:
     train, test = splits
     means = torch.stack([train.images[train.targets == label].float().mean(0).flatten() for label in range(10)])
     nearest = torch.cdist(test.images.float().flatten(1), means).argmin(1)

@@ -132,7 +132,7 @@ def tree(root: Path) -> dict[str, tuple[int, int]]:
 # --- one process
 
 
-def test_what_was_fetched_lies_as_torchvision_has_it_and_nothing_else_stays(offer: Offer, tmp_path: Path) -> None:
+def test_a_download_has_the_layout_of_torchvision_and_leaves_nothing_else(offer: Offer, tmp_path: Path) -> None:
     root = tmp_path / "root"
     with failing(offer.served, tmp_path / "journal", {}) as address:
         offer.point_to(address)
@@ -178,7 +178,7 @@ def test_a_server_that_fails_three_times_is_reported(offer: Offer, tmp_path: Pat
     assert len(requests(tmp_path / "journal")) == 3
 
 
-def test_without_a_network_there_is_one_try_and_the_message_says_what_to_fetch(
+def test_without_a_network_there_is_one_attempt_and_the_message_names_the_files(
     offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "PAUSES", (-1.0, -1.0))  # a second try would end in another error
@@ -191,22 +191,20 @@ def test_without_a_network_there_is_one_try_and_the_message_says_what_to_fetch(
     assert str(tmp_path) in message
 
 
-def test_the_default_timeout_of_sockets_is_what_it_was(offer: Offer, tmp_path: Path) -> None:
+def test_the_default_socket_timeout_is_restored(offer: Offer, tmp_path: Path) -> None:
     with pytest.raises(InputError):
         offer.load("test", root=str(tmp_path))
     assert socket.getdefaulttimeout() is None
 
 
-def test_packed_files_in_place_are_taken_without_a_network(offer: Offer, tmp_path: Path) -> None:
+def test_existing_packed_files_are_used_without_a_network(offer: Offer, tmp_path: Path) -> None:
     for path in offer.packed:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(offer.whole[path])
     assert offer.arrived(tmp_path)
 
 
-def test_a_damaged_packed_file_in_place_is_fetched_anew_and_without_a_network_left_alone(
-    offer: Offer, tmp_path: Path
-) -> None:
+def test_a_damaged_packed_file_is_downloaded_again_or_kept_without_a_network(offer: Offer, tmp_path: Path) -> None:
     root, path = tmp_path / "root", tmp_path / "root" / offer.packed[0]
     path.parent.mkdir(parents=True)
     path.write_bytes(offer.whole[offer.packed[0]][:1000])
@@ -224,7 +222,7 @@ def test_a_damaged_packed_file_in_place_is_fetched_anew_and_without_a_network_le
 
 @pytest.mark.parametrize("count", [6, pytest.param(100, marks=torture)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_download_ended_at_any_moment_leaves_nothing_that_is_taken_for_data(
+def test_a_download_interrupted_at_any_moment_leaves_no_invalid_data(
     number: signal.Signals, count: int, offer: Offer, tmp_path: Path
 ) -> None:
     root, generator = tmp_path / "root", random.Random(count)
@@ -245,7 +243,7 @@ def test_a_download_ended_at_any_moment_leaves_nothing_that_is_taken_for_data(
     assert not offer.partial(root)
 
 
-def test_a_start_after_a_kill_goes_on_with_the_packed_files_that_were_finished(
+def test_a_start_after_a_kill_reuses_finished_packed_files(
     packed: Path, mnist_sums: dict[str, str], tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -396,7 +394,7 @@ def give_up_rights() -> None:
         os.setuid(65534)
 
 
-def test_what_is_frozen_cannot_be_written_and_an_attempt_is_seen(frozen: Path) -> None:
+def test_frozen_data_cannot_be_written_and_an_attempt_is_detected(frozen: Path) -> None:
     freeze(frozen)
 
     def try_to_write() -> bool:

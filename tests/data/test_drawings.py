@@ -41,7 +41,7 @@ def test_a_drawing_anywhere_on_paper_of_any_size_is_centred_in_20_of_28_pixels(
     assert (levels(found).min(), levels(found).max()) == (0, 255)
 
 
-def test_what_is_wide_is_as_wide_as_the_box() -> None:
+def test_a_wide_drawing_fills_the_width_of_the_box() -> None:
     found = drawings.centered(drawings.inverted(drawn(box=(20, 30, 160, 50))), (28, 42))
     columns = numpy.flatnonzero((levels(found) > 127).any(axis=0))
     assert (found.size, len(columns)) == ((42, 28), 20)
@@ -59,7 +59,7 @@ def test_grey_paper_and_a_pale_pen_become_black_and_white() -> None:
     assert (found.min(), found.max()) == (0, 255)
 
 
-def test_a_blank_page_and_a_picture_that_fills_its_frame_stay_as_they_are() -> None:
+def test_a_blank_page_and_an_image_that_fills_its_frame_are_unchanged() -> None:
     noise = numpy.random.default_rng(0).integers(0, 256, (40, 40), dtype=numpy.uint8)
     for picture in (Image.new("L", (30, 40), 250), Image.new("L", (1, 1), 0), Image.fromarray(noise)):
         assert numpy.array_equal(levels(drawings.centered(picture, (28, 28))), levels(picture))
@@ -72,12 +72,12 @@ def test_paper_is_dark_or_light_by_its_edge() -> None:
 
 
 @pytest.mark.parametrize(("mean", "dark"), [((0.1307,), True), ((0.286,), True), ((0.9, 0.8, 0.85), False)], ids=str)
-def test_a_mean_tells_what_a_network_knows(mean: tuple[float, ...], dark: bool) -> None:
+def test_the_training_mean_decides_between_dark_and_light_paper(mean: tuple[float, ...], dark: bool) -> None:
     assert drawings.knows_dark(mean) is dark
 
 
 @pytest.mark.parametrize("mean", [(0.5,), (0.0,), (1.0,), (0.49, 0.48, 0.45)], ids=str)
-def test_a_mean_that_tells_nothing_is_refused_with_what_to_do(mean: tuple[float, ...]) -> None:
+def test_an_ambiguous_training_mean_is_refused_with_advice(mean: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="Set invert=true or invert=false"):
         drawings.knows_dark(mean)
 

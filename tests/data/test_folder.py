@@ -130,14 +130,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     return root, damaged
 
 
-def test_odd_pictures_are_all_read_but_the_damaged_ones(odd: tuple[Path, list[Path]]) -> None:
+def test_odd_images_are_all_read_but_the_damaged_ones(odd: tuple[Path, list[Path]]) -> None:
     root, damaged = odd
     train, test = load(root, "train"), load(root, "test")
     assert len(damaged) == DAMAGED
     assert len(train.images) + len(test.images) == COUNT - DAMAGED
 
 
-def test_damaged_pictures_are_named_in_the_log_with_a_reason(odd: tuple[Path, list[Path]], log: list[str]) -> None:
+def test_damaged_images_are_named_in_the_log_with_a_reason(odd: tuple[Path, list[Path]], log: list[str]) -> None:
     root, damaged = odd
     for split in ("train", "test"):
         load(root, split)
@@ -157,7 +157,7 @@ def test_how_many_were_read_and_left_out_is_logged(odd: tuple[Path, list[Path]],
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("fit", ["resize", "crop"])
-def test_odd_pictures_have_the_label_of_their_folder(
+def test_odd_images_have_the_label_of_their_folder(
     split: str, channels: int, fit: str, odd: tuple[Path, list[Path]]
 ) -> None:
     found = read(odd[0], split, channels=channels, fit=fit)
@@ -202,7 +202,7 @@ def test_of_class_folders_a_fifth_of_each_class_is_the_test_set(tmp_path: Path) 
     assert abs(sum(name.startswith("small") for name in test) - 10 * 12 / 52) < 1
 
 
-def test_of_class_folders_no_picture_is_for_training_and_testing_and_none_is_lost(tmp_path: Path) -> None:
+def test_class_folders_are_split_without_overlap_or_loss(tmp_path: Path) -> None:
     make(tmp_path, *MANY)
     assert sorted(names(tmp_path, "train") + names(tmp_path, "test")) == sorted(MANY)
 
@@ -218,7 +218,7 @@ def test_class_folders_have_no_validation_split(tmp_path: Path) -> None:
     assert read(make(tmp_path, *MANY), "val") is None
 
 
-def test_too_few_pictures_for_a_test_set_are_all_for_training(tmp_path: Path) -> None:
+def test_too_few_images_for_a_test_set_are_all_for_training(tmp_path: Path) -> None:
     make(tmp_path, "a/1.png", "b/1.png")
     assert len(load(tmp_path, "train").images) == 2
     assert read(tmp_path, "test") is None
@@ -251,7 +251,7 @@ def test_a_train_folder_alone_has_no_test_split(tmp_path: Path) -> None:
     assert read(tmp_path, "test") is None
 
 
-def test_a_class_without_test_pictures_keeps_the_labels_of_the_others(tmp_path: Path) -> None:
+def test_a_class_without_test_images_keeps_the_labels_of_the_others(tmp_path: Path) -> None:
     make(tmp_path, *SPLITS[:3], "test/b/5.png")
     found = load(tmp_path, "test")
     assert found.targets.tolist() == [1]
@@ -310,7 +310,7 @@ def test_a_folder_without_class_folders_is_refused(kind: str, tmp_path: Path) ->
     assert refusal(tmp_path) == f"{place}: expected a sub-folder of pictures for each class, found none"
 
 
-def test_class_folders_without_pictures_are_refused_with_the_endings_that_count(tmp_path: Path) -> None:
+def test_class_folders_without_images_are_refused_with_the_endings_that_count(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes.txt").touch()
@@ -319,13 +319,13 @@ def test_class_folders_without_pictures_are_refused_with_the_endings_that_count(
     assert ".jpg, " in message
 
 
-def test_a_split_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
     make(tmp_path, *SPLITS)
     (tmp_path / "val" / "a").mkdir(parents=True)
     assert refusal(tmp_path, "val").startswith(f"{tmp_path / 'val'}: expected pictures (")
 
 
-def test_when_every_picture_is_damaged_the_folder_is_refused(tmp_path: Path) -> None:
+def test_when_every_image_is_damaged_the_folder_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.png", "train/b/2.png", "train/b/3.png")
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"")

@@ -71,14 +71,14 @@ def test_the_test_files_are_read_back_as_written(data_root: Path) -> None:
     assert is_generated(load(data_root, "test"), count=50, seed=1)
 
 
-def test_pictures_are_bytes_of_one_channel_with_int64_labels(data_root: Path) -> None:
+def test_images_are_bytes_of_one_channel_with_int64_labels(data_root: Path) -> None:
     found = load(data_root)
     assert (found.images.dtype, found.images.shape) == (torch.uint8, (200, 1, 28, 28))
     assert (found.targets.dtype, found.targets.shape) == (torch.int64, (200,))
     assert found.classes == tuple("0123456789")
 
 
-def test_pictures_are_the_reader_own_memory(data_root: Path) -> None:
+def test_images_are_in_memory_of_the_reader(data_root: Path) -> None:
     load(data_root).images.zero_()  # a view of the file's bytes would not be writable
     assert int(load(data_root).images.max()) > 0
 
@@ -86,7 +86,7 @@ def test_pictures_are_the_reader_own_memory(data_root: Path) -> None:
 @pytest.mark.parametrize(
     ("load", "name", "last"), [(fashion_mnist, "FashionMNIST", "Ankle boot"), (kmnist, "KMNIST", "wo")]
 )
-def test_the_kin_of_mnist_are_read_from_their_own_folders_with_their_own_names(
+def test_variants_of_mnist_are_read_from_their_folders_with_their_class_names(
     load: Callable[..., Examples | None], name: str, last: str, tmp_path: Path
 ) -> None:
     generated.write_mnist(tmp_path, train=20, test=10, name=name)
@@ -161,7 +161,7 @@ def test_missing_files_are_downloaded(packed: Path, tmp_path: Path, monkeypatch:
         assert is_generated(load(tmp_path / "new", "test"), count=50, seed=1)
 
 
-def test_what_was_downloaded_is_read_when_the_server_is_gone(
+def test_downloaded_files_are_read_without_the_server(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(packed, monkeypatch):
@@ -280,7 +280,7 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_refused_with_what_was_expected_and_found_and_what_to_do(damage: str, own_root: Path) -> None:
+def test_a_damaged_file_is_refused_with_expected_and_actual_content_and_advice(damage: str, own_root: Path) -> None:
     name, alter, expected, found = DAMAGES[damage]
     path = own_root / "MNIST" / "raw" / name
     path.write_bytes(alter(path.read_bytes()))
@@ -332,7 +332,7 @@ def check_damages(root: Path, folder: str, load: Loader, kinds: tuple[str, ...],
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_every_damaged_file_whose_sum_is_known_is_refused_with_both_sums(
+def test_every_damaged_file_with_a_known_checksum_is_refused_with_both_checksums(
     count: int, own_root: Path, mnist_sums: Sums
 ) -> None:
     refused = 0
@@ -374,7 +374,7 @@ def test_every_damaged_file_of_the_real_mnist_is_refused_with_both_sums(
         assert f"expected SHA-256 {known}, found {found} " in damaged.message
 
 
-def test_one_wrong_label_is_refused_where_the_sum_is_known(own_root: Path, mnist_sums: Sums) -> None:
+def test_one_wrong_label_is_refused_if_the_checksum_is_known(own_root: Path, mnist_sums: Sums) -> None:
     path = own_root / "MNIST" / "raw" / LABELS
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] - 1]))
@@ -402,7 +402,7 @@ def test_a_folder_in_place_of_a_file_is_refused_by_name(own_root: Path) -> None:
     assert refusal(own_root).startswith(f"{path}: cannot be read")
 
 
-def test_doing_what_the_message_says_mends_a_damaged_file(own_root: Path, packed: Path) -> None:
+def test_following_the_message_repairs_a_damaged_file(own_root: Path, packed: Path) -> None:
     raw = own_root / "MNIST" / "raw"
     shutil.copytree(packed, raw, dirs_exist_ok=True)
     (raw / IMAGES).write_bytes(b"damaged")

@@ -57,7 +57,7 @@ def same(one: Examples, other: Examples) -> bool:
     return torch.equal(one.images, other.images) and torch.equal(one.targets, other.targets) and one[2] == other[2]
 
 
-def test_the_next_start_has_the_same_pictures_and_decodes_none(root: Path, kept: Path, decodings: list[Path]) -> None:
+def test_the_next_start_has_the_same_images_and_decodes_none(root: Path, kept: Path, decodings: list[Path]) -> None:
     first = [read(root, split) for split in ("train", "test")]
     assert len(decodings) == 80
     assert all(same(one, read(root, split)) for one, split in zip(first, ("train", "test"), strict=True))
@@ -65,7 +65,7 @@ def test_the_next_start_has_the_same_pictures_and_decodes_none(root: Path, kept:
     assert len(list(kept.iterdir())) == 2
 
 
-def test_damaged_pictures_are_named_at_each_start(root: Path, kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_images_are_named_at_each_start(root: Path, kept: Path, caplog: pytest.LogCaptureFixture) -> None:
     told = []
     for _ in range(2):
         caplog.clear()
@@ -85,7 +85,7 @@ def write(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "written", "touched", "replaced by one as large"])
-def test_changed_pictures_are_decoded_again(root: Path, kept: Path, decodings: list[Path], change: str) -> None:
+def test_changed_images_are_decoded_again(root: Path, kept: Path, decodings: list[Path], change: str) -> None:
     write(root / "dark" / "one.bmp")
     read(root), read(root, "test")
     before = len(decodings)
@@ -141,7 +141,7 @@ def test_a_damaged_file_of_them_counts_as_none_and_is_written_anew(
 
 
 @pytest.mark.parametrize("place", range(0, 100, 3))
-def test_any_altered_byte_gives_the_same_pictures_or_none(root: Path, kept: Path, place: int) -> None:
+def test_any_altered_byte_gives_the_same_images_or_none(root: Path, kept: Path, place: int) -> None:
     first = read(root)
     (file,) = kept.iterdir()
     content = bytearray(file.read_bytes())
@@ -158,7 +158,7 @@ def test_other_sizes_and_splits_are_kept_apart(root: Path, kept: Path) -> None:
     assert len(list(kept.iterdir())) == 3
 
 
-def test_where_nothing_can_be_written_pictures_are_decoded_each_time(
+def test_without_write_permission_images_are_decoded_each_time(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[Path]
 ) -> None:
     (tmp_path / "a file").touch()
@@ -167,9 +167,7 @@ def test_where_nothing_can_be_written_pictures_are_decoded_each_time(
     assert len(decodings) == 2 * len({*decodings})
 
 
-def test_what_the_system_would_not_let_be_read_is_tried_again(
-    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_could_not_be_read_are_tried_again(root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Path.open
 
     def refusing(path: Path, *how: Any, **more: Any) -> Any:
@@ -199,7 +197,7 @@ def test_an_empty_variable_keeps_nothing(root: Path, monkeypatch: pytest.MonkeyP
     assert [path.parent.name for path in (tmp_path / "cache").rglob("*.safetensors")] == ["dltrain"]
 
 
-def test_a_folder_of_nothing_but_damaged_pictures_is_refused_at_each_start(tmp_path: Path, kept: Path) -> None:
+def test_a_folder_of_nothing_but_damaged_images_is_refused_at_each_start(tmp_path: Path, kept: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
         (tmp_path / "photos" / "train" / name / "1.png").write_bytes(b"no picture")
@@ -209,7 +207,7 @@ def test_a_folder_of_nothing_but_damaged_pictures_is_refused_at_each_start(tmp_p
     assert not kept.exists()
 
 
-def test_a_run_on_kept_pictures_is_the_run_on_decoded_ones(dltrain: Command, root: Path, kept: Path) -> None:
+def test_a_run_on_cached_images_equals_one_on_decoded_images(dltrain: Command, root: Path, kept: Path) -> None:
     words = ["train", "data=folder", f"data.root={root}", "data.size=[8,8]", "model=mlp", "epochs=2", "log_every=3"]
     first, second = dltrain(*words), dltrain(*words)
     assert first.code == second.code == 0

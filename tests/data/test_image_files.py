@@ -70,7 +70,7 @@ STORED = [
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("mode", "ending", "tolerance"), STORED)
-def test_a_picture_of_any_mode_is_read_as_it_looks(
+def test_an_image_of_any_mode_is_read_as_it_looks(
     mode: str, ending: str, tolerance: int, channels: int, tmp_path: Path
 ) -> None:
     picture = gradient().convert("RGBA").convert("P").convert("PA") if mode == "PA" else gradient().convert(mode)
@@ -83,7 +83,7 @@ def test_a_picture_of_any_mode_is_read_as_it_looks(
     assert abs(found - pixels(looks, channels)).max() <= max(tolerance, 2 - channels)
 
 
-def test_pictures_are_contiguous_bytes(tmp_path: Path) -> None:
+def test_images_are_contiguous_bytes(tmp_path: Path) -> None:
     gradient().save(tmp_path / "picture.png")
     for channels in (1, 3):
         found = image_files.decode(tmp_path / "picture.png", channels=channels, size=(5, 7), fit="resize")
@@ -173,7 +173,7 @@ def save_turned(path: Path, stored: numpy.ndarray, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", AS_STORED)
 @pytest.mark.parametrize("ending", ["png", "tiff"])
-def test_a_turned_picture_is_set_upright(ending: str, orientation: int, tmp_path: Path) -> None:
+def test_a_turned_image_is_set_upright(ending: str, orientation: int, tmp_path: Path) -> None:
     save_turned(tmp_path / f"picture.{ending}", AS_STORED[orientation], orientation)
     assert numpy.array_equal(decode(tmp_path / f"picture.{ending}", channels=1)[0], UPRIGHT)
 
@@ -219,7 +219,7 @@ def half_transparent(mode: str) -> tuple[Image.Image, dict[str, Any]]:
         ("P", "gif"),
     ],
 )
-def test_what_is_transparent_becomes_white(mode: str, ending: str, channels: int, tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(mode: str, ending: str, channels: int, tmp_path: Path) -> None:
     picture, options = half_transparent(mode)
     picture.save(tmp_path / f"picture.{ending}", **options)
     found = decode(tmp_path / f"picture.{ending}", channels=channels)
@@ -227,7 +227,7 @@ def test_what_is_transparent_becomes_white(mode: str, ending: str, channels: int
     assert numpy.unique(found[:, H // 2 :]).tolist() == [10]
 
 
-def test_black_that_is_transparent_becomes_white_in_a_picture_of_one_bit(tmp_path: Path) -> None:
+def test_black_that_is_transparent_becomes_white_in_an_image_of_one_bit(tmp_path: Path) -> None:
     Image.new("1", (W, H), 0).save(tmp_path / "picture.png", transparency=0)
     assert numpy.unique(decode(tmp_path / "picture.png")).tolist() == [255]
 
@@ -239,12 +239,12 @@ def test_a_palette_with_degrees_of_transparency_is_mixed_with_white(tmp_path: Pa
     assert decode(tmp_path / "picture.png", channels=1, size=(1, 3)).flatten().tolist() == [255, 127, 0]
 
 
-def test_what_is_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
     Image.new("RGBA", (W, H), (0, 100, 255, 128)).save(tmp_path / "picture.png")
     assert decode(tmp_path / "picture.png")[:, 0, 0].tolist() == pytest.approx([127, 177, 255], abs=1)
 
 
-def test_the_colour_under_what_is_transparent_does_not_shine_through_when_resized(tmp_path: Path) -> None:
+def test_the_colour_of_transparent_pixels_does_not_bleed_when_resized(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (32, 32), (255, 255, 255, 255))
     picture.paste((0, 0, 0, 0), (0, 0, 16, 32))
     picture.save(tmp_path / "picture.png")
@@ -263,7 +263,7 @@ def stripes(path: Path, width: int, height: int, *, stacked: bool) -> Path:
     return path
 
 
-def test_a_picture_of_the_size_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_image_of_the_size_stays_as_it_is(tmp_path: Path) -> None:
     gradient().save(tmp_path / "picture.png")
     for fit in ("resize", "crop"):
         assert numpy.array_equal(decode(tmp_path / "picture.png", fit=fit), pixels(gradient(), 3))
@@ -271,7 +271,7 @@ def test_a_picture_of_the_size_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fit", ["resize", "crop"])
 @pytest.mark.parametrize("sides", [(1, 1), (1, 400), (400, 1), (50, 3), (3, 50)])
-def test_any_picture_is_brought_to_height_and_width(sides: tuple[int, int], fit: str, tmp_path: Path) -> None:
+def test_any_image_is_brought_to_height_and_width(sides: tuple[int, int], fit: str, tmp_path: Path) -> None:
     Image.new("RGB", sides, (10, 20, 30)).save(tmp_path / "picture.png")
     found = decode(tmp_path / "picture.png", size=(4, 9), fit=fit)
     assert found.shape == (3, 4, 9)
@@ -279,7 +279,7 @@ def test_any_picture_is_brought_to_height_and_width(sides: tuple[int, int], fit:
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_resize_squeezes_the_whole_picture(stacked: bool, tmp_path: Path) -> None:
+def test_resize_squeezes_the_whole_image(stacked: bool, tmp_path: Path) -> None:
     width, height = (30, 90) if stacked else (90, 30)
     found = decode(stripes(tmp_path / "p.png", width, height, stacked=stacked), channels=1, size=(30, 30))[0]
     across = found[:, 15] if stacked else found[15]
@@ -288,7 +288,7 @@ def test_resize_squeezes_the_whole_picture(stacked: bool, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("scale", [1, 4])
-def test_crop_keeps_the_middle_of_the_picture(scale: int, stacked: bool, tmp_path: Path) -> None:
+def test_crop_keeps_the_middle_of_the_image(scale: int, stacked: bool, tmp_path: Path) -> None:
     width, height = (20 * scale, 60 * scale) if stacked else (60 * scale, 20 * scale)
     path = stripes(tmp_path / "p.png", width, height, stacked=stacked)
     found = decode(path, channels=1, size=(20, 20), fit="crop")[0]
@@ -347,7 +347,7 @@ def reason(path: Path) -> str:
 
 @pytest.mark.filterwarnings("ignore")  # a warning turned into an error must not be what refuses the file
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_whole_picture_is_refused_in_one_short_line(name: str, tmp_path: Path) -> None:
+def test_an_incomplete_image_is_refused_in_one_short_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(UNREADABLE[name])
     message = reason(tmp_path / name)
     assert 0 < len(message.strip()) <= 120
@@ -356,12 +356,12 @@ def test_what_is_no_whole_picture_is_refused_in_one_short_line(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_the_same_pictures_are_read_when_they_are_whole(ending: str, tmp_path: Path) -> None:
+def test_the_same_images_are_read_when_they_are_whole(ending: str, tmp_path: Path) -> None:
     (tmp_path / f"picture.{ending}").write_bytes(noise(ending))
     assert decode(tmp_path / f"picture.{ending}", size=(8, 8)).shape == (3, 8, 8)
 
 
-def test_a_picture_of_far_too_many_pixels_is_refused_as_a_bomb(tmp_path: Path) -> None:
+def test_an_image_of_far_too_many_pixels_is_refused_as_a_bomb(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(colour_png(50_000, 50_000, 8, [b""]))
     assert "decompression bomb" in reason(tmp_path / "bomb.png")
 
@@ -374,7 +374,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 # --- which files
 
 
-def test_pictures_are_found_by_their_ending_in_any_case_and_depth_in_order(tmp_path: Path) -> None:
+def test_images_are_found_by_their_ending_in_any_case_and_depth_in_order(tmp_path: Path) -> None:
     names = ["Z.PNG", "a b/ü.JPeG", "a b/c/d.tif", "e.webp", "f.pgm", "ключ.gif"]
     for name in [*names, "notes.txt", "png", "g.png.zip", "labels.csv"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -389,14 +389,14 @@ def test_hidden_files_and_folders_are_not_found(tmp_path: Path) -> None:
     assert image_files.find_images(tmp_path) == [str(tmp_path / "seen.png")]
 
 
-def test_pictures_are_found_below_a_folder_that_lies_in_a_hidden_one(tmp_path: Path) -> None:
+def test_images_are_found_below_a_folder_that_lies_in_a_hidden_one(tmp_path: Path) -> None:
     picture = tmp_path / ".home" / "birds" / "a.png"
     picture.parent.mkdir(parents=True)
     picture.touch()
     assert image_files.find_images(picture.parent) == [str(picture)]
 
 
-def test_links_that_lead_nowhere_or_to_themselves_are_no_pictures(tmp_path: Path) -> None:
+def test_links_that_lead_nowhere_or_to_themselves_are_no_images(tmp_path: Path) -> None:
     Image.new("L", (2, 2)).save(tmp_path / "seen.png")
     (tmp_path / "other.png").symlink_to("seen.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
@@ -425,6 +425,6 @@ def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> Non
         decode(tmp_path / "a.png")
 
 
-def test_a_dark_16_bit_picture_stays_dark(tmp_path: Path) -> None:
+def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
     Image.fromarray(numpy.full((8, 8), 255, dtype=numpy.uint16)).save(tmp_path / "a.png")
     assert decode(tmp_path / "a.png", channels=1).max() == 1

@@ -43,7 +43,7 @@ def test_an_epoch_is_the_same_twice() -> None:
     assert torch.equal(images(source, 3), images(source, 3))
 
 
-def test_an_epoch_is_the_same_from_new_batches_whatever_was_drawn_before() -> None:
+def test_an_epoch_does_not_depend_on_earlier_epochs() -> None:
     used = batches(crop=2, flip=True)
     for epoch in range(3):
         images(used, epoch)
@@ -51,25 +51,25 @@ def test_an_epoch_is_the_same_from_new_batches_whatever_was_drawn_before() -> No
     assert torch.equal(images(used, 3), images(batches(crop=2, flip=True), 3))
 
 
-def test_drawing_an_epoch_leaves_torch_own_generator_alone() -> None:
+def test_an_epoch_does_not_use_the_global_generator_of_torch() -> None:
     before = torch.get_rng_state()
     images(batches(crop=2, flip=True), 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_pair_of_seed_and_epoch_has_its_own_order() -> None:
+def test_every_pair_of_seed_and_epoch_has_a_different_order() -> None:
     orders = {tuple(targets(batches(seed=seed), epoch)) for seed, epoch in product(range(4), range(4))}
     assert len(orders) == 16
 
 
-def test_every_epoch_has_its_own_crops() -> None:
+def test_every_epoch_has_different_crops() -> None:
     source = batches(crop=2)
     first, second = (images(source, epoch)[torch.tensor(targets(source, epoch)).argsort()] for epoch in (0, 1))
     assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("first", range(6))
-def test_from_a_later_batch_on_an_epoch_goes_on_as_from_its_beginning(first: int) -> None:
+def test_an_epoch_started_at_a_later_batch_has_the_same_batches(first: int) -> None:
     whole = list(batches(crop=2, flip=True, seed=5).epoch(2, 0))[first:]
     rest = list(batches(crop=2, flip=True, seed=5).epoch(2, first))
     assert len(rest) == 5 - first
@@ -87,7 +87,7 @@ def test_an_epoch_is_shuffled() -> None:
     assert targets(batches(), 0) != list(range(COUNT))
 
 
-def test_pictures_and_targets_stay_together() -> None:
+def test_images_and_targets_stay_together() -> None:
     source = batches()
     assert torch.equal(images(source, 1).round().byte(), source.images[targets(source, 1)])
 
@@ -124,7 +124,7 @@ def by_channel(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
 
 
-def test_bytes_become_shares_less_mean_over_std() -> None:
+def test_bytes_are_scaled_to_0_to_1_and_standardized() -> None:
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
     source = TensorLoader(Examples(levels, torch.arange(2), ("a", "b")), CPU, batch_size=2, statistics=(MEAN, STD))
     found, _ = next(source.in_order())
@@ -143,7 +143,7 @@ def test_floats_become_less_mean_over_std() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
-def test_normalising_leaves_the_data_set_as_it_is(dtype: torch.dtype) -> None:
+def test_normalization_does_not_change_the_data_set(dtype: torch.dtype) -> None:
     pictures = random_bytes(4, 3, 6, 6).to(dtype)
     source = TensorLoader(Examples(pictures, torch.arange(4), tuple("abcd")), CPU, batch_size=4, statistics=(MEAN, STD))
     before = pictures.clone()
@@ -153,7 +153,7 @@ def test_normalising_leaves_the_data_set_as_it_is(dtype: torch.dtype) -> None:
     assert torch.equal(once, again)
 
 
-def test_the_data_set_own_statistics_bring_it_to_mean_0_and_std_1() -> None:
+def test_statistics_of_the_data_set_standardize_it_to_mean_0_and_std_1() -> None:
     pictures = random_bytes(50, 3, 6, 6)
     source = TensorLoader(
         Examples(pictures, torch.arange(50), tuple(map(str, range(50)))),
@@ -167,7 +167,7 @@ def test_the_data_set_own_statistics_bring_it_to_mean_0_and_std_1() -> None:
     assert (std - 1).abs().max() < 1e-6
 
 
-def test_given_mean_and_std_are_taken_as_they_are() -> None:
+def test_given_mean_and_std_are_used() -> None:
     given = normalization(random_bytes(2, 3, 4, 4), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     assert given == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -176,7 +176,7 @@ def test_one_given_number_goes_for_every_channel() -> None:
     assert normalization(random_bytes(2, 3, 4, 4), mean=[0.5], std=[0.25]) == ((0.5,) * 3, (0.25,) * 3)
 
 
-def test_what_is_not_given_is_computed_from_the_images() -> None:
+def test_missing_statistics_are_computed_from_the_images() -> None:
     pictures = random_bytes(2, 3, 4, 4)
     mean, std = channel_statistics(pictures)
     assert normalization(pictures, mean=None, std=None) == (mean, std)
@@ -236,15 +236,15 @@ def shifted_dot() -> list[tuple[int, ...]]:
     return [tuple(place.tolist()) for picture in one_picture(dot, crop=2) for place in (picture == 200).nonzero()]
 
 
-def test_every_shift_is_drawn_and_no_other() -> None:
+def test_every_allowed_shift_occurs_and_no_other() -> None:
     assert set(shifted_dot()) == set(product(range(1, 6), repeat=2))
 
 
-def test_each_picture_of_a_batch_has_its_own_shift() -> None:
+def test_each_image_of_a_batch_is_shifted_independently() -> None:
     assert len(set(shifted_dot()[:20])) > 5
 
 
-def test_each_batch_has_its_own_shifts() -> None:
+def test_each_batch_has_different_shifts() -> None:
     places = shifted_dot()
     assert len({tuple(places[start : start + 20]) for start in range(0, 400, 20)}) == 20
 
@@ -262,15 +262,15 @@ def mirrored() -> list[bool]:
     return [torch.equal(turned, picture.flip(1)) for turned in found]
 
 
-def test_about_half_of_the_pictures_are_mirrored() -> None:
+def test_about_half_of_the_images_are_flipped() -> None:
     assert 150 < sum(mirrored()) < 250
 
 
-def test_each_batch_has_its_own_mirrored_pictures() -> None:
+def test_each_batch_flips_different_images() -> None:
     flips = mirrored()
     assert len({tuple(flips[start : start + 20]) for start in range(0, 400, 20)}) == 20
 
 
-def test_without_augmentation_training_pictures_are_unchanged() -> None:
+def test_without_augmentation_training_images_are_unchanged() -> None:
     picture = random_bytes(5, 4)
     assert torch.equal(one_picture(picture, count=3), picture.expand(3, 5, 4))

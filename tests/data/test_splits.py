@@ -56,13 +56,13 @@ class Pictures(Dataset[Any]):
 
 
 @pytest.mark.parametrize(("limit", "left"), [(0.25, 25), (25, 25), (1, 1), (0.999, 100), (100, 100), (None, 100)])
-def test_limit_is_a_share_or_a_count_of_the_training_examples(limit: float | None, left: int) -> None:
+def test_limit_is_a_fraction_or_a_count_of_the_training_examples(limit: float | None, left: int) -> None:
     train, _ = split_train_val(source_of(train=numbered()), val=0, limit=limit, seed=0)
     assert len(train.images) == left
 
 
 @pytest.mark.parametrize(("val", "held"), [(0.1, 10), (10, 10), (1, 1), (0.99, 99), (99, 99)])
-def test_val_is_a_share_or_a_count_of_the_training_examples(val: float, held: int) -> None:
+def test_val_is_a_fraction_or_a_count_of_the_training_examples(val: float, held: int) -> None:
     train, own = split_train_val(source_of(train=numbered()), val=val, limit=None, seed=0)
     assert own is not None
     assert (len(train.images), len(own.images)) == (TOTAL - held, held)
@@ -74,7 +74,7 @@ def test_val_0_takes_no_validation_set() -> None:
     assert val is None
 
 
-def test_val_is_a_share_of_what_the_limit_leaves() -> None:
+def test_val_is_a_fraction_of_the_limited_examples() -> None:
     train, val = split_train_val(source_of(train=numbered()), val=0.2, limit=50, seed=0)
     assert val is not None
     assert (len(train.images), len(val.images)) == (40, 10)
@@ -88,7 +88,7 @@ def test_a_val_that_leaves_no_training_or_no_validation_examples_is_refused(val:
 
 
 @pytest.mark.parametrize("limit", [0, 0.001, 101])
-def test_a_limit_that_leaves_nothing_or_is_more_than_there_is_is_refused(limit: float) -> None:
+def test_a_limit_of_zero_or_above_the_number_of_examples_is_refused(limit: float) -> None:
     with pytest.raises(ConfigError, match=rf"data\.limit={limit} .* 100 training examples") as caught:
         split_train_val(source_of(train=numbered()), val=0, limit=limit, seed=0)
     assert caught.value.exit_code == 2
@@ -104,7 +104,7 @@ def test_a_val_that_the_limit_makes_too_large_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**40 + 3])
 @pytest.mark.parametrize("count", [1, 4, 7, 10, 33, 50, 99, 100])
-def test_a_stratified_subset_keeps_each_class_share_to_within_one_example(count: int, seed: int) -> None:
+def test_a_stratified_subset_keeps_each_class_fraction_to_within_one_example(count: int, seed: int) -> None:
     labels = numbered().targets
     found = torch.bincount(labels[stratified(labels, count, seed)], minlength=4)
     assert all(abs(have - size * count / TOTAL) < 1 for have, size in zip(found.tolist(), CLASS_SIZES, strict=True))
@@ -123,28 +123,28 @@ def test_a_subset_of_examples_with_numbers_is_distinct_and_random() -> None:
     assert len({after - before for before, after in pairwise(indices)}) > 2  # not evenly spaced
 
 
-def test_the_validation_set_keeps_each_class_share() -> None:
+def test_the_validation_set_keeps_each_class_fraction() -> None:
     _, val = split_train_val(source_of(train=numbered()), val=0.2, limit=None, seed=0)
     assert val is not None
     found = torch.bincount(val.targets, minlength=4).tolist()
     assert all(abs(have - 0.2 * size) < 1 for have, size in zip(found, CLASS_SIZES, strict=True))
 
 
-def test_a_limited_training_set_keeps_each_class_share() -> None:
+def test_a_limited_training_set_keeps_each_class_fraction() -> None:
     train, _ = split_train_val(source_of(train=numbered()), val=0, limit=0.5, seed=0)
     found = torch.bincount(train.targets, minlength=4).tolist()
     assert all(abs(have - 0.5 * size) < 1 for have, size in zip(found, CLASS_SIZES, strict=True))
 
 
 @pytest.mark.parametrize("limit", [None, 50])
-def test_training_and_validation_set_part_what_the_limit_leaves(limit: int | None) -> None:
+def test_training_and_validation_set_divide_the_limited_examples(limit: int | None) -> None:
     whole, _ = split_train_val(source_of(train=numbered()), val=0, limit=limit, seed=4)
     train, val = split_train_val(source_of(train=numbered()), val=0.2, limit=limit, seed=4)
     assert val is not None
     assert sorted(numbers(train) + numbers(val)) == numbers(whole)
 
 
-def test_pictures_keep_their_labels_and_class_names() -> None:
+def test_images_keep_their_labels_and_class_names() -> None:
     everything = numbered()
     for part in split_train_val(source_of(train=everything), val=0.3, limit=0.7, seed=1):
         assert part is not None
@@ -169,14 +169,14 @@ def test_another_seed_draws_another_limited_training_set() -> None:
     assert numbers(first) != numbers(second)
 
 
-def test_the_draw_does_not_depend_on_torch_own_seed() -> None:
+def test_the_split_does_not_depend_on_the_seed_of_torch() -> None:
     torch.manual_seed(1)
     first = stratified(numbered().targets, 20, seed=7)
     torch.manual_seed(2)
     assert torch.equal(first, stratified(numbered().targets, 20, seed=7))
 
 
-def test_a_data_set_own_validation_split_is_used_and_nothing_is_held_back() -> None:
+def test_a_predefined_validation_split_is_used_and_nothing_is_held_back() -> None:
     own = numbered(5)
     train, val = split_train_val(source_of(train=numbered(), val=own), val=0.2, limit=None, seed=0)
     assert len(train.images) == TOTAL
@@ -193,7 +193,7 @@ def test_a_data_set_without_a_train_split_is_refused() -> None:
 # --- what a source may return
 
 
-def test_a_tuple_is_read_as_it_is() -> None:
+def test_a_tuple_of_tensors_is_used_unchanged() -> None:
     images, labels = byte_images(3, 1, 2, 2), torch.tensor([0, 1, 0])
     found = read_split(source_of(train=(images, labels, ("cat", "dog"))), "train")
     assert found is not None
@@ -228,7 +228,7 @@ def test_a_torch_data_set_of_tensors_is_read_whole_and_in_order() -> None:
     assert found.classes == ("0", "1", "2")
 
 
-def test_grey_pil_pictures_become_one_channel() -> None:
+def test_grey_pil_images_become_one_channel() -> None:
     pixels = numpy.arange(12, dtype=numpy.uint8).reshape(3, 4)
     found = read_split(source_of(train=Pictures(Image.fromarray(pixels))), "train")
     assert found is not None
@@ -236,7 +236,7 @@ def test_grey_pil_pictures_become_one_channel() -> None:
     assert numpy.array_equal(found.images, pixels[None, None])
 
 
-def test_colour_pil_pictures_become_channels_first() -> None:
+def test_colour_pil_images_become_channels_first() -> None:
     pixels = numpy.arange(36, dtype=numpy.uint8).reshape(3, 4, 3)
     found = read_split(source_of(train=Pictures(Image.fromarray(pixels))), "train")
     assert found is not None
@@ -251,7 +251,7 @@ def test_arrays_with_channels_last_become_channels_first() -> None:
     assert numpy.array_equal(found.images[0], pixels.transpose(2, 0, 1))
 
 
-def test_a_torch_data_set_gives_labels_and_its_own_class_names() -> None:
+def test_a_torch_data_set_gives_labels_and_class_names() -> None:
     dataset = Pictures(Image.new("L", (2, 2)), Image.new("L", (2, 2)))
     dataset.classes = ["cat", "dog", "bird"]  # type: ignore[attr-defined]
     found = read_split(source_of(train=dataset), "train")

@@ -65,7 +65,7 @@ def test_missing_files_are_downloaded_checked_and_read(
     assert len(load(tmp_path / "new", "test").images) == 40
 
 
-def test_a_file_that_is_there_is_not_fetched_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_is_not_downloaded_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "new").mkdir()
     shutil.copy(root / "train_32x32.mat", tmp_path / "new")
     (root / "train_32x32.mat").unlink()

@@ -58,7 +58,7 @@ def test_the_output_has_a_number_for_each_class(variant: str, shape: tuple[int, 
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_the_yaml_file_builds_a_network_for_both_kinds_of_pictures(name: str) -> None:
+def test_the_yaml_file_builds_a_network_for_both_kinds_of_images(name: str) -> None:
     for shape in (MNIST, CIFAR):
         output = network(name, shape)(pictures(shape))
         assert output.shape == ((2, *shape) if name == "autoencoder" else (2, 10))
@@ -125,11 +125,11 @@ def test_dropout_acts_in_training_and_rests_in_evaluation(variant: str, changes:
 
 
 @pytest.mark.parametrize("shape", [MNIST, CIFAR], ids=str)
-def test_both_kinds_of_pictures_reach_lenets_linear_layers_as_16x5x5(shape: tuple[int, ...]) -> None:
+def test_both_kinds_of_images_reach_lenets_linear_layers_as_16x5x5(shape: tuple[int, ...]) -> None:
     assert network("lenet", shape).features(pictures(shape)).shape == (2, 16, 5, 5)
 
 
-def test_lenet_is_made_of_torchs_own_layers() -> None:
+def test_lenet_consists_of_layers_of_torch() -> None:
     kinds = [type(layer) for layer in (*network("lenet").features, *network("lenet").classifier)]
     block = [nn.Conv2d, nn.MaxPool2d, nn.ReLU]
     assert kinds == [*block, *block, nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
@@ -207,7 +207,7 @@ def test_resnet_computes_what_torchvisions_blocks_compute(training: bool) -> Non
     torch.testing.assert_close(own(images), theirs(images), rtol=1e-4, atol=1e-5)
 
 
-def test_resnet_halves_the_picture_with_each_stage_after_the_first() -> None:
+def test_resnet_halves_the_image_with_each_stage_after_the_first() -> None:
     assert network("resnet with all", CIFAR).features(pictures(CIFAR)).shape == (2, 6, 8, 8)
 
 
@@ -231,9 +231,7 @@ def test_mlp_has_the_activation_it_is_given(activation: str) -> None:
     ("variant", "count", "kind"),
     [("mlp with all", 2, nn.BatchNorm1d), ("cnn with all", 2, nn.BatchNorm2d), ("mlp", 0, nn.BatchNorm1d)],
 )
-def test_batch_norm_follows_each_hidden_layer_where_it_is_asked_for(
-    variant: str, count: int, kind: type[nn.Module]
-) -> None:
+def test_batch_norm_follows_each_hidden_layer_if_requested(variant: str, count: int, kind: type[nn.Module]) -> None:
     assert sum(isinstance(module, kind) for module in network(variant).modules()) == count
 
 
@@ -293,7 +291,7 @@ def test_tokens_are_the_patches_or_the_rows(changes: dict[str, Any], tokens: int
     assert model.positions.shape == (1, tokens, 8)
 
 
-def test_a_patch_is_embedded_where_it_lies() -> None:
+def test_a_patch_embedding_keeps_its_position() -> None:
     model = network("attention", (1, 8, 8), 2, patch=4)
     images = torch.zeros(1, 1, 8, 8)
     images[:, :, 0:4, 4:8] = 1.0  # the second square
@@ -319,7 +317,7 @@ def test_the_autoencoder_squeezes_through_its_last_hidden_layer_and_mirrors_the_
     assert widths == [(784, 9), (9, 5), (5, 9), (9, 784)]
 
 
-def test_neither_the_code_nor_the_picture_is_cut_at_zero() -> None:
+def test_neither_the_code_nor_the_image_is_cut_at_zero() -> None:
     model, images = network("autoencoder"), pictures(MNIST, count=8)
     assert (model.encoder(images) < 0).any()
     assert (model(images) < 0).any()
@@ -347,7 +345,7 @@ def test_a_size_that_does_not_fit_is_a_value_error(
 
 
 @pytest.mark.parametrize("side", [12, 20, 28, 31])
-def test_lenet_takes_pictures_from_12_pixels_on(side: int) -> None:
+def test_lenet_takes_images_from_12_pixels_on(side: int) -> None:
     assert network("lenet", (1, side, side))(pictures((1, side, side))).shape == (2, 10)
 
 
@@ -378,7 +376,7 @@ class Own(nn.Sequential):
 """
 
 
-def test_a_persons_own_class_is_built_with_its_keys_and_the_datas_sizes(own_code: Callable[[str], str]) -> None:
+def test_a_user_class_is_built_with_its_keys_and_the_sizes_of_the_data(own_code: Callable[[str], str]) -> None:
     model = build.model({"name": own_code(CUSTOM), "width": 5}, CIFAR, 7)
     assert [tuple(parameter.shape) for parameter in model.parameters()] == [(5, 3072), (5,), (7, 5), (7,)]
     assert model(pictures(CIFAR)).shape == (2, 7)
@@ -392,7 +390,7 @@ def test_a_persons_own_class_is_built_with_its_keys_and_the_datas_sizes(own_code
         ("def Own(num_classes): raise ValueError('too many')", r"for data of \(1, 28, 28\): too many"),
     ],
 )
-def test_own_code_that_builds_no_network_is_a_config_error(
+def test_user_code_that_builds_no_network_is_a_config_error(
     own_code: Callable[[str], str], text: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

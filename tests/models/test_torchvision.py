@@ -51,7 +51,7 @@ def test_every_classifier_of_torchvision_has_our_classes(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["resnet18", SMALL])
-def test_it_computes_what_torchvision_computes_with_its_names_of_weights(arch: str) -> None:
+def test_a_torchvision_model_has_the_outputs_and_weight_names_of_torchvision(arch: str) -> None:
     ours = build.model(node(arch), (3, 32, 32), 10).eval()
     theirs = models.get_model(arch, weights=None, num_classes=10).eval()
     theirs.load_state_dict(ours.state_dict())
@@ -59,14 +59,14 @@ def test_it_computes_what_torchvision_computes_with_its_names_of_weights(arch: s
     assert torch.equal(ours(images), theirs(images))
 
 
-def test_grey_pictures_are_given_to_it_as_colour() -> None:
+def test_grey_images_are_passed_to_torchvision_models_as_colour() -> None:
     network = build.model(node(), (1, 32, 32), 10).eval()
     grey = pictures(2, 1, 32, 32)
     torch.testing.assert_close(network(grey), network(grey.repeat(1, 3, 1, 1)))
 
 
 @pytest.mark.parametrize("arch, side", [("vit_b_16", 64), ("maxvit_t", 448)])
-def test_transformers_are_made_for_the_size_of_the_pictures(arch: str, side: int) -> None:
+def test_transformers_are_made_for_the_size_of_the_images(arch: str, side: int) -> None:
     with torch.device("meta"):
         assert build.model(node(arch), (3, side, side), 5)(torch.empty(2, 3, side, side)).shape == (2, 5)
 
@@ -143,7 +143,7 @@ def test_a_run_starts_from_all_trained_weights_but_the_last_layer(dltrain: Comma
         torch.testing.assert_close(found[key], wanted[key], rtol=0, atol=1e-6)
 
 
-def test_without_file_and_network_one_error_says_what_to_do(dltrain: Command, hub: Path) -> None:
+def test_without_file_and_network_one_error_gives_advice(dltrain: Command, hub: Path) -> None:
     hub.unlink()
     result = dltrain("train", *QUICK, "model.pretrained=true")
     assert result.code == 2
@@ -154,7 +154,7 @@ def test_without_file_and_network_one_error_says_what_to_do(dltrain: Command, hu
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04"])
-def test_a_damaged_file_of_weights_is_told(dltrain: Command, hub: Path, content: bytes) -> None:
+def test_a_damaged_file_of_weights_is_reported(dltrain: Command, hub: Path, content: bytes) -> None:
     hub.write_bytes(content)
     result = dltrain("train", *QUICK, "model.pretrained=true")
     assert result.code == 2
@@ -205,6 +205,8 @@ def test_a_model_without_trained_weights_has_none() -> None:
         ({}, (2, 32, 32), "pictures must have 1 or 3 channels, these have 2"),
     ],
 )
-def test_what_it_cannot_be_is_told(keys: dict[str, Any], shape: tuple[int, int, int], message: str) -> None:
+def test_an_impossible_torchvision_model_is_refused(
+    keys: dict[str, Any], shape: tuple[int, int, int], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build.model(node(**keys), shape, 10)

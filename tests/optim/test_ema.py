@@ -90,7 +90,7 @@ def test_the_weights_themselves_are_trained_as_without_an_average() -> None:
     assert all(torch.equal(value, copied(state)[key]) for key, value in copied(plain).items())
 
 
-def test_what_is_validated_is_the_average() -> None:
+def test_validation_uses_the_averaged_weights() -> None:
     state = fresh()
     for chunk in trained(state, 0.8, epochs=1):
         found = [record.values for record in chunk if record.split == "val"]
@@ -102,7 +102,7 @@ def test_what_is_validated_is_the_average() -> None:
     assert values != own
 
 
-def test_the_weights_are_given_back_to_the_bit_also_after_a_fault() -> None:
+def test_the_weights_are_restored_to_the_bit_even_after_an_error() -> None:
     state = fresh()
     list(trained(state, 0.9))
     before = copied(state)
@@ -113,7 +113,7 @@ def test_the_weights_are_given_back_to_the_bit_also_after_a_fault() -> None:
     assert all(torch.equal(value, before[key]) for key, value in copied(state).items())
 
 
-def test_averages_of_a_layout_of_its_own_are_the_same() -> None:
+def test_averages_do_not_depend_on_the_memory_layout() -> None:
     states = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_averages_of_a_layout_of_its_own_are_the_same() -> None:
     torch.testing.assert_close(states[0], states[1])
 
 
-def test_a_mask_of_infinite_numbers_stays_what_it_is() -> None:
+def test_a_mask_of_infinite_values_stays_unchanged_in_the_ema() -> None:
     model = nn.Linear(2, 2)
     model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -208,7 +208,7 @@ def test_averages_that_are_not_the_model_s_are_refused(dltrain: Command) -> None
     assert dltrain("eval", f"ckpt={path}").code == 66
 
 
-def test_a_network_is_not_averaged_by_a_share_that_is_none(dltrain: Command) -> None:
+def test_an_ema_decay_outside_its_range_is_refused(dltrain: Command) -> None:
     for share in ("0", "1", "1.5"):
         result = dltrain("train", f"ema={share}")
         assert result.code == 2

@@ -54,7 +54,7 @@ def check_near(found: Tensor, expected: Tensor, start: Tensor) -> None:
     assert float((found - expected).norm()) <= 0.1 * float((expected - start).norm())
 
 
-def test_matrices_go_as_torchs_muon_takes_them_and_the_rest_as_its_sgd() -> None:
+def test_matrices_follow_the_muon_of_torch_and_the_rest_its_sgd() -> None:
     ours, theirs = tiny(), tiny()
     for model in (ours, theirs):
         model[0].weight.requires_grad_(False)  # torch's takes no filters
@@ -108,7 +108,7 @@ def test_filters_go_as_torchs_muon_takes_them_as_matrices(channels_last: bool) -
     check_near(model[0].weight.flatten(1), matrix, start)
 
 
-def test_steps_are_what_the_formula_says() -> None:
+def test_muon_steps_equal_the_formula() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 10, bias=False), nn.Linear(10, 4))
     optimizer = build.optimizer(NODE, model)
@@ -129,7 +129,7 @@ def test_weights_of_zeros_are_left_finite_by_rescaling() -> None:
     assert all(bool(each.isfinite().all()) for each in model.parameters())
 
 
-def test_without_anything_to_train_it_is_a_config_error() -> None:
+def test_muon_without_trainable_weights_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"^optim=muon: "):
         build.optimizer(NODE, tiny().requires_grad_(False))
 
@@ -159,7 +159,7 @@ def test_rescaled_weights_have_the_norm_of_an_orthogonal_matrix_before_the_updat
     torch.testing.assert_close(model[7].weight, before[7].weight)  # the head has plain momentum
 
 
-def test_the_moments_of_a_checkpoint_are_taken_and_laid_out_as_the_weights() -> None:
+def test_restored_moments_get_the_memory_layout_of_the_weights() -> None:
     model = tiny()
     optimizer = build.optimizer(NODE, model)
     train(model, [optimizer])

@@ -96,7 +96,7 @@ def test_factors_on_rates_equal_torch_with_a_group_for_each_rate(name: str, deca
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_rate_that_is_told_is_the_plain_one_and_a_schedule_moves_all() -> None:
+def test_the_recorded_lr_is_the_base_lr_and_a_schedule_scales_all_groups() -> None:
     optimizer = build.optimizer(
         PAIRS["sgd"][0] | {"decay_biases": False, "bias_factor": 0.5, "head_factor": 10.0}, tiny()
     )
@@ -150,7 +150,7 @@ def test_build_notes_the_initial_rate_of_each_group(name: str) -> None:
     assert {group["initial_lr"] for group in optimizer.param_groups} == {node["lr"]}
 
 
-def test_groups_of_their_own_rates_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_keep_their_learning_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     def two_rates(named_parameters: optimizers.Parameters, *, lr: float) -> torch.optim.Optimizer:
         first, *rest = [parameter for _, parameter in named_parameters]
         return torch.optim.SGD([{"params": [first], "lr": lr / 10}, {"params": rest}], lr=lr)
@@ -195,7 +195,7 @@ def test_a_restored_optimizer_keeps_the_old_moments(saved: dict[str, Any]) -> No
         assert all(torch.equal(found[index][key], moments[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
 
 
-def test_a_restored_optimizer_goes_on_as_the_saved_one_would_have(saved: dict[str, Any]) -> None:
+def test_a_restored_optimizer_continues_like_the_saved_one(saved: dict[str, Any]) -> None:
     unbroken, broken = tiny(), tiny()
     first = build.optimizer(PAIRS["adam"][0] | {"decay_biases": True}, unbroken)
     first.load_state_dict(copy.deepcopy(saved))

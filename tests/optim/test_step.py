@@ -143,7 +143,7 @@ def test_batches_gathered_at_once_are_those_gathered_one_by_one(
 
 
 @pytest.mark.parametrize("first", range(1, 6))
-def test_a_batch_begins_at_the_same_place_in_memory_from_wherever_an_epoch_goes_on(first: int) -> None:
+def test_batches_have_the_same_memory_alignment_wherever_an_epoch_resumes(first: int) -> None:
     """Products round by it: sizes that are no multiple of 16 bytes."""
     examples = Examples(torch.zeros(60, 1, 15, 15, dtype=torch.uint8), torch.zeros(60).long(), ("a",))
     train = TensorLoader(examples, CPU.device, batch_size=9, statistics=((0.0,), (1.0,)), seed=SEED)
@@ -152,7 +152,7 @@ def test_a_batch_begins_at_the_same_place_in_memory_from_wherever_an_epoch_goes_
     assert len({offset for offset, _ in whole}) > 1
 
 
-def test_large_pictures_are_not_gathered_beyond_their_batch() -> None:
+def test_large_images_are_not_gathered_beyond_their_batch() -> None:
     examples = Examples(torch.zeros(8, 3, 300, 300, dtype=torch.uint8), torch.zeros(8).long(), ("a",))
     train = TensorLoader(examples, CPU.device, batch_size=2, statistics=((0.0,) * 3, (1.0,) * 3), seed=SEED)
     held = [images.untyped_storage().nbytes() for images, _ in train.epoch(0, 0)]
@@ -185,7 +185,7 @@ class Viewed(nn.Module):
 
 
 @pytest.mark.parametrize("columns", [8, 28])
-def test_rows_of_grey_pictures_are_embedded_in_bf16_from_their_numbers_alone(columns: int) -> None:
+def test_rows_of_grey_images_are_embedded_in_bf16_from_their_numbers_alone(columns: int) -> None:
     """A convolution of torch's read memory that nobody had written: here it holds NaN."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 16, (1, columns), stride=(1, columns)), nn.ReLU(), nn.Conv2d(16, 4, 1))
@@ -224,7 +224,7 @@ class Auxiliary(Viewed):
         return self.linear(found.flatten(1)) + torch.rand(()) + self.volume.sum()
 
 
-def test_a_network_that_only_trains_with_its_own_layout_keeps_it_and_nothing_else_is_changed() -> None:
+def test_a_network_that_needs_its_layout_keeps_it_and_nothing_else_changes() -> None:
     network = Auxiliary()
     before = torch.get_rng_state()
     placed = memory.to_device(network, CPU, (3, 14, 12))
@@ -265,7 +265,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         ("attention", 512, "fp32"),
     ],
 )
-def test_auto_takes_bf16_where_it_was_measured_to_pay(
+def test_auto_chooses_bf16_for_networks_measured_to_be_faster(
     name: str, batch_size: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native(monkeypatch, "avx512_bf16")
@@ -311,9 +311,7 @@ def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> Non
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("task", ["regression", "reconstruction"])
-def test_auto_is_fp32_where_outputs_are_compared_with_numbers(
-    device: str, task: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_is_fp32_for_regression(device: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native(monkeypatch, "avx512_bf16")
     network = build.model(NETWORKS["mlp"], (3, 14, 12), 10)
     found = placement.resolve_precision(Runtime(torch.device(device), "auto", 1), network, 512, task)

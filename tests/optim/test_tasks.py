@@ -52,19 +52,19 @@ def test_classification_loss_is_smoothed_cross_entropy(smoothing: float) -> None
     torch.testing.assert_close(found, F.cross_entropy(outputs, targets, label_smoothing=smoothing), rtol=0, atol=0)
 
 
-def test_accuracy_is_the_share_of_right_classes() -> None:
+def test_accuracy_is_the_fraction_of_correct_classes() -> None:
     outputs = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 1.0]])
     found = figures(Classification(label_smoothing=0.0), (outputs, torch.zeros(4, 1, 1, 1), torch.tensor([0, 1, 1, 0])))
     assert found["accuracy"] == 0.5
 
 
-def test_classification_loss_in_the_figures_is_the_mean_loss() -> None:
+def test_the_classification_loss_metric_is_the_mean_loss() -> None:
     parts = batch("classification")
     expected = float(TASKS["classification"].loss(*parts))
     assert figures(TASKS["classification"], parts)["loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_regression_figures_equal_the_plain_formulas() -> None:
+def test_regression_metrics_equal_the_plain_formulas() -> None:
     outputs, inputs, targets = batch("regression")
     found = figures(Regression(), (outputs, inputs, targets))
     error = (outputs - targets).double()
@@ -119,7 +119,7 @@ def test_sums_are_float64_begin_with_a_count_and_carry_no_gradient(name: str) ->
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_first_figure_is_the_loss_and_a_smaller_one_scores_higher(name: str) -> None:
+def test_the_first_metric_is_the_loss_and_a_smaller_one_scores_higher(name: str) -> None:
     task = TASKS[name]
     found = figures(task, batch(name))
     assert next(iter(found)) == "loss"

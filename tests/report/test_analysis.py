@@ -85,7 +85,7 @@ def normalized(found: Examples) -> TensorLoader:
     return TensorLoader(found, CPU.device, batch_size=4, statistics=channel_statistics(found.images))
 
 
-def test_confusions_and_shares_are_those_counted_by_hand() -> None:
+def test_the_confusion_matrix_and_fractions_equal_those_counted_by_hand() -> None:
     predicted, targets = [0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 1, 1]
     found = analyzed([sure(label, 0.9) for label in predicted], targets)
     assert found["confusion"] == [[2, 1, 0], [1, 2, 0], [0, 0, 0]]
@@ -129,7 +129,7 @@ def test_a_bin_tells_its_examples_their_confidence_and_accuracy() -> None:
     assert found["error"] == pytest.approx(2 / 3 * 0.41 + 1 / 3 * 0.5)
 
 
-def test_mistakes_are_the_surest_first_with_their_pictures() -> None:
+def test_mistakes_are_sorted_by_confidence_with_their_images() -> None:
     logits = [sure(0, 0.6), sure(1, 0.8), sure(0, 0.99), sure(2, 0.7)]
     found = analyzed(logits, [1, 0, 0, 1])["mistakes"]
     assert [(each["index"], each["true"], each["predicted"]) for each in found] == [
@@ -157,7 +157,7 @@ def test_one_pass_over_the_examples_is_enough() -> None:
     assert model.passes == 9
 
 
-def test_outputs_that_are_no_numbers_are_mistakes_without_confidence() -> None:
+def test_nonfinite_outputs_are_mistakes_without_confidence() -> None:
     found = analyzed([[math.nan] * 3, sure(1, 0.9)], [1, 1])
     assert [(each["index"], each["probability"]) for each in found["mistakes"]] == [(0, 0.0)]
     assert json.dumps(found, allow_nan=False)
@@ -171,14 +171,14 @@ def test_the_network_is_left_in_the_mode_it_was_in() -> None:
         assert model.training is training
 
 
-def test_of_more_than_1000_classes_there_is_no_matrix() -> None:
+def test_more_than_1000_classes_have_no_confusion_matrix() -> None:
     outputs, targets = torch.eye(1001)[:5], torch.arange(5)
     found = analysis.classified(outputs, targets, [str(label) for label in range(1001)])
     assert "confusion" not in found
     assert found["per_class"]["4"]["recall"] == 1
 
 
-def test_mistaken_pictures_are_bytes_with_a_title() -> None:
+def test_mistaken_images_are_bytes_with_a_title() -> None:
     found = examples([1, 0], shape=(3, 4, 4))
     model = Told(torch.tensor([sure(0, 0.75), sure(0, 0.9)]))
     told = analysis.analyze(model, found, as_they_are(found), CLASSES, "classification", CPU, split="test")
@@ -187,25 +187,25 @@ def test_mistaken_pictures_are_bytes_with_a_title() -> None:
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 1)])
-def test_a_picture_of_any_number_of_channels_can_be_shown(channels: int, shown: int) -> None:
+def test_an_image_of_any_number_of_channels_can_be_shown(channels: int, shown: int) -> None:
     image = torch.full((channels, 5, 6), 40, dtype=torch.uint8)
     found = analysis.picture(image)
     assert (tuple(found.shape), found.unique().tolist()) == ((shown, 5, 6), [40])
     assert decoded(analysis.data_url(found)).shape[:2] == (5, 6)
 
 
-def test_a_picture_of_numbers_goes_from_black_to_white() -> None:
+def test_an_image_of_floats_is_scaled_from_black_to_white() -> None:
     image = torch.tensor([[[-2.0, 0.0, 2.0]]])
     assert analysis.picture(image).flatten().tolist() == [0, 128, 255]
     assert analysis.picture(torch.zeros(1, 1, 3)).flatten().tolist() == [0, 0, 0]
 
 
-def test_large_pictures_are_shown_small() -> None:
+def test_large_images_are_shown_small() -> None:
     url = analysis.data_url(torch.zeros(3, 300, 600, dtype=torch.uint8))
     assert decoded(url).shape == (64, 128, 3)
 
 
-def test_regression_is_told_as_at_most_500_points() -> None:
+def test_regression_is_reported_as_at_most_500_points() -> None:
     x = torch.linspace(-1, 1, 1203).view(-1, 1, 1, 1)
     found = Examples(x, 3 * x.view(-1, 1), ())
     batches = TensorLoader(found, CPU.device, batch_size=100, statistics=((0.0,), (1.0,)))
@@ -221,7 +221,7 @@ def test_numbers_that_json_has_not_are_no_points() -> None:
     assert analysis.analyze(nn.Flatten(), found, batches, (), "regression", CPU, split="test")["points"] == [[1.0, 1.0]]
 
 
-def test_a_reconstruction_is_shown_in_the_levels_of_the_picture() -> None:
+def test_a_reconstruction_is_shown_with_the_grey_levels_of_the_image() -> None:
     found = pictures(30, shape=(3, 5, 6))
     told = analysis.analyze(nn.Identity(), found, normalized(found), (), "reconstruction", CPU, split="val")
     assert told.keys() == {"task", "split", "examples", "pictures"}
@@ -239,9 +239,7 @@ GRIDS = [
 
 
 @pytest.mark.parametrize(("name", "keys", "grid"), GRIDS, ids=str)
-def test_weights_of_attention_lie_on_the_picture_and_add_up_to_1(
-    name: str, keys: dict[str, Any], grid: tuple[int, int]
-) -> None:
+def test_attention_weights_cover_the_image_and_sum_to_1(name: str, keys: dict[str, Any], grid: tuple[int, int]) -> None:
     found = pictures(20)
     told = analysis.analyze(
         network(name, **keys), found, normalized(found), CLASSES, "classification", CPU, split="test"
@@ -266,7 +264,7 @@ def test_weights_of_attention_are_those_of_the_pooling(name: str, keys: dict[str
 
 
 @pytest.mark.parametrize(("name", "keys", "grid"), GRIDS, ids=str)
-def test_weights_of_attention_depend_on_the_picture(name: str, keys: dict[str, Any], grid: tuple[int, int]) -> None:
+def test_attention_weights_depend_on_the_image(name: str, keys: dict[str, Any], grid: tuple[int, int]) -> None:
     model = network(name, **keys)
     one, other = (normalized(pictures(1, seed=seed)).normalize(pictures(1, seed=seed).images) for seed in (0, 1))
     assert not torch.allclose(model.attention_map(one), model.attention_map(other), atol=1e-6)
@@ -281,7 +279,7 @@ def test_a_network_without_attention_has_no_maps(name: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["raises", "a list", "wrong shape"])
-def test_a_map_of_ones_own_model_that_is_none_is_left_out_and_told(
+def test_an_invalid_attention_map_of_a_custom_model_is_skipped_and_reported(
     answer: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Own(Told):
@@ -299,7 +297,7 @@ def test_a_map_of_ones_own_model_that_is_none_is_left_out_and_told(
     assert "attention_map of the model" in caplog.text
 
 
-def test_all_that_is_told_is_json() -> None:
+def test_an_analysis_is_valid_json() -> None:
     found = pictures(5)
     told = analysis.analyze(
         network(*GRIDS[0][:1], **GRIDS[0][1]), found, normalized(found), CLASSES, "classification", CPU, split="test"

@@ -48,7 +48,7 @@ def test_a_pipe_gets_plain_lines_with_the_best_so_far(dltrain: Command, tmp_path
 
 
 @pytest.mark.slow
-def test_a_terminal_of_a_person_who_wants_no_control_codes_gets_none(tmp_path: Path) -> None:
+def test_a_terminal_with_no_color_gets_no_control_codes(tmp_path: Path) -> None:
     with terminal(tmp_path, *RUN, "epochs=30", columns=60, NO_COLOR="1") as opened:
         shown = opened.read()
         assert opened.process.wait() == 0
@@ -66,7 +66,7 @@ def test_a_terminal_of_a_person_who_wants_no_control_codes_gets_none(tmp_path: P
     [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
     ids=str,
 )
-def test_a_terminal_is_drawn_on_unless_it_or_its_person_cannot_bear_it(
+def test_a_terminal_is_interactive_unless_dumb_or_no_color(
     environment: dict[str, str], lively: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -79,13 +79,13 @@ def test_a_terminal_is_drawn_on_unless_it_or_its_person_cannot_bear_it(
     os.close(ends[0])
 
 
-def test_a_pipe_is_not_drawn_on(tmp_path: Path) -> None:
+def test_a_pipe_is_not_interactive(tmp_path: Path) -> None:
     with (tmp_path / "a.txt").open("w") as stream:
         assert not is_interactive(stream)
 
 
 @pytest.mark.slow
-def test_no_line_is_wider_than_the_terminal_and_the_curve_is_there(tmp_path: Path) -> None:
+def test_no_line_is_wider_than_the_terminal_and_the_sparkline_is_shown(tmp_path: Path) -> None:
     with terminal(tmp_path, *RUN, "epochs=300", columns=60) as opened:
         shown = opened.read()
         assert opened.process.wait() == 0
@@ -100,7 +100,7 @@ def test_no_line_is_wider_than_the_terminal_and_the_curve_is_there(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_terminal_made_narrow_during_a_run_gets_narrow_lines_and_ctrl_c_leaves_it_as_it_was(tmp_path: Path) -> None:
+def test_a_terminal_narrowed_during_a_run_gets_narrow_lines_and_is_restored_after_ctrl_c(tmp_path: Path) -> None:
     with terminal(tmp_path, *LONG, columns=110) as opened:
         before = opened.read(until=" best 0.")
         opened.resize(40)

@@ -63,7 +63,7 @@ def test_the_page_of_a_run_has_its_headline_curves_analysis_config_and_environme
     assert ["one", "0.9000", "0.8000", "0.8500", "10"] in table_rows(text)
 
 
-def test_what_was_chosen_stands_before_the_defaults_with_where_it_came_from(tmp_path: Path) -> None:
+def test_chosen_values_come_before_defaults_with_their_source(tmp_path: Path) -> None:
     rows = table_rows(text_of(folders.write_run(tmp_path / "run", ["a", "b"])))
     chosen, default = (
         rows.index(["model.width", "8", "the command line"]),
@@ -72,7 +72,7 @@ def test_what_was_chosen_stands_before_the_defaults_with_where_it_came_from(tmp_
     assert chosen < default
 
 
-def test_the_weights_of_an_attention_are_shares_of_the_largest(tmp_path: Path) -> None:
+def test_attention_weights_are_shown_relative_to_the_largest(tmp_path: Path) -> None:
     text = text_of(folders.write_run(tmp_path / "run", ["a", "b"]))
     assert re.findall(r'<i style="opacity: ([\d.]+)', text) == [
         "0.16000000000000003",
@@ -95,7 +95,7 @@ def test_an_empty_folder_has_a_page_as_well(tmp_path: Path) -> None:
     assert "not done" in run_page.text(read_run(tmp_path), {})
 
 
-def test_figures_that_are_no_numbers_are_left_out_of_curves() -> None:
+def test_nonfinite_metrics_are_omitted_from_curves() -> None:
     lines = [{"split": "train", "epoch": 1.0, "loss": None}, {"split": "train", "epoch": 2.0, "loss": 0.5}]
     spec = charts.curve(lines, "loss", "loss")
     assert spec is not None
@@ -149,7 +149,7 @@ def test_half_a_line_at_the_end_of_the_records_is_left_out_one_in_the_middle_is_
 # --- strangers
 
 
-def test_no_text_of_a_stranger_becomes_markup_or_script(tmp_path: Path) -> None:
+def test_no_untrusted_text_becomes_markup_or_script(tmp_path: Path) -> None:
     folder = folders.write_run(tmp_path / "run", [HOSTILE, "b"])
     text = text_of(folder, {"model": {"name": HOSTILE, HOSTILE: HOSTILE}, "data": {"name": "digits"}})
     members = [
@@ -165,7 +165,7 @@ def test_no_text_of_a_stranger_becomes_markup_or_script(tmp_path: Path) -> None:
         specs(written)
 
 
-def test_a_picture_that_is_not_in_the_file_itself_is_left_out(tmp_path: Path) -> None:
+def test_an_image_that_is_not_embedded_is_omitted(tmp_path: Path) -> None:
     folder = folders.write_run(tmp_path / "run", ["a", "b"])
     content = json.loads((folder / "analysis.json").read_text())
     content["mistakes"][0]["image"] = "file:///etc/passwd"
@@ -173,7 +173,7 @@ def test_a_picture_that_is_not_in_the_file_itself_is_left_out(tmp_path: Path) ->
     assert text_of(folder).count("taken for <b>") == 2
 
 
-def test_the_policy_of_a_page_allows_its_own_scripts_alone(tmp_path: Path) -> None:
+def test_the_content_policy_of_a_page_allows_only_its_scripts(tmp_path: Path) -> None:
     text = text_of(folders.write_run(tmp_path / "run", ["a", "b"]))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy is not None
@@ -250,7 +250,7 @@ def test_report_writes_the_page_of_a_run_into_its_folder(dltrain: Command, tmp_p
     assert "mlp on digits" in (folder / "report.html").read_text()
 
 
-def test_report_writes_the_page_of_several_runs_into_the_current_folder_or_where_it_is_told(
+def test_report_writes_the_page_of_several_runs_into_the_current_folder_or_to_output(
     dltrain: Command, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
@@ -276,7 +276,7 @@ def test_a_page_that_cannot_be_written_is_74_and_a_wrong_option_2(dltrain: Comma
 # --- a run and its page
 
 
-def test_a_run_leaves_its_page_its_analysis_and_where_each_value_came_from(dltrain: Command) -> None:
+def test_a_run_writes_its_page_its_analysis_and_the_source_of_each_value(dltrain: Command) -> None:
     result = dltrain("train", "model=mlp", "epochs=1", "optim.lr=0.05", "device.threads=1")
     assert "report.html" in result.out
     text = (result.folder / "report.html").read_text()
@@ -338,7 +338,7 @@ def test_an_analysis_that_fails_does_not_fail_the_run(
     assert "mlp on digits" in (result.folder / "report.html").read_text()
 
 
-def test_a_resumed_run_keeps_where_its_values_came_from_and_notes_what_was_typed_then(dltrain: Command) -> None:
+def test_a_resumed_run_keeps_the_sources_of_its_values_and_adds_its_overrides(dltrain: Command) -> None:
     folder = dltrain("train", "model=mlp", "epochs=1", "optim.lr=0.05").folder
     assert dltrain("train", f"resume={folder}", "epochs=2").code == 0
     origins = read_run(folder).origins
@@ -398,7 +398,7 @@ DEEP, LONG = "[" * 100_000, "9" * 400
         ("analysis.json", DEEP),
     ],
 )
-def test_a_stranger_s_folder_is_refused_in_one_error(dltrain: Command, tmp_path: Path, name: str, content: str) -> None:
+def test_an_untrusted_folder_is_refused_in_one_error(dltrain: Command, tmp_path: Path, name: str, content: str) -> None:
     folder = folders.write_run(tmp_path / "run", ["a", "b"])
     (folder / name).write_text(content)
     result = dltrain("report", "run")
@@ -421,9 +421,7 @@ def test_a_pipe_or_a_link_in_a_folder_is_not_read(dltrain: Command, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["a,b", "7", "outputs-${oc.env:HOME}", "x=y"])
-def test_a_folder_whose_name_looks_like_hydra_s_words_is_analysed_as_it_is(
-    dltrain: Command, tmp_path: Path, name: str
-) -> None:
+def test_a_folder_name_that_looks_like_an_override_is_analysed(dltrain: Command, tmp_path: Path, name: str) -> None:
     folder = dltrain("train", "model=mlp", "epochs=1", "data.limit=50", "report=false", "logger=none").folder
     folder.rename(tmp_path / name)
     assert dltrain("report", name).code == 0
@@ -458,7 +456,7 @@ def test_damaged_origins_do_not_stop_a_resume(dltrain: Command) -> None:
     assert dltrain("train", f"resume={folder}", "epochs=2").code == 0
 
 
-def test_of_a_run_from_python_no_origins_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_from_python_shows_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dltrain.config.composition import compose
     from dltrain.training.run import train
 

@@ -118,7 +118,7 @@ def warnings_of(result: Result) -> list[str]:
     return [line for line in result.out.splitlines() if "has failed and is left out" in line]
 
 
-def test_all_trackers_hold_exactly_the_figures_of_a_run(dltrain: Command) -> None:
+def test_all_trackers_hold_exactly_the_metrics_of_a_run(dltrain: Command) -> None:
     result = dltrain(*OFTEN, ALL)
     assert (result.code, warnings_of(result)) == (0, [])
     assert len(in_jsonl(result.folder)) == 6 * 4 + 3 * 2 + 2
@@ -169,7 +169,7 @@ def killed_at(owner: Any, name: str, number: int) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize(("owner", "name", "number"), MOSTLY_SLOW, ids=lambda it: getattr(it, "__name__", str(it)))
-def test_a_run_that_is_killed_and_resumed_is_tracked_as_if_nothing_had_been(
+def test_a_killed_and_resumed_run_is_tracked_like_an_uninterrupted_one(
     dltrain: Command, owner: Any, name: str, number: int
 ) -> None:
     assert forked(killed_at(owner, name, number)).code == -signal.SIGKILL
@@ -189,7 +189,7 @@ def test_a_run_that_is_done_and_resumed_is_tracked_the_same(dltrain: Command) ->
     assert_exact(folder)
 
 
-def test_a_run_that_goes_on_for_longer_is_tracked_to_its_end(dltrain: Command) -> None:
+def test_an_extended_run_is_tracked_to_its_end(dltrain: Command) -> None:
     folder = dltrain(*OFTEN, "limit_steps=6", ALL).folder
     assert dltrain("train", f"resume={folder}", "limit_steps=null").code == 0
     expected = in_jsonl(folder)
@@ -202,7 +202,7 @@ def test_a_run_that_goes_on_for_longer_is_tracked_to_its_end(dltrain: Command) -
 
 @pytest.mark.parametrize("moment", mostly_slow(["__init__", "write", "saved", "finish", "close"], fast=["write"]))
 @pytest.mark.parametrize("error", [RuntimeError("it is\nbroken"), OSError(28, "No space left")], ids=["own", "disk"])
-def test_a_tracker_that_fails_is_told_once_and_the_run_goes_on(
+def test_a_failing_tracker_is_reported_once_and_the_run_continues(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, moment: str, error: Exception
 ) -> None:
     expected = bits(dltrain(*OFTEN, "logger=none").folder)
@@ -221,7 +221,7 @@ def test_a_tracker_that_fails_is_told_once_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-def test_what_a_tracker_draws_changes_no_random_number_of_the_run(
+def test_random_numbers_used_by_a_tracker_do_not_change_the_run(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import random
@@ -231,7 +231,7 @@ def test_what_a_tracker_draws_changes_no_random_number_of_the_run(
     assert bits(dltrain(*OFTEN, "logger=csv").folder) == expected
 
 
-def test_a_tracking_server_that_is_away_is_told_without_its_password(
+def test_an_unreachable_tracking_server_is_reported_without_its_password(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with socket.socket() as closed:
@@ -269,11 +269,11 @@ def test_a_password_is_refused_before_it_gets_into_a_file(dltrain: Command, addr
     "address",
     [None, "mlruns", "http://host:5000/a@b", "http://me@host", "http://${oc.env:A}:${oc.env:B}@host", "a:b@c"],
 )
-def test_an_address_without_a_password_is_taken(address: str | None) -> None:
+def test_an_address_without_a_password_is_accepted(address: str | None) -> None:
     run_trackers.require({"logger": {"mlflow": {"tracking_uri": address, "experiment": "x"}}})
 
 
-def test_a_missing_extra_is_told_before_training(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_before_training(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_trackers, "find_spec", lambda name: None)
     result = dltrain(*QUICK, "logger=[csv,mlflow]")
     assert (result.code, result.err) == (
@@ -297,7 +297,7 @@ def test_a_missing_extra_is_told_before_training(dltrain: Command, monkeypatch: 
     ],
     ids=str,
 )
-def test_a_mistake_is_told_with_the_right_name(dltrain: Command, words: list[str], told: str) -> None:
+def test_a_misspelt_logger_is_reported_with_the_right_name(dltrain: Command, words: list[str], told: str) -> None:
     result = dltrain(*QUICK, *words)
     assert result.code == 2
     assert told in result.err
@@ -305,7 +305,7 @@ def test_a_mistake_is_told_with_the_right_name(dltrain: Command, words: list[str
 
 
 @pytest.mark.parametrize("word", ["logger=none", "logger=[]", "~logger"])
-def test_a_run_without_a_logger_keeps_its_records_alone(dltrain: Command, word: str) -> None:
+def test_a_run_without_a_logger_keeps_only_its_records(dltrain: Command, word: str) -> None:
     folder = dltrain(*QUICK, word).folder
     assert not (folder / "tensorboard").exists()
     assert dltrain("eval", f"ckpt={folder}").code == 0
@@ -340,7 +340,7 @@ def test_a_checkpoint_without_a_logger_is_evaluated_and_resumed(dltrain: Command
     assert in_csv(folder) == in_jsonl(folder)
 
 
-def test_a_checkpoint_is_evaluated_where_its_store_is_unknown(
+def test_a_checkpoint_is_evaluated_if_its_tracking_store_is_unknown(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MY_STORE", str(tmp_path / "store"))
@@ -350,7 +350,7 @@ def test_a_checkpoint_is_evaluated_where_its_store_is_unknown(
     assert dltrain("eval", f"ckpt={folder}").code == 0
 
 
-def test_a_store_that_stands_in_a_checkpoint_is_used_only_when_it_is_typed(dltrain: Command, tmp_path: Path) -> None:
+def test_a_tracking_store_named_by_a_checkpoint_is_used_only_if_overridden(dltrain: Command, tmp_path: Path) -> None:
     store = f"logger.mlflow.tracking_uri={tmp_path / 'store'}"
     folder = dltrain(*OFTEN, "limit_steps=6", "logger=mlflow", store).folder
     (tmp_path / "store").rename(tmp_path / "away")
@@ -366,9 +366,7 @@ def test_a_store_that_stands_in_a_checkpoint_is_used_only_when_it_is_typed(dltra
 @pytest.mark.parametrize(
     "word", ["++logger.mlflow={tracking_uri: X, experiment: y}", "+logger={mlflow: {tracking_uri: X}}"]
 )
-def test_a_sweeps_file_that_names_a_store_by_another_word_is_refused(
-    dltrain: Command, tmp_path: Path, word: str
-) -> None:
+def test_a_sweep_file_that_names_a_store_indirectly_is_refused(dltrain: Command, tmp_path: Path, word: str) -> None:
     (tmp_path / "sent").mkdir()
     words = [*QUICK[1:], "seed=1,2", "logger=mlflow", word.replace("X", str(tmp_path / "store"))]
     content = {"format": 1, "command": "train", "overrides": words}
@@ -419,7 +417,7 @@ def test_the_digest_of_a_job_knows_no_logger() -> None:
     assert digest(config) != digest(config | {"seed": 1})
 
 
-def test_mlflow_holds_config_versions_best_figures_and_summary(dltrain: Command) -> None:
+def test_mlflow_holds_config_versions_best_metrics_and_summary(dltrain: Command) -> None:
     folder = dltrain(*OFTEN, "logger=mlflow", "logger.mlflow.experiment=mine").folder
     run, summary = run_of(folder), json.loads((folder / "summary.json").read_text())
     assert client().get_experiment_by_name("mine").experiment_id == run.info.experiment_id
@@ -434,7 +432,7 @@ def test_mlflow_holds_config_versions_best_figures_and_summary(dltrain: Command)
     assert json.loads(kept.read_text()) == summary
 
 
-def test_mlflow_is_told_what_a_resumed_run_changed(dltrain: Command) -> None:
+def test_mlflow_records_what_a_resumed_run_changed(dltrain: Command) -> None:
     folder = dltrain(*OFTEN, "limit_steps=6", "logger=mlflow").folder
     result = dltrain("train", f"resume={folder}", "limit_steps=9", "logger.mlflow.experiment=other")
     assert (result.code, warnings_of(result)) == (0, [])
@@ -444,7 +442,7 @@ def test_mlflow_is_told_what_a_resumed_run_changed(dltrain: Command) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_takes_what_is_long_or_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_accepts_long_and_odd_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = {"model": {"name": "x" * 10_000, "k" * 500: 1, "a=b?": "\ud800"}} | {f"key{n}": n for n in range(250)}
     tracker = MLflow(tmp_path, config, tracking_uri=None, experiment="x")
@@ -469,7 +467,7 @@ def test_a_run_that_its_store_does_not_know_begins_anew(dltrain: Command, monkey
     assert in_mlflow(folder) == in_jsonl(folder)
 
 
-def test_a_strangers_identity_of_a_run_is_no_path(dltrain: Command) -> None:
+def test_an_untrusted_run_id_is_not_used_as_a_path(dltrain: Command) -> None:
     folder = dltrain(*OFTEN, "limit_steps=6", "logger=mlflow").folder
     (folder / "mlflow_run_id").write_text("../../secret")
     assert "holds no identity of a run" in warnings_of(dltrain("train", f"resume={folder}"))[0]
@@ -503,7 +501,7 @@ def test_tensorboard_holds_hyperparameters_and_mistakes(tmp_path: Path) -> None:
     assert named == ["val/loss"]
 
 
-def test_a_figure_that_is_no_number_is_an_empty_cell_and_no_point(tmp_path: Path) -> None:
+def test_a_nan_metric_is_an_empty_cell_and_no_point(tmp_path: Path) -> None:
     for tracker in (CSV(tmp_path), board := TensorBoard(tmp_path, {})):
         tracker.write({"split": "train", "step": 1, "epoch": 0.5, "loss": None, "lr": 0.1})
         tracker.write({"split": "train", "step": 2, "epoch": 1.0, "loss": 0.25, "lr": 0.1, "skipped": 1})
@@ -545,7 +543,7 @@ def test_a_run_from_python_is_tracked_too(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_mlflow_says_so_where_it_keeps_other_figures_than_those_of_a_run_that_went_back(dltrain: Command) -> None:
+def test_mlflow_warns_if_it_keeps_other_metrics_than_a_run_that_went_back(dltrain: Command) -> None:
     folder = dltrain(*OFTEN, "logger=mlflow", "keep=9").folder
 
     def gone_back(*words: str) -> int:
