@@ -209,7 +209,7 @@ MISTAKES = {
     "train mlp": "mlp: cannot be read as KEY=VALUE",
     "train model=attention model.patch=5": "model.patch must divide 28x28. Received 5",
     "train model=cnn model.widths=[4,4,4,4,4]": "cnn: 5 pools leave nothing of 28x28; set fewer model.widths",
-    "train data=line": "lenet needs pictures of at least 12x12 pixels, the data has 1x1",
+    "train data=line": "lenet needs images of at least 12x12 pixels, the data has 1x1",
     "train model=autoencoder": "this model returns pictures; set task=reconstruction",
     "train task=reconstruction": "this one returns (10,); set model=autoencoder",
     "train task=regression": "this data has classes; set task=classification",

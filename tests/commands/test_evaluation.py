@@ -263,7 +263,7 @@ def test_a_bad_checkpoint_among_several_is_reported_and_the_others_are_evaluated
     result = dltrain("eval", f"ckpt=[bad.pt,{folder},nowhere]", "--json")
     documents = json.loads(result.out)
     assert result.code == 66
-    assert "2 of 3 checkpoints could not be evaluated; the first: bad.pt: no checkpoint" in result.err
+    assert "2 of 3 checkpoints could not be evaluated; the first: bad.pt: not a checkpoint" in result.err
     assert ["error" in each for each in documents] == [True, False, True]
     assert documents[2] == {"checkpoint": "nowhere", "error": "nowhere: no such file or folder"}
     assert figures(folder / "checkpoints")["accuracy"] == documents[1]["accuracy"]
