@@ -134,11 +134,11 @@ def test_garbage_collection_is_enabled_again_with_and_without_torch(imported: st
     (tmp_path / "torch.py").write_text("")
     code = f"""
 import gc
-from dltrain.runtime.startup import import_torch, without_collections
-with without_collections():
+from dltrain.runtime.startup import import_torch, gc_paused
+with gc_paused():
     print(gc.isenabled())
 print(gc.isenabled())
-with without_collections():
+with gc_paused():
     {imported or "pass"}
     import_torch()
     print(gc.isenabled())
