@@ -28,7 +28,7 @@ def test_every_module_and_config_is_in_the_wheel(wheel: zipfile.ZipFile) -> None
     names = set(wheel.namelist())
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     configs = {f"dltrain/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert modules | configs | {"dltrain/py.typed"} <= names
+    assert modules | configs | {"dltrain/py.typed", "dltrain/data/datasets/digits.npz"} <= names
 
 
 def test_an_unpacked_wheel_finds_its_configs_and_composes(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

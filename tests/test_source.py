@@ -36,7 +36,9 @@ def faults(source: str) -> list[str]:
             safe = keywords.get("weights_only")
             if name == "torch.load" and not (isinstance(safe, ast.Constant) and safe.value is True):
                 found.append(name)
-            if (last == "load" and name.startswith(("numpy.", "np."))) or "allow_pickle" in keywords:
+            reads_array = last == "load" and name.startswith(("numpy.", "np."))
+            pickled = keywords.get("allow_pickle")
+            if (reads_array or pickled) and not (isinstance(pickled, ast.Constant) and pickled.value is False):
                 found.append(name)
             loaders = {name_of(argument) for argument in [*node.args, *keywords.values()]}
             if name.startswith("yaml.") and "load" in last and last != "safe_load":
@@ -59,6 +61,9 @@ DANGEROUS = [
     "torch.load(path)",
     "torch.load(path, weights_only=False)",
     "numpy.load(path)",
+    "numpy.load(path, allow_pickle=True)",
+    "numpy.load(path, allow_pickle=allowed)",
+    "numpy.lib.format.read_array(file, allow_pickle=True)",
     "yaml.load(text, yaml.Loader)",
     "os.system('ls')",
     "subprocess.run('ls', shell=True)",

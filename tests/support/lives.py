@@ -123,7 +123,6 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _serve() -> None:
-    import sklearn.datasets  # noqa: F401
     import torch
     import torch._dynamo
 
