@@ -231,12 +231,12 @@ def _job(
     command: str, composed: "Composed", of_sweep: list[str], deliver: "Callable[[str], None] | None" = None
 ) -> int:
     from dltrain.commands import jobs
-    from dltrain.config import composition
+    from dltrain.config import resolution
 
     if of_sweep:
         of = "train" if command == "summary" else command
         try:
-            faults = validation.find_problems(composition.resolve(composed.config), of, composed.origin)
+            faults = validation.find_problems(resolution.resolve(composed.config), of, composed.origin)
         except ConfigError as error:  # a reference that leads nowhere; raised, it would pass through Hydra
             return _tell(error)
         lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]

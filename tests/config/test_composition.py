@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dltrain import cli
 from dltrain.commands import jobs
-from dltrain.config import composition, diagnostics, registry, validation
+from dltrain.config import composition, diagnostics, registry, resolution, validation
 from dltrain.report import run_files
 from dltrain.runtime import errors
 from support.contents import equal
@@ -93,7 +93,7 @@ def main(line: list[str]) -> tuple[int, str, str, list[dict[str, Any]]]:
     found = []
 
     def execute(command: str, config: dict[str, Any], *, typed: list[str], origin: registry.Origin) -> dict[str, Any]:
-        validation.validate(composition.resolve(config), command, origin)
+        validation.validate(resolution.resolve(config), command, origin)
         found.append(config)
         return {}
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dltrain.config import registry, saved_config, validation
-from dltrain.config.composition import resolve
+from dltrain.config import registry, saved_config
+from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
 from dltrain.runtime.errors import Interrupted, UserError, first_line
 from dltrain.runtime.folders import expand_user
@@ -118,42 +117,37 @@ def dispatch(
     load: "Callable[[dict[str, Any], int], Data] | None" = None,
     deliver: Callable[[str], None] = lambda document: None,
 ) -> dict[str, Any]:
-    """Train, evaluate, predict or export; returns the summary. torch is imported here, not before.
+    """Resolve and check a config, then train, evaluate, predict or export as it says; returns the summary.
 
     The command `summary` is `train --summary`. `deliver` gets what was found as a JSON document.
     """
-    typed = [key for key in typed if key.partition(".")[0] != "sweep"]
-    values: dict[str, Any] = {}
-    is_training = command in ("summary", "train")  # they check by themselves; but a mistake need not wait for torch
-    if not is_training or (
-        "torch" not in sys.modules and config.get("resume") is None and not saved_config.custom_imports(config)
-    ):
-        values = resolve(config)
-        validation.validate(values, "train" if is_training else command, origin)
-    import_torch()
+    if saved_config.custom_imports(config):
+        import_torch()  # the check imports the user's code, which imports torch
+    checked = resolved(config, "train" if command == "summary" else command, typed, origin)
+    import_torch()  # not before: a mistake need not wait for it
     if command == "summary":
         from dltrain.commands.summary import summarize
 
-        summarize(config, typed=typed, resolve=resolve, origin=origin, deliver=deliver)
+        summarize(checked, deliver=deliver)
         return {}
     if command == "train":
         from dltrain.training.run import train
 
         hooks: Any = {name: hook for name, hook in (("watch", watch), ("load", load)) if hook is not None}
-        return train(config, folder=folder, typed=typed, resolve=resolve, origin=origin, **hooks)
+        return train(checked, folder=folder, **hooks)
     if command == "eval":
         from dltrain.commands.evaluation import evaluate_checkpoints
 
-        result = evaluate_checkpoints(values, typed=typed, resolve=resolve, deliver=deliver)
+        result = evaluate_checkpoints(checked, deliver=deliver)
         return {result["split"]: {key: value for key, value in result.items() if key in ("loss", "accuracy")}}
     if command == "export":
         from dltrain.commands.export import export
 
-        export(values, typed=typed, resolve=resolve)
+        export(checked)
         return {}
     from dltrain.commands.prediction import predict
 
-    predict(values, typed=typed, resolve=resolve, deliver=deliver)
+    predict(checked, deliver=deliver)
     return {}
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from dltrain.config import registry, saved_config, validation
+from dltrain.config import registry, saved_config
+from dltrain.config.resolution import Config, resolved
 from dltrain.engine import Loader, Record, fit
 from dltrain.optim.step import NonFiniteLoss, accumulate_metrics, require_finite
 from dltrain.report import console, run_files
@@ -31,57 +32,48 @@ Watch = Callable[[Record], str]
 
 
 def train(
-    config: dict[str, Any],
+    config: Config | dict[str, Any],
     *,
-    folder: Path | None = None,
     typed: Collection[str] | None = None,
-    resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
-    origin: registry.Origin = lambda key: "",
+    folder: Path | None = None,
     watch: Watch = lambda record: "",
     load: Load = build.data,
 ) -> dict[str, Any]:
-    """Train as a complete config says; returns what is in summary.json, and the run's `folder`.
+    """Train as a complete config says and return what is in summary.json, with the run's `folder`.
 
-    With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`; so they must
-    be named, if only as an empty list. The config is stored as it is given; `resolve` fills in what it refers to, such
-    as environment variables. `folder` must exist. `watch` gets every record, and ends the run by returning a status for
-    it; `load` reads the data.
-    Raises UserError, whose `exit_code` says of which kind.
+    Args:
+        config: what `dltrain.compose` returns; its references, such as ${oc.env:HOME}, are stored as they are
+        typed: keys to take from `config`, needed with `resume`: all others are the resumed run's
+        folder: where to write, an existing folder; None makes a dated one
+        watch: gets every record, and ends the run by returning a status for it
+        load: reads the data
+
+    Raises UserError; its `exit_code` says which kind.
     """
     began = time.perf_counter()
-    if typed is None and config.get("resume") is not None:
-        raise ConfigError("resume: only named keys are taken from the config; name them, as in typed=['epochs']")
-    typed = typed or ()
-    config = {key: value for key, value in config.items() if key != "sweep"}
+    if isinstance(config, dict):
+        if typed is None and config.get("resume") is not None:
+            raise ConfigError("resume: only named keys are taken from the config; name them, as in typed=['epochs']")
+        config = resolved(config, "train", typed or ())
     processes = torchrun.processes()
     with run_files.run_log() as log_to, contextlib.ExitStack() as stack:
         # Of a sweep's job the sweep knows the folder.
         if (again := distributed.begin_run(processes, recall=folder is None)) is not None:
             log.warning("started again by torchrun: goes on with %s", again)
-            config, typed = saved_config.restart_config(config, typed, again)
+            config = saved_config.restart_config(config, again)
+        stack.enter_context(distributed.process_group(processes))
         start = None
-        if config.get("resume") is None:
-            values = resolve(config)
-            validation.validate(values, "train", origin)
-            stack.enter_context(distributed.process_group(processes))
-        else:
-            stack.enter_context(distributed.process_group(processes))
-            start = stack.enter_context(open_resume_point(config["resume"], processes))
-            trust = config.get("trust") or []
-            config = saved_config.resume_config(start.content["config"], config, typed)
-            values = resolve(config)
-            saved_config.require_trusted(values, trust)
-            saved_config.require_typed_address(values, typed)
-            saved_config.warn_changed_interpolations(values, start.content["digests"].get("config", {}), typed)
-            validation.validate(values, "train", origin)
-        run_trackers.require(config)
-        run = prepare(config, values, start, typed, load, processes)
+        if config.stored.get("resume") is not None:
+            start = stack.enter_context(open_resume_point(config.stored["resume"], processes))
+            config = saved_config.resumed(config, start.content)
+        run_trackers.require(config.stored)
+        run = prepare(config, start, load, processes)
         noted = stack.enter_context(recorded_signals(ignore_repeats=processes.world_size > 1))
         agreement = SignalSync(processes, noted)
         with contextlib.ExitStack() as closing:
             output = None
             if processes.rank == 0:
-                output = closing.enter_context(open_run_dir(run, start, folder, log_to, origin, typed))
+                output = closing.enter_context(open_run_dir(run, start, folder, log_to))
                 output.log_start(run, resumed=start is not None)
             where = output.folder if output else "the run's folder"
             with memory_errors(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
@@ -104,9 +96,9 @@ def _loop(
     """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
     settings, data, state, progress = run.settings, run.data, run.state, run.progress
     processes = run.runtime.processes
-    train = build.training_batches(data, run.runtime, run.values["data"], settings)
+    train = build.training_batches(data, run.runtime, run.config.values["data"], settings)
     val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
-    schedule = registry.partial_call("schedule", run.values["schedule"])
+    schedule = registry.partial_call("schedule", run.config.values["schedule"])
     loop = {
         key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema")
     }
@@ -131,7 +123,7 @@ def _loop(
         if output is not None:
             output.save(run, keep)
 
-    if start is None or start.content["config"] != run.config:
+    if start is None or start.content["config"] != run.config.stored:
         # Whatever happens from now on, the run can be resumed, as it was asked for last; checkpoints before it stay.
         save(keep=1)
     if output is not None:

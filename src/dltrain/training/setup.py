@@ -1,12 +1,13 @@
 """All parts of a run, from a checked config: data, network, optimizer, where they are computed; nothing is written."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from dltrain.config import registry, saved_config, settings
+from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.optim.step import TrainState
 from dltrain.runtime import distributed, torchrun
@@ -25,14 +26,13 @@ Load = Callable[[dict[str, Any], int], build.Data]
 
 
 def prepare(
-    config: dict[str, Any],
-    values: dict[str, Any],
+    config: Config,
     start: ResumePoint | None,
-    typed: Collection[str],
     load: Load,
     processes: torchrun.Processes = torchrun.SINGLE_PROCESS,
 ) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
+    values, typed = config.values, config.typed
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
@@ -69,7 +69,7 @@ def prepare(
     runtime = resolve_precision(runtime, model, own.batch_size // processes.world_size, values["task"]["name"])
     model = to_device(model, runtime, data.input_shape)
     state = TrainState(model, build.optimizer(values["optim"], model))
-    run = Run(config, values, own, runtime, data, task, state, Progress())
+    run = Run(config, own, runtime, data, task, state, Progress())
     if start is not None:
         snapshot.restore(run, start)
         done = run.state.step / -(-len(data.train.images) // (own.batch_size * own.accumulate))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dltrain.config import saved_config, settings
+from dltrain.config.resolution import Config
 from dltrain.optim.muon import Muon
 from dltrain.optim.step import Task, TrainState
 from dltrain.runtime import system_info
@@ -31,10 +32,9 @@ MOMENTS: dict[type, set[str]] = {
 
 @dataclass
 class Run:
-    """The parts of a run; `config` as it is stored, `values` with its references filled in."""
+    """The parts of a run."""
 
-    config: dict[str, Any]
-    values: dict[str, Any]
+    config: Config
     settings: settings.Train
     runtime: Runtime
     data: build.Data
@@ -55,7 +55,7 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
         "generators": generator_states(),
         "progress": dict(vars(run.progress)),
         "position": position,
-        "digests": {"data": run.data.digests, "config": saved_config.digests(run.values)},
+        "digests": {"data": run.data.digests, "config": saved_config.digests(run.config.values)},
         **_common(run),
     }
 
@@ -68,7 +68,7 @@ def best_checkpoint(run: Run) -> dict[str, Any]:
 
 def _common(run: Run) -> dict[str, Any]:
     return {
-        "config": run.config,
+        "config": run.config.stored,
         "data": {
             "classes": list(run.data.train.classes),
             "input_shape": list(run.data.input_shape),
@@ -87,7 +87,7 @@ def restore(run: Run, start: ResumePoint) -> None:
     require_same_data(run.data.digests, content["digests"].get("data", {}))
     try:
         state.model.load_state_dict(content["model"])
-        if content["config"]["optim"]["name"] == run.values["optim"]["name"]:
+        if content["config"]["optim"]["name"] == run.config.values["optim"]["name"]:
             restore_optimizer(state.optimizer, content["optimizer"])
         else:
             log.warning("resume: the optimizer is another one and starts without moments")
