@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dltrain.config import saved_config, settings
 from dltrain.config.resolution import Config
+from dltrain.data.loader import TensorLoader
+from dltrain.engine import Schedule
 from dltrain.optim.muon import Muon
 from dltrain.optim.step import Task, TrainState
 from dltrain.runtime import system_info
@@ -38,7 +40,10 @@ class Run:
     settings: settings.Train
     runtime: Runtime
     data: build.Data
+    train: TensorLoader
+    val: TensorLoader | None
     task: Task
+    schedule: Schedule
     state: TrainState
     progress: Progress
 
