@@ -11,7 +11,7 @@ from typing import Any
 from dltrain.config import saved_config
 from dltrain.config.resolution import Config, resolved
 from dltrain.engine import Record, fit
-from dltrain.optim.step import NonFiniteLoss, accumulate_metrics, require_finite
+from dltrain.optim.step import NonFiniteLoss
 from dltrain.report import console, run_files
 from dltrain.report.trackers import run_trackers
 from dltrain.runtime import distributed, torchrun
@@ -19,7 +19,7 @@ from dltrain.runtime.devices import Generators, generator_states, memory_errors
 from dltrain.runtime.distributed import SignalSync
 from dltrain.runtime.errors import ConfigError, Interrupted, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
-from dltrain.training import build, nonfinite
+from dltrain.training import build, nonfinite, snapshot
 from dltrain.training.resume_point import open_resume_point
 from dltrain.training.run_dir import RunDir, open_run_dir
 from dltrain.training.setup import Load, prepare
@@ -95,11 +95,9 @@ def train(
 
 def _save(run: Run, output: RunDir | None, keep: int) -> None:
     """Write a checkpoint to resume from. Every rank must call it; the first has an `output` and writes."""
-    require_finite(run.state, run.settings.on_nonfinite)
-    accumulate_metrics(run.state, run.task)
-    distributed.reduce_to_first(run.state.sums, run.runtime.processes)
+    content = snapshot.last_checkpoint(run, output.metrics.position if output else 0)
     if output is not None:
-        output.save(run, keep)
+        output.save(run, content, keep)
 
 
 def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch: Watch) -> str:

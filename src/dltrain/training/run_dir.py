@@ -41,14 +41,13 @@ class RunDir:
     def write(self, record: Record) -> None:
         self.trackers.write(self.metrics.write(record))
 
-    def save(self, run: Run, keep: int) -> None:
-        """Write last.pt, and before it best.pt where the best is another one."""
+    def save(self, run: Run, content: dict[str, Any], keep: int) -> None:
+        """Write last.pt, and before it best.pt if there is a new best."""
         self.metrics.flush()
         # Without validation it is another with every step.
         if run.progress.best and (run.progress.best != self.best or not run.progress.best_weights):
             self.save_best(run)
             self.best = run.progress.best
-        content = snapshot.last_checkpoint(run, self.metrics.position)
         # At the start, and once the optimizer has state: what cannot be read again is told before it costs any time.
         check, self.unchecked = self.unchecked > 0, self.unchecked - 1
         checkpoint.save(self.folder / "checkpoints" / "last.pt", content, keep=keep, check=check)

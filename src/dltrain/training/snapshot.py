@@ -12,8 +12,8 @@ from dltrain.config.resolution import Config
 from dltrain.data.loader import TensorLoader
 from dltrain.engine import Schedule
 from dltrain.optim.muon import Muon
-from dltrain.optim.step import Task, TrainState
-from dltrain.runtime import system_info
+from dltrain.optim.step import Task, TrainState, accumulate_metrics, require_finite
+from dltrain.runtime import distributed, system_info
 from dltrain.runtime.devices import Runtime, generator_states, restore_generators
 from dltrain.runtime.errors import ConfigError, InputError, first_line
 from dltrain.training import build
@@ -49,7 +49,13 @@ class Run:
 
 
 def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
-    """What last.pt holds; `position` is that in metrics.jsonl."""
+    """Return what last.pt holds. Every rank must call it: metrics of all ranks are added up on the first.
+
+    `position` is the length of metrics.jsonl. Raises NonFiniteLoss, so that no such weights replace good ones.
+    """
+    require_finite(run.state, run.settings.on_nonfinite)
+    accumulate_metrics(run.state, run.task)
+    distributed.reduce_to_first(run.state.sums, run.runtime.processes)
     return {
         "model": run.state.model.state_dict(),
         "optimizer": run.state.optimizer.state_dict(),
