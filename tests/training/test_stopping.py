@@ -255,7 +255,7 @@ def test_a_job_that_failed_because_of_a_signal_was_interrupted(monkeypatch: pyte
             raise ConfigError("model.name: cannot import half of a library") from stop
 
     monkeypatch.setattr(jobs, "dispatch", execute)
-    outcome = jobs.run_job("train", {}, exit_code)
+    outcome, _ = jobs.run_job("train", {}, exit_code)
     assert (outcome.code, outcome.status, outcome.interrupted) == (143, "interrupted", True)
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dltrain.engine import evaluate
 from dltrain.optim.step import Task
 from dltrain.report import analysis, console, run_files
 from dltrain.runtime import devices, system_info
-from dltrain.runtime.errors import ConfigError, InputError, OutputError, UserError, printable
+from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, UserError, printable
 from dltrain.training import build, checks
 from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
@@ -32,45 +32,39 @@ log = logging.getLogger(__name__)
 SHOWN_CLASSES = 50
 
 
-def evaluate_checkpoints(config: Config, *, deliver: Callable[[str], None] = lambda document: None) -> dict[str, Any]:
-    """Figures of a checkpoint on a split, printed, written beside the checkpoint, and returned.
+def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
+    """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
-    Of several checkpoints (a list as `ckpt`) those of the best are returned, and one table ranks them; one that cannot
-    be evaluated is told, and the others are evaluated all the same. `deliver` gets all figures as a JSON document: a
-    list if `ckpt` is one, in its order, with `checkpoint` and `error` for those without figures.
-    Raises UserError, whose `exit_code` says of which kind: that of the first one that could not be evaluated.
+    Returns a JSON-able document and the result of the best checkpoint. The document is the result; if `ckpt` is a list,
+    that of each checkpoint in its order, and one table ranks them. One that cannot be evaluated does not stop the
+    others: its entry has `checkpoint` and `error`, and PartialFailure is raised at the end, with the document.
     """
     ckpt = config.values["ckpt"]
     if isinstance(ckpt, str):
         result, _ = _evaluate(ckpt, config)
         _show(result)
-        deliver(run_files.as_json(result))
-        return result
-    documents: list[dict[str, Any]] = []
+        return result, result
+    document: list[dict[str, Any]] = []
     ranked: list[tuple[tuple[float, ...], dict[str, Any]]] = []
-    faults: list[UserError] = []
+    errors: list[UserError] = []
     for path in ckpt:
         try:
             result, score = _evaluate(path, config)
         except UserError as error:
-            faults.append(error)
-            documents.append({"checkpoint": path, "error": str(error)})
+            errors.append(error)
+            document.append({"checkpoint": path, "error": str(error)})
             log.error("%s is left out: %s", path, error)
             continue
-        documents.append(result)
+        document.append(result)
         ranked.append((score, result))
     ranked.sort(key=lambda each: each[0], reverse=True)
     if ranked:
         rows = {result["checkpoint"]: _figures(result) for _, result in ranked}
         console.show_metrics(f"{config.values['split']}, best first", rows)
-    deliver(run_files.as_json(documents))
-    if faults:
-        told = UserError(
-            f"{len(faults)} of {len(documents)} checkpoints could not be evaluated; the first: {faults[0]}"
-        )
-        told.exit_code = faults[0].exit_code
-        raise told from faults[0]
-    return ranked[0][1]
+    if errors:
+        message = f"{len(errors)} of {len(document)} checkpoints could not be evaluated; the first: {errors[0]}"
+        raise PartialFailure(message, errors[0].exit_code, document) from errors[0]
+    return document, ranked[0][1]
 
 
 def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, ...]]:

@@ -17,9 +17,9 @@ from dltrain.config.resolution import Config
 from dltrain.data import drawings, image_files
 from dltrain.data.splits import Examples
 from dltrain.engine import predict as outputs_of
-from dltrain.report import console, run_files
+from dltrain.report import console
 from dltrain.runtime.devices import memory_errors
-from dltrain.runtime.errors import ConfigError, InputError, OutputError, printable
+from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, printable
 from dltrain.runtime.folders import expand_user
 from dltrain.training import build, checks
 from dltrain.training.restore import TrainedModel, load_trained
@@ -31,13 +31,12 @@ OVERSHOOT = 0.1  # by which numbers from 0 to 1 may overshoot, as those of resam
 Prepare = Callable[[Image.Image], tuple[Image.Image, dict[str, bool]]]
 
 
-def predict(config: Config, *, deliver: Callable[[str], None] = lambda document: None) -> list[dict[str, Any]]:
+def predict(config: Config) -> list[dict[str, Any]]:
     """The likeliest classes of each picture, printed, written as CSV, and returned; a damaged picture is a row as well.
 
     `invert` is for drawings as people make them, dark on light and anywhere on the paper, given to a network such as
     MNIST's. With `auto` a picture whose edge is light is inverted where the mean of the training's pictures, which the
     checkpoint knows, is below 1/3, one whose edge is dark where it is above 2/3; its row tells it as `inverted`.
-    `deliver` gets the rows as a JSON document.
     Raises UserError, whose `exit_code` says of which kind.
     """
     values = config.values
@@ -73,11 +72,11 @@ def predict(config: Config, *, deliver: Callable[[str], None] = lambda document:
                 rows += _predict_batch(loaded, paths[start : start + values["batch_size"]], prepared, top_k)
     _write(expand_user(values["output"]), rows, top_k)
     _show(rows, top_k)
-    deliver(run_files.as_json(rows))
     damaged = sum(bool(row["error"]) for row in rows)
     log.info("%d pictures, %d damaged: %s", len(rows), damaged, values["output"])
     if damaged == len(rows):
-        raise InputError(f"input={values['input']}: none of the {damaged} pictures can be read: {rows[0]['error']}")
+        message = f"input={values['input']}: none of the {damaged} pictures can be read: {rows[0]['error']}"
+        raise PartialFailure(message, InputError.exit_code, rows)
     return rows
 
 

@@ -1,10 +1,8 @@
 """`dltrain train --summary`: the layers of a network as a run would train it, with shapes, parameters and FLOPs."""
 
 import contextlib
-import json
 import logging
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,10 +42,10 @@ class Layer:
     flops: int
 
 
-def summarize(config: Config, *, deliver: Callable[[str], None] = lambda document: None) -> dict[str, Any]:
+def summarize(config: Config) -> dict[str, Any]:
     """Check a config as a run would, print the layers of its network and what they add up to, and return that.
 
-    `deliver` gets it as a JSON document. Of the data only the training set is read; nothing is trained or written.
+    Of the data only the training set is read; nothing is trained or written.
     Raises UserError, whose `exit_code` says of which kind.
     """
     values = config.values
@@ -69,7 +67,6 @@ def summarize(config: Config, *, deliver: Callable[[str], None] = lambda documen
         "flops": sum(layer.flops for layer in found),
     }
     _show(found, summary)
-    deliver(json.dumps(summary, indent=2))
     return summary
 
 
