@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__
 from dltrain.commands import usage
@@ -176,33 +176,29 @@ def _complete(argv: list[str]) -> int:
     return 0
 
 
-def _run(command: str, argv: list[str], deliver: "Callable[[str], None] | None" = None) -> int:
-    """Run a subcommand: one job, or with -m a sweep; `deliver` gets what a job found as a JSON document."""
+def _run(command: str, argv: list[str]) -> int:
+    """Run a subcommand: one job, or with -m a sweep. With --json only the job's document goes to stdout."""
     is_summary = command == "train" and "--summary" in argv
-    if "--json" in argv and (is_summary or command in ("eval", "predict")):
-        return _as_json(command, [word for word in argv if word != "--json"])
+    as_json = "--json" in argv and (is_summary or command in ("eval", "predict"))
     of_sweep = [word for word in argv if word.lstrip("+").startswith("sweep.")]
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in word for word in of_sweep):
         if is_summary:
             raise ConfigError("--summary: is of one run. Leave out -m and sweep.resume")
-        if deliver is not None:
+        if as_json:
             raise ConfigError("--json: a sweep prints no document; its results.csv has the figures. Leave one out")
         return _sweep(command, argv)
     job = "summary" if is_summary else command
-    words = [word for word in argv if word != "--summary"] if is_summary else argv
-    codes: list[int] = []
-    with startup.gc_paused():
-        code = _compose(command, words, lambda composed: codes.append(_job(job, composed, of_sweep, deliver)))
-    return codes[0] if codes else code
+    words = [word for word in argv if not (word == "--summary" and is_summary) and not (word == "--json" and as_json)]
+    ended: list[tuple[int, Any]] = []
+    with startup.gc_paused(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        code = _compose(command, words, lambda composed: ended.append(_job(job, composed, of_sweep)))
+    if not ended:
+        return code
+    code, document = ended[0]
+    if as_json and document is not None:
+        from dltrain.report import run_files
 
-
-def _as_json(command: str, argv: list[str]) -> int:
-    """Run a job with one JSON document on stdout, and all else on stderr."""
-    documents: list[str] = []
-    with contextlib.redirect_stdout(sys.stderr):
-        code = _run(command, argv, documents.append)
-    for document in documents:
-        print(document)
+        print(run_files.as_json(document))
     return code
 
 
@@ -227,22 +223,21 @@ def _sweep(command: str, argv: list[str]) -> int:
     return _compose(command, words, lambda _: None, lambda sweeping: sweep.run(request, sweeping))
 
 
-def _job(
-    command: str, composed: "Composed", of_sweep: list[str], deliver: "Callable[[str], None] | None" = None
-) -> int:
+def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, Any]:
+    """Run one job; return its exit code and document."""
     from dltrain.commands import jobs
-    from dltrain.config import composition
+    from dltrain.config import resolution
 
     if of_sweep:
         of = "train" if command == "summary" else command
         try:
-            faults = validation.find_problems(composition.resolve(composed.config), of, composed.origin)
+            faults = validation.find_problems(resolution.resolve(composed.config), of, composed.origin)
         except ConfigError as error:  # a reference that leads nowhere; raised, it would pass through Hydra
-            return _tell(error)
+            return _tell(error), None
         lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
-        return _tell(ConfigError("\n".join(lines)))
+        return _tell(ConfigError("\n".join(lines))), None
     from dltrain.report.console import start_logging
 
     start_logging()
-    hooks = {} if deliver is None else {"deliver": deliver}
-    return jobs.run_job(command, composed.config, _tell, typed=composed.typed, origin=composed.origin, **hooks).code
+    result, document = jobs.run_job(command, composed.config, _tell, typed=composed.typed, origin=composed.origin)
+    return result.code, document

@@ -96,16 +96,16 @@ def fit(
             found = update(state, inputs, targets, task, runtime, weight=weight)
             # Without weight others have all the examples of a small batch.
             state.pending += found if weight else [part._replace(skipped=True) for part in found]
-            if len(state.pending) * found[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
-                accumulate_metrics(state, task)
             state.step += 1
             if ema is not None:
                 update_ema(state, ema)
             examples += count
             records = []
             epoch_ends = state.step % steps == 0
-            if epoch_ends or state.step % log_every == 0:
+            is_due = epoch_ends or state.step % log_every == 0
+            if is_due or len(state.pending) * found[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
                 accumulate_metrics(state, task)
+            if is_due:
                 assert state.sums is not None
                 distributed.all_reduce_sum(state.sums, runtime.processes)
                 metrics = interval_metrics(state, task, on_nonfinite)

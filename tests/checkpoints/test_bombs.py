@@ -21,7 +21,7 @@ import torch
 
 from dltrain import cli
 from dltrain.checkpoints import archive, checkpoint
-from dltrain.config.composition import resolve
+from dltrain.config.resolution import Config
 from dltrain.runtime.errors import UserError
 from dltrain.training import restore
 from support.faults import forked
@@ -243,9 +243,9 @@ def refuse_contents(folder: Path, honest: dict[str, Any], names: list[str]) -> N
 
     def load(path: Path) -> None:
         device = {"name": "cpu", "precision": "fp32", "threads": 1, "deterministic": False}
-        config = {"ckpt": str(path), "trust": [], "device": device}
+        config = {"trust": [], "device": device}
         with contextlib.redirect_stdout(io.StringIO()):
-            restore.load_trained(config, (), resolve)
+            restore.load_trained(str(path), Config({}, config))
 
     faults = []
     for name in names:

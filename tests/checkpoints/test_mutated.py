@@ -23,7 +23,7 @@ import torch
 
 from dltrain import cli
 from dltrain.checkpoints import checkpoint
-from dltrain.config.composition import resolve
+from dltrain.config.resolution import Config
 from dltrain.runtime.errors import UserError
 from dltrain.training import restore
 from support.faults import forked
@@ -103,8 +103,8 @@ def read(folder: Path, base: bytes, number: int) -> list[str]:
         "inspect": lambda: cli.main(["inspect", str(path)]),
     }
     if kind.startswith("content") or rng.random() < USED:
-        config = {"ckpt": str(path), "trust": [], "device": DEVICE}
-        readers["eval"] = lambda: restore.load_trained(config, (), resolve)
+        config = {"trust": [], "device": DEVICE}
+        readers["eval"] = lambda: restore.load_trained(str(path), Config({}, config))
     if kind == "content of checkpoints" and rng.random() < RESUMED:
         case = folder / "case"
         shutil.rmtree(case, ignore_errors=True)

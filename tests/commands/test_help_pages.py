@@ -9,7 +9,8 @@ import pytest
 from dltrain import cli
 from dltrain.commands.usage import COMMANDS
 from dltrain.config import composition, registry, validation
-from dltrain.config.composition import compose, resolve
+from dltrain.config.composition import compose
+from dltrain.config.resolution import resolve
 from support.command import Command
 
 EXAMPLES = [(command, line) for command, usage in COMMANDS.items() for line, _ in usage.examples]

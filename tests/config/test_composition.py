@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dltrain import cli
 from dltrain.commands import jobs
-from dltrain.config import composition, diagnostics, registry, validation
+from dltrain.config import composition, diagnostics, registry, resolution, validation
 from dltrain.report import run_files
 from dltrain.runtime import errors
 from support.contents import equal
@@ -92,10 +92,12 @@ def main(line: list[str]) -> tuple[int, str, str, list[dict[str, Any]]]:
     """Exit code, output, errors and configs of a command line whose job ends when its config is checked."""
     found = []
 
-    def execute(command: str, config: dict[str, Any], *, typed: list[str], origin: registry.Origin) -> dict[str, Any]:
-        validation.validate(composition.resolve(config), command, origin)
+    def execute(
+        command: str, config: dict[str, Any], *, typed: list[str], origin: registry.Origin
+    ) -> tuple[None, dict[str, Any]]:
+        validation.validate(resolution.resolve(config), command, origin)
         found.append(config)
-        return {}
+        return None, {}
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dltrain.config import composition, hydra_guard
+from dltrain.config import composition, hydra_guard, resolution
 from dltrain.runtime.errors import ConfigError
 from support.command import Command
 from support.tiers import mostly_slow
@@ -281,7 +281,7 @@ def test_a_checkpoint_config_that_expands_without_end_is_refused() -> None:
         value = [value] * 10
     began = time.process_time()
     with pytest.raises(ConfigError, match="aliases"):
-        composition.resolve({"x": value})
+        resolution.resolve({"x": value})
     assert time.process_time() - began < 1
 
 

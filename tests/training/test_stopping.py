@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +50,9 @@ NOTHING: dict[str, Any] = {
     ids=str,
 )
 def test_the_first_limit_that_is_reached_is_named(changes: dict[str, Any], reason: str) -> None:
-    assert reason_to_stop(**(NOTHING | changes)) == reason
+    now = NOTHING | changes
+    limits: Any = SimpleNamespace(**{key: now.pop(key) for key in ("limit_steps", "max_seconds", "patience")})
+    assert reason_to_stop(limits, **now) == reason
 
 
 def test_an_interval_in_steps_is_due_at_its_multiples() -> None:
@@ -252,7 +255,7 @@ def test_a_job_that_failed_because_of_a_signal_was_interrupted(monkeypatch: pyte
             raise ConfigError("model.name: cannot import half of a library") from stop
 
     monkeypatch.setattr(jobs, "dispatch", execute)
-    outcome = jobs.run_job("train", {}, exit_code)
+    outcome, _ = jobs.run_job("train", {}, exit_code)
     assert (outcome.code, outcome.status, outcome.interrupted) == (143, "interrupted", True)
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from dltrain.commands import tta
-from dltrain.config import registry, saved_config, validation
+from dltrain.config import registry, saved_config
+from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
@@ -22,87 +23,74 @@ from dltrain.engine import evaluate
 from dltrain.optim.step import Task
 from dltrain.report import analysis, console, run_files
 from dltrain.runtime import devices, system_info
-from dltrain.runtime.errors import ConfigError, InputError, OutputError, UserError, printable
+from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, UserError, printable
 from dltrain.training import build, checks
-from dltrain.training.restore import Resolve, TrainedModel, load_examples, load_trained
+from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 50
 
 
-def evaluate_checkpoints(
-    config: dict[str, Any],
-    *,
-    typed: Collection[str] = (),
-    resolve: Resolve = lambda config: config,
-    deliver: Callable[[str], None] = lambda document: None,
-) -> dict[str, Any]:
-    """Figures of a checkpoint on a split, printed, written beside the checkpoint, and returned.
+def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
+    """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
-    Of several checkpoints (a list as `ckpt`) those of the best are returned, and one table ranks them; one that cannot
-    be evaluated is told, and the others are evaluated all the same. `deliver` gets all figures as a JSON document: a
-    list if `ckpt` is one, in its order, with `checkpoint` and `error` for those without figures.
-    Raises UserError, whose `exit_code` says of which kind: that of the first one that could not be evaluated.
+    Returns a JSON-able document and the result of the best checkpoint. The document is the result; if `ckpt` is a list,
+    that of each checkpoint in its order, and one table ranks them. One that cannot be evaluated does not stop the
+    others: its entry has `checkpoint` and `error`, and PartialFailure is raised at the end, with the document.
     """
-    validation.validate(config, "eval")
-    if isinstance(config["ckpt"], str):
-        result, _ = _evaluate(config, typed, resolve)
+    ckpt = config.values["ckpt"]
+    if isinstance(ckpt, str):
+        result, _ = _evaluate(ckpt, config)
         _show(result)
-        deliver(run_files.as_json(result))
-        return result
-    documents: list[dict[str, Any]] = []
+        return result, result
+    document: list[dict[str, Any]] = []
     ranked: list[tuple[tuple[float, ...], dict[str, Any]]] = []
-    faults: list[UserError] = []
-    for path in config["ckpt"]:
+    errors: list[UserError] = []
+    for path in ckpt:
         try:
-            result, score = _evaluate(config | {"ckpt": path}, typed, resolve)
+            result, score = _evaluate(path, config)
         except UserError as error:
-            faults.append(error)
-            documents.append({"checkpoint": path, "error": str(error)})
+            errors.append(error)
+            document.append({"checkpoint": path, "error": str(error)})
             log.error("%s is left out: %s", path, error)
             continue
-        documents.append(result)
+        document.append(result)
         ranked.append((score, result))
     ranked.sort(key=lambda each: each[0], reverse=True)
     if ranked:
         rows = {result["checkpoint"]: _figures(result) for _, result in ranked}
-        console.show_metrics(f"{config['split']}, best first", rows)
-    deliver(run_files.as_json(documents))
-    if faults:
-        told = UserError(
-            f"{len(faults)} of {len(documents)} checkpoints could not be evaluated; the first: {faults[0]}"
-        )
-        told.exit_code = faults[0].exit_code
-        raise told from faults[0]
-    return ranked[0][1]
+        console.show_metrics(f"{config.values['split']}, best first", rows)
+    if errors:
+        message = f"{len(errors)} of {len(document)} checkpoints could not be evaluated; the first: {errors[0]}"
+        raise PartialFailure(message, errors[0].exit_code, document) from errors[0]
+    return document, ranked[0][1]
 
 
-def _evaluate(
-    config: dict[str, Any], typed: Collection[str], resolve: Resolve
-) -> tuple[dict[str, Any], tuple[float, ...]]:
+def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, ...]]:
     """What is written of one checkpoint, and its task's score, greater being better."""
     began = time.perf_counter()
-    loaded = load_trained(config, typed, resolve)
+    split, views = config.values["split"], config.values["tta"]
+    loaded = load_trained(ckpt, config)
     is_classification = loaded.values["task"]["name"] == "classification"
-    if config["tta"] != "none" and not is_classification:
-        raise ConfigError(f"tta={config['tta']}: needs a classifier, {loaded.path} was trained with another task")
-    task, examples, batches = _ready(loaded, config, typed)
+    if views != "none" and not is_classification:
+        raise ConfigError(f"tta={views}: needs a classifier, {loaded.path} was trained with another task")
+    task, examples, batches = _ready(loaded, config)
     known = loaded.content["data"]
-    model = loaded.model if config["tta"] == "none" else tta.AveragedViews(loaded.model, config["tta"])
+    model = loaded.model if views == "none" else tta.AveragedViews(loaded.model, views)
     outputs: list[Tensor] = []  # as `evaluate` makes them, for one pass in all
     if is_classification:
         model.register_forward_hook(lambda module, inputs, output: outputs.append(output.float().cpu()))
     with devices.memory_errors("Lower batch_size"):
         figures = evaluate(model, batches, task, loaded.runtime)
-    result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": config["split"], "tta": config["tta"]}
+    result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": split, "tta": views}
     result |= {"examples": len(examples.images), **figures}
     if is_classification:
         of_classes = analysis.classified(torch.cat(outputs), examples.targets, known["classes"])
         result |= {"classes": of_classes.pop("per_class"), **of_classes}
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
     result |= system_info.environment()
-    path = loaded.path.parent / file_name(loaded.path, config["split"], config["tta"])
+    path = loaded.path.parent / file_name(loaded.path, split, views)
     try:
         run_files.write_json(path, result)
         log.info("figures %s", path)
@@ -112,35 +100,36 @@ def _evaluate(
     return result, score
 
 
-def analyze_checkpoint(config: dict[str, Any], *, resolve: Resolve = lambda config: config) -> dict[str, Any]:
+def analyze_checkpoint(config: Config) -> dict[str, Any]:
     """What `analysis.analyze` finds of a checkpoint on a split, for the page of a run. Raises UserError."""
-    loaded = load_trained(config, (), resolve)
-    _, examples, batches = _ready(loaded, config, ())
-    classes, task = loaded.content["data"]["classes"], loaded.values["task"]["name"]
+    loaded = load_trained(config.values["ckpt"], config)
+    _, examples, batches = _ready(loaded, config)
+    classes, task, split = loaded.content["data"]["classes"], loaded.values["task"]["name"], config.values["split"]
     with devices.memory_errors("Lower batch_size"):
-        return analysis.analyze(loaded.model, examples, batches, classes, task, loaded.runtime, split=config["split"])
+        return analysis.analyze(loaded.model, examples, batches, classes, task, loaded.runtime, split=split)
 
 
-def _ready(loaded: TrainedModel, config: dict[str, Any], typed: Collection[str]) -> tuple[Task, Examples, TensorLoader]:
+def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, TensorLoader]:
     """The task of a checkpoint and the examples of a split, also as batches; checked to fit the network."""
     task: Task = registry.partial_call("task", loaded.values["task"])()
-    with download.forbidden(saved_config.read_only_reason(loaded.values, typed)):
-        examples = load_examples(loaded, config["split"])
+    split = config.values["split"]
+    with download.forbidden(saved_config.read_only_reason(loaded.values, config.typed)):
+        examples = load_examples(loaded, split)
     # Own code may draw other examples each time; other data that are typed are meant to differ.
-    may_differ = ":" in loaded.values["data"]["name"] or "data.root" in typed
-    digest = loaded.content.get("digests", {}).get("data", {}).get(config["split"])  # older checkpoints have none
+    may_differ = ":" in loaded.values["data"]["name"] or "data.root" in config.typed
+    digest = loaded.content.get("digests", {}).get("data", {}).get(split)  # older checkpoints have none
     if not may_differ and digest not in (None, build.digest(examples)):
         # Of a folder of pictures to which some were added, others may be held back.
         told = "%s: not the examples of the training's; some that it was trained on may be among these"
-        log.warning(told, config["split"])
+        log.warning(told, split)
     if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
         found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
         raise InputError(f"data: has images of {found}, the model was trained on {expected}")
     known = loaded.content["data"]
-    checks.check_classes(known["classes"], examples, config["split"])
+    checks.check_classes(known["classes"], examples, split)
     node, shape = loaded.values["model"], known["input_shape"]
     checks.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
-    batch_size = config["batch_size"] or loaded.values["batch_size"]
+    batch_size = config.values["batch_size"] or loaded.values["batch_size"]
     return task, examples, build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
 
 

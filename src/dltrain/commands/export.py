@@ -4,15 +4,14 @@ import io
 import json
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dltrain import __version__
 from dltrain.commands import onnx_graph
-from dltrain.config import validation
+from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
@@ -20,7 +19,7 @@ from dltrain.runtime import atomic_files
 from dltrain.runtime.devices import memory_errors
 from dltrain.runtime.errors import ConfigError, OutputError, UserError, first_line
 from dltrain.runtime.folders import expand_user
-from dltrain.training.restore import Resolve, TrainedModel, load_examples, load_trained
+from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +29,23 @@ MOST_NUMBERS = 1 << 24  # in those examples: fewer of large pictures
 SHOWN_CLASSES = 10
 
 
-def export(config: dict[str, Any], *, typed: Collection[str] = (), resolve: Resolve = lambda config: config) -> Path:
+def export(config: Config) -> Path:
     """Write the network of a checkpoint to a file, whole or not at all, and say how its inputs must look; its path.
 
     Raises UserError, whose `exit_code` says of which kind.
     """
-    validation.validate(config, "export")
-    kind = config["format"]
+    values = config.values
+    kind = values["format"]
     if kind == "onnx":
         onnx_graph.require_packages()
-    elif "normalize" in typed:
+    elif "normalize" in config.typed:
         raise ConfigError(f"normalize: format={kind} holds weights and no graph to normalise in. Leave it out")
-    path = expand_user(config["output"] or OUTPUTS[kind])
-    loaded = load_trained(config, typed, resolve)
+    path = expand_user(values["output"] or OUTPUTS[kind])
+    loaded = load_trained(values["ckpt"], config)
     loaded.model.cpu().eval()  # what is exported knows no device, and float32 is computed to the end on a CPU
     with memory_errors("Set format=safetensors, which needs less"):
         if kind == "onnx":
-            content, lines = _onnx(loaded, path, normalize=config["normalize"])
+            content, lines = _onnx(loaded, path, normalize=values["normalize"])
         elif kind == "safetensors":
             content, lines = _safetensors(loaded), _of_weights(loaded, path)
         else:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -12,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dltrain.config import registry, saved_config, validation
-from dltrain.config.composition import resolve
+from dltrain.config import registry, saved_config
+from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
-from dltrain.runtime.errors import Interrupted, UserError, first_line
+from dltrain.runtime.errors import Interrupted, PartialFailure, UserError, first_line
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
@@ -60,27 +59,32 @@ INTERRUPTED = JobResult(143, "interrupted")
 
 
 def run_job(
-    command: str, config: dict[str, Any], tell: Callable[[UserError | KeyboardInterrupt], int], **settings: Any
-) -> JobResult:
-    """Run a job; `tell` gets what a user can mend, or a signal, and returns the exit code."""
+    command: str,
+    config: dict[str, Any],
+    report_error: Callable[[UserError | KeyboardInterrupt], int],
+    **settings: Any,
+) -> tuple[JobResult, Any]:
+    """Run a job; return how it ended and its JSON-able document, None if it has none.
+
+    `report_error` gets a mistake that the user can mend, or a signal, and returns the exit code.
+    """
     began = time.perf_counter()
 
-    def ended(code: int, status: str) -> JobResult:  # which gets into files
+    def ended(code: int, status: str) -> JobResult:
         return JobResult(code, _as_written(status, config), seconds=time.perf_counter() - began)
 
     try:
-        summary = dispatch(command, config, **settings)
-        status = str(summary.get("status", "done"))
-        return JobResult(
-            0, status, job_metrics(command, summary), time.perf_counter() - began, str(summary.get("folder", ""))
-        )
+        document, summary = dispatch(command, config, **settings)
+        metrics, folder = job_metrics(command, summary), str(summary.get("folder", ""))
+        return JobResult(0, str(summary.get("status", "done")), metrics, time.perf_counter() - began, folder), document
     except (Exception, KeyboardInterrupt) as error:
-        if (told := as_user_error(error)) is not None:
-            is_stop = isinstance(told, Interrupted | KeyboardInterrupt)
-            return ended(tell(told), "interrupted" if is_stop else first_line(told))
-        if torchrun.should_report(error):  # a fault of ours, or of a user's own code: say all there is to know
+        if (shown := as_user_error(error)) is not None:
+            is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
+            document = shown.document if isinstance(shown, PartialFailure) else None
+            return ended(report_error(shown), "interrupted" if is_stop else first_line(shown)), document
+        if torchrun.should_report(error):  # a bug, ours or in the user's code: print all there is to know
             traceback.print_exc()
-        return ended(1, first_line(f"{type(error).__name__}: {error}"))
+        return ended(1, first_line(f"{type(error).__name__}: {error}")), None
 
 
 def _as_written(text: str, config: dict[str, Any]) -> str:
@@ -116,45 +120,38 @@ def dispatch(
     folder: Path | None = None,
     watch: "Callable[[Record], str] | None" = None,
     load: "Callable[[dict[str, Any], int], Data] | None" = None,
-    deliver: Callable[[str], None] = lambda document: None,
-) -> dict[str, Any]:
-    """Train, evaluate, predict or export; returns the summary. torch is imported here, not before.
+) -> tuple[Any, dict[str, Any]]:
+    """Resolve and check a config, then train, evaluate, predict or export as it says.
 
-    The command `summary` is `train --summary`. `deliver` gets what was found as a JSON document.
+    Returns the JSON-able document of a command that has one, else None, and a summary: metrics by split, and a run's
+    status and folder. The command `summary` is `train --summary`.
     """
-    typed = [key for key in typed if key.partition(".")[0] != "sweep"]
-    values: dict[str, Any] = {}
-    is_training = command in ("summary", "train")  # they check by themselves; but a mistake need not wait for torch
-    if not is_training or (
-        "torch" not in sys.modules and config.get("resume") is None and not saved_config.custom_imports(config)
-    ):
-        values = resolve(config)
-        validation.validate(values, "train" if is_training else command, origin)
-    import_torch()
+    if saved_config.custom_imports(config):
+        import_torch()  # the check imports the user's code, which imports torch
+    checked = resolved(config, "train" if command == "summary" else command, typed, origin)
+    import_torch()  # not before: a mistake need not wait for it
     if command == "summary":
         from dltrain.commands.summary import summarize
 
-        summarize(config, typed=typed, resolve=resolve, origin=origin, deliver=deliver)
-        return {}
+        return summarize(checked), {}
     if command == "train":
         from dltrain.training.run import train
 
         hooks: Any = {name: hook for name, hook in (("watch", watch), ("load", load)) if hook is not None}
-        return train(config, folder=folder, typed=typed, resolve=resolve, origin=origin, **hooks)
+        return None, train(checked, folder=folder, **hooks)
     if command == "eval":
         from dltrain.commands.evaluation import evaluate_checkpoints
 
-        result = evaluate_checkpoints(values, typed=typed, resolve=resolve, deliver=deliver)
-        return {result["split"]: {key: value for key, value in result.items() if key in ("loss", "accuracy")}}
+        document, best = evaluate_checkpoints(checked)
+        return document, {best["split"]: {key: best[key] for key in ("loss", "accuracy") if key in best}}
     if command == "export":
         from dltrain.commands.export import export
 
-        export(values, typed=typed, resolve=resolve)
-        return {}
+        export(checked)
+        return None, {}
     from dltrain.commands.prediction import predict
 
-    predict(values, typed=typed, resolve=resolve, deliver=deliver)
-    return {}
+    return predict(checked), {}
 
 
 def job_metrics(command: str, summary: dict[str, Any]) -> dict[str, float]:

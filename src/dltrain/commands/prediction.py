@@ -3,7 +3,7 @@
 import csv
 import glob
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from dltrain.config import registry, validation
+from dltrain.config import registry
+from dltrain.config.resolution import Config
 from dltrain.data import drawings, image_files
 from dltrain.data.splits import Examples
 from dltrain.engine import predict as outputs_of
-from dltrain.report import console, run_files
+from dltrain.report import console
 from dltrain.runtime.devices import memory_errors
-from dltrain.runtime.errors import ConfigError, InputError, OutputError, printable
+from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, printable
 from dltrain.runtime.folders import expand_user
 from dltrain.training import build, checks
-from dltrain.training.restore import Resolve, TrainedModel, load_trained
+from dltrain.training.restore import TrainedModel, load_trained
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +31,16 @@ OVERSHOOT = 0.1  # by which numbers from 0 to 1 may overshoot, as those of resam
 Prepare = Callable[[Image.Image], tuple[Image.Image, dict[str, bool]]]
 
 
-def predict(
-    config: dict[str, Any],
-    *,
-    typed: Collection[str] = (),
-    resolve: Resolve = lambda config: config,
-    deliver: Callable[[str], None] = lambda document: None,
-) -> list[dict[str, Any]]:
+def predict(config: Config) -> list[dict[str, Any]]:
     """The likeliest classes of each picture, printed, written as CSV, and returned; a damaged picture is a row as well.
 
     `invert` is for drawings as people make them, dark on light and anywhere on the paper, given to a network such as
     MNIST's. With `auto` a picture whose edge is light is inverted where the mean of the training's pictures, which the
     checkpoint knows, is below 1/3, one whose edge is dark where it is above 2/3; its row tells it as `inverted`.
-    `deliver` gets the rows as a JSON document.
     Raises UserError, whose `exit_code` says of which kind.
     """
-    validation.validate(config, "predict")
-    loaded = load_trained(config, typed, resolve)
+    values = config.values
+    loaded = load_trained(values["ckpt"], config)
     if loaded.values["task"]["name"] != "classification":
         raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")
     low, high = loaded.content["data"].get("range") or (0, 1)
@@ -55,34 +49,34 @@ def predict(
             f"{loaded.path}: trained on numbers from {low:.4g} to {high:.4g}, not on bytes or numbers from 0 to 1\n"
             "What a picture file's bytes are among these is not known; use dltrain eval with such data"
         )
-    paths = find(config["input"])
+    paths = find(values["input"])
     classes = loaded.content["data"]["classes"]
     task, shape = registry.partial_call("task", loaded.values["task"])(), loaded.content["data"]["input_shape"]
     checks.check_fit(loaded.model, loaded.values["model"], task, torch.zeros(1, dtype=torch.int64), shape, len(classes))
-    top_k = min(config["top_k"], len(classes))
-    auto = config["invert"] == "auto"
+    top_k = min(values["top_k"], len(classes))
+    auto = values["invert"] == "auto"
     knows_dark = auto and drawings.knows_dark(loaded.statistics[0])
 
     def prepared(picture: Image.Image) -> tuple[Image.Image, dict[str, bool]]:
         """A picture as the network knows them, and what its row is to tell of that."""
-        invert = drawings.is_dark(picture) != knows_dark if auto else config["invert"]
+        invert = drawings.is_dark(picture) != knows_dark if auto else values["invert"]
         picture = drawings.inverted(picture) if invert else picture
-        center = invert if config["center"] is None else config["center"]
+        center = invert if values["center"] is None else values["center"]
         picture = drawings.centered(picture, (shape[1], shape[2])) if center else picture
         return picture, {"inverted": invert} if auto else {}
 
     rows = []
     with image_files.without_pillow_warnings():
-        for start in range(0, len(paths), config["batch_size"]):
+        for start in range(0, len(paths), values["batch_size"]):
             with memory_errors("Lower batch_size"):
-                rows += _predict_batch(loaded, paths[start : start + config["batch_size"]], prepared, top_k)
-    _write(expand_user(config["output"]), rows, top_k)
+                rows += _predict_batch(loaded, paths[start : start + values["batch_size"]], prepared, top_k)
+    _write(expand_user(values["output"]), rows, top_k)
     _show(rows, top_k)
-    deliver(run_files.as_json(rows))
     damaged = sum(bool(row["error"]) for row in rows)
-    log.info("%d pictures, %d damaged: %s", len(rows), damaged, config["output"])
+    log.info("%d pictures, %d damaged: %s", len(rows), damaged, values["output"])
     if damaged == len(rows):
-        raise InputError(f"input={config['input']}: none of the {damaged} pictures can be read: {rows[0]['error']}")
+        message = f"input={values['input']}: none of the {damaged} pictures can be read: {rows[0]['error']}"
+        raise PartialFailure(message, InputError.exit_code, rows)
     return rows
 
 

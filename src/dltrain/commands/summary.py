@@ -1,10 +1,8 @@
 """`dltrain train --summary`: the layers of a network as a run would train it, with shapes, parameters and FLOPs."""
 
 import contextlib
-import json
 import logging
 import warnings
-from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dltrain.config import registry, validation
+from dltrain.config import registry
+from dltrain.config.resolution import Config
 from dltrain.data.loader import normalization
 from dltrain.data.splits import split_train_val
 from dltrain.report import console
@@ -43,24 +42,16 @@ class Layer:
     flops: int
 
 
-def summarize(
-    config: dict[str, Any],
-    *,
-    typed: Collection[str] = (),
-    resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
-    origin: registry.Origin = lambda key: "",
-    deliver: Callable[[str], None] = lambda document: None,
-) -> dict[str, Any]:
+def summarize(config: Config) -> dict[str, Any]:
     """Check a config as a run would, print the layers of its network and what they add up to, and return that.
 
-    `deliver` gets it as a JSON document. Of the data only the training set is read; nothing is trained or written.
+    Of the data only the training set is read; nothing is trained or written.
     Raises UserError, whose `exit_code` says of which kind.
     """
-    values = resolve({key: value for key, value in config.items() if key != "sweep"})
-    validation.validate(values, "train", origin)
+    values = config.values
     if values["resume"] is not None:
         raise ConfigError("--summary: shows what a new run would train. Leave out resume, or use dltrain inspect")
-    planned = prepare(config, values, None, typed, _training_set)
+    planned = prepare(config, None, _training_set)
     model, shape = planned.state.model.cpu(), planned.data.input_shape
     with memory_errors("Set a smaller model, or smaller pictures"):
         found = layers(model, shape, str(values["model"]["name"]))
@@ -76,7 +67,6 @@ def summarize(
         "flops": sum(layer.flops for layer in found),
     }
     _show(found, summary)
-    deliver(json.dumps(summary, indent=2))
     return summary
 
 

@@ -6,7 +6,6 @@ Hydra and OmegaConf are imported where configs are composed, and nowhere else: s
 import contextlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ from dltrain.config.hydra_guard import hydra_sandbox
 from dltrain.config.overrides import hydra_argv, parse_flags, search_path_override, sweep_group_keys
 from dltrain.config.provenance import Provenance
 from dltrain.config.registry import config_folder
-from dltrain.config.safe_yaml import UnsafeConfig, read_yaml, refuse_bomb
+from dltrain.config.resolution import resolve, with_text_keys
+from dltrain.config.safe_yaml import UnsafeConfig, read_yaml
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.folders import expand_user
 
 VERSION_BASE = "1.3"
-MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last
-MOST_REFERRED = 30_000  # values; OmegaConf takes 40 us for each
 COMPOSE_ERRORS = (
     HydraException,
     OmegaConfBaseException,
@@ -134,29 +132,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     except COMPOSE_ERRORS as error:
         raise ConfigError(" ".join(str(error).split())) from error
     assert isinstance(plain, dict)
-    return resolve(named(plain))
-
-
-def resolve(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with its references filled in. Raises ConfigError for one that leads nowhere."""
-    try:
-        values = refuse_bomb(config)  # a checkpoint's may share parts, which OmegaConf would write out
-        if (count := repr(config).count("${")) > MOST_REFERENCES or values * 2 ** (count / 2) > MOST_REFERRED:
-            raise UnsafeConfig(
-                f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed"
-            )
-        filled = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    except (OmegaConfBaseException, UnsafeConfig, RecursionError) as error:
-        told, key = str(error), getattr(error, "full_key", None)
-        if key and (missing := re.search(r"Environment variable '(.*)' not found", told)):
-            told = f"{key}: the environment variable {missing[1]} is not set"
-        raise ConfigError(" ".join(told.split())) from error
-    assert isinstance(filled, dict)
-    return named(filled)
-
-
-def named(config: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in config.items()}
+    return resolve(with_text_keys(plain))
 
 
 def options_of_resumed(argv: list[str]) -> list[str]:
@@ -194,7 +170,7 @@ def composed(config: DictConfig, own: Any, implied: list[str]) -> Composed:
     name = str(own.job.config_name)
     overrides = [it.input_line or "" for it in parsed if it.key_or_group.partition(".")[0] != "sweep"]
     groups = [word.partition("=")[0] for word in implied]
-    return Composed(named(plain), overrides, typed, Provenance(name, typed, groups, sources, chosen))
+    return Composed(with_text_keys(plain), overrides, typed, Provenance(name, typed, groups, sources, chosen))
 
 
 def preview(command: str, argv: list[str]) -> Composed:

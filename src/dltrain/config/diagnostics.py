@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain.config import registry, validation
-from dltrain.config.composition import COMPOSE_ERRORS, VERSION_BASE, named
+from dltrain.config.composition import COMPOSE_ERRORS, VERSION_BASE
 from dltrain.config.dotted import at, has, leaves
 from dltrain.config.hints import to_cli
 from dltrain.config.hydra_guard import hydra_sandbox
 from dltrain.config.overrides import hydra_argv, parse_flags, quote_override, search_path_override
 from dltrain.config.registry import config_folder
+from dltrain.config.resolution import with_text_keys
 from dltrain.config.safe_yaml import UnsafeConfig
 from dltrain.config.validation import TYPED, Problem, suggest
 from dltrain.runtime.errors import ConfigError
@@ -52,10 +53,10 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         words, wrong = _options(chosen, registry.COMMANDS[command][2])
         faults += wrong
         composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
-    known = known_keys(named(composed), command) if isinstance(composed, dict) else []
+    known = known_keys(with_text_keys(composed), command) if isinstance(composed, dict) else []
     faults += [_unreadable_fault(word, known) for word in unreadable]
     if isinstance(composed, dict):
-        faults += _key_faults(named(composed), command, keys)
+        faults += _key_faults(with_text_keys(composed), command, keys)
     faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
     return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
 

@@ -4,9 +4,12 @@ import copy
 import hashlib
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
+from dltrain.config import validation
 from dltrain.config.registry import GROUPS
+from dltrain.config.resolution import Config, resolve
 from dltrain.runtime.errors import ConfigError, printable
 
 log = logging.getLogger(__name__)
@@ -93,12 +96,28 @@ def resume_config(stored: dict[str, Any], given: dict[str, Any], typed: Collecti
     return joined
 
 
-def restart_config(config: dict[str, Any], typed: Collection[str], folder: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the config and typed keys with which a restarted command resumes the run that it began in `folder`."""
-    trust = [config["trust"]] if isinstance(config["trust"], str) else config["trust"]
-    packages = [package for _, package in custom_imports(config)]
-    kept = [key for key in typed if key not in ("experiment", "init", "name")]
-    return config | {"resume": folder, "trust": [*trust, *packages]}, kept
+def resumed(config: Config, content: dict[str, Any]) -> Config:
+    """Return the config of a run that goes on from a checkpoint; `config` has what the user typed now.
+
+    Code that the config names is imported by the last step, the check, and only if the user trusts it.
+    """
+    typed = config.typed
+    stored = resume_config(content["config"], config.stored, typed)
+    values = resolve(stored)
+    require_trusted(values, config.stored.get("trust") or [])
+    require_typed_address(values, typed)
+    warn_changed_interpolations(values, content["digests"].get("config", {}), typed)
+    validation.validate(values, "train", config.origin)
+    return replace(config, stored=stored, values=values)
+
+
+def restart_config(config: Config, folder: str) -> Config:
+    """Return the config with which a restarted command line goes on with the run that it began in `folder`."""
+    trust = config.stored["trust"]
+    packages = [package for _, package in custom_imports(config.stored)]
+    trusted = [*([trust] if isinstance(trust, str) else trust), *packages]
+    typed = [key for key in config.typed if key not in ("experiment", "init", "name")]
+    return replace(config, stored=config.stored | {"resume": folder, "trust": trusted}, typed=typed)
 
 
 def digests(values: dict[str, Any]) -> dict[str, str]:

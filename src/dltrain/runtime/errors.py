@@ -5,6 +5,7 @@ UserError (1)
  ├─ InputError (66)      an input is missing or damaged
  ├─ DeviceError (69)     the device is not available
  ├─ OutputError (74)     a file could not be written
+ ├─ PartialFailure (that of the first failure)  some inputs could not be used
  └─ Interrupted (129, 130, 143)  stopped by a signal, after saving
 """
 
@@ -33,6 +34,14 @@ class DeviceError(UserError):
 
 class OutputError(UserError):
     exit_code = 74
+
+
+class PartialFailure(UserError):
+    """Some inputs could not be used; `document` is JSON-able and has the results of the others."""
+
+    def __init__(self, message: str, exit_code: int, document: object) -> None:
+        super().__init__(message)
+        self.exit_code, self.document = exit_code, document
 
 
 class Interrupted(UserError):

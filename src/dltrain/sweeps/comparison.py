@@ -141,10 +141,11 @@ def _analyze(folder: Path) -> str:
         return ""
     from dltrain.commands import evaluation
     from dltrain.config import composition
+    from dltrain.config.resolution import resolved
 
     try:
         config = composition.compose("eval", ["ckpt=x"]) | {"ckpt": str(folder)}  # its name may look like Hydra's words
-        write_analysis(folder, evaluation.analyze_checkpoint(config, resolve=composition.resolve))
+        write_analysis(folder, evaluation.analyze_checkpoint(resolved(config, "eval")))
     except UserError as error:
         return f"What the network gets wrong is not shown: {error}"
     return ""

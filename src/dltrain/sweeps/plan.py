@@ -19,8 +19,9 @@ from hydra.core.override_parser.types import Override, Sweep, Transformer
 from omegaconf import open_dict
 
 from dltrain.config import composition, saved_config, validation
-from dltrain.config.composition import Composed, Sweeping, resolve
+from dltrain.config.composition import Composed, Sweeping
 from dltrain.config.dotted import at
+from dltrain.config.resolution import resolve
 from dltrain.report.trackers import run_trackers
 from dltrain.runtime import folders
 from dltrain.runtime.errors import ConfigError

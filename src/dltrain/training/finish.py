@@ -56,8 +56,9 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
     wanted = status != "interrupted" and (run.settings.report or trackers.running)
     found, mistakes = _analyze(run) if wanted else ({}, [])
     trackers.finish(summary, mistakes)
-    console.show_end(f"{run.values['model']['name']} on {run.values['data']['name']}: {status}", summary, folder)
-    if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config, found):
+    names = run.config.values["model"]["name"], run.config.values["data"]["name"]
+    console.show_end(f"{names[0]} on {names[1]}: {status}", summary, folder)
+    if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config.stored, found):
         log.info("page        %s", folder / run_page.NAME)
     return summary
 
@@ -71,7 +72,7 @@ def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
     if examples is None:
         return {}, []
     batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
-    task = run.values["task"]["name"]
+    task = run.config.values["task"]["name"]
     try:
         with memory_errors("It is left out"):
             found = analysis.analyze(

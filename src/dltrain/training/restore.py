@@ -1,7 +1,6 @@
 """A trained model from its checkpoint alone, ready to be evaluated or exported."""
 
 import logging
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 
 from dltrain.checkpoints import checkpoint
 from dltrain.config import registry, saved_config, validation
+from dltrain.config.resolution import Config, resolve
 from dltrain.data.loader import Statistics
 from dltrain.data.splits import Examples, read_split, split_train_val
 from dltrain.runtime import devices
@@ -37,29 +37,28 @@ class TrainedModel:
         return tuple(mean), tuple(std)
 
 
-Resolve = Callable[[dict[str, Any]], dict[str, Any]]
+def load_trained(ckpt: str, config: Config) -> TrainedModel:
+    """Rebuild a network from its checkpoint alone, with the precision and threads of its training.
 
-
-def load_trained(config: dict[str, Any], typed: Collection[str], resolve: Resolve) -> TrainedModel:
-    """Rebuild the network of `config["ckpt"]` from the checkpoint alone; precision and threads as in its training.
+    `config` is that of the command: packages that the user trusts, the device, where the data lies.
 
     Raises InputError for a missing or damaged file, ConfigError where its config is refused.
     """
-    path = checkpoint.find(Path(config["ckpt"]), "best.pt")
+    path = checkpoint.find(Path(ckpt), "best.pt")
     content = checkpoint.load(path)
     content["model"] = content.get("averages") or content["model"]  # of last.pt too what was validated
     own = saved_config.with_added({key: value for key, value in content["config"].items() if key != "logger"})
     values = resolve(own)
-    saved_config.require_trusted(values, config["trust"])  # what its references lead to, not how they are written
+    saved_config.require_trusted(values, config.values["trust"])  # resolved: a reference could hide a name
     if faults := validation.find_problems(values, "train"):
         more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
         told = "; ".join(" ".join(str(fault).split())[:200] for fault in faults[:2])
         raise InputError(f"{path}: its config is refused: {told}{more}")
-    if root := config.get("data", {}).get("root"):
+    if root := config.values.get("data", {}).get("root"):
         if "root" not in values["data"]:
             raise ConfigError(f"data.root={root}: data={values['data']['name']} has no root")
         values["data"] = values["data"] | {"root": root}
-    place = devices.restored_device(config["device"], content["runtime"], typed)
+    place = devices.restored_device(config.values["device"], content["runtime"], config.typed)
     known = content["data"]
     claimed = weights.check_weights(values["model"], known, content["model"], path)
     place = resolve_precision(place, claimed, values["batch_size"], values["task"]["name"])

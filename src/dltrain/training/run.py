@@ -8,9 +8,10 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from dltrain.config import registry, saved_config, validation
-from dltrain.engine import Loader, Record, fit
-from dltrain.optim.step import NonFiniteLoss, accumulate_metrics, require_finite
+from dltrain.config import saved_config
+from dltrain.config.resolution import Config, resolved
+from dltrain.engine import Record, fit
+from dltrain.optim.step import NonFiniteLoss
 from dltrain.report import console, run_files
 from dltrain.report.trackers import run_trackers
 from dltrain.runtime import distributed, torchrun
@@ -18,8 +19,8 @@ from dltrain.runtime.devices import Generators, generator_states, memory_errors
 from dltrain.runtime.distributed import SignalSync
 from dltrain.runtime.errors import ConfigError, Interrupted, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
-from dltrain.training import build, nonfinite
-from dltrain.training.resume_point import ResumePoint, open_resume_point
+from dltrain.training import build, nonfinite, snapshot
+from dltrain.training.resume_point import open_resume_point
 from dltrain.training.run_dir import RunDir, open_run_dir
 from dltrain.training.setup import Load, prepare
 from dltrain.training.snapshot import Run
@@ -28,121 +29,95 @@ from dltrain.training.stopping import every, reason_to_stop
 log = logging.getLogger(__name__)
 
 Watch = Callable[[Record], str]
+FIT_OPTIONS = ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema")
 
 
 def train(
-    config: dict[str, Any],
+    config: Config | dict[str, Any],
     *,
-    folder: Path | None = None,
     typed: Collection[str] | None = None,
-    resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
-    origin: registry.Origin = lambda key: "",
+    folder: Path | None = None,
     watch: Watch = lambda record: "",
     load: Load = build.data,
 ) -> dict[str, Any]:
-    """Train as a complete config says; returns what is in summary.json, and the run's `folder`.
+    """Train as a complete config says and return what is in summary.json, with the run's `folder`.
 
-    With `resume`, the run's own config counts and only the keys named in `typed` are taken from `config`; so they must
-    be named, if only as an empty list. The config is stored as it is given; `resolve` fills in what it refers to, such
-    as environment variables. `folder` must exist. `watch` gets every record, and ends the run by returning a status for
-    it; `load` reads the data.
-    Raises UserError, whose `exit_code` says of which kind.
+    Args:
+        config: what `dltrain.compose` returns; its references, such as ${oc.env:HOME}, are stored as they are
+        typed: keys to take from `config`, needed with `resume`: all others are the resumed run's
+        folder: where to write, an existing folder; None makes a dated one
+        watch: gets every record, and ends the run by returning a status for it
+        load: reads the data
+
+    Raises UserError; its `exit_code` says which kind.
     """
     began = time.perf_counter()
-    if typed is None and config.get("resume") is not None:
-        raise ConfigError("resume: only named keys are taken from the config; name them, as in typed=['epochs']")
-    typed = typed or ()
-    config = {key: value for key, value in config.items() if key != "sweep"}
+    if isinstance(config, dict):
+        if typed is None and config.get("resume") is not None:
+            raise ConfigError("resume: only named keys are taken from the config; name them, as in typed=['epochs']")
+        config = resolved(config, "train", typed or ())
     processes = torchrun.processes()
     with run_files.run_log() as log_to, contextlib.ExitStack() as stack:
-        # Of a sweep's job the sweep knows the folder.
+        # A sweep knows the folders of its jobs.
         if (again := distributed.begin_run(processes, recall=folder is None)) is not None:
             log.warning("started again by torchrun: goes on with %s", again)
-            config, typed = saved_config.restart_config(config, typed, again)
+            config = saved_config.restart_config(config, again)
+        stack.enter_context(distributed.process_group(processes))
         start = None
-        if config.get("resume") is None:
-            values = resolve(config)
-            validation.validate(values, "train", origin)
-            stack.enter_context(distributed.process_group(processes))
-        else:
-            stack.enter_context(distributed.process_group(processes))
-            start = stack.enter_context(open_resume_point(config["resume"], processes))
-            trust = config.get("trust") or []
-            config = saved_config.resume_config(start.content["config"], config, typed)
-            values = resolve(config)
-            saved_config.require_trusted(values, trust)
-            saved_config.require_typed_address(values, typed)
-            saved_config.warn_changed_interpolations(values, start.content["digests"].get("config", {}), typed)
-            validation.validate(values, "train", origin)
-        run_trackers.require(config)
-        run = prepare(config, values, start, typed, load, processes)
-        noted = stack.enter_context(recorded_signals(ignore_repeats=processes.world_size > 1))
-        agreement = SignalSync(processes, noted)
+        if config.stored.get("resume") is not None:
+            start = stack.enter_context(open_resume_point(config.stored["resume"], processes))
+            config = saved_config.resumed(config, start.content)
+        run_trackers.require(config.stored)
+        run = prepare(config, start, load, processes)
+        sync = SignalSync(processes, stack.enter_context(recorded_signals(ignore_repeats=processes.world_size > 1)))
         with contextlib.ExitStack() as closing:
             output = None
             if processes.rank == 0:
-                output = closing.enter_context(open_run_dir(run, start, folder, log_to, origin, typed))
+                output = closing.enter_context(open_run_dir(run, start, folder, log_to))
                 output.log_start(run, resumed=start is not None)
             where = output.folder if output else "the run's folder"
             with memory_errors(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
-                status = _loop(run, output, agreement, began, watch, start)
-                from dltrain.training import (
-                    finish,  # here, not above: what draws the page is not needed for the first step
-                )
+                if start is None or start.content["config"] != config.stored:
+                    # From now on the run can be resumed as it was asked for last; earlier checkpoints stay.
+                    _save(run, output, keep=1)
+                if output is not None:
+                    distributed.remember_folder(str(output.folder), processes)
+                status = _loop(run, output, sync, began, watch)
+                from dltrain.training import finish  # not above: the first step needs nothing that draws the page
 
                 summary = finish.finish(run, output, status, began)
-        agreement(at_once=True)  # until now the first one has written and drawn
-    if agreement.signals:
-        number = Signals(agreement.signals[0])
+        sync(at_once=True)  # until now the first rank has written and drawn
+    if sync.signals:
+        number = Signals(sync.signals[0])
         raise Interrupted(f"stopped by {number.name} after saving; continue with resume={where}", SIGNALS[number])
     return summary | {"folder": str(where)}
 
 
-def _loop(
-    run: Run, output: RunDir | None, agreement: SignalSync, began: float, watch: Watch, start: ResumePoint | None
-) -> str:
-    """Train until the end or a reason to stop, saving in between; returns `done` or that reason."""
-    settings, data, state, progress = run.settings, run.data, run.state, run.progress
-    processes = run.runtime.processes
-    train = build.training_batches(data, run.runtime, run.values["data"], settings)
-    val = data.val and build.evaluation_batches(data.val, run.runtime, data.statistics, settings.batch_size)
-    schedule = registry.partial_call("schedule", run.values["schedule"])
-    loop = {
-        key: getattr(settings, key) for key in ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema")
-    }
-    save_is_due = every(settings.checkpoint_every)
+def _save(run: Run, output: RunDir | None, keep: int) -> None:
+    """Write a checkpoint to resume from. Every rank must call it; the first has an `output` and writes."""
+    content = snapshot.last_checkpoint(run, output.metrics.position if output else 0)
+    if output is not None:
+        output.save(run, content, keep)
+
+
+def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch: Watch) -> str:
+    """Train until the end or a reason to stop, saving in between; return `done` or that reason."""
+    settings, state, progress, processes = run.settings, run.state, run.progress, run.runtime.processes
+    options = {key: getattr(settings, key) for key in FIT_OPTIONS}
+    steps, save_is_due = len(run.train), every(settings.checkpoint_every)
     by_steps = isinstance(settings.checkpoint_every, int)
 
     def reason(seconds: float) -> str:
-        return reason_to_stop(
-            signals=agreement.signals,
-            step=state.step,
-            limit_steps=settings.limit_steps,
-            seconds=seconds,
-            max_seconds=settings.max_seconds,
-            stale_epochs=progress.stale_epochs,
-            patience=settings.patience,
-        )
+        return reason_to_stop(settings, sync.signals, state.step, seconds, progress.stale_epochs)
 
-    def save(keep: int = settings.keep) -> None:
-        require_finite(state, settings.on_nonfinite)
-        accumulate_metrics(state, run.task)
-        distributed.reduce_to_first(state.sums, processes)
-        if output is not None:
-            output.save(run, keep)
-
-    if start is None or start.content["config"] != run.config:
-        # Whatever happens from now on, the run can be resumed, as it was asked for last; checkpoints before it stay.
-        save(keep=1)
-    if output is not None:
-        distributed.remember_folder(str(output.folder), processes)
-    agreement(at_once=True)
+    sync(at_once=True)
     status = reason(seconds=0)  # a run that has reached its limit stays there when it is resumed
     since = state.step, generator_states()  # where the interval of the next record begins
     distributed.seed_rank(processes, settings.seed, state.step)
     try:
-        with contextlib.closing(console.Display(settings.epochs, len(train), state.step)) as display:
-            for chunk in () if status else fit(state, train, val, run.task, schedule, run.runtime, **loop):
+        with contextlib.closing(console.Display(settings.epochs, steps, state.step)) as display:
+            chunks = fit(state, run.train, run.val, run.task, run.schedule, run.runtime, **options)
+            for chunk in () if status else chunks:
                 for record in chunk:
                     if settings.on_nonfinite == "stop":
                         nonfinite.require_finite_metrics(record)
@@ -153,36 +128,33 @@ def _loop(
                     status = watch(record) or status
                 display.show(chunk, state.step, progress.best)
                 due = save_is_due(state.step)
-                seconds, due = agreement(time.perf_counter() - began, due, at_once=by_steps and due)
+                seconds, due = sync(time.perf_counter() - began, due, at_once=by_steps and due)
                 if status := reason(seconds) or status:
                     break
                 if due:
-                    save()
+                    _save(run, output, settings.keep)
                 distributed.seed_rank(processes, settings.seed, state.step)
-        agreement(at_once=True)
+        sync(at_once=True)
         state.parallel = None  # it holds the group
         if not progress.best_weights and progress.best.get("step") != state.step:
-            # Stopped between two records: what is tested are the latest weights.
-            progress.best = {"split": "train", "step": state.step, "epoch": state.step / len(train)}
-        save()
+            # Stopped between two records: the latest weights are tested.
+            progress.best = {"split": "train", "step": state.step, "epoch": state.step / steps}
+        _save(run, output, settings.keep)
     except (NonFiniteLoss, nonfinite.NonFiniteMetric) as error:
         if progress.best_weights and output is not None:  # it may be newer than the last checkpoint
             output.save_best(run)
         if isinstance(error, nonfinite.NonFiniteMetric):
             raise
-        raise _nonfinite_error(error, run, output, train, since) from error
-    complete = state.step == settings.epochs * len(train) and not agreement.signals
+        raise _nonfinite_error(error, run, output, since) from error
+    complete = state.step == settings.epochs * steps and not sync.signals
     return "done" if complete else status or "interrupted"  # by a signal in the last save
 
 
-def _nonfinite_error(
-    error: NonFiniteLoss, run: Run, output: RunDir | None, train: Loader, since: tuple[int, Generators]
-) -> UserError:
-    """What is told of a loss that is no number, with the first tensor; `since` is where its interval began."""
+def _nonfinite_error(error: NonFiniteLoss, run: Run, output: RunDir | None, since: tuple[int, Generators]) -> UserError:
+    """Name the first tensor that is not finite, and what to do; `since` is where the interval of the step began."""
     tensor = nonfinite.name_tensor(
-        run.state, train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate
+        run.state, run.train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate
     )
-    found = [each for each in distributed.all_gather_text(tensor, run.runtime.processes) if each != nonfinite.NOT_FOUND]
-    tensor = (found or [nonfinite.NOT_FOUND])[0]
+    named = [each for each in distributed.all_gather_text(tensor, run.runtime.processes) if each != nonfinite.NOT_FOUND]
     where = output.folder if output else "FOLDER"
-    return UserError(f"{error}, first in {tensor}\n{nonfinite.ADVICE}: resume={where} optim.lr=…")
+    return UserError(f"{error}, first in {(named or [tensor])[0]}\n{nonfinite.ADVICE}: resume={where} optim.lr=…")

@@ -1,12 +1,13 @@
 """All parts of a run, from a checked config: data, network, optimizer, where they are computed; nothing is written."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from dltrain.config import registry, saved_config, settings
+from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.optim.step import TrainState
 from dltrain.runtime import distributed, torchrun
@@ -21,18 +22,18 @@ from dltrain.training.snapshot import Run
 
 log = logging.getLogger(__name__)
 
+LESS_DATA = "Use less data with data.limit, or smaller images"
 Load = Callable[[dict[str, Any], int], build.Data]
 
 
 def prepare(
-    config: dict[str, Any],
-    values: dict[str, Any],
+    config: Config,
     start: ResumePoint | None,
-    typed: Collection[str],
     load: Load,
     processes: torchrun.Processes = torchrun.SINGLE_PROCESS,
 ) -> Run:
     """All parts of a run, at its start or where a checkpoint left it."""
+    values, typed = config.values, config.typed
     own = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
@@ -50,7 +51,7 @@ def prepare(
         initial = weights.initial_weights(values["model"], Path(own.init))
     seed_everything(own.seed)  # a user's data set may draw from the generators
     forbidden = download.forbidden("" if start is None else saved_config.read_only_reason(values, typed))
-    with forbidden, memory_errors("Use less of it with data.limit, or smaller pictures"):
+    with forbidden, memory_errors(LESS_DATA):
         data = load(values["data"], own.seed)
     task = registry.partial_call("task", values["task"])()
     seed_everything(own.seed)
@@ -69,10 +70,14 @@ def prepare(
     runtime = resolve_precision(runtime, model, own.batch_size // processes.world_size, values["task"]["name"])
     model = to_device(model, runtime, data.input_shape)
     state = TrainState(model, build.optimizer(values["optim"], model))
-    run = Run(config, values, own, runtime, data, task, state, Progress())
+    with memory_errors(LESS_DATA):
+        train = build.training_batches(data, runtime, values["data"], own)
+        val = data.val and build.evaluation_batches(data.val, runtime, data.statistics, own.batch_size)
+    schedule = registry.partial_call("schedule", values["schedule"])
+    run = Run(config, own, runtime, data, train, val, task, schedule, state, Progress())
     if start is not None:
         snapshot.restore(run, start)
-        done = run.state.step / -(-len(data.train.images) // (own.batch_size * own.accumulate))
+        done = run.state.step / len(train)
         if done > own.epochs:
             raise ConfigError(f"epochs={own.epochs}: the run has done {done:.2f} already; set more")
     state.parallel = distributed.wrap_ddp(model, data.input_shape, runtime)

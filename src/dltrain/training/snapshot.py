@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from dltrain.config import saved_config, settings
+from dltrain.config.resolution import Config
+from dltrain.data.loader import TensorLoader
+from dltrain.engine import Schedule
 from dltrain.optim.muon import Muon
-from dltrain.optim.step import Task, TrainState
-from dltrain.runtime import system_info
+from dltrain.optim.step import Task, TrainState, accumulate_metrics, require_finite
+from dltrain.runtime import distributed, system_info
 from dltrain.runtime.devices import Runtime, generator_states, restore_generators
 from dltrain.runtime.errors import ConfigError, InputError, first_line
 from dltrain.training import build
@@ -31,20 +34,28 @@ MOMENTS: dict[type, set[str]] = {
 
 @dataclass
 class Run:
-    """The parts of a run; `config` as it is stored, `values` with its references filled in."""
+    """The parts of a run."""
 
-    config: dict[str, Any]
-    values: dict[str, Any]
+    config: Config
     settings: settings.Train
     runtime: Runtime
     data: build.Data
+    train: TensorLoader
+    val: TensorLoader | None
     task: Task
+    schedule: Schedule
     state: TrainState
     progress: Progress
 
 
 def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
-    """What last.pt holds; `position` is that in metrics.jsonl."""
+    """Return what last.pt holds. Every rank must call it: metrics of all ranks are added up on the first.
+
+    `position` is the length of metrics.jsonl. Raises NonFiniteLoss, so that no such weights replace good ones.
+    """
+    require_finite(run.state, run.settings.on_nonfinite)
+    accumulate_metrics(run.state, run.task)
+    distributed.reduce_to_first(run.state.sums, run.runtime.processes)
     return {
         "model": run.state.model.state_dict(),
         "optimizer": run.state.optimizer.state_dict(),
@@ -55,7 +66,7 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
         "generators": generator_states(),
         "progress": dict(vars(run.progress)),
         "position": position,
-        "digests": {"data": run.data.digests, "config": saved_config.digests(run.values)},
+        "digests": {"data": run.data.digests, "config": saved_config.digests(run.config.values)},
         **_common(run),
     }
 
@@ -68,7 +79,7 @@ def best_checkpoint(run: Run) -> dict[str, Any]:
 
 def _common(run: Run) -> dict[str, Any]:
     return {
-        "config": run.config,
+        "config": run.config.stored,
         "data": {
             "classes": list(run.data.train.classes),
             "input_shape": list(run.data.input_shape),
@@ -87,7 +98,7 @@ def restore(run: Run, start: ResumePoint) -> None:
     require_same_data(run.data.digests, content["digests"].get("data", {}))
     try:
         state.model.load_state_dict(content["model"])
-        if content["config"]["optim"]["name"] == run.values["optim"]["name"]:
+        if content["config"]["optim"]["name"] == run.config.values["optim"]["name"]:
             restore_optimizer(state.optimizer, content["optimizer"])
         else:
             log.warning("resume: the optimizer is another one and starts without moments")

@@ -3,27 +3,20 @@
 import time
 from collections.abc import Callable
 
+from dltrain.config.settings import Train
+
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def reason_to_stop(
-    *,
-    signals: list[int],
-    step: int,
-    limit_steps: int | None,
-    seconds: float,
-    max_seconds: float | None,
-    stale_epochs: int,
-    patience: int | None,
-) -> str:
-    """Name of the limit that is reached, empty for none."""
+def reason_to_stop(settings: Train, signals: list[int], step: int, seconds: float, stale_epochs: int) -> str:
+    """Return the key of the first limit that is reached, `interrupted` after a signal, else an empty text."""
     if signals:
         return "interrupted"
-    if limit_steps is not None and step >= limit_steps:
+    if settings.limit_steps is not None and step >= settings.limit_steps:
         return "limit_steps"
-    if max_seconds is not None and seconds >= max_seconds:
+    if settings.max_seconds is not None and seconds >= settings.max_seconds:
         return "max_seconds"
-    if patience is not None and stale_epochs >= patience:
+    if settings.patience is not None and stale_epochs >= settings.patience:
         return "patience"
     return ""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dltrain.config import registry
-from dltrain.config.composition import resolve
+from dltrain.config.resolution import resolve
 from dltrain.config.settings import Sweep
 from dltrain.runtime.startup import import_torch
 

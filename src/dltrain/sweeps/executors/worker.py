@@ -99,8 +99,9 @@ def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) 
     with _printed_to(task.log):
         try:
             with signals_as_exceptions():
-                # Nothing is printed: a run's own log has the words.
-                return run_job(task.command, task.config, exit_code, typed=task.typed, folder=task.folder, **hooks)
+                # Errors are not printed: the run's log has them.
+                settings = {"typed": task.typed, "folder": task.folder, **hooks}
+                return run_job(task.command, task.config, exit_code, **settings)[0]
         except SystemExit as end:
             return JobResult(1, f"its code left with exit code {end.code}", seconds=time.perf_counter() - began)
 
