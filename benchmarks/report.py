@@ -40,6 +40,7 @@ def opening(runs: int) -> None:
     from browser import chromium, opened
     from pages import write_set
 
+    from dltrain.report.run_rows import differing_keys
     from dltrain.sweeps import pages
     from dltrain.sweeps.results import Metric
 
@@ -47,7 +48,7 @@ def opening(runs: int) -> None:
         path = Path(name) / "report.html"
         members = write_set(Path(name), 500)
         began = time.perf_counter()
-        pages.write(path, "500", members, pages.differing(members), Metric("val_accuracy", smaller_is_better=False))
+        pages.write(path, "500", members, differing_keys(members), Metric("val_accuracy", smaller_is_better=False))
         print(f"500 runs: written in {time.perf_counter() - began:.2f} s, {path.stat().st_size / 1e6:.2f} MB")
         seconds = []
         for _ in range(runs):

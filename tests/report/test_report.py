@@ -11,6 +11,7 @@ import pytest
 
 from dltrain.report.html import charts, comparison_page, page, run_page
 from dltrain.report.run_reader import leaves, read_records, read_run
+from dltrain.report.run_rows import RunRow, differing_keys, group_by_seed
 from dltrain.runtime.errors import InputError, OutputError
 from dltrain.sweeps import pages
 from dltrain.sweeps.results import Metric
@@ -153,10 +154,10 @@ def test_no_untrusted_text_becomes_markup_or_script(tmp_path: Path) -> None:
     folder = folders.write_run(tmp_path / "run", [HOSTILE, "b"])
     text = text_of(folder, {"model": {"name": HOSTILE, HOSTILE: HOSTILE}, "data": {"name": "digits"}})
     members = [
-        comparison_page.RunRow(folder, HOSTILE, {"a": HOSTILE, HOSTILE: 1}, "failed", {HOSTILE: 0.5}, 1.0, HOSTILE),
-        comparison_page.RunRow(folder, "b", {"a": 2}, "done", {"val_accuracy": 0.5}, 1.0),
+        RunRow(folder, HOSTILE, {"a": HOSTILE, HOSTILE: 1}, "failed", {HOSTILE: 0.5}, 1.0, HOSTILE),
+        RunRow(folder, "b", {"a": 2}, "done", {"val_accuracy": 0.5}, 1.0),
     ]
-    other = comparison_page.text(HOSTILE, members, ["a", HOSTILE], [], "val_accuracy", tmp_path)
+    other = comparison_page.text(HOSTILE, members, ["a", HOSTILE], "val_accuracy", tmp_path)
     for written in (text, other):
         assert "<img src=x" not in written
         assert "&lt;img src=x onerror=alert(1)&gt;" in written
@@ -200,7 +201,7 @@ def test_another_s_file_is_not_replaced(tmp_path: Path) -> None:
 def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path, 24)
     (members[5].folder / "report.html").touch()
-    pages.write(tmp_path / "report.html", "Twenty-four", members, pages.differing(members), ACCURACY)
+    pages.write(tmp_path / "report.html", "Twenty-four", members, differing_keys(members), ACCURACY)
     text = (tmp_path / "report.html").read_text()
     rows = [row for row in table_rows(text) if row and row[0].startswith("job ") and len(row) > 5]
     accuracies = [float(row[5]) for row in rows if row[5]]
@@ -219,7 +220,7 @@ def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path)
 
 def test_the_page_of_500_runs_is_below_3_megabytes_and_of_a_run_below_2(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path / "set", 500)
-    pages.write(tmp_path / "report.html", "Five hundred", members, pages.differing(members), ACCURACY)
+    pages.write(tmp_path / "report.html", "Five hundred", members, differing_keys(members), ACCURACY)
     assert (tmp_path / "report.html").stat().st_size < 3e6
     run = folders.write_run(tmp_path / "run", [str(digit) for digit in range(10)])
     assert len(text_of(run).encode()) < 2e6
@@ -227,10 +228,10 @@ def test_the_page_of_500_runs_is_below_3_megabytes_and_of_a_run_below_2(tmp_path
 
 def test_a_key_that_only_one_option_has_is_no_difference_of_its_own() -> None:
     members = [
-        comparison_page.RunRow(Path(), "a", {"model.name": "mlp", "model.width": 8, "optim.lr": 1}, "done", {}, 1.0),
-        comparison_page.RunRow(Path(), "b", {"model.name": "lenet", "optim.lr": 2}, "done", {}, 1.0),
+        RunRow(Path(), "a", {"model.name": "mlp", "model.width": 8, "optim.lr": 1}, "done", {}, 1.0),
+        RunRow(Path(), "b", {"model.name": "lenet", "optim.lr": 2}, "done", {}, 1.0),
     ]
-    keys = pages.differing(members)
+    keys = differing_keys(members)
     assert keys == ["model.name", "model.width", "optim.lr"]
     assert [key for key in keys if not pages._is_implied(key, keys, members)] == ["model.name", "optim.lr"]
 
@@ -469,17 +470,17 @@ def test_a_run_from_python_shows_no_sources(tmp_path: Path, monkeypatch: pytest.
 
 def test_only_runs_that_are_done_and_of_other_seeds_are_averaged(tmp_path: Path) -> None:
     members = [
-        comparison_page.RunRow(tmp_path, str(seed), {"seed": seed}, status, {"val_accuracy": accuracy}, 1.0)
+        RunRow(tmp_path / str(seed), str(seed), {"seed": seed}, status, {"val_accuracy": accuracy}, 1.0)
         for seed, status, accuracy in ((0, "done", 0.8), (1, "done", 0.9), (2, "interrupted", 0.1))
     ]
-    (group,) = pages.seeds(members, ["seed"])
+    (group,) = group_by_seed(members, ["seed"])
     assert (group.count, round(group.mean["val_accuracy"], 6)) == (2, 0.85)
-    assert [group.count for group in pages.seeds(members, [])] == [1, 1]
+    assert [group.count for group in group_by_seed(members, [])] == [1, 1]
 
 
 def test_runs_of_one_name_have_a_curve_each(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path, 3)
-    same = [comparison_page.RunRow(it.folder, "one name", it.config, it.status, it.figures, 1.0) for it in members]
+    same = [RunRow(it.folder, "one name", it.config, it.status, it.metrics, 1.0) for it in members]
     pages.write(tmp_path / "report.html", "three", same, ["seed"], ACCURACY)
     (curves, _) = [
         spec for spec in specs((tmp_path / "report.html").read_text()) if "a line for each" in spec["description"]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from dltrain.report.html.comparison_page import RunRow
+from dltrain.report.run_rows import RunRow
 
 
 def picture(shade: int = 120) -> str:
@@ -102,7 +102,7 @@ def write_set(folder: Path, count: int) -> list[RunRow]:
         lines = [] if failed else records(epochs=20, end=accuracy)
         (own / "metrics.jsonl").write_text("".join(json.dumps(it) + "\n" for it in lines))
         config = {"model": ["mlp", "lenet"][number % 2], "optim.lr": 10.0 ** -(number % 3 + 1), "seed": number // 6}
-        figures = {} if failed else {"val_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "test_loss": 0.3}
+        metrics = {} if failed else {"val_accuracy": accuracy, "test_accuracy": accuracy - 0.01, "test_loss": 0.3}
         reason = "exit code 1: RuntimeError: <b>no</b>" if failed else ""
-        members.append(RunRow(own, f"job {number}", config, "failed" if failed else "done", figures, 1.5, reason))
+        members.append(RunRow(own, f"job {number}", config, "failed" if failed else "done", metrics, 1.5, reason))
     return members

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dltrain.report.html import charts, run_page
+from dltrain.report.run_rows import differing_keys
 from dltrain.sweeps import pages
 from dltrain.sweeps.results import Metric
 from support import pages as folders
@@ -34,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written_set(folder: Path, count: int) -> Path:
     members = folders.write_set(folder, count)
-    pages.write(folder / "report.html", f"{count} runs", members, pages.differing(members), ACCURACY)
+    pages.write(folder / "report.html", f"{count} runs", members, differing_keys(members), ACCURACY)
     return folder / "report.html"
 
 

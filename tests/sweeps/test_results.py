@@ -9,14 +9,15 @@ import pytest
 import scipy.stats
 
 from dltrain.commands.jobs import JobResult
+from dltrain.report.run_rows import differing_keys, group_by_seed, interval
 from dltrain.sweeps import results
 from dltrain.sweeps.journal import Entry
 from dltrain.sweeps.live_view import View
 
 
-def entry(number: int, words: str, code: int = 0, status: str = "done", **figures: float) -> Entry:
+def entry(number: int, words: str, code: int = 0, status: str = "done", **metrics: float) -> Entry:
     return Entry(
-        number, words.split(), str(number), f"{number}_x", 1, JobResult(code, status, figures, 1.0, f"/x/{number}_x")
+        number, words.split(), str(number), f"{number}_x", 1, JobResult(code, status, metrics, 1.0, f"/x/{number}_x")
     )
 
 
@@ -27,10 +28,10 @@ def test_jobs_are_ranked_by_validation_and_those_without_a_metric_come_last() ->
         entry(2, "c", val_accuracy=0.8, test_accuracy=0.1),
         entry(3, "d", val_accuracy=math.nan),
     ]
-    by = results.metric([entry.figures for entry in entries])
+    by = results.metric([entry.metrics for entry in entries])
     assert (by.name, by.smaller_is_better) == ("val_accuracy", False)
     assert [it.number for it in results.ranked(entries, by)] == [2, 0, 1, 3]
-    by = results.metric([entry.figures for entry in entries], "test_accuracy", "minimize")
+    by = results.metric([entry.metrics for entry in entries], "test_accuracy", "minimize")
     assert [it.number for it in results.ranked(entries, by)][:2] == [2, 0]
 
 
@@ -39,7 +40,7 @@ def test_the_interval_is_that_of_students_t(count: int) -> None:
     draw = random.Random(count)
     values = [draw.gauss(0, 1) for _ in range(count)]
     low, high = scipy.stats.t.interval(0.95, count - 1, scipy.stats.tmean(values), scipy.stats.sem(values))
-    assert results.interval(values) == pytest.approx((high - low) / 2)
+    assert interval(values) == pytest.approx((high - low) / 2)
 
 
 def test_the_interval_covers_the_mean_nineteen_times_of_twenty() -> None:
@@ -47,13 +48,13 @@ def test_the_interval_covers_the_mean_nineteen_times_of_twenty() -> None:
     covered = 0
     for _ in range(2000):
         values = [draw.gauss(3.0, 2.0) for _ in range(4)]
-        covered += abs(sum(values) / 4 - 3.0) <= results.interval(values)
+        covered += abs(sum(values) / 4 - 3.0) <= interval(values)
     assert 0.935 <= covered / 2000 <= 0.965
 
 
 def test_a_nan_metric_has_no_interval() -> None:
-    assert math.isnan(results.interval([math.nan, 1.0]))
-    assert math.isnan(results.interval([math.inf, 1.0]))
+    assert math.isnan(interval([math.nan, 1.0]))
+    assert math.isnan(interval([math.inf, 1.0]))
 
 
 def test_jobs_that_differ_only_by_seed_form_one_group() -> None:
@@ -61,9 +62,11 @@ def test_jobs_that_differ_only_by_seed_form_one_group() -> None:
         [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
     )]  # fmt: skip
     entries.append(entry(9, "optim.lr=0.2 seed=3", 1, "failed"))
-    one, other = results.of_seeds(entries)
-    assert (one.words, one.count, one.mean) == (("optim.lr=0.1",), 2, {"val_loss": pytest.approx(1.6)})
-    assert (other.words, other.count) == (("optim.lr=0.2",), 2)
+    jobs = results.run_rows(Path(), entries)
+    keys = differing_keys(jobs)
+    one, other = group_by_seed(jobs, keys)
+    assert (one.label(keys), one.count, one.mean) == ("optim.lr=0.1", 2, {"val_loss": pytest.approx(1.6)})
+    assert (other.label(keys), other.count) == ("optim.lr=0.2", 2)
     assert other.spread["val_loss"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
 
 
@@ -79,7 +82,7 @@ def test_results_are_written_whole_with_brackets_commas_and_quotes(tmp_path: Pat
 
 def test_a_large_table_is_cut_and_says_so() -> None:
     entries = [entry(number, f"seed={number}", val_loss=number) for number in range(100)]
-    shown = results.table(entries, results.metric([entry.figures for entry in entries]))
+    shown = results.table(entries, results.metric([entry.metrics for entry in entries]))
     assert shown.row_count == results.MOST_ROWS
     assert shown.caption == "70 more in results.csv"
 

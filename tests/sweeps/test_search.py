@@ -14,10 +14,11 @@ import pytest
 
 from dltrain.config.composition import compose
 from dltrain.config.settings import Sweep
+from dltrain.report.run_rows import differing_keys, group_by_seed
 from dltrain.sweeps import journal
 from dltrain.sweeps.executors import select
 from dltrain.sweeps.executors.local import Workers
-from dltrain.sweeps.results import of_seeds
+from dltrain.sweeps.results import run_rows
 from dltrain.sweeps.search import Search
 from support.command import Command
 from support.lives import Nursery, nursery
@@ -265,6 +266,7 @@ def test_means_over_seeds_exclude_pruned_runs_and_count_duplicates_once(
     assert sum(row["status"] == "pruned" for row in found) == 1
     assert len(whole) < 5  # of six draws from four
     entries = journal.read(sweep_folder(result))
-    assert sum(group.count for group in of_seeds(entries)) == len(whole)
+    jobs = run_rows(Path(), entries)
+    assert sum(group.count for group in group_by_seed(jobs, differing_keys(jobs))) == len(whole)
     as_json = json.loads(dltrain("report", sweep_folder(result), "--json").out)
     assert sum(group["n"] for group in as_json["seeds"]) == len(whole)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: an exit code; a run's status, or why it failed; its figures by split, such as test_accuracy."""
+    """How a job ended: an exit code; a run's status, or why it failed; its metrics by split, such as test_accuracy."""
 
     code: int
     status: str
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     folder: str = ""
 

@@ -204,9 +204,9 @@ def _told(values: Mapping[str, float]) -> str:
 
 
 def format_number(value: float) -> str:
-    """A figure as it is printed: counts whole, others with four decimals, small ones with three digits."""
-    if isinstance(value, int):
-        return f"{value:,}"
+    """Return a number as it is printed: four decimals; counts and large numbers whole, small ones with three digits."""
+    if isinstance(value, int) or abs(value) >= 1e4:
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
     return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.3g}"
 
 

@@ -11,16 +11,15 @@ from rich.table import Table
 from dltrain.commands.jobs import job_metrics
 from dltrain.config import safe_yaml
 from dltrain.config.dotted import leaves
-from dltrain.config.hints import to_cli
 from dltrain.config.registry import GROUPS
 from dltrain.report.console import format_number, show_table
 from dltrain.report.html import page, run_page
-from dltrain.report.html.comparison_page import RunRow
 from dltrain.report.run_reader import text, write_analysis
+from dltrain.report.run_rows import RunRow, SeedGroup, differing_keys, group_by_seed, value_text
 from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal, pages
-from dltrain.sweeps.results import Group, Metric, metric, names_of, table_of_groups
+from dltrain.sweeps.results import Metric, metric, names_of, overrides_of, run_rows, seed_table
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run, a sweep, or has some below it"
 DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
@@ -37,7 +36,7 @@ def found(folder: Path, depth: int = 0) -> Iterator[RunRow]:
         own, label = folder / entry.folder, f"{folder.name} job {entry.number}"
         if (outcome := entry.outcome) is not None and outcome.failed:
             whole = _config(own)
-            config = whole or {f"{key}.name" if key in GROUPS else key: it for key, it in pages.words(entry).items()}
+            config = whole or {f"{key}.name" if key in GROUPS else key: it for key, it in overrides_of(entry).items()}
             yield RunRow(own, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
         elif own.is_dir():
             yield _run(own, label)
@@ -75,21 +74,6 @@ def _nested(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def differing(runs: Sequence[RunRow]) -> list[str]:
-    """Keys whose values are not the same in all runs and that may say something about a result."""
-    return [key for key in pages.differing(runs) if key.partition(".")[0] not in USUAL]
-
-
-def by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[Group]:
-    """Runs that are done, grouped where they differ by their seed alone."""
-    others = [key for key in keys if key != "seed"]
-    return pages.by_seed(runs, lambda run: tuple(f"{key}={_shown(run.config.get(key))}" for key in others))
-
-
-def _shown(value: Any) -> str:
-    return "–" if value is None else to_cli(value)
-
-
 def report(arguments: Sequence[str]) -> None:
     """Print the comparison of the folders that are named, and write its page; with --json print it as JSON alone."""
     words, as_json, output = _read(arguments)
@@ -101,16 +85,16 @@ def report(arguments: Sequence[str]) -> None:
         if not own:
             raise InputError(f"{folder}: there is no run in it")
         runs += [run for run in own if run.folder not in {it.folder for it in runs}]
-    keys = differing(runs)
-    by = metric([run.figures for run in runs])
-    runs.sort(key=lambda run: by.key(run.figures))
-    seeds = [group for group in by_seed(runs, keys) if "seed" in keys]
+    keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in USUAL]
+    by = metric([run.metrics for run in runs])
+    runs.sort(key=lambda run: by.key(run.metrics))
+    groups = group_by_seed(runs, keys) if "seed" in keys else []
     if as_json:
-        print(json.dumps(_as_json(runs, keys, seeds), indent=2))
+        print(json.dumps(_as_json(runs, keys, groups), indent=2))
     else:
         show_table(_table(runs, keys, by))
-        if any(group.count > 1 for group in seeds):
-            show_table(table_of_groups(seeds, by))
+        if any(group.count > 1 for group in groups):
+            show_table(seed_table(groups, keys, by))
     if output is None and as_json:
         return
     path = _write_page(words, runs, keys, by, output)
@@ -128,7 +112,7 @@ def _write_page(
         run_page.write(path, folder, _nested(folder), _analyze(folder))
     elif not others and (entries := journal.read(folder)):
         path = output or folder / run_page.NAME
-        pages.write_sweep(path, folder, entries, by)
+        pages.write_sweep(path, folder, run_rows(folder, entries), by)
     else:
         path = output or Path(run_page.NAME)
         pages.write(path, f"{len(runs)} runs", runs, keys, by)
@@ -171,21 +155,21 @@ def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
 
 
 def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
-    names = names_of((run.figures for run in runs), by)
+    names = names_of((run.metrics for run in runs), by)
     table = Table(title=f"{len(runs)} runs, best {by.name} first", title_justify="left")
     for column in ("run", "status", *map(printable, keys)):
         table.add_column(column, overflow="fold")
     for column in (*names, "seconds"):
         table.add_column(printable(column), justify="right")
     for run in runs:
-        values = [printable(_shown(run.config.get(key))) for key in keys]
-        shown = [format_number(run.figures[name]) if name in run.figures else "" for name in names]
+        values = [printable(value_text(run.config.get(key))) for key in keys]
+        shown = [format_number(run.metrics[name]) if name in run.metrics else "" for name in names]
         seconds = "" if math.isnan(run.seconds) else f"{run.seconds:.1f}"
         table.add_row(printable(run.label), printable(run.status), *values, *shown, seconds)
     return table
 
 
-def _as_json(runs: Sequence[RunRow], keys: Sequence[str], seeds: Sequence[Group]) -> dict[str, Any]:
+def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedGroup]) -> dict[str, Any]:
     def number(value: float) -> float | None:  # JSON has no NaN
         return value if math.isfinite(value) else None
 
@@ -196,18 +180,18 @@ def _as_json(runs: Sequence[RunRow], keys: Sequence[str], seeds: Sequence[Group]
                 "folder": str(run.folder),
                 "status": run.status,
                 "config": {key: run.config.get(key) for key in keys},
-                "figures": {name: number(value) for name, value in run.figures.items()},
+                "figures": {name: number(value) for name, value in run.metrics.items()},
                 "seconds": number(run.seconds),
             }
             for run in runs
         ],
         "seeds": [
             {
-                "config": " ".join(group.words),
+                "config": group.label(keys),
                 "n": group.count,
                 "mean": {name: number(value) for name, value in group.mean.items()},
                 "interval": {name: number(value) for name, value in group.spread.items()},
             }
-            for group in seeds
+            for group in groups
         ],
     }

@@ -27,9 +27,9 @@ class Entry:
     params: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Those of the last attempt; none while it runs."""
-        return self.outcome.figures if self.outcome else {}
+        return self.outcome.metrics if self.outcome else {}
 
     @property
     def failed(self) -> bool:
@@ -43,7 +43,7 @@ def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> N
         entries[job].begun += 1
         entries[job].outcome = None
     else:
-        entries[job].outcome = _possible(JobResult(**content))
+        entries[job].outcome = _possible(JobResult(metrics=content.pop("figures", {}), **content))
 
 
 def _checked(entry: Entry) -> Entry:
@@ -57,8 +57,8 @@ def _checked(entry: Entry) -> Entry:
 
 def _possible(outcome: JobResult) -> JobResult:
     """Raise ValueError for an outcome that no job has: its table could not be drawn."""
-    figures = (outcome.seconds, *outcome.figures.values())
-    if type(outcome.code) is not int or not all(isinstance(it, int | float) for it in figures):
+    numbers = (outcome.seconds, *outcome.metrics.values())
+    if type(outcome.code) is not int or not all(isinstance(number, int | float) for number in numbers):
         raise ValueError("an outcome that cannot be")
     return replace(outcome, status=str(outcome.status), folder=str(outcome.folder))
 
@@ -122,7 +122,9 @@ class Journal:
 
     def end(self, number: int, outcome: JobResult) -> None:
         """A job is done, has failed, or is interrupted."""
-        self._write({"event": "ended", "job": number} | asdict(_possible(outcome)))
+        line = {"event": "ended", "job": number} | asdict(_possible(outcome))
+        line["figures"] = line.pop("metrics")  # as the files of earlier sweeps have it
+        self._write(line)
 
     def require(self, *, drawn: bool) -> None:
         """Raise ConfigError where the jobs are those of a grid and further ones are to be drawn, or the reverse."""

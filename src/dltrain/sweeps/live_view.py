@@ -57,8 +57,8 @@ class View:
         """A job has ended: a line that stays."""
         self.running.pop(number, None)
         entry = self.entries[number]
-        by = metric([outcome.figures], self.metric, self.direction)
-        best = f"{by.name} {format_number(outcome.figures[by.name])}" if by.name in outcome.figures else ""
+        by = metric([outcome.metrics], self.metric, self.direction)
+        best = f"{by.name} {format_number(outcome.metrics[by.name])}" if by.name in outcome.metrics else ""
         place, took = f"{self._ended()}/{self.total}", f"{outcome.seconds:.1f} s"
         parts = (place, f"job {number}", outcome.description, best, took, self._words(entry))
         self.log("  ".join(part for part in parts if part))
@@ -95,9 +95,9 @@ class View:
             words, took = self._words(self.entries[number]), f"{now - began:.0f} s"
             table.add_row(f"job {number}", Text(words), took, Text(latest))
         best = Text("")
-        by = metric([entry.figures for entry in ended], self.metric, self.direction)
-        if (first := next(iter(ranked(ended, by)), None)) and by.name in first.figures:
-            value = format_number(first.figures[by.name])
+        by = metric([entry.metrics for entry in ended], self.metric, self.direction)
+        if (first := next(iter(ranked(ended, by)), None)) and by.name in first.metrics:
+            value = format_number(first.metrics[by.name])
             best = Text(f"best  job {first.number}  {by.name} {value}  {self._words(first)}")
         return Group(heading, table, best)
 

@@ -3,22 +3,23 @@
 import csv
 import io
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 
+from dltrain.config.hints import is_number
 from dltrain.report.console import format_number, show_table
+from dltrain.report.run_rows import RunRow, SeedGroup, differing_keys, group_by_seed
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
 
 SPLITS = ("train_", "val_", "test_")
 MOST_ROWS = 30  # of a table on a screen; results.csv has them all
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def row(entry: Entry) -> dict[str, Any]:
         "job": entry.number,
         "overrides": " ".join(entry.overrides),
         "status": outcome.description,
-        **outcome.figures,
+        **outcome.metrics,
     }
     return values | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
 
@@ -70,7 +71,7 @@ def write_results(path: Path, entries: Iterable[Entry]) -> None:
 
 def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
     """Jobs that have ended, from best to worst."""
-    return sorted((it for it in entries if it.outcome), key=lambda it: by.key(it.figures))
+    return sorted((it for it in entries if it.outcome), key=lambda it: by.key(it.metrics))
 
 
 def names_of(found: Iterable[Mapping[str, float]], by: Metric) -> list[str]:
@@ -82,7 +83,7 @@ def table(entries: Sequence[Entry], by: Metric) -> Table:
     """The ranked table for a person."""
     ended = ranked(entries, by)
     failed = sum(it.failed for it in ended)
-    names = names_of((it.figures for it in ended), by)
+    names = names_of((it.metrics for it in ended), by)
     shared = set.intersection(*(set(it.overrides) for it in ended)) if len(ended) > 1 else set()
     best = f", best {by.name} first" if by.name in names else ""
     found = Table(title=f"{len(ended)} jobs, {failed} failed{best}", title_justify="left")
@@ -101,77 +102,65 @@ def table(entries: Sequence[Entry], by: Metric) -> Table:
     return found
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ by their seed alone; `spread` is half of the 95 % interval of each mean, NaN for one run."""
-
-    words: tuple[str, ...]  # what they have in common, and other groups have not
-    count: int
-    mean: dict[str, float]
-    spread: dict[str, float]
-
-
-def groups(runs: Iterable[tuple[tuple[str, ...], Mapping[str, float]]]) -> list[Group]:
-    """Runs by words, such as their overrides without the seed, each with its figures."""
-    by_words: dict[tuple[str, ...], list[Mapping[str, float]]] = {}
-    for words, figures in runs:
-        by_words.setdefault(words, []).append(figures)
-    found = []
-    for words, members in by_words.items():
-        names = [name for name in members[0] if all(name in figures for figures in members)]
-        values = {name: [figures[name] for figures in members] for name in names}
-        mean = {name: statistics.fmean(each) for name, each in values.items()}
-        found.append(Group(words, len(members), mean, {name: interval(each) for name, each in values.items()}))
-    return found
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean by Student's t (1908); NaN for a single value or NaN."""
-    from scipy.special import stdtrit
-
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return math.nan
-    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def of_seeds(entries: Iterable[Entry]) -> list[Group]:
-    """Jobs that are done, grouped where they differ by `seed` alone; what was drawn twice counts once."""
-    whole = {
-        it.digest: (tuple(word for word in it.overrides if not word.startswith("seed=")), it.figures)
-        for it in entries
-        if it.outcome is not None and not it.outcome.code and it.outcome.status != "pruned"
-    }
-    return groups(whole.values())
-
-
-def table_of_groups(found: Sequence[Group], by: Metric, most: int | None = None) -> Table:
-    """Means over seeds with their 95 % intervals, best first; no more rows than `most`."""
-    ordered = sorted(found, key=lambda group: by.key(group.mean))
+def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, most: int | None = None) -> Table:
+    """Return a table of means over seeds with their 95 % intervals, the best first, of at most `most` rows."""
+    ordered = sorted(groups, key=lambda group: by.key(group.mean))
     names = names_of((group.mean for group in ordered), by)
-    shown = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
-    shown.add_column("overrides", overflow="fold")
+    table = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
+    table.add_column("overrides", overflow="fold")
     for column in ("n", *map(printable, names)):
-        shown.add_column(column, justify="right")
-    shared = set.intersection(*(set(group.words) for group in ordered)) if len(ordered) > 1 else set()
+        table.add_column(column, justify="right")
     for group in ordered[:most]:
-        figures = [with_spread(group, name) if name in group.mean else "" for name in names]
-        words = " ".join(word for word in group.words if word not in shared)
-        shown.add_row(printable(words) or "all", str(group.count), *figures)
+        metrics = [with_spread(group, name) if name in group.mean else "" for name in names]
+        table.add_row(printable(group.label(keys)) or "all", str(group.count), *metrics)
     if most is not None and len(ordered) > most:
-        shown.caption = f"{len(ordered) - most} more in report.html"
-    return shown
+        table.caption = f"{len(ordered) - most} more in report.html"
+    return table
 
 
-def with_spread(group: Group, name: str) -> str:
-    """A mean as it is printed: 0.9812 ± 0.0031."""
+def with_spread(group: SeedGroup, name: str) -> str:
+    """Return a mean as it is printed: 0.9812 ± 0.0031."""
     spread = group.spread[name]
     return format_number(group.mean[name]) + ("" if math.isnan(spread) else f" ± {format_number(spread)}")
 
 
-def show(entries: Sequence[Entry], by: Metric) -> None:
-    """Print the ranked table; and where jobs differ by their seed alone, means over seeds."""
+def show(entries: Sequence[Entry], jobs: Sequence[RunRow], by: Metric) -> None:
+    """Print the ranked table; and if jobs differ in their seed alone, means over seeds."""
     show_table(table(entries, by))
-    found = of_seeds(entries)
-    if any(group.count > 1 for group in found):
-        show_table(table_of_groups(found, by, MOST_ROWS))
+    keys = differing_keys(jobs)
+    groups = group_by_seed(jobs, keys)
+    if any(group.count > 1 for group in groups):
+        show_table(seed_table(groups, keys, by, MOST_ROWS))
+
+
+def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:
+    """Return the jobs that have ended; their overrides say what differs, a thousand configs need not be read."""
+    return [
+        RunRow(
+            folder / entry.folder,
+            f"job {entry.number}",
+            overrides_of(entry),
+            "failed" if job.failed else job.status,
+            job.metrics,
+            job.seconds if math.isfinite(job.seconds) else math.nan,
+            job.reason,
+        )
+        for entry in sorted(entries, key=lambda entry: entry.number)
+        if (job := entry.outcome) is not None
+    ]
+
+
+def overrides_of(entry: Entry) -> dict[str, Any]:
+    """Return the overrides of a job by key."""
+    parts = (override.lstrip("+").partition("=") for override in entry.overrides)
+    return {key: _value(text) for key, _, text in parts}
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+    if isinstance(value, str) and is_number(value):  # YAML takes 1e-3 for a text
+        return float(value)
+    return value if isinstance(value, int | float | str | list) else text

@@ -220,7 +220,7 @@ class TrialSource:
         return self.search.judge(number, round(epoch), values)
 
     def tell(self, number: int, outcome: JobResult) -> None:
-        self.search.tell(number, outcome.figures, outcome.status, failed=outcome.failed)
+        self.search.tell(number, outcome.metrics, outcome.status, failed=outcome.failed)
 
     def tell_all(self) -> None:
         """Tell the study what the journal knows: a kill may have come in between."""

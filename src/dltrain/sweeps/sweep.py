@@ -190,11 +190,12 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
     from dltrain.sweeps import pages, results
 
     results.write_results(folder / "results.csv", entries)
-    found = [entry.figures for entry in entries]
+    found = [entry.metrics for entry in entries]
     by = results.metric(found, settings.metric, settings.direction)
-    results.show(entries, by)
+    jobs = results.run_rows(folder, entries)
+    results.show(entries, jobs, by)
     print(f"table: {folder / 'results.csv'}")
-    pages.write_after(folder, entries, by)
+    pages.write_after(folder, jobs, by)
     known = sorted({name for figures in found for name in figures})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has such a figure; there are {', '.join(known)}")

@@ -54,7 +54,7 @@ function makeSortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   const value = (row, column) => {
     const cell = row.cells[column];
-    const text = cell.dataset.value ?? cell.textContent.trim();
+    const text = cell.dataset.value ?? cell.textContent.trim().replace(/^–$/, "");
     return { text, number: text === "" ? NaN : Number(text) };
   };
   const compare = (one, other) => {

@@ -8,7 +8,6 @@ import base64
 import functools
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from dltrain import __version__
+from dltrain.report.console import format_number
+from dltrain.report.html import charts
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import OutputError
 
@@ -72,35 +73,20 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure, "percent": percent, "as_json": as_json}
+    environment.filters |= {"number": number, "percent": percent, "as_json": as_json}
     return environment
 
 
-def figure(value: Any) -> str:
-    """A figure as people read it: counts with commas, others with four digits; nothing for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return "" if value is None or isinstance(value, float) else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return (
-        f"{value:.4f}"
-        if 1e-3 <= abs(value) < 1e4 or not value
-        else f"{value:,.0f}"
-        if abs(value) > 1
-        else f"{value:.3g}"
-    )
+def number(value: Any) -> str:
+    """Return a number for a table; empty for null, NaN and infinity."""
+    if charts.finite(value):
+        return format_number(value)
+    return "" if value is None or isinstance(value, float) else str(value)  # where the key is missing jinja raises
 
 
 def percent(value: Any) -> str:
-    """A fraction as percent with two decimals."""
-    return f"{100 * value:.2f} %" if isinstance(value, int | float) and math.isfinite(value) else ""
-
-
-def as_typed(value: Any) -> str:
-    """A value of a config as it is typed, drawn numbers with six digits."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    """Return a fraction as percent with two decimals; empty for anything that is not a finite number."""
+    return f"{100 * value:.2f} %" if charts.finite(value) else ""
 
 
 def as_json(value: Any) -> Markup:

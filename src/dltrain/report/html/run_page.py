@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.config.dotted import leaves
+from dltrain.config.hints import to_cli
 from dltrain.report.html import charts, page
 from dltrain.report.run_reader import RunRecord, read_run, write_analysis
 from dltrain.runtime.errors import InputError, UserError
@@ -67,7 +68,7 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for split, values in (("test", test), ("best val", best if best.get("split") == "val" else {})):
         for key, value in values.items():
             if key in ("accuracy", "loss", "mae", "r2"):
-                found.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.figure(value)))
+                found.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.number(value)))
     if charts.finite(summary.get("train_seconds")):
         found.append(("training", f"{summary['train_seconds']:,.1f} s"))
     for key, label in (("examples_per_second", "examples/s"), ("steps", "steps"), ("parameters", "parameters")):
@@ -129,7 +130,7 @@ def _config(config: Mapping[str, Any], origins: Mapping[str, str]) -> list[dict[
     for key, value in leaves(config).items():
         origin = origins.get(key, "")
         chosen = origin.startswith(("the command line", "experiment/"))
-        rows.append({"key": key, "value": page.as_typed(value), "origin": origin, "chosen": chosen})
+        rows.append({"key": key, "value": to_cli(value), "origin": origin, "chosen": chosen})
     return sorted(rows, key=lambda row: not row["chosen"])
 
 

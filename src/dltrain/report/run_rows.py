@@ -1,0 +1,100 @@
+"""Several runs side by side: a row for each, the keys in which they differ, and means over seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dltrain.config.hints import to_cli
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One of several runs: its config by dotted keys, its metrics by split (val_accuracy), and why it failed.
+
+    With `is_part` the config is only the overrides: the run failed before it had written its config.
+    """
+
+    folder: Path
+    label: str
+    config: dict[str, Any]
+    status: str
+    metrics: dict[str, float]
+    seconds: float
+    reason: str = ""
+    is_part: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """True if the metrics are those of a whole run."""
+        return bool(self.metrics) and self.status not in ("failed", "interrupted", "pruned", "not done")
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs that differ in their seed alone; `spread` is half the 95 % interval of each mean, NaN for a single run."""
+
+    config: dict[str, Any]
+    count: int
+    mean: dict[str, float]
+    spread: dict[str, float]
+
+    def label(self, keys: Sequence[str]) -> str:
+        """Return `key=value` for each of the keys but the seed."""
+        return " ".join(f"{key}={value_text(self.config.get(key))}" for key in keys if key != "seed")
+
+
+def value_text(value: Any) -> str:
+    """Return a value of a config as it is typed; a dash for null, which also stands for a key that a run lacks."""
+    return "–" if value is None else to_cli(value)
+
+
+def differing_keys(runs: Sequence[RunRow]) -> list[str]:
+    """Return the keys whose values are not the same in all runs.
+
+    A key that a run lacks differs too, if the whole config of that run is known.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+
+    def values(key: str) -> set[str]:
+        return {repr(run.config.get(key, "–")) for run in runs if key in run.config or not run.is_part}
+
+    return [key for key in keys if len(values(key)) > 1]
+
+
+def group_by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[SeedGroup]:
+    """Group the runs that are done by all `keys` but the seed; if that is none of them, each run is a group.
+
+    Runs with the same values and the same seed count once.
+    """
+    groups: dict[Any, dict[str, RunRow]] = {}
+    for run in runs:
+        if run.is_done:
+            values = tuple(repr(run.config.get(key)) for key in keys if key != "seed")
+            group = groups.setdefault(values if "seed" in keys else run.folder, {})
+            group[repr(run.config.get("seed"))] = run
+    return [_seed_group(list(group.values())) for group in groups.values()]
+
+
+def _seed_group(runs: Sequence[RunRow]) -> SeedGroup:
+    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    values = {name: [run.metrics[name] for run in runs] for name in names}
+    mean = {name: statistics.fmean(each) for name, each in values.items()}
+    return SeedGroup(runs[0].config, len(runs), mean, {name: interval(each) for name, each in values.items()})
+
+
+def interval(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of the mean by Student's t (1908).
+
+    NaN for a single value, and if any of the values is not finite.
+    """
+    from scipy.special import stdtrit
+
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return math.nan
+    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
