@@ -19,9 +19,9 @@ from dltrain.runtime.errors import ConfigError, OutputError, UserError, printabl
 from dltrain.runtime.signals import SignalInterrupt, as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from dltrain.config.composition import Composed, Sweeping
+    from dltrain.config.composition import Composed
 
 COMMANDS = tuple(usage.COMMANDS)
 HELP = {"-h", "--help"}
@@ -160,7 +160,8 @@ def _complete(argv: list[str]) -> int:
         from dltrain.config import composition
 
         try:
-            return composition.run(command, arguments, lambda _: None)
+            composed = composition.run(command, arguments)
+            return composed if isinstance(composed, int) else 0
         except composition.COMPOSE_ERRORS:  # a half-typed line need not compose
             return 2
 
@@ -181,20 +182,22 @@ def _run(command: str, argv: list[str]) -> int:
     is_summary = command == "train" and "--summary" in argv
     as_json = "--json" in argv and (is_summary or command in ("eval", "predict"))
     of_sweep = [word for word in argv if word.lstrip("+").startswith("sweep.")]
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in word for word in of_sweep):
+    is_sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
+    if is_sweep and not {"--hydra-help", "--version"} & set(argv):
         if is_summary:
             raise ConfigError("--summary: is of one run. Leave out -m and sweep.resume")
         if as_json:
             raise ConfigError("--json: a sweep prints no document; its results.csv has the figures. Leave one out")
         return _sweep(command, argv)
     job = "summary" if is_summary else command
-    words = [word for word in argv if not (word == "--summary" and is_summary) and not (word == "--json" and as_json)]
-    ended: list[tuple[int, Any]] = []
+    arguments = [
+        word for word in argv if not (word == "--summary" and is_summary) and not (word == "--json" and as_json)
+    ]
     with startup.gc_paused(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        code = _compose(command, words, lambda composed: ended.append(_job(job, composed, of_sweep)))
-    if not ended:
-        return code
-    code, document = ended[0]
+        composed = _composed(command, arguments)
+        if isinstance(composed, int):
+            return composed
+        code, document = _job(job, composed, of_sweep)
     if as_json and document is not None:
         from dltrain.report import run_files
 
@@ -202,25 +205,22 @@ def _run(command: str, argv: list[str]) -> int:
     return code
 
 
-def _compose(
-    command: str,
-    argv: list[str],
-    job: "Callable[[Composed], None]",
-    sweep: "Callable[[Sweeping], int] | None" = None,
-) -> int:
-    """Let Hydra compose a command line and run what it asks for. Raises ConfigError with all its faults."""
+def _composed(command: str, argv: list[str]) -> "Composed | int":
+    """The config of a job, or an exit code where a flag of Hydra's prints something instead. Raises ConfigError."""
     from dltrain.config import composition
 
     with _diagnosed(command, argv):
-        return composition.run(command, argv, job, sweep)
+        return composition.run(command, argv)
 
 
 def _sweep(command: str, argv: list[str]) -> int:
+    from dltrain.config import composition
     from dltrain.sweeps import sweep, sweep_file
 
     request = sweep_file.parse_request(command, argv)
-    words = [*request.flags, *request.words]
-    return _compose(command, words, lambda _: None, lambda sweeping: sweep.run(request, sweeping))
+    arguments = [*request.flags, *request.words]
+    with _diagnosed(command, arguments), composition.sweeping(command, arguments) as sweeping:
+        return sweep.run(request, sweeping)
 
 
 def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, Any]:
@@ -230,12 +230,9 @@ def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, 
 
     if of_sweep:
         of = "train" if command == "summary" else command
-        try:
-            faults = validation.find_problems(resolution.resolve(composed.config), of, composed.origin)
-        except ConfigError as error:  # a reference that leads nowhere; raised, it would pass through Hydra
-            return _tell(error), None
+        faults = validation.find_problems(resolution.resolve(composed.config), of, composed.origin)
         lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
-        return _tell(ConfigError("\n".join(lines))), None
+        raise ConfigError("\n".join(lines))
     from dltrain.report.console import start_logging
 
     start_logging()

@@ -1,5 +1,6 @@
 """Hydra only composes: what its node, its search path or a stranger's YAML ask of it is refused before it acts."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -309,19 +310,24 @@ def test_aliases_in_moderation_are_fine(dltrain: Command, tmp_path: Path) -> Non
     assert (result.code, "batch_size: 2\n" in result.out) == (0, True)
 
 
-def test_plain_hydra_would_run_and_import_the_refused_nodes(
+def test_plain_hydra_would_import_what_is_refused_here(
     dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the tests above could not fail."""
-    monkeypatch.setattr(composition, "hydra_sandbox", lambda **_: nullcontext())
+    monkeypatch.setattr(composition, "hydra_sandbox", nullcontext)
     with pytest.warns(UserWarning, match="marker"):
         dltrain("train", *QUICK, "hydra.searchpath=[pkg://marker]")
     assert (tmp_path / "IMPORTED").exists()
-    with pytest.raises(UserWarning, match="on_run_start"):  # what it called gave no callback
-        dltrain("train", *QUICK, *as_overrides(HOSTILE["callback"]))
-    assert (tmp_path / "CALLED").exists()
-    assert dltrain("train", *QUICK, "hydra.run.dir=elsewhere").code == 0
-    assert (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("case", ["callback", "folder of a job", "folder for configs", "log file", "environment"])
+def test_hydra_runs_no_job_even_if_its_node_could_ask_for_more(
+    dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(composition, "hydra_sandbox", nullcontext)
+    assert dltrain("train", *QUICK, *as_overrides(HOSTILE[case])).code == 0
+    assert not [name for name in ("IMPORTED", "CALLED", "elsewhere", "elsewhere.log") if (tmp_path / name).exists()]
+    assert "LD_PRELOAD" not in os.environ
 
 
 def test_hydra_is_unpatched_afterwards() -> None:

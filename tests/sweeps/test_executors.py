@@ -1,4 +1,4 @@
-"""Ray, Slurm (through submitit's local executor) and a launcher of Hydra's: same folders, same table, same faults."""
+"""Ray and Slurm (through submitit's local executor): same folders, same table, same faults."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,6 @@ ENGINES = {
     "local": ["sweep.workers=2"],
     "ray": ["sweep.executor=ray", "sweep.workers=2", "sweep.options={num_cpus: 2}"],
     "slurm": ["sweep.executor=slurm", "sweep.workers=2", "sweep.options={cluster: local}"],
-    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
 
 
@@ -85,47 +84,20 @@ def test_a_job_that_runs_out_of_time_on_slurm_saves_and_can_be_resumed(tmp_path:
     assert [row["status"] for row in rows(folder)] == ["done"], resumed.stdout + resumed.stderr
 
 
-@pytest.mark.slow
-def test_another_launcher_of_hydras_gives_the_same_table(tmp_path: Path, reference: list[dict[str, str]]) -> None:
-    write_faulty(tmp_path)
-    words = [*MODEL, "+model.how=none-1,none-2", "device=cpu", "device.threads=1", *ENGINES["joblib"]]
-    process = run_alone("train", "-m", *words, cwd=tmp_path)
-    assert process.returncode == 0, process.stdout + process.stderr
-    figures = [row["test_loss"] for row in table(tmp_path, "joblib")]
-    assert figures == [row["test_loss"] for row in reference if row["status"] == "done"]
+def test_a_launcher_of_hydras_is_refused_with_the_executors_that_there_are(dltrain: Command) -> None:
+    for sweep in (["-m", "seed=1,2"], []):
+        result = dltrain("train", *sweep, "hydra/launcher=joblib")
+        assert (result.code, "choose sweep.executor=local, ray or slurm" in result.err) == (2, True), result.err
 
 
-@pytest.mark.slow
-def test_after_a_job_of_another_launcher_was_told_to_save_none_begins(tmp_path: Path) -> None:
-    write_faulty(tmp_path)
-    words = [*MODEL, "+model.how=usr2,none", "device=cpu", "device.threads=1", "hydra/launcher=joblib"]
-    process = run_alone("train", "-m", *words, "hydra.launcher.n_jobs=1", cwd=tmp_path)
-    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
-    assert [row["status"] for row in rows(folder)] == ["interrupted", "interrupted"], process.stderr
-    assert (process.returncode, "continue with" in process.stdout) == (143, True)
-
-
-@pytest.mark.slow
-def test_what_another_launcher_loses_is_a_row_that_can_be_retried(tmp_path: Path) -> None:
-    found = swept(tmp_path, "joblib")
-    assert len(found) == 3
-    assert "lost by the launcher" in found[1]["status"]
-    (folder,) = tmp_path.glob("outputs/sweeps/*/*")
-    words = ["train", f"sweep.resume={folder}", "sweep.retry_failed=true", "trust=[faulty_nets]"]
-    process = run_alone(*words, cwd=tmp_path)
-    assert [row["status"][:6] for row in table(tmp_path, "joblib")] == ["done", "failed", "done"], process.stderr
-
-
-@pytest.mark.parametrize("file", [False, True], ids=["typed", "file"])
-def test_a_launcher_is_chosen_by_who_types_and_by_no_file(dltrain: Command, tmp_path: Path, file: bool) -> None:
+@pytest.mark.parametrize(
+    "content", ["hydra: {launcher: {n_jobs: 7}}\n", "defaults:\n  - override /hydra/launcher: joblib\n"]
+)
+def test_no_file_chooses_a_launcher_of_hydras(dltrain: Command, tmp_path: Path, content: str) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    content = "# @package _global_\nhydra:\n  launcher:\n    n_jobs: 7\n"
-    if file:
-        content = "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\n"
-    (tmp_path / "mine" / "experiment" / "gift.yaml").write_text(content)
-    typed = [] if file else ["hydra/launcher=joblib"]
-    result = dltrain("train", "-m", "--config-dir", "mine", "experiment=gift", *typed, "seed=1,2")
-    assert (result.code, "hydra.launcher" in result.err) == (2, True), result.err
+    (tmp_path / "mine" / "experiment" / "gift.yaml").write_text(f"# @package _global_\n{content}")
+    result = dltrain("train", "-m", "--config-dir", "mine", "experiment=gift", "seed=1,2")
+    assert (result.code, "hydra" in result.err) == (2, True), result.err
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def test_a_worker_that_dies_between_two_jobs_costs_no_job(tmp_path: Path, monkey
         for number in range(2):
             folder = tmp_path / str(number)
             folder.mkdir()
-            pool.start(Task("train", number, [], config, [], folder, folder / "train.log"))
+            pool.start(Task("train", number, config, [], folder, folder / "train.log"))
             outcome = None
             while outcome is None:
                 outcome = next((it for _, it in pool.wait() if isinstance(it, JobResult)), None)

@@ -29,10 +29,8 @@ LINES = [
 
 
 def planned(line: list[str], use: Callable[[plan.Composer], int]) -> int:
-    def sweep(sweeping: composition.Sweeping) -> int:
+    with composition.sweeping("train", ["-m", *line]) as sweeping:
         return use(plan.Composer(sweeping))
-
-    return composition.run("train", ["-m", *line], lambda _: None, sweep)
 
 
 @pytest.mark.parametrize("line", mostly_slow(LINES, fast=LINES[4:7]), ids=" ".join)

@@ -280,9 +280,9 @@ def test_a_forged_journal_is_refused(dltrain: Command, tmp_path: Path, line: obj
     assert (result.code, "journal.jsonl, line 2: cannot be read" in result.err) == (66, True), result.err
 
 
-def test_a_launcher_that_is_typed_again_leaves_the_words_of_the_sweep(dltrain: Command, tmp_path: Path) -> None:
+def test_a_setting_of_hydras_that_is_typed_leaves_the_overrides_of_the_sweep(dltrain: Command, tmp_path: Path) -> None:
     send(tmp_path / "sent", [*QUICK, "seed=1,2"])
-    result = dltrain("train", "sweep.resume=sent", "hydra/launcher=joblib", "sweep.dry=true")
+    result = dltrain("train", "sweep.resume=sent", "hydra.verbose=true", "sweep.dry=true")
     assert (result.code, "2 jobs" in result.out) == (0, True)
 
 

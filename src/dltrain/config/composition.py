@@ -3,26 +3,29 @@
 Hydra and OmegaConf are imported where configs are composed, and nowhere else: see tests/test_architecture.py.
 """
 
+import argparse
 import contextlib
+import itertools
 import logging
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain.config import registry
 from dltrain.config.hydra_guard import hydra_sandbox
-from dltrain.config.overrides import hydra_argv, parse_flags, search_path_override, sweep_group_keys
+from dltrain.config.overrides import hydra_argv, parse_flags
 from dltrain.config.provenance import Provenance
 from dltrain.config.registry import config_folder
 from dltrain.config.resolution import resolve, with_text_keys
@@ -49,90 +52,119 @@ class Composed:
 
 
 @dataclass(frozen=True)
-class Sweeping:
-    """What Hydra gives a sweeper: its loader, a config without the words that sweep, and all words."""
+class CommandLine:
+    """Arguments of a subcommand: Hydra's flags, its overrides, and those that a run to be resumed implies."""
 
-    context: HydraContext
-    master: DictConfig
-    words: list[str]
+    config_name: str
+    flags: argparse.Namespace
+    overrides: list[str]
     implied: list[str]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What Hydra calls for a config, and what its sweeper calls for all of them, which returns an exit code."""
+class Sweeping:
+    """What a sweep composes its jobs from; `loader` can be used within `sweeping` alone."""
 
-    job: Callable[[Composed], None]
-    sweep: Callable[[Sweeping], int] | None
+    loader: ConfigLoader
+    config_name: str
+    settings: Any  # the node `sweep`
+    hydra_overrides: list[str]  # of each job
+    overrides: list[str]
     implied: list[str]
 
-    def __call__(self, config: DictConfig) -> None:
-        self.job(composed(config, HydraConfig.get(), self.implied))
 
+def run(command: str, argv: list[str]) -> Composed | int:
+    """Return the config that a command line composes, or the exit code if Hydra prints something instead.
 
-def run(
-    command: str, argv: list[str], job: Callable[[Composed], None], sweep: Callable[[Sweeping], int] | None = None
-) -> int:
-    """Let Hydra read a subcommand's arguments and call `job` with the config, or with -m `sweep`; returns an exit code.
-
-    Raises one of REFUSED at the first fault; `diagnosis.explain` finds the others.
+    Raises one of COMPOSE_ERRORS at the first mistake; `diagnostics.explain` finds the others.
     """
-    flags = [word.partition("=")[0] for word in argv]
-    if any(len(flag) > 2 and "--experimental-rerun".startswith(flag) for flag in flags):
-        raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
-    if "--hydra-help" in argv:  # Hydra tells it of a config of its own, in which no word has a place
-        argv = ["--hydra-help"]
+    try:
+        line = parse(command, argv)
+        with hydra_loader(line.flags.config_dir) as loader:
+            if _print(line):
+                return 0
+            if line.flags.multirun:  # cut short, as in --multi
+                raise ConfigError("--multirun: must be written out, or as -m")
+            return compose_job(loader, line.config_name, line.overrides, line.implied)
+    except SystemExit as stop:  # after --version, or for a --package that is not there
+        return 2 if stop.code else 0
+
+
+def parse(command: str, argv: list[str]) -> CommandLine:
+    """Split the arguments of a subcommand. Raises ConfigError for flags that cannot be used."""
     try:
         Path.cwd()
     except FileNotFoundError as error:
         raise InputError("the current folder is no longer there; cd to one that is") from error
     implied = options_of_resumed(argv)
-    task = Task(job, sweep, implied)
-    try:
-        if flagged := any(word.startswith("-") for word in argv):
-            parse_flags(command, hydra_argv(argv))
-        guard = hydra_sandbox(sweeps=sweep is not None, flagged=flagged)
-        with _arguments(sweep_group_keys(hydra_argv([*implied, *argv]))), guard:
-            hydra.main(config_path=str(config_folder()), config_name=command, version_base=VERSION_BASE)(task)()
-    except SystemExit as stop:  # after --help and the like, and for unknown flags
-        shows = any(flag in ("--cfg", "-c") for flag in flags)  # what is not there, as with --package
-        return 2 if shows and stop.code else stop.code if isinstance(stop.code, int) else 2 * (stop.code is not None)
-    return 0
+    flags = parse_flags(command, hydra_argv([*implied, *argv]))
+    return CommandLine(flags.config_name or command, flags, flags.overrides, implied)
 
 
 @contextlib.contextmanager
-def _arguments(argv: list[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, raises only with HYDRA_FULL_ERROR (else it prints and leaves); --info adds a log."""
-    before, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    root = logging.getLogger()
+def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
+    """Hydra's loader of dltrain's configs, and of a user's folder behind them, within the limits of `hydra_sandbox`."""
+    with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        if config_dir is not None:
+            search_path = loader.get_search_path()
+            folder = f"file://{Path(config_dir).absolute()}"
+            search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+            loader.repository.initialize_sources(search_path)  # type: ignore[attr-defined]
+        yield loader
+
+
+def _print(line: CommandLine) -> bool:
+    """Let Hydra print what a flag such as --cfg asks for; False if no flag does. Nothing runs."""
+    engine = GlobalHydra.instance().hydra
+    assert engine is not None
+    flags, config, root = line.flags, (line.config_name, line.overrides), logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    sys.argv = [before[0], *argv]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
-    finally:
-        sys.argv = before
+        if flags.hydra_help:
+            flags.overrides = []  # it shows a config of Hydra's own, in which none has a place
+            engine.hydra_help(None, get_args_parser(), flags)
+        elif flags.help:
+            engine.app_help(line.config_name, get_args_parser(), flags)
+        elif flags.cfg:
+            engine.show_cfg(*config, flags.cfg, flags.package, flags.resolve)
+        elif flags.info:
+            engine.show_info(flags.info, *config)
+        elif flags.shell_completion:
+            engine.shell_completion(*config)
+        else:
+            return False
+        return True
+    finally:  # --info adds a log
         root.handlers[:] = handlers
         root.setLevel(level)
-        if full_error is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+@contextlib.contextmanager
+def sweeping(command: str, argv: list[str]) -> Iterator[Sweeping]:
+    """Compose the first job of a sweep, for its settings, and lend the loader that composes the others."""
+    line = parse(command, argv)
+    with hydra_loader(line.flags.config_dir) as loader:
+        first = first_values(loader, line.overrides)
+        config = loader.load_configuration(line.config_name, first, run_mode=RunMode.MULTIRUN)
+        sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+        overrides = [f"{key}={'null' if value is None else value}" for key, value in (sweeper["params"] or {}).items()]
+        of_hydra = [word for word in line.overrides if word.lstrip("+~").startswith("hydra")]
+        overrides += [word for word in line.overrides if word not in of_hydra]
+        settings = OmegaConf.to_container(config.sweep, resolve=True)
+        yield Sweeping(loader, line.config_name, settings, of_hydra, overrides, line.implied)
 
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
-    """The config of a subcommand with overrides, its references filled in: for `dltrain.run.train` from Python.
+    """Compose the config of a subcommand and fill in its references, for `dltrain.train` from Python.
 
-    Raises ConfigError at the first mistake; the command line tells all.
+    Raises ConfigError at the first mistake; the command line reports all.
     """
-    words = hydra_argv(overrides)
     try:
-        with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-            plain = OmegaConf.to_container(hydra.compose(command, words), resolve=False)
+        with hydra_loader() as loader:
+            return resolve(compose_job(loader, command, hydra_argv(overrides)).config)
     except COMPOSE_ERRORS as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    assert isinstance(plain, dict)
-    return resolve(with_text_keys(plain))
 
 
 def options_of_resumed(argv: list[str]) -> list[str]:
@@ -154,42 +186,44 @@ def options_of_resumed(argv: list[str]) -> list[str]:
     return []
 
 
-def composed(config: DictConfig, own: Any, implied: list[str]) -> Composed:
-    """A config that Hydra composed, `own` being Hydra's node; `implied` are words that nobody typed."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    plain.pop("hydra", None)
-    overrides = OmegaConf.to_container(own.overrides.task, resolve=False)  # ${oc.env:KEY} stays a reference
-    assert isinstance(overrides, list)
-    overrides = [word for word in overrides if word not in implied]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    known = (*plain, "experiment")
-    typed = [it.key_or_group for it in parsed if it.is_delete() or it.key_or_group.partition(".")[0] in known]
-    sources = [Path(source.path) for source in own.runtime.config_sources if source.schema == "file"]
-    chosen = {str(group): str(option) for group, option in own.runtime.choices.items()}
-    name = str(own.job.config_name)
-    overrides = [it.input_line or "" for it in parsed if it.key_or_group.partition(".")[0] != "sweep"]
-    groups = [word.partition("=")[0] for word in implied]
-    return Composed(with_text_keys(plain), overrides, typed, Provenance(name, typed, groups, sources, chosen))
-
-
 def preview(command: str, argv: list[str]) -> Composed:
-    """What a command line composes, of a sweep its first job: all that a help needs, in half the time of a run.
+    """Return what a command line composes, of a sweep the first job: all that a help needs.
 
     Raises ConfigError for an unknown flag, else as `run`.
     """
-    implied = options_of_resumed(argv)
-    arguments = parse_flags(command, hydra_argv([*implied, *argv]))
-    words = [*map(_first, arguments.overrides), *search_path_override(arguments)]
-    with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
-        config = hydra.compose(arguments.config_name or command, words, return_hydra_config=True)
-        return composed(config, config.hydra, implied)
+    line = parse(command, argv)
+    with hydra_loader(line.flags.config_dir) as loader:
+        return compose_job(loader, line.config_name, first_values(loader, line.overrides), line.implied)
 
 
-def _first(word: str) -> str:
-    """Of a word that sweeps the first value; the others as they are."""
-    with contextlib.suppress(HydraException, ValueError):
-        override = OverridesParser.create().parse_override(word)
-        if override.is_discrete_sweep():
-            return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-    return word
+def compose_job(loader: ConfigLoader, config_name: str, words: list[str], implied: Sequence[str] = ()) -> Composed:
+    """Compose one config; `implied` are those of the overrides that nobody typed."""
+    config = loader.load_configuration(config_name, words, run_mode=RunMode.RUN)
+    plain = OmegaConf.to_container(config, resolve=False)  # ${oc.env:KEY} stays a reference
+    assert isinstance(plain, dict)
+    node = plain.pop("hydra")
+    overrides = [word for word in node["overrides"]["task"] if word not in implied]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    known = (*plain, "experiment")
+    typed = [it.key_or_group for it in parsed if it.is_delete() or it.key_or_group.partition(".")[0] in known]
+    runtime = node["runtime"]
+    sources = [Path(source["path"]) for source in runtime["config_sources"] if source["schema"] == "file"]
+    chosen = {str(group): str(option) for group, option in runtime["choices"].items()}
+    overrides = [it.input_line or "" for it in parsed if it.key_or_group.partition(".")[0] != "sweep"]
+    groups = [word.partition("=")[0] for word in implied]
+    return Composed(with_text_keys(plain), overrides, typed, Provenance(config_name, typed, groups, sources, chosen))
+
+
+def first_values(loader: ConfigLoader, overrides: list[str]) -> list[str]:
+    """Replace each override that sweeps by its first value; leave out intervals, and keys of the sweep itself."""
+    words: list[str] = []
+    for word in overrides:
+        values: Iterable[str] = [word]
+        with contextlib.suppress(HydraException, ValueError):  # a mistake, which composing reports
+            override = OverridesParser.create(loader).parse_override(word)
+            if override.is_sweep_override():
+                is_listed = override.is_discrete_sweep() and not word.startswith("sweep.")
+                texts = itertools.islice(override.sweep_string_iterator(), 1) if is_listed else ()
+                values = [f"{override.get_key_element()}={text}" for text in texts]
+        words += values
+    return words

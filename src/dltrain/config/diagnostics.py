@@ -7,8 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -16,13 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain.config import registry, validation
-from dltrain.config.composition import COMPOSE_ERRORS, VERSION_BASE
+from dltrain.config.composition import COMPOSE_ERRORS, compose_job, hydra_loader
 from dltrain.config.dotted import at, has, leaves
 from dltrain.config.hints import to_cli
-from dltrain.config.hydra_guard import hydra_sandbox
-from dltrain.config.overrides import hydra_argv, parse_flags, quote_override, search_path_override
+from dltrain.config.overrides import hydra_argv, parse_flags, quote_override
 from dltrain.config.registry import config_folder
-from dltrain.config.resolution import with_text_keys
 from dltrain.config.safe_yaml import UnsafeConfig
 from dltrain.config.validation import TYPED, Problem, suggest
 from dltrain.runtime.errors import ConfigError
@@ -34,17 +30,11 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         return ConfigError(str(error))
     arguments = parse_flags(command, hydra_argv(argv))
     overrides, unreadable = _parsed(arguments.overrides)
-    extra = search_path_override(arguments)
     faults: list[Problem] = []
     keys: list[Override] = []
-    composed: Any = None
-    with (
-        contextlib.suppress(*COMPOSE_ERRORS),  # what Hydra cannot even list it tells itself
-        hydra_sandbox(),
-        hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE),
-    ):
-        loader = GlobalHydra.instance().config_loader()
-        options = [loader.get_group_options(override.key_or_group, overrides=extra) for override in overrides]
+    composed: dict[str, Any] | None = None
+    with contextlib.suppress(*COMPOSE_ERRORS), hydra_loader(arguments.config_dir) as loader:
+        options = [loader.get_group_options(override.key_or_group) for override in overrides]
         for override, names in zip(overrides, options, strict=True):
             if override.key_or_group == "experiment":  # Hydra lists none of a sub-folder
                 names[:] = _option_names("experiment", arguments.config_dir)
@@ -52,11 +42,11 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         chosen = [(override, names) for override, names in zip(overrides, options, strict=True) if names]
         words, wrong = _options(chosen, registry.COMMANDS[command][2])
         faults += wrong
-        composed = OmegaConf.to_container(hydra.compose(command, [*words, *extra]), resolve=False)
-    known = known_keys(with_text_keys(composed), command) if isinstance(composed, dict) else []
+        composed = compose_job(loader, command, words).config
+    known = [] if composed is None else known_keys(composed, command)
     faults += [_unreadable_fault(word, known) for word in unreadable]
-    if isinstance(composed, dict):
-        faults += _key_faults(with_text_keys(composed), command, keys)
+    if composed is not None:
+        faults += _key_faults(composed, command, keys)
     faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
     return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
 

@@ -31,6 +31,15 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
     if unknown:
         key = unknown[0].lstrip("-").partition("=")[0]
         raise ConfigError(f"{unknown[0]}: no such flag; keys have no dashes: {key}=VALUE. {told}")
+    if arguments.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
+    if arguments.config_path is not None:
+        raise ConfigError(f"--config-path={arguments.config_path}: use --config-dir, which keeps dltrain's own configs")
+    asked = (arguments.run, arguments.multirun, arguments.cfg, arguments.info, arguments.shell_completion)
+    if sum(map(bool, asked)) > 1 and not arguments.hydra_help:
+        raise ConfigError("--run, --multirun, --cfg, --info and --shell-completion: only one of them can be given")
+    if arguments.resolve and not arguments.cfg:
+        raise ConfigError("--resolve: needs --cfg")
     primary = (arguments.config_name or command).removesuffix(".yaml")
     if primary != command and (config_folder() / f"{primary}.yaml").is_file():
         raise ConfigError(f"--config-name={primary}: is not that of dltrain {command}. Leave it out")
@@ -39,12 +48,6 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
             raise ConfigError(f"--config-dir={own}: no such folder")
         _refuse_hidden(Path(own))
     return arguments
-
-
-def search_path_override(arguments: argparse.Namespace) -> list[str]:
-    """The word that has Hydra search the folder of --config-dir too."""
-    own = arguments.config_dir
-    return [] if own is None else [quote_override(f"hydra.searchpath=['file://{Path(own).absolute()}']")]
 
 
 def _refuse_hidden(own: Path) -> None:
@@ -86,22 +89,3 @@ def quote_override(word: str) -> str:
             OverridesParser.create().parse_overrides([form])
             return form
     return word  # as it was typed, to be told so
-
-
-def sweep_group_keys(argv: list[str]) -> list[str]:
-    """`data=mnist,cifar10 data.root=X` with X as a sweep of one value.
-
-    Before a sweep Hydra composes once with the default option of a swept group, to which the key may be unknown; it
-    leaves out what is swept itself.
-    """
-    parser = OverridesParser.create()
-    swept = set()
-    for word in argv:
-        with contextlib.suppress(HydraException, ValueError):  # a flag, or a mistake that is told later
-            swept |= {it.key_or_group for it in parser.parse_overrides([word]) if it.is_sweep_override()}
-    words = []
-    for word in argv:
-        key, _, value = word.partition("=")
-        of_swept = key.lstrip("+").partition(".")[0] in swept and "." in key
-        words.append(f"{key}=choice({value})" if of_swept and key.lstrip("+") not in swept else word)
-    return words

@@ -16,7 +16,6 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep, Transformer
-from omegaconf import open_dict
 
 from dltrain.config import composition, saved_config, validation
 from dltrain.config.composition import Composed, Sweeping
@@ -59,14 +58,14 @@ class Composer:
 
     def __init__(self, sweeping: Sweeping) -> None:
         self.sweeping = sweeping
-        self.loader = sweeping.context.config_loader
+        self.loader = sweeping.loader
         self.bases: dict[tuple[str, ...], Composed | None] = {}  # by the options chosen; None where Hydra must do each
         self._is_group = functools.cache(lambda key: bool(self.loader.get_group_options(key)))
 
     def parsed(self) -> list[Override]:
         """The words as Hydra's grammar reads them; of two for one key the last counts."""
         parser = OverridesParser.create(config_loader=self.loader)
-        return list({it.get_key_element(): it for it in parser.parse_overrides(self.sweeping.words)}.values())
+        return list({it.get_key_element(): it for it in parser.parse_overrides(self.sweeping.overrides)}.values())
 
     def word(self, override: Override, element: Any = None) -> ParsedOverride:
         """A word that sweeps over nothing, or over `element` alone."""
@@ -113,10 +112,8 @@ class Composer:
         return {self.word(it).text for it in self.parsed() if not it.is_sweep_override()}
 
     def _by_hydra(self, words: Sequence[ParsedOverride]) -> Composed:
-        config = self.loader.load_sweep_config(self.sweeping.master, [word.text for word in words])
-        with open_dict(config):
-            own = config.pop("hydra")
-        composed = composition.composed(config, own, self.sweeping.implied)
+        overrides = [*self.sweeping.hydra_overrides, *(word.text for word in words)]
+        composed = composition.compose_job(self.loader, self.sweeping.config_name, overrides, self.sweeping.implied)
         if "logger" in composed.config and not any(key.partition(".")[0] == "logger" for key in composed.typed):
             composed.config["logger"] = {}  # thousands of jobs need no curves each, until somebody asks for them
         if "report" in composed.config and "report" not in composed.typed:
@@ -149,9 +146,9 @@ def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
             raise ConfigError(f"{override.input_line}: a sweep has one value of it")
     count = functools.reduce(lambda product, found: product * len(found), lists, 1)
     if not count:
-        raise ConfigError(f"{' '.join(composer.sweeping.words)}: sweeps over nothing")
+        raise ConfigError(f"{' '.join(composer.sweeping.overrides)}: sweeps over nothing")
     if count > MOST_JOBS:
-        raise ConfigError(f"{' '.join(composer.sweeping.words)}: are {count:,} jobs; at most {MOST_JOBS:,} are run")
+        raise ConfigError(f"{' '.join(composer.sweeping.overrides)}: are {count:,} jobs; at most {MOST_JOBS:,} are run")
     return map(list, itertools.product(*lists))
 
 

@@ -96,7 +96,7 @@ class Scheduler:
         self.view.on_start(number)
         own = folder.absolute() if is_own else None
         log = folder / "train.log" if is_own else self.folder / f"{number}.log"
-        self.executor.start(Task(self.command, number, composed.overrides, config, typed, own, log.absolute()))
+        self.executor.start(Task(self.command, number, config, typed, own, log.absolute()))
 
     def _hear(self, number: int, told: JobMetrics) -> None:
         self.view.on_metrics(number, told.epoch, told.split, told.values)

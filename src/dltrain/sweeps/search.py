@@ -55,7 +55,7 @@ class Space:
             if override.is_sweep_override():
                 self._add(override)
         if not self.distributions:
-            words = " ".join(composer.sweeping.words)
+            words = " ".join(composer.sweeping.overrides)
             raise ConfigError(f"{words}: nothing to search; give a key several values or an interval(low,high)")
 
     def _add(self, override: Override) -> None:

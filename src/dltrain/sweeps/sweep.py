@@ -7,8 +7,6 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from dltrain.config import registry, saved_config
 from dltrain.config.composition import Composed, Sweeping
 from dltrain.config.safe_yaml import read_yaml
@@ -17,7 +15,7 @@ from dltrain.runtime import folders
 from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.sweeps import plan, sweep_file
-from dltrain.sweeps.executors import hydra_launcher, remote, select
+from dltrain.sweeps.executors import remote, select
 from dltrain.sweeps.journal import Entry, Journal, read
 from dltrain.sweeps.plan import Composer, PlannedJob
 from dltrain.sweeps.sweep_file import Request
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 def run(request: Request, sweeping: Sweeping) -> int:
     """Plan, check and run a sweep; returns the exit code. Raises UserError before the first job where it cannot be."""
     composer = Composer(sweeping)
-    raw: Any = OmegaConf.to_container(sweeping.master.sweep, resolve=True)
+    raw = sweeping.settings
     space = _space(composer, raw)
     words = list(plan.grid(composer)) if space is None else [space.words(params) for params in space.corners()]
     typed = None if request.beside is None else _typed(composer, raw, request.beside)
@@ -46,7 +44,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
             contextlib.closing(Journal(folder / "journal.jsonl")) as journal,
         ):
             journal.require(drawn=space is not None)
-            sweep_file.write(request, folder, sweeping.words)
+            sweep_file.write(request, folder, sweeping.overrides)
             if twice and space is None:
                 print(f"{twice} jobs are the same as others and are left out")
             return _run_jobs(request, settings, folder, journal, composer, planned, space, typed)
@@ -160,11 +158,7 @@ def _run_jobs(
     with recorded_signals() as signals:
         if queue or drawn is not None:
             select.prepare(configs, command)
-            executor = (
-                hydra_launcher.HydraLauncher(composer.sweeping, folder)
-                if hydra_launcher.is_chosen(composer.sweeping)
-                else select.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
-            )
+            executor = select.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
             view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
             with contextlib.closing(executor), contextlib.closing(view):
                 conductor = scheduler.Scheduler(command, folder, journal, composed, executor, settings, view, drawn)
@@ -179,7 +173,7 @@ def _run_jobs(
             for _, package in saved_config.custom_imports(config)
             if package.isidentifier()
         }
-        again = sweep_file.command_to_resume(request, folder, composer.sweeping.words, trusted)
+        again = sweep_file.command_to_resume(request, folder, composer.sweeping.overrides, trusted)
         print(f"stopped; continue with {again}")
         return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
     return int(any(entry.outcome is None or entry.outcome.code for entry in entries))

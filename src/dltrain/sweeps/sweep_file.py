@@ -34,8 +34,8 @@ class Request:
 def parse_request(command: str, argv: list[str]) -> Request:
     """What a command line asks for. Raises InputError or ConfigError for a folder that cannot be gone on with."""
     torchrun.require_single_process("-m")
-    flags, words = split_argv(argv)
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(argv):
+    flags, words = split_argv([argument for argument in argv if argument != "hydra.mode=MULTIRUN"])
+    if {"-m", "--multirun"}.isdisjoint(flags):
         flags.append("-m")
     typed = {_key(word): word.partition("=")[2].strip("'\"") for word in words}
     if (text := typed.get("sweep.resume", "null")) == "null":

@@ -25,7 +25,6 @@ class Task:
 
     command: str
     number: int
-    words: list[str]
     config: dict[str, Any]
     typed: list[str]
     folder: Path | None
