@@ -139,8 +139,8 @@ def test_a_signature_read_from_source_equals_the_one_python_sees(name: str) -> N
 def test_reading_every_built_in_imports_no_torch() -> None:
     code = (
         "import sys\n"
-        "from dltrain import schema\n"
-        "assert all(schema.signature(group, name) for group in schema.GROUPS for name in schema.names(group))\n"
+        "from dltrain.config import registry\n"
+        "assert all(registry.signature(group, name) for group in registry.GROUPS for name in registry.names(group))\n"
         "assert not {'torch', 'torchvision', 'sklearn', 'numpy', 'hydra'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -105,7 +105,7 @@ def test_there_is_no_validation_split_even_without_files(tmp_path: Path) -> None
 
 def test_files_that_are_there_are_read_without_torchvision(data_root: Path) -> None:
     code = (  # another process knows the sums of the real MNIST: the generated one would be refused there
-        "import sys; from dltrain.data.fashion_mnist import fashion_mnist; "
+        "import sys; from dltrain.data.datasets.fashion_mnist import fashion_mnist; "
         f"print(len(fashion_mnist('train', root={str(data_root)!r}).images), 'torchvision' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
