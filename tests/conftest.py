@@ -1,4 +1,4 @@
-"""Fixtures: the command line in this process, data sets in the true formats, the real data where it is."""
+"""Fixtures: the command line in this process, generated data sets in their real formats, the real data sets."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from support import generated
 from support.command import Command, Result, Trained
 from support.real_data import REAL_DATA, REAL_SUMS
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime, which some tests import themselves, would call home
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime, which some tests import directly, would send usage data
 
 
 @pytest.fixture
 def dltrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command line in this process, in an empty folder."""
+    """Return a function that runs a command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLTRAIN_DATA", raising=False)
     monkeypatch.delenv("DLTRAIN_TRACEBACK", raising=False)
@@ -36,24 +36,24 @@ def dltrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture(scope="session")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], Path]]:
-    """A folder with runs that tests share, and the run of each line of overrides, relative to that folder."""
+    """Return a folder of runs that tests share, and the run of each tuple of overrides, relative to that folder."""
     return tmp_path_factory.mktemp("finished"), {}
 
 
 @pytest.fixture
 def trained(dltrain: Command, finished_runs: tuple[Path, dict[tuple[str, ...], Path]]) -> Trained:
-    """Return the folder of a finished run with these overrides, below the test's own folder.
+    """Return a function that copies a finished run with the given overrides to the test's folder and returns its path.
 
-    It is trained once in a session, without a page and event files where the overrides do not ask for them, and copied.
+    Each run is trained once per session, and writes no page and no event files unless the overrides ask for them.
     """
     home, runs = finished_runs
 
     def run(*overrides: str) -> Path:
-        typed = {override.partition("=")[0] for override in overrides}
-        unasked = [word for word in ("report=false", "logger=none") if word.partition("=")[0] not in typed]
+        keys = {override.partition("=")[0] for override in overrides}
+        quiet = [override for override in ("report=false", "logger=none") if override.partition("=")[0] not in keys]
         if overrides not in runs:
             with contextlib.chdir(home):
-                result = dltrain("train", *overrides, *unasked)
+                result = dltrain("train", *overrides, *quiet)
             assert result.code == 0, result.err
             runs[overrides] = result.folder
         return Path(shutil.copytree(home / runs[overrides], runs[overrides], dirs_exist_ok=False))
@@ -63,7 +63,7 @@ def trained(dltrain: Command, finished_runs: tuple[Path, dict[tuple[str, ...], P
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with generated MNIST, Fashion-MNIST and CIFAR-10; CIFAR-10 needs the fixture `cifar10_sums` too."""
+    """Return a data root with generated MNIST, Fashion-MNIST and CIFAR-10, which also needs `cifar10_sums`."""
     root = tmp_path_factory.mktemp("data")
     generated.write_mnist(root)
     generated.write_mnist(root, name="FashionMNIST")
@@ -73,7 +73,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cifar10_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Let torchvision know the generated CIFAR-10 by its checksums, as it knows the real one."""
+    """Make torchvision accept the checksums of the generated CIFAR-10, and return them."""
     from torchvision.datasets import CIFAR10
 
     sums = generated.write_cifar10(data_root)
@@ -85,7 +85,7 @@ def cifar10_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
 @pytest.fixture
 def packed(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the generated MNIST as .gz files, which torchvision knows by their checksums."""
+    """Return a folder with the generated MNIST as .gz files, whose checksums torchvision accepts."""
     from torchvision.datasets import MNIST
 
     monkeypatch.setattr(MNIST, "resources", generated.pack_mnist(data_root, tmp_path / "packed"))
@@ -94,7 +94,7 @@ def packed(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def archive(data_root: Path, cifar10_sums: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The generated CIFAR-10 as the archive that torchvision knows by its checksum."""
+    """Return the generated CIFAR-10 as an archive whose checksum torchvision accepts."""
     from torchvision.datasets import CIFAR10
 
     path = tmp_path / "served" / CIFAR10.filename
@@ -104,7 +104,7 @@ def archive(data_root: Path, cifar10_sums: dict[str, str], tmp_path: Path, monke
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Downloads go to a port where nobody listens, and a further try comes at once."""
+    """Send downloads to a port without a listener, and retry at once."""
     from torchvision.datasets import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, FashionMNIST
 
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
@@ -123,20 +123,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoded pictures are not kept for the next start, but where a test asks for it."""
+def _no_image_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch off the cache of decoded images; a test that needs it sets DLTRAIN_CACHE."""
     monkeypatch.setenv("DLTRAIN_CACHE", "")
 
 
 @pytest.fixture(autouse=True)
 def _no_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of generated files no sum is known, as if they were Fashion-MNIST's; `mnist_sums` and `real_data` make known."""
+    """Remove the known checksums, so that generated files are accepted; `mnist_sums` and `real_data` set them."""
     monkeypatch.setattr(idx, "SUMS", {})
 
 
 @pytest.fixture
 def mnist_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Let dltrain know the generated MNIST by its checksums, as it knows the real one."""
+    """Make dltrain expect the checksums of the generated MNIST, and return them."""
     sums = generated.mnist_sums(data_root)
     monkeypatch.setattr(idx, "SUMS", {"MNIST": sums})
     return sums
@@ -144,7 +144,7 @@ def mnist_sums(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
 
 @pytest.fixture
 def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with the real MNIST and CIFAR-10, named by DLTRAIN_DATA; skips where there is none."""
+    """Return the folder with the real MNIST and CIFAR-10 from DLTRAIN_DATA; skip the test without it."""
     monkeypatch.setattr(idx, "SUMS", REAL_SUMS)
     if not REAL_DATA or not (Path(REAL_DATA) / "MNIST" / "raw").is_dir():
         pytest.skip("DLTRAIN_DATA does not name a folder with the real data sets")
@@ -153,5 +153,5 @@ def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tiny tensors are slower on more threads, and a test must not depend on what one before it set."""
+    """Compute on one thread: faster for tiny tensors, and independent of what an earlier test has set."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""A real browser for the tests of pages: Chromium without a window, its network cut."""
+"""Headless Chromium without a network, for the tests of pages."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser of Playwright's; skips the test where there is none."""
+    """Yield a browser from Playwright; skip the test if Chromium or Playwright is not installed."""
     if PROGRAM is None:
         pytest.skip("needs Chromium on the PATH")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -30,28 +30,31 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, path: Path, *, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
-    """A page of a file, all its figures drawn; fails if the console has an error or anything was fetched."""
+    """Yield the page of a file with all charts drawn; fail on console errors, warnings and requests."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     page = context.new_page()
-    told: list[str] = []
-    page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("request", lambda it: told.append(it.url) if not it.url.startswith(("file:", "data:")) else None)
+    complaints: list[str] = []
+    page.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(("file:", "data:")) else complaints.append(request.url),
+    )
     page.goto(path.resolve().as_uri())
     page.wait_for_selector("html[data-drawn=yes]")
     try:
         yield page
-        assert told == []
+        assert complaints == []
     finally:
         context.close()
 
 
 def not_drawn(page: Any) -> list[str]:
-    """The titles of figures that are not there to be seen."""
+    """Return the titles of charts that are not visible on a page."""
     return page.eval_on_selector_all(
         "figure.drawn",
-        """all => all.filter(it => {
-            const mark = it.querySelector('.canvas svg, .canvas canvas');
-            return it.dataset.drawn !== 'yes' || !mark || mark.getBoundingClientRect().height < 100;
-        }).map(it => it.querySelector('figcaption').textContent)""",
+        """all => all.filter(figure => {
+            const mark = figure.querySelector('.canvas svg, .canvas canvas');
+            return figure.dataset.drawn !== 'yes' || !mark || mark.getBoundingClientRect().height < 100;
+        }).map(figure => figure.querySelector('figcaption').textContent)""",
     )

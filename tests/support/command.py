@@ -1,4 +1,4 @@
-"""What a command line left behind."""
+"""The result of a command line that ran in the test's process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Result:
-    """What a command line left behind."""
+    """Exit code, standard output and standard error of a command line."""
 
     code: int
     out: str
@@ -15,7 +15,7 @@ class Result:
 
     @property
     def folder(self) -> Path:
-        """The run folder that a `train` printed."""
+        """The run folder that `dltrain train` printed."""
         line = next(line for line in self.out.splitlines() if line.startswith("folder  "))
         return Path(line.split()[1].rstrip(","))
 

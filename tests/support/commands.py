@@ -1,4 +1,4 @@
-"""Commands in pages of Markdown, and how each is made to end within seconds: for the README and for docs/."""
+"""The commands in the README and in docs/, changed so that each ends within seconds."""
 
 import re
 import shlex
@@ -8,57 +8,59 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-# Composed and checked instead of run: they need a GPU, other data, or more than half a minute.
+# Commands with one of these are only composed and checked: they need a GPU, other data, or over half a minute.
 LONG = ("device=cuda", "data=mnist", "data=cifar10", "experiment=", "data.val=0", "model.pretrained=true")
 
 
 def lines(text: str) -> list[str]:
-    """All lines of a page's blocks of commands."""
+    """Return all lines of the bash blocks of a page."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line]
 
 
 def files(text: str) -> dict[str, str]:
-    """Blocks that begin with `# NAME.py` or `# NAME.yaml`, by that name."""
+    """Return the blocks that begin with `# NAME.py` or `# NAME.yaml`, by that name."""
     return dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", text, re.DOTALL))
 
 
 def write_files(folder: Path, text: str) -> None:
-    """Write the files that a page shows to a folder."""
+    """Write the files that a page shows into a folder."""
     for name, content in files(text).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
 
 
 def quick(command: str) -> list[str]:
-    """The words after `dltrain` of a command, changed so that it needs what `prepare` has made and some seconds."""
+    """Return the arguments of a `dltrain` command, changed to use what `prepare` has made and to take seconds."""
     command = command.replace("outputs/DATE/TIME", "run").replace("outputs/sweeps/DATE/TIME", "sweep")
-    words = shlex.split(command.partition(" > ")[0], comments=True)[1:]
+    arguments = shlex.split(command.partition(" > ")[0], comments=True)[1:]
     if "sweep.executor=" in command:
-        return [word for word in words if word != "-m" and "range" not in word] + ["--cfg", "job"]
-    if words[:2] == ["train", "-m"]:
+        return [argument for argument in arguments if argument != "-m" and "range" not in argument] + ["--cfg", "job"]
+    if arguments[:2] == ["train", "-m"]:
         if any(mark in command for mark in LONG):
-            return [*words, "sweep.dry=true"]
-        return [*words, "epochs=1", "data.limit=50", "device.threads=1"] + (
+            return [*arguments, "sweep.dry=true"]
+        return [*arguments, "epochs=1", "data.limit=50", "device.threads=1"] + (
             ["sweep.trials=3"] if "sweep.search=" in command else []
         )
-    if "sweep.trials=40" in words:
-        return [*words[:-1], "sweep.trials=2"]
+    if "sweep.trials=40" in arguments:
+        return [*arguments[:-1], "sweep.trials=2"]
     if any(mark in command for mark in LONG):
-        return [*words, "--cfg", "job"]
-    if words[0] == "train" and "data=folder" in words:
-        return [*words, "epochs=1"]
-    return words
+        return [*arguments, "--cfg", "job"]
+    if arguments[0] == "train" and "data=folder" in arguments:
+        return [*arguments, "epochs=1"]
+    return arguments
 
 
 def composed(command: str) -> list[str] | None:
-    """The words after `dltrain` of a command, changed so that it only composes; None if it composes no config."""
-    words = quick(command) if command.startswith("dltrain ") else [""]
-    if words[0] not in ("train", "eval", "predict", "export") or "sweep.resume=" in command:
+    """Return the arguments of a `dltrain` command, changed so that it only composes; None if it composes nothing."""
+    arguments = quick(command) if command.startswith("dltrain ") else [""]
+    if arguments[0] not in ("train", "eval", "predict", "export") or "sweep.resume=" in command:
         return None
-    if {"--cfg", "--explain", "--summary", "--help", "sweep.dry=true"} & set(words):
-        return [word for word in words if word != "--summary"] + ["--cfg", "job"] * ("--summary" in words)
-    return [*words, "sweep.dry=true" if "-m" in words else "--cfg=job"]
+    if {"--cfg", "--explain", "--summary", "--help", "sweep.dry=true"} & set(arguments):
+        return [argument for argument in arguments if argument != "--summary"] + ["--cfg", "job"] * (
+            "--summary" in arguments
+        )
+    return [*arguments, "sweep.dry=true" if "-m" in arguments else "--cfg=job"]
 
 
 def prepare(folder: Path) -> None:
@@ -74,7 +76,7 @@ def prepare(folder: Path) -> None:
         assert main(["train", "epochs=1", "data.limit=50"]) == 0
         (run,) = (folder / "outputs").glob("*/*")
         shutil.move(run, folder / "run")
-        words = ["sweep.search=random", "sweep.trials=1", "optim.lr=0.1,0.2", "epochs=1", "data.limit=50"]
-        assert main(["train", "-m", *words, "device.threads=1"]) == 0
+        arguments = ["sweep.search=random", "sweep.trials=1", "optim.lr=0.1,0.2", "epochs=1", "data.limit=50"]
+        assert main(["train", "-m", *arguments, "device.threads=1"]) == 0
     (sweep,) = (folder / "outputs").glob("sweeps/*/*")
     shutil.copytree(sweep, folder / "sweep")

@@ -1,4 +1,4 @@
-"""Contents of checkpoints, and whether two are the same to the bit."""
+"""Contents of checkpoints, and their comparison bit for bit."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def content(seed: int = 0) -> dict[str, Any]:
-    """A checkpoint of a tiny model, with all kinds of plain data."""
+    """Return the content of a checkpoint of a tiny model, with all kinds of plain data."""
     torch.manual_seed(seed)
     return {
         "model": nn.Linear(2, 2).state_dict(),
@@ -24,7 +24,7 @@ def content(seed: int = 0) -> dict[str, Any]:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two trees of plain data and tensors are the same, types and bits included."""
+    """True if two trees of plain data and tensors have the same structure, types and bits."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

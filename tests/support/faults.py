@@ -1,6 +1,6 @@
-"""Faults of the operating system on demand: a call that fails, acts by half, or is the last thing a process does.
+"""Injected faults of the operating system: a call fails, does half its work, or is the last one before SIGKILL.
 
-And the process that may die of it: a fork, with what it printed.
+`Child` runs an action in a fork, which a fault may kill, and keeps what it printed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-# What checkpoints and their folder are written with; Path.replace and Path.unlink call those of os.
+# The calls that write checkpoints and their folder; Path.replace and Path.unlink call the functions of os.
 CALLS = [(os, name) for name in ("open", "write", "fsync", "close", "replace", "link", "unlink")] + [
     (shutil, "copyfile")
 ]
@@ -29,7 +29,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at a call: an error number, or 0 for SIGKILL; before it acts, when half is done, or after."""
+    """What happens at a call: an errno, or 0 for SIGKILL; before the call, after half of its work, or after it."""
 
     number: int
     moment: str = "before"
@@ -46,7 +46,7 @@ FAILURES = [Fault(number, moment) for number in ERRORS for moment in ("before", 
 
 @contextlib.contextmanager
 def at_call(at: int | None = None, fault: Fault | None = None, *, links: bool = True) -> Iterator[list[str]]:
-    """Let the call numbered `at` meet a fault; gives the names of the calls made. Without `links` there are none."""
+    """Strike call number `at` with a fault, and yield the names of the calls made; `links=False` forbids hard links."""
     made: list[str] = []
     reals = {name: getattr(module, name) for module, name in CALLS}
 
@@ -61,21 +61,21 @@ def at_call(at: int | None = None, fault: Fault | None = None, *, links: bool = 
 
     def shim(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **settings: Any) -> Any:
-            here = fault if len(made) == at else None
+            struck = fault if len(made) == at else None
             made.append(name)
-            if here is not None and here.moment != "after":
-                if here.moment == "half":
+            if struck is not None and struck.moment != "after":
+                if struck.moment == "half":
                     by_half(name, *arguments)
                 elif name == "close":
-                    real(*arguments)  # Linux closes also where it reports an error
-                here.strike()
+                    real(*arguments)  # Linux closes the file even if it reports an error
+                struck.strike()
             try:
                 if name == "link" and not links and os.path.exists(arguments[0]):  # noqa: PTH110
                     raise OSError(errno.EPERM, os.strerror(errno.EPERM))
                 return real(*arguments, **settings)
             finally:
-                if here is not None:
-                    here.strike()
+                if struck is not None:
+                    struck.strike()
 
         return call
 
@@ -87,7 +87,7 @@ def at_call(at: int | None = None, fault: Fault | None = None, *, links: bool = 
 
 @contextlib.contextmanager
 def file_limit(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: the disk is full, for this process. Python ignores SIGXFSZ."""
+    """Limit files of this process to `size` bytes, as on a full disk. Python ignores SIGXFSZ."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -97,7 +97,7 @@ def file_limit(size: int) -> Iterator[None]:
 
 
 def limited(patch: pytest.MonkeyPatch, owner: object, function: str, *, at: int, name: str = "") -> None:
-    """Let the disk be full while a function is called for the `at`-th time; with a name, of those with such a path."""
+    """Simulate a full disk during the `at`-th call of a function; with `name`, only calls with such a path count."""
     real, calls = getattr(owner, function), 0
 
     def call(*arguments: Any, **settings: Any) -> Any:
@@ -111,7 +111,7 @@ def limited(patch: pytest.MonkeyPatch, owner: object, function: str, *, at: int,
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code, or minus the number of the signal; and what it printed."""
+    """How a process ended: its exit code, or minus the signal number, and what it printed."""
 
     code: int
     out: str
@@ -119,16 +119,16 @@ class Ended:
 
 
 class Child:
-    """A fork that does one thing and exits with what that returns, or 1 with the traceback of what it raised.
+    """A fork that runs one action and exits with the code it returns, or prints the traceback and exits with 1.
 
-    Its output goes through pipes, which no limit on files holds up.
+    Its output goes through pipes, which limits on files do not affect.
     """
 
     def __init__(self, action: Callable[[], int | None]) -> None:
         pipes = [os.pipe() for _ in range(2)]
         sys.stdout.flush()
         with warnings.catch_warnings():
-            # Of threads that numpy's libraries hold and the child does not use.
+            # The warning is about threads of numpy's libraries, which the child does not use.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.number = os.fork()
         if not self.number:
@@ -148,12 +148,12 @@ class Child:
 
 
 def forked(action: Callable[[], int | None]) -> Ended:
-    """Do it in a fork and wait for its end."""
+    """Run an action in a fork and wait until it ends."""
     return Child(action).wait()
 
 
 def obey_permissions() -> None:
-    """Give up root's right to pass over permissions, in this process alone; another user has none to give up."""
+    """Drop root's right to bypass file permissions in this process; other users have no such right."""
     if os.getuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the call, this process
@@ -164,7 +164,7 @@ def obey_permissions() -> None:
 
 
 def _live(action: Callable[[], int | None], outputs: list[int]) -> NoReturn:
-    """The life of a fork, which must not return into pytest."""
+    """Run the action in the fork and exit; a fork must not return into pytest."""
     code = 1
     try:
         for number, output in enumerate(outputs, start=1):

@@ -1,4 +1,4 @@
-"""Data files in the true formats, generated: tiny pictures that a network can learn."""
+"""Generated data files in the real formats, with tiny images that a network can learn."""
 
 import gzip
 import hashlib
@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 
 def pictures(count: int, shape: tuple[int, ...], seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """uint8 pictures (count, *shape) with a bright row for their class, and labels 0..9 (count,)."""
+    """Return uint8 images (count, *shape) with a bright row that shows the class, and labels 0..9 (count,)."""
     generator = numpy.random.default_rng(seed)
     labels = numpy.arange(count) % 10
     images = generator.integers(0, 60, (count, *shape), dtype=numpy.uint8)
@@ -22,14 +22,14 @@ def pictures(count: int, shape: tuple[int, ...], seed: int) -> tuple[numpy.ndarr
 
 
 def write_idx(path: Path, array: numpy.ndarray) -> None:
-    """An idx file of bytes, as MNIST's are."""
+    """Write an array of bytes as an idx file, the format of MNIST."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(header + array.tobytes())
 
 
 def write_mnist(root: Path, train: int = 200, test: int = 50, name: str = "MNIST") -> Path:
-    """The four unpacked files of an MNIST-like data set below `root`; returns root."""
+    """Write the four unpacked files of an MNIST-like data set below `root`; return root."""
     for prefix, count, seed in (("train", train, 0), ("t10k", test, 1)):
         images, labels = pictures(count, (28, 28), seed)
         write_idx(root / name / "raw" / f"{prefix}-images-idx3-ubyte", images)
@@ -38,12 +38,12 @@ def write_mnist(root: Path, train: int = 200, test: int = 50, name: str = "MNIST
 
 
 def mnist_sums(root: Path, name: str = "MNIST") -> dict[str, str]:
-    """The SHA-256 sums of the unpacked files, by file name."""
+    """Return the SHA-256 of each unpacked file, by file name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (root / name / "raw").iterdir()}
 
 
 def pack_mnist(root: Path, folder: Path, name: str = "MNIST") -> list[tuple[str, str]]:
-    """Pack each of the four files below `root` into `folder`; returns what torchvision calls resources."""
+    """Compress each of the four files below `root` into `folder`; return torchvision's (name, MD5) of each."""
     folder.mkdir(parents=True)
     resources = []
     for path in sorted((root / name / "raw").iterdir()):
@@ -54,7 +54,7 @@ def pack_mnist(root: Path, folder: Path, name: str = "MNIST") -> list[tuple[str,
 
 
 def pack_cifar(root: Path, archive: Path, folder: str = "cifar-10-batches-py") -> str:
-    """Pack CIFAR-10 or CIFAR-100 below `root` as its authors did; returns the MD5 sum of the archive."""
+    """Pack CIFAR-10 or CIFAR-100 below `root` as its authors did; return the MD5 of the archive."""
     archive.parent.mkdir(parents=True)
     with tarfile.open(archive, "w:gz") as packed:
         packed.add(root / folder, folder)
@@ -62,7 +62,7 @@ def pack_cifar(root: Path, archive: Path, folder: str = "cifar-10-batches-py") -
 
 
 def damaged(content: bytes, kind: str, generator: numpy.random.Generator, header: int = 0) -> bytes:
-    """The content of a file after some mishap; never what it was.
+    """Return the content of a file after some damage; it always differs from the original.
 
     Args:
         kind: noise, other size, cut, longer, bit, header (one byte of it), label (one beyond the last class)
@@ -91,7 +91,7 @@ def damaged(content: bytes, kind: str, generator: numpy.random.Generator, header
 
 
 def write_cifar10(root: Path, train: int = 200, test: int = 50) -> dict[str, str]:
-    """The files of CIFAR-10's Python version below `root`; returns the MD5 sum of each."""
+    """Write the files of CIFAR-10's Python version below `root`; return the MD5 of each."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)
     sums = {}
@@ -109,12 +109,12 @@ def write_cifar10(root: Path, train: int = 200, test: int = 50) -> dict[str, str
 
 
 def write_svhn(root: Path, train: int = 60, test: int = 40) -> dict[str, str]:
-    """The two files of SVHN's cropped version in `root`, as MATLAB writes them; returns the MD5 sum of each."""
+    """Write the two MATLAB files of SVHN's cropped version into `root`; return the MD5 of each."""
     root.mkdir(parents=True, exist_ok=True)
     sums = {}
     for split, count, seed in (("train", train, 0), ("test", test, 1)):
         images, labels = pictures(count, (3, 32, 32), seed)
-        named = numpy.where(labels == 0, 10, labels).reshape(-1, 1)  # SVHN calls a nought 10
+        named = numpy.where(labels == 0, 10, labels).reshape(-1, 1)  # SVHN labels the digit 0 as 10
         path = root / f"{split}_32x32.mat"
         savemat(path, {"X": images.transpose(2, 3, 1, 0), "y": named}, do_compression=True)
         sums[split] = hashlib.md5(path.read_bytes()).hexdigest()
@@ -122,7 +122,7 @@ def write_svhn(root: Path, train: int = 60, test: int = 40) -> dict[str, str]:
 
 
 def write_cifar100(root: Path, train: int = 60, test: int = 40) -> dict[str, str]:
-    """The files of CIFAR-100's Python version below `root`; returns the MD5 sum of each."""
+    """Write the files of CIFAR-100's Python version below `root`; return the MD5 of each."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True, exist_ok=True)
     sums = {}
@@ -139,7 +139,7 @@ def write_cifar100(root: Path, train: int = 60, test: int = 40) -> dict[str, str
 
 
 def write_odd_pictures(root: Path, count: int, damaged: int) -> list[Path]:
-    """Pictures of changing format, mode and size in two class folders, dark and light; returns the damaged ones."""
+    """Write images of varying format, mode and size into two class folders, dark and light; return the damaged ones."""
     formats = (
         ("png", "RGB"),
         ("jpg", "L"),

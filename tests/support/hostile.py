@@ -1,4 +1,4 @@
-"""Checkpoints that somebody made to do harm: archives and pickles put together by hand, with a right digest or none."""
+"""Malicious checkpoints: archives and pickles crafted by hand, with a valid digest or none."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ from dltrain.checkpoints import archive
 
 SMALL = ("train", "model=mlp", "model.hidden=[2]", "data.limit=100", "batch_size=32", "device=cpu", "device.threads=1")
 END = b"PK\5\6"
-MARK = "ran"  # the folder that each of them tries to make
+MARK = "ran"  # the folder that each of them tries to create
 
 
 def digested(body: bytes) -> bytes:
@@ -24,12 +24,12 @@ def digested(body: bytes) -> bytes:
 
 
 def bare(data: bytes) -> bytes:
-    """The archive of a checkpoint, without the digest behind it."""
+    """Return the archive of a checkpoint, without the digest after it."""
     return data[: -archive.TRAILER_SIZE]
 
 
 def saved(content: Any) -> bytes:
-    """The archive of any content."""
+    """Return any content as torch saves it."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -41,10 +41,10 @@ def entries(body: bytes) -> dict[str, bytes]:
 
 
 def packed(parts: dict[str, bytes] | list[tuple[str, bytes]], *, method: int = 0, prefix: str = "archive/") -> bytes:
-    """An archive of these entries, as Python writes it."""
+    """Return an archive of these entries, as Python's zipfile writes it."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as written:
-        warnings.simplefilter("ignore", UserWarning)  # of names that are there twice
+        warnings.simplefilter("ignore", UserWarning)  # about duplicate names
         for name, data in parts.items() if isinstance(parts, dict) else parts:
             info = zipfile.ZipInfo(prefix + name)
             info.compress_type = method
@@ -53,13 +53,13 @@ def packed(parts: dict[str, bytes] | list[tuple[str, bytes]], *, method: int = 0
 
 
 def of_pickle(data: bytes, storages: dict[str, bytes] | None = None) -> bytes:
-    """An archive as torch writes it around any pickle."""
+    """Return an archive as torch writes it, with any pickle inside."""
     of_storages = {f"data/{key}": held for key, held in (storages or {}).items()}
     return packed({"data.pkl": data, "byteorder": b"little", **of_storages, "version": b"3\n"})
 
 
 def two_directories(seen: bytes, hidden: bytes) -> bytes:
-    """An archive that Python reads as `seen`, and who follows the offset in its end reads as `hidden`."""
+    """Return an archive that Python reads as `seen`, but a reader that follows the end record's offset as `hidden`."""
     with zipfile.ZipFile(io.BytesIO(hidden)) as read:
         start, count = read.start_dir, len(read.infolist())
     with zipfile.ZipFile(io.BytesIO(seen)) as read:
@@ -70,7 +70,7 @@ def two_directories(seen: bytes, hidden: bytes) -> bytes:
 
 
 class Calls:
-    """Pickled, it calls a function where it is loaded."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.parts = function, arguments
@@ -80,13 +80,13 @@ class Calls:
 
 
 def text(value: str) -> bytes:
-    """BINUNICODE"""
+    """Return the pickle instruction BINUNICODE for a string."""
     data = value.encode()
     return b"X" + struct.pack("<L", len(data)) + data
 
 
 def instructions(mark: str) -> dict[str, bytes]:
-    """Pickles that no pickler writes, or that pickle.loads would act on."""
+    """Return pickles that no pickler writes, or that would run code in pickle.loads, by name."""
     system = b"cos\nsystem\n"
     command = text(f"mkdir {mark}")
     head = b"\x80\x02"
@@ -131,7 +131,7 @@ def instructions(mark: str) -> dict[str, bytes]:
 
 
 def archives(mark: str, honest: bytes) -> dict[str, bytes]:
-    """Archives that are read in one way and looked at in another, around a pickle that makes a folder."""
+    """Return archives that different readers read differently, each with a pickle that creates a folder, by name."""
     evil = instructions(mark)["os.system"]
     parts = entries(honest)
     renamed = bytearray(packed(parts))
@@ -141,7 +141,7 @@ def archives(mark: str, honest: bytes) -> dict[str, bytes]:
     torch.save({"model": {"w": torch.ones(2)}, "config": {}}, legacy, _use_new_zipfile_serialization=False)
     hostile_legacy = pickle.dumps(Calls(Path.mkdir, Path(mark)), protocol=2)
     evil_archive = packed({**parts, "data.pkl": evil})
-    found = {
+    hostile = {
         "legacy": legacy.getvalue(),
         "legacy that runs": hostile_legacy,
         "a pickle before the archive": hostile_legacy + honest,
@@ -176,19 +176,19 @@ def archives(mark: str, honest: bytes) -> dict[str, bytes]:
         ),
     }
     for name, data in instructions(mark).items():
-        found[name] = packed({**parts, "data.pkl": data})
+        hostile[name] = packed({**parts, "data.pkl": data})
     for name, function, arguments in (
         ("subprocess", __import__("subprocess").Popen, (["mkdir", mark],)),
         ("pathlib", Path.mkdir, (Path(mark),)),
         ("socket", __import__("socket").socket, ()),
         ("import", __import__, ("antigravity",)),
     ):
-        found[name] = saved({"model": {}, "config": {}, "format": 1, "extra": Calls(function, *arguments)})
-    return found
+        hostile[name] = saved({"model": {}, "config": {}, "format": 1, "extra": Calls(function, *arguments)})
+    return hostile
 
 
 def other_end(honest: bytes, evil: bytes) -> bytes:
-    """The record of large archives that torch finds by its offset is not the one before the end."""
+    """Return an archive with two ZIP64 end records: torch follows the offset to one, other readers take the last."""
     with zipfile.ZipFile(io.BytesIO(evil)) as read:
         start, count = read.start_dir, len(read.infolist())
     length = len(evil) - 22 - start
@@ -199,7 +199,7 @@ def other_end(honest: bytes, evil: bytes) -> bytes:
 
 
 def relocated(body: bytes, shift: int) -> bytes:
-    """An archive of torch's that lies `shift` bytes deeper in a file."""
+    """Return an archive written by torch with all offsets moved by `shift` bytes."""
     data = bytearray(body)
     *_, length, start = struct.unpack("<4Q", data[-98 + 24 : -98 + 56])
     at = start
@@ -214,7 +214,7 @@ def relocated(body: bytes, shift: int) -> bytes:
 
 
 def with_flag(body: bytes, flag: int) -> bytes:
-    """An archive whose entries have a flag in the directory."""
+    """Return an archive with a flag set for each entry in the central directory."""
     data = bytearray(body)
     at = data.index(b"PK\1\2")
     while data[at : at + 4] == b"PK\1\2":
@@ -229,7 +229,7 @@ NODES = ("model", "optim", "schedule", "task", "data")
 
 
 def configs(honest: dict[str, Any], mark: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Configs of a checkpoint with names of code in them; each is refused."""
+    """Yield configs of a checkpoint that name code, with a label; each must be refused."""
 
     def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         config = copy.deepcopy(honest)

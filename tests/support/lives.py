@@ -1,7 +1,7 @@
-"""Lives of the command line: processes forked from one that has imported everything and computed nothing.
+"""Processes that run a command line, forked from a server that has imported everything and computed nothing.
 
-So a life begins in milliseconds, and hundreds can be killed within minutes. As a script it is that one process: it
-reads a line of JSON for each life to start or to wait for, and answers with a number.
+A process starts in milliseconds, so hundreds can be killed within minutes. Run as a script, this file is the server:
+it reads a line of JSON for each process to start or to wait for, and answers with a number.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-DROPPED = ("examples_per_second",)  # what the clock says
+DROPPED = ("examples_per_second",)  # keys that depend on the clock
 
 
 class Life(NamedTuple):
-    """A process that runs a command line in `folder`; it prints into `log`."""
+    """A process that runs a command line in `folder` and prints into `log`."""
 
     pid: int
     folder: Path
@@ -29,7 +29,7 @@ class Life(NamedTuple):
 
 
 class Nursery:
-    """Starts lives and waits for them."""
+    """Starts processes through the server and waits for them."""
 
     def __init__(self, server: "subprocess.Popen[str]") -> None:
         self.server = server
@@ -42,13 +42,13 @@ class Nursery:
         environment: dict[str, str] | None = None,
         log: str = "life.log",
     ) -> Life:
-        """Begin a life, or let one wait for the moment `at`."""
+        """Start a process, which waits until the time `at` if that is in the future."""
         path = folder / log
         question = {"argv": argv, "folder": str(folder), "log": str(path), "at": at, "environment": environment or {}}
         return Life(self._ask(question), folder, path)
 
     def wait(self, life: Life) -> int:
-        """Exit code of a life; -N where signal N killed it."""
+        """Return the exit code of a process, or -N if signal N killed it."""
         return self._ask({"wait": life.pid})
 
     def run(self, folder: Path, *argv: str) -> int:
@@ -66,7 +66,7 @@ class Nursery:
 
 @contextlib.contextmanager
 def nursery() -> Iterator[Nursery]:
-    """A nursery that is ready; its lives compute with one thread."""
+    """Yield a server that is ready; its processes compute on one thread."""
     environment = {key: value for key, value in os.environ.items() if key not in ("DLTRAIN_DATA", "DLTRAIN_TRACEBACK")}
     with subprocess.Popen(
         [sys.executable, __file__],
@@ -77,31 +77,31 @@ def nursery() -> Iterator[Nursery]:
     ) as server:
         assert server.stdout is not None
         assert server.stdin is not None
-        server.stdout.readline()  # all is imported
+        server.stdout.readline()  # printed once everything is imported
         yield Nursery(server)
         server.stdin.close()
 
 
 def run_folder(folder: Path) -> Path | None:
-    """The newest run folder below outputs/ that can be resumed."""
-    found = sorted(folder.glob("outputs/*/*/checkpoints/last*.pt"), key=lambda path: path.stat().st_mtime_ns)
-    return found[-1].parent.parent if found else None
+    """Return the newest run folder below outputs/ that can be resumed, or None."""
+    checkpoints = sorted(folder.glob("outputs/*/*/checkpoints/last*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    return checkpoints[-1].parent.parent if checkpoints else None
 
 
-def next_words(folder: Path, words: tuple[str, ...]) -> tuple[str, ...]:
-    """The command line of the next life: resume where there is something to resume, begin where there is not."""
+def next_words(folder: Path, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments that resume the newest run of a folder; the given ones if there is none."""
     run = run_folder(folder)
-    return words if run is None else ("train", f"resume={run}")
+    return arguments if run is None else ("train", f"resume={run}")
 
 
-def finish(lives: Nursery, folder: Path, words: tuple[str, ...]) -> None:
-    """Let a run come to its end."""
-    code = lives.run(folder, *next_words(folder, words))
+def finish(lives: Nursery, folder: Path, arguments: tuple[str, ...]) -> None:
+    """Resume or start a run, and assert that it ends with exit code 0."""
+    code = lives.run(folder, *next_words(folder, arguments))
     assert code == 0, (folder / "life.log").read_text()[-2000:]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that must be equal in two runs: weights, best and records, without what the clock says."""
+    """Return what must be equal in two runs: weights, best metrics and records, without times."""
     import torch
 
     run = run_folder(folder)
@@ -139,7 +139,7 @@ def _serve() -> None:
             answer = os.fork() or _live(cli.main, question)
         elif "wait" in question:
             answer = os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1])
-        else:  # without reaping it: until it is waited for it can be sent signals
+        else:  # without reaping it: signals can be sent to it until it is waited for
             answer = int(os.waitid(os.P_PID, question["ended"], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
         print(answer, flush=True)
 

@@ -1,4 +1,4 @@
-"""A real web server on this machine: one in a thread, and one in a process of its own that fails as it is told."""
+"""Local web servers: one in a thread, and one in a separate process that fails as planned."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler, ThreadingHTTPServe
 from pathlib import Path
 from typing import Any
 
-CHUNK, PACE = 16384, 0.002  # bytes, and seconds between two of them: there is time to kill a client in a transfer
+CHUNK, PACE = 16384, 0.002  # bytes, and seconds between chunks: slow enough to kill a client during a transfer
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -22,7 +22,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder until the block ends; gives the address, with a slash at its end."""
+    """Serve the files of a folder until the block ends; yield the address, which ends with a slash."""
     with HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -34,7 +34,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 class Failing(Quiet):
-    """Answers the n-th request for content as the plan says: busy, cut or silent in the middle, else whole."""
+    """A handler that answers the n-th request for content as planned: busy, cut, silent halfway, or whole."""
 
     plan: dict[int, str] = {}  # noqa: RUF012  # set once, before the server starts
     journal = Path()
@@ -43,7 +43,7 @@ class Failing(Quiet):
 
     def do_GET(self) -> None:
         content = (Path(self.directory) / self.path.lstrip("/")).read_bytes()
-        if self.headers["Method"] == "HEAD":  # torchvision asks so whether there is a redirection; it reads no content
+        if self.headers["Method"] == "HEAD":  # torchvision checks for a redirection in this way and reads no content
             self.answer(200, 0)
             return
         with self.turn:
@@ -77,9 +77,9 @@ class Failing(Quiet):
 
 @contextmanager
 def failing(folder: Path, journal: Path, plan: dict[int, str]) -> Iterator[str]:
-    """Serve a folder in a process of its own, so that this one has no thread when it forks; gives the address.
+    """Serve a folder from a separate process, so that this one has no threads when it forks; yield the address.
 
-    The journal has a line for each request for content: file and fate (whole, busy, cut, silent).
+    The journal gets a line for each request for content: the file and its fate (whole, busy, cut, silent).
     """
     journal.touch()
     command = [sys.executable, __file__, str(folder), str(journal), json.dumps(plan)]

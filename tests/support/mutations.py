@@ -1,6 +1,6 @@
-"""Files that differ from a checkpoint by chance, in their bytes and in each layer of their structure.
+"""Random mutations of a checkpoint, in its bytes and in each layer of its structure.
 
-Each follows from its number alone: what a test tells of a number can be made again.
+Each depends only on its number, so that a failure can be reproduced from the number in its message.
 """
 
 import copy
@@ -46,7 +46,7 @@ GLOBALS += [f"torch._utils _rebuild_{name}" for name in ("parameter", "tensor_v2
 
 
 def by_bytes(base: bytes, rng: random.Random) -> bytes:
-    """A few bytes flipped, cut, doubled, moved or set to an edge; half of them where the structure is."""
+    """Flip, cut, double, move or overwrite a few bytes, half of them in places that define the structure."""
     data = bytearray(base)
     spots = [match.start() for match in re.finditer(rb"PK..|data\.pkl|\x80\x02|byteorder|sha256", base, re.DOTALL)]
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
@@ -71,7 +71,7 @@ def by_bytes(base: bytes, rng: random.Random) -> bytes:
 
 
 def by_archive(body: bytes, rng: random.Random) -> bytes:
-    """Entries dropped, doubled, renamed, moved, resized; or fields of the records around them at their edges."""
+    """Drop, double, rename, move or resize entries, or set fields of the ZIP records to edge values."""
     if rng.random() < 0.5:
         data = bytearray(body)
         records = list(re.finditer(b"PK(\3\4|\1\2|\6\6|\6\7|\5\6)", body))
@@ -105,15 +105,15 @@ def by_archive(body: bytes, rng: random.Random) -> bytes:
 
 
 def by_pickle(body: bytes, rng: random.Random) -> bytes:
-    """Instructions of data.pkl dropped, doubled, moved and replaced, numbers and texts at their edges."""
+    """Drop, double, move or replace instructions of data.pkl, or set numbers and texts to edge values."""
     parts = entries(body)
     pickled = parts["data.pkl"]
-    found = [(opcode.name, argument, at) for opcode, argument, at in pickletools.genops(pickled)]
-    ends = [at for *_, at in found[1:]] + [len(pickled)]
-    steps = [(name, argument, pickled[at:end]) for (name, argument, at), end in zip(found, ends, strict=True)]
+    opcodes = [(opcode.name, argument, at) for opcode, argument, at in pickletools.genops(pickled)]
+    ends = [at for *_, at in opcodes[1:]] + [len(pickled)]
+    steps = [(name, argument, pickled[at:end]) for (name, argument, at), end in zip(opcodes, ends, strict=True)]
     for _ in range(rng.choice((1, 1, 2, 4))):
         at, how = rng.randrange(len(steps)), rng.randrange(6)
-        if how < 2:  # the nearest number, text or name behind it
+        if how < 2:  # the next number, text or name after it
             at = next((at for at in range(at, len(steps)) if steps[at][1] is not None), at)
             steps[at] = ("", None, instruction(steps[at][0], rng))
         elif how == 2:
@@ -135,7 +135,7 @@ def by_pickle(body: bytes, rng: random.Random) -> bytes:
 
 
 def instruction(name: str, rng: random.Random) -> bytes:
-    """Another one of the kind of an instruction, at its edge; of any kind once in a while."""
+    """Return another instruction of the same kind with an edge value; one time in ten of another kind."""
     if rng.random() < 0.1:
         name = rng.choice(("GLOBAL", "BINUNICODE", "BINGET", "BININT", "BINFLOAT"))
     if name == "GLOBAL":
@@ -152,7 +152,7 @@ def instruction(name: str, rng: random.Random) -> bytes:
 
 
 def by_content(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Values of other kinds and at their edges, keys dropped, added and exchanged, anywhere in the tree."""
+    """Replace values by other types and edge values, drop, add and swap keys, anywhere in the tree."""
     changed = copy.deepcopy(content)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         node: Any = changed
@@ -192,7 +192,7 @@ def loaded(base: bytes) -> dict[str, Any]:
 
 
 def mutated(base: bytes, number: int) -> tuple[str, bytes]:
-    """The kind of a mutation of the checkpoint in `base`, or of its bare weights; and the file."""
+    """Return the kind and the bytes of mutation `number` of the checkpoint in `base`, or of its bare weights."""
     rng, kind = random.Random(number), KINDS[number % len(KINDS)]
     if kind == "bytes" and rng.random() < 0.2:
         return kind, by_bytes(base, rng)
@@ -201,7 +201,7 @@ def mutated(base: bytes, number: int) -> tuple[str, bytes]:
     content = whole if is_whole else rng.choice((whole["model"], {"state_dict": whole["model"], "epoch": 3}))
     if kind == "content":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of complex numbers that become real ones
+            warnings.simplefilter("ignore", UserWarning)  # about complex numbers that become real
             changed = saved(by_content(content, rng))
         return f"content of {'checkpoints' if is_whole else 'weights'}", digested(changed)
     body = bare(base) if is_whole else saved(content)

@@ -1,4 +1,4 @@
-"""ONNX files as onnxruntime and onnx read them."""
+"""ONNX files, opened with onnxruntime and onnx."""
 
 from typing import Any
 

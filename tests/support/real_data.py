@@ -1,4 +1,4 @@
-"""The real data sets, where the environment names them; read before a test hides the variable."""
+"""Checksums and folder of the real data sets, read before a test hides the environment variable."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What tests of sweeps share: short jobs, their folders and rows, a model that fails in many ways."""
+"""Helpers for tests of sweeps: short jobs, their folders and rows, and a model that fails in many ways."""
 
 import csv
 import json
@@ -86,8 +86,8 @@ def write_faulty(folder: Path) -> None:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Processes whose current folder this is, but our own."""
-    found = []
+    """Return the IDs of all other processes whose current folder this is."""
+    processes = []
     for path in Path("/proc").iterdir():
         if path.name.isdigit() and int(path.name) != os.getpid():
             try:
@@ -96,18 +96,18 @@ def processes_in(folder: Path) -> list[int]:
             except OSError:  # it has ended, or is not ours
                 continue
             if is_here and not is_dead:
-                found.append(int(path.name))
-    return found
+                processes.append(int(path.name))
+    return processes
 
 
 def run_alone(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """A command line in a process of its own: what may hang after a fork of pytest cannot then."""
+    """Run a command line in a new process, where nothing hangs because pytest has forked."""
     command = [sys.executable, "-m", "dltrain", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    """The journal, what a kill left of its last line put aside."""
+    """Return the events of the journal, without an incomplete last line that a kill has left."""
     content = (folder / "journal.jsonl").read_text() if (folder / "journal.jsonl").exists() else ""
     return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -120,7 +120,6 @@ def wait_for_no_orphan(folder: Path, keep: set[int]) -> None:
 
 
 def generate_pictures(folder: Path) -> None:
-
     for name, colour in (("black", 0), ("white", 255)):
         (folder / name).mkdir()
         for number in range(12):

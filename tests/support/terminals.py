@@ -1,4 +1,4 @@
-"""Pseudo-terminals: a command line runs under one, as under a person's, and all that it shows is kept."""
+"""Pseudo-terminals: run a command line as in a user's terminal and keep everything it shows."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]")
-# Makes the terminal the one that controls the process, so that Ctrl-C and a hang-up reach it.
+# Makes the terminal the controlling terminal of the process, so that Ctrl-C and a hang-up reach it.
 LAUNCHER = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -26,11 +26,11 @@ os.execv(sys.executable, [sys.executable, "-m", "dltrain", *sys.argv[2:]])
 
 
 class Terminal:
-    """One end of a pseudo-terminal, the other being that of a command line."""
+    """A pseudo-terminal with a command line at its other end."""
 
     def __init__(self, folder: Path, *arguments: str, columns: int, nohup: bool = False, **environment: str) -> None:
         self.shown = ""
-        self.end, own = pty.openpty()
+        self.end, other_end = pty.openpty()
         self.resize(columns)
         self.settings = termios.tcgetattr(self.end)
         dropped = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE", "DLTRAIN_TRACEBACK")
@@ -38,21 +38,21 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, "nohup" if nohup else "", *arguments],
             cwd=folder,
-            stdin=own,
-            stdout=own,
-            stderr=own,
+            stdin=other_end,
+            stdout=other_end,
+            stderr=other_end,
             start_new_session=True,
             env=kept | {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"} | environment,
         )
-        os.close(own)
+        os.close(other_end)
 
     def resize(self, columns: int) -> None:
         fcntl.ioctl(self.end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def read(self, until: str = "", seconds: float = 60.0) -> str:
-        """What is shown from now on, until a text comes, the time is over or the other end is closed."""
+        """Return what is shown from now on until `until` appears, the time is up or the other end is closed."""
         new, end = "", time.monotonic() + seconds
-        with contextlib.suppress(OSError):  # EIO: nobody is at the other end any more
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
             while (left := end - time.monotonic()) > 0 and not (until and until in new):
                 if select.select([self.end], [], [], left)[0]:
                     new += os.read(self.end, 65536).decode(errors="replace")
@@ -63,7 +63,7 @@ class Terminal:
         os.write(self.end, text.encode())
 
     def close(self) -> None:
-        """As a person closes the window."""
+        """Hang up, as when the user closes the window."""
         if self.end >= 0:
             os.close(self.end)
             self.end = -1
@@ -73,7 +73,7 @@ class Terminal:
 def terminal(
     folder: Path, *arguments: str, columns: int = 80, nohup: bool = False, **environment: str
 ) -> Iterator[Terminal]:
-    """A command line under a terminal; in the end both are gone."""
+    """Yield a command line that runs in a terminal; end the process and close the terminal afterwards."""
     opened = Terminal(folder, *arguments, columns=columns, nohup=nohup, **environment)
     try:
         yield opened
@@ -87,5 +87,5 @@ def terminal(
 
 
 def lines(shown: str) -> list[str]:
-    """The lines that were written, also those that others took the place of, without control codes."""
+    """Return the lines that were written, including those overwritten since, without control codes."""
     return re.split(r"[\r\n]+", CODES.sub("", shown))

@@ -12,6 +12,6 @@ def mostly_slow(cases: Iterable[Any], *, fast: Collection[Any]) -> list[Any]:
 
 
 def counts(fast: int, slow: int, whole: int) -> Any:
-    """Parametrize a test by `count`: few cases by default, more under `-m slow`, the whole under `-m torture`."""
+    """Parametrize a test by `count`: few cases by default, more with `-m slow`, all with `-m torture`."""
     marked = [fast, pytest.param(slow, marks=pytest.mark.slow), pytest.param(whole, marks=pytest.mark.torture)]
     return pytest.mark.parametrize("count", marked)
