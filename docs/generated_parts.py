@@ -227,6 +227,17 @@ def benchmarks() -> str:
     return "\n".join(f"### benchmarks/{path.name}\n\n{block(docstring(path))}" for path in paths)
 
 
+def modules() -> str:
+    """A table for each entry of src/dltrain/, with the first sentence of each module."""
+    package = ROOT / "src" / "dltrain"
+    parts = []
+    for entry in sorted(path for path in package.iterdir() if path.suffix in ("", ".py") and path.name[0] != "_"):
+        paths = sorted(entry.rglob("*.py")) if entry.is_dir() else [entry]
+        rows = [[code(path.relative_to(package)), text(docstring(path).partition("\n")[0])] for path in paths]
+        parts += [f"### {entry.name}\n", table(["module", "what it is"], [row for row in rows if row[1]])]
+    return "\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "usage": usage,
     "commands": commands,
@@ -243,6 +254,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "results": lambda: block(example()[1]["results.csv"]),
     "journal": lambda: block(example()[1]["journal.jsonl"], "json"),
     "benchmark scripts": benchmarks,
+    "modules": modules,
 }
 
 

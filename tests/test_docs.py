@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 import runpy
 import shutil
@@ -127,6 +128,27 @@ def picture_module() -> ModuleType:
 def test_the_architecture_diagram_shows_the_actual_entries_and_imports() -> None:
     drawn = (DOCS / "architecture.svg").read_text()
     assert drawn == picture_module().picture(), "run python docs/architecture_picture.py"
+
+
+def walks() -> dict[str, list[str]]:
+    """The numbered lines of each walk of docs/architecture.md."""
+    text = (DOCS / "architecture.md").read_text().partition("## Four walks")[2].partition("\n## ")[0]
+    sections = re.findall(r"^### ([^\n]*)\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL)
+    return {title: re.findall(r"^\d+\. (.*)$", body, re.MULTILINE) for title, body in sections}
+
+
+def test_four_walks_explain_the_code_in_ten_lines_each() -> None:
+    assert list(walks()) == ["One batch", "`optim.lr`", "`ckpt=`", "A job of a sweep"]
+    assert all(5 <= len(lines) <= 10 for lines in walks().values())
+
+
+def test_every_module_and_function_of_a_walk_exists() -> None:
+    lines = [line for lines in walks().values() for line in lines]
+    names = {name for line in lines for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", line)} - {"results.csv"}
+    assert len(names) > 30
+    for name in sorted(names):
+        found = pkgutil.resolve_name(f"dltrain.{name}")  # raises AttributeError or ImportError
+        assert found is not None
 
 
 @pytest.fixture(scope="module")
