@@ -168,7 +168,7 @@ def test_state_that_no_checkpoint_can_hold_is_reported_at_the_start(own: Command
     quick = [word for word in QUICK if not (words[0].startswith("model") and word.startswith("model"))]
     result = own("train", *quick, "data.name=mine:pictures", "epochs=100000", "checkpoint_every=2", *words)
     assert result.code == 2, result.out
-    assert "a checkpoint of this run could not be read again" in result.err
+    assert "a checkpoint of this run could not be loaded again" in result.err
     assert told in result.err
 
 
