@@ -207,11 +207,11 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
     "world, words",
     [
         # Of the last batch one process has no example; a part of an update is as large as in one process or smaller.
-        # Not the CNN: where rounding makes another pixel the largest, its pooling goes another way (as with threads).
+        # Long runs of networks with max pooling diverge: rounding can make another pixel the largest (as with threads).
         (2, ("model=lenet", "batch_size=179", "epochs=10", "optim.lr=0.1")),
         pytest.param(
             3,
-            ("model=lenet", "batch_size=30", "accumulate=3", "clip_norm=0.5", "epochs=20", "optim.lr=0.1"),
+            ("model=mlp", "batch_size=30", "accumulate=3", "clip_norm=0.5", "epochs=20", "optim.lr=0.1"),
             marks=pytest.mark.slow,
         ),
     ],
