@@ -1,8 +1,8 @@
-"""The loop: tensors in, records out. Knows no files, no console, no config.
+"""The training loop: tensors in, records out. Knows no files, no console, no config.
 
-`fit` is a generator. It yields after every chunk of work (one step, with the validation that follows the last step of
-an epoch), so that the caller's `for` body takes the place of callbacks: it logs, saves, and stops by `break`. Between
-two chunks `TrainState` is all there is to save.
+`fit` is a generator. It yields after every step (after the last step of an epoch and its validation), so that the
+body of the caller's `for` loop replaces callbacks: it logs, saves checkpoints, and stops the run with `break`. Between
+two yields `TrainState` holds everything that a checkpoint needs.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,24 +33,24 @@ Schedule = Callable[[int, int], float]
 
 
 class Loader(Protocol):
-    """Batches as a pure function of the epoch: nothing to save, nothing to lose."""
+    """Batches of one split, a pure function of the epoch: a loader has no state to save."""
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Return the number of batches in an epoch, which is the number of steps."""
 
     def epoch(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs (B, C, H, W) and targets (B, ...) of training, from step `first` of the epoch on."""
+        """Yield this rank's part of each training batch from `first` on: inputs (B, C, H, W), targets (B, ...)."""
 
     def rank_weight(self, index: int) -> tuple[int, float]:
-        """Of batch `index` of an epoch: all its examples, and what this process's part counts in the mean over all."""
+        """Return the size of batch `index` over all ranks, and this rank's weight in the mean over ranks."""
 
     def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same without shuffling and augmentation, for evaluation; each `every`-th batch from `first` on."""
+        """Yield every `every`-th whole batch from batch `first` on, neither shuffled nor augmented, for evaluation."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one interval of training or one evaluation found; `seconds` leaves out everything the caller did."""
+    """The metrics of one training interval or one evaluation; `seconds` excludes the time spent in the caller."""
 
     split: str
     step: int
@@ -75,11 +75,11 @@ def fit(
     on_nonfinite: OnNonfinite,
     ema: float | None = None,
 ) -> Iterator[list[Record]]:
-    """Train `state` in place up to `epochs`; yield the records of each chunk, mostly none.
+    """Train `state` in place until `epochs` are done; yield the records of each step, usually an empty list.
 
-    A step whose loss is NaN or infinite makes no update. With `stop` none after it does either, and Diverged is raised
-    at the end of the interval; with `skip` the record tells how many there were. With `ema` the average of the weights
-    over steps, which keeps that share of itself at each, is what is validated.
+    A step whose loss is NaN or infinite updates nothing. With `on_nonfinite="stop"` no later step does either, and
+    NonFiniteLoss is raised at the end of the interval: the GPU is read once per interval, not once per step. With
+    "skip" the record counts such steps. With `ema`, a decay, the moving average of the weights is validated.
     """
     steps = len(train)
     total = steps * epochs
@@ -93,9 +93,9 @@ def fit(
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
-            found = update(state, inputs, targets, task, runtime, weight=weight)
-            # Without weight others have all the examples of a small batch.
-            state.pending += found if weight else [part._replace(skipped=True) for part in found]
+            parts = update(state, inputs, targets, task, runtime, weight=weight)
+            # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
+            state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
             state.step += 1
             if ema is not None:
                 update_ema(state, ema)
@@ -103,7 +103,7 @@ def fit(
             records = []
             epoch_ends = state.step % steps == 0
             is_due = epoch_ends or state.step % log_every == 0
-            if is_due or len(state.pending) * found[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
+            if is_due or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
                 accumulate_metrics(state, task)
             if is_due:
                 assert state.sums is not None
@@ -126,32 +126,31 @@ def fit(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) -> dict[str, float]:
-    """Figures over all batches, which several processes share among them, the same in each.
+    """Return the metrics over all batches, the same on every rank; ranks divide the batches among them.
 
-    Returns, never yields: a generator would leak no_grad into its caller.
+    Not a generator: that would leak no_grad into its caller.
     """
     was_training = model.training
     model.eval()
     distributed.broadcast_buffers(model, runtime.processes)
     total: Tensor | None = None
     rank, world = runtime.processes.rank, runtime.processes.world_size
-    has_own = world == 1 or rank < len(batches)  # who has none takes the first, for its shape alone
-    own = batches.in_order() if world == 1 else batches.in_order(rank if has_own else 0, world)
-    for inputs, targets in own:
+    has_batch = rank < len(batches)  # a rank without one computes the first, for the shape of the sums alone
+    for inputs, targets in batches.in_order(rank if has_batch else 0, world):
         with runtime.autocast():
             outputs = model(inputs)
             loss = task.loss(outputs, inputs, targets)
         total = accumulate(total, [StepOutput(loss, outputs, targets)], task)
     model.train(was_training)
     assert total is not None
-    if not has_own:
+    if not has_batch:
         total.zero_()
     return task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
 
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Loader, runtime: Runtime) -> Tensor:
-    """The network's outputs (N, ...) in float32 on the CPU, in the order of the examples."""
+    """Return the network's outputs (N, ...) for all examples in their order, as float32 on the CPU."""
     model.eval()
     outputs = []
     for inputs, _ in batches.in_order():
@@ -161,7 +160,7 @@ def predict(model: nn.Module, batches: Loader, runtime: Runtime) -> Tensor:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, multiplier: float) -> float:
-    """Set every group's rate to its own initial rate times `multiplier`; returns the first group's."""
+    """Set the learning rate of each group to its initial one times `multiplier`; return that of the first group."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * multiplier
     return float(optimizer.param_groups[0]["lr"])

@@ -54,7 +54,7 @@ device.threads=null
   from     {CONFIGS}/train.yaml
 
 task.label_smoothing=0.0
-  means    share of the target spread over all classes (Szegedy et al., 2016)
+  means    fraction of the target spread over all classes (Szegedy et al., 2016)
   is       a number >= 0, < 1
   from     {CONFIGS}/task/classification.yaml
   default  0.0 ({CONFIGS}/task/classification.yaml)

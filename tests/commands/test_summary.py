@@ -165,7 +165,7 @@ def test_nothing_is_left_behind(dltrain: Command) -> None:
         ("model=lennet", "model=lennet: no such option; did you mean lenet?"),
         ("optim.lrr=1", "optim.lrr: no such key; did you mean optim.lr?"),
         ("model=attention model.patch=5", "model.patch must divide 28x28. Received 5"),
-        ("model=autoencoder", "this model returns pictures; set task=reconstruction"),
+        ("model=autoencoder", "this model returns images; set task=reconstruction"),
         ("data.mean=[1,2,3]", "data.mean=[1, 2, 3]: must have 1 number"),
         ("data.limit=100000", "is more than the 1438 training examples there are"),
         ("patience=3 data.val=0", "patience needs a validation set"),

@@ -139,7 +139,7 @@ LABELS, NUMBERS = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 2)
     [
         ("classification", (LABELS, (1, 8, 8), (10,), 10), ""),
         ("classification", (NUMBERS, (1, 8, 8), (2,), 2), "needs data with classes; set task=regression"),
-        ("classification", (LABELS, (1, 8, 8), (1, 8, 8), 10), "returns pictures; set task=reconstruction"),
+        ("classification", (LABELS, (1, 8, 8), (1, 8, 8), 10), "returns images; set task=reconstruction"),
         ("classification", (LABELS, (1, 8, 8), (7,), 10), "the data has 10 classes, the model's output is (7,)"),
         (
             "classification",
@@ -151,7 +151,7 @@ LABELS, NUMBERS = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 2)
         ("regression", (NUMBERS, (1, 1, 1), (3,), 2), "the data has targets of (2,), the model's output is (3,)"),
         ("regression", (NUMBERS, (1, 1, 1), (2, 1), 2), "the data has targets of (2,), the model's output is (2, 1)"),
         ("reconstruction", (LABELS, (1, 8, 8), (1, 8, 8), 10), ""),
-        ("reconstruction", (LABELS, (1, 8, 8), (10,), 10), "pictures of (1, 8, 8), this one returns (10,); set model="),
+        ("reconstruction", (LABELS, (1, 8, 8), (10,), 10), "images of (1, 8, 8), this one returns (10,); set model="),
     ],
 )
 def test_a_mismatch_says_what_does_not_fit_and_what_to_set(name: str, arguments: Any, message: str) -> None:

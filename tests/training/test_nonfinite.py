@@ -100,7 +100,7 @@ class Stream:
     def all(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.inputs, self.targets, strict=True)
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         yield self.inputs[0], self.targets[0]
 
 

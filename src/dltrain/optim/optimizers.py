@@ -1,6 +1,6 @@
-"""Optimizers, torch's own but for Muon: each public function is an option of the group `optim`.
+"""Optimizers, from torch except Muon: each public function is an option of the group `optim`.
 
-They get named parameters, so that biases and norms can be left out of the weight decay.
+They take named parameters, so that biases and norms can be excluded from weight decay.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ def sgd(
 
     Args:
         lr: learning rate
-        momentum: share of the last update that is kept
+        momentum: fraction of the last update that is kept
         nesterov: look ahead along the momentum (needs momentum > 0)
         weight_decay: pull of the weights towards zero (L2)
         decay_biases: decay biases and norm weights too
@@ -47,8 +47,8 @@ def adam(
 
     Args:
         lr: learning rate
-        beta1: memory of the mean of the gradients
-        beta2: memory of their squares
+        beta1: decay of the running mean of the gradients
+        beta2: decay of the running mean of their squares
         weight_decay: pull of the weights towards zero (L2, through the gradient)
         decay_biases: decay biases and norm weights too
     """
@@ -63,9 +63,9 @@ def adamw(
 
     Args:
         lr: learning rate
-        beta1: memory of the mean of the gradients
-        beta2: memory of their squares
-        weight_decay: pull of the weights towards zero, times the rate
+        beta1: decay of the running mean of the gradients
+        beta2: decay of the running mean of their squares
+        weight_decay: pull of the weights towards zero, times the learning rate
         decay_biases: decay biases and norm weights too
     """
     groups = _groups(named_parameters, weight_decay, decay_biases)
@@ -81,12 +81,12 @@ def rmsprop(
     weight_decay: Decay,
     decay_biases: bool,
 ) -> torch.optim.Optimizer:
-    """RMSprop: the gradient divided by a running mean of its size (Hinton, 2012).
+    """RMSprop: gradients divided by a running mean of their size (Hinton, 2012).
 
     Args:
         lr: learning rate
-        alpha: memory of the squares of the gradients
-        momentum: share of the last update that is kept
+        alpha: decay of the running mean of the squared gradients
+        momentum: fraction of the last update that is kept
         weight_decay: pull of the weights towards zero (L2)
         decay_biases: decay biases and norm weights too
     """
@@ -105,15 +105,15 @@ def muon(
     weight_decay: Decay,
     decay_biases: bool,
 ) -> torch.optim.Optimizer:
-    """Muon for filters and matrices but the last layer's, Nesterov's momentum for the rest (Jordan et al., 2024).
+    """Muon for filters and matrices before the last layer, Nesterov momentum for the others (Jordan et al., 2024).
 
     Args:
-        lr: learning rate; the rest has it too, times head_factor, bias_factor and norm_factor
-        momentum: share of the last update of a matrix that is kept
-        iterations: of Newton and Schulz, which make an update of a matrix orthogonal
-        rescale: set matrices to the norm of an orthogonal one before each update
-        plain_momentum: share of the last update of the rest that is kept
-        weight_decay: pull of the weights towards zero, times the rate
+        lr: learning rate; for the other parameters times head_factor, bias_factor and norm_factor
+        momentum: fraction of the last update of a matrix that is kept
+        iterations: Newton-Schulz iterations that make an update of a matrix orthogonal
+        rescale: scale each matrix to the norm of an orthogonal one before its update
+        plain_momentum: fraction of the last update of the others that is kept
+        weight_decay: pull of the weights towards zero, times the learning rate
         decay_biases: decay biases and norm weights too
     """
     named = list(named_parameters)
@@ -127,10 +127,10 @@ def muon(
     }
     groups = []
     for group in _groups(named, weight_decay, decay_biases):
-        for steps, each in ((iterations, momentum), (0, plain_momentum)):
+        for steps, decay in ((iterations, momentum), (0, plain_momentum)):
             chosen = [parameter for parameter in group["params"] if (parameter in matrices) == bool(steps)]
-            own = {"lr": lr, "momentum": each, "iterations": steps, "rescale": rescale}
-            groups.append(group | own | {"params": chosen})
+            options = {"lr": lr, "momentum": decay, "iterations": steps, "rescale": rescale}
+            groups.append(group | options | {"params": chosen})
     return Muon([group for group in groups if group["params"]])
 
 
@@ -142,7 +142,7 @@ def scale_lr(
     bias_factor: Rate = 1.0,
     norm_factor: Rate = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer, with rates of their own for some parameters; factors that meet are multiplied.
+    """Scale the learning rates of the last layer, biases and norms; return the optimizer. Factors multiply.
 
     Args:
         head_factor: factor on the rate of the last layer that has parameters
@@ -156,29 +156,29 @@ def scale_lr(
 
     def factor(parameter: nn.Parameter) -> float:
         layer, _, kind = names[parameter].rpartition(".")
-        own = bias_factor if "bias" in kind else norm_factor if parameter.ndim <= 1 else 1.0
-        return own * (head_factor if layer == head else 1.0)
+        by_kind = bias_factor if "bias" in kind else norm_factor if parameter.ndim <= 1 else 1.0
+        return by_kind * (head_factor if layer == head else 1.0)
 
     groups = []
     for group in optimizer.param_groups:
-        # First those at the plain rate: what is told is the first group's.
-        for each in sorted({factor(parameter) for parameter in group["params"]}, key=lambda found: (found != 1, found)):
-            chosen = [parameter for parameter in group["params"] if factor(parameter) == each]
-            groups.append(group | {"params": chosen, "lr": group["lr"] * each})
+        # The unscaled parameters come first, since the first group's learning rate is the one that is recorded.
+        for scale in sorted(set(map(factor, group["params"])), key=lambda scale: (scale != 1, scale)):
+            chosen = [parameter for parameter in group["params"] if factor(parameter) == scale]
+            groups.append(group | {"params": chosen, "lr": group["lr"] * scale})
     optimizer.param_groups[:] = groups
     return optimizer
 
 
 def _layer(name: str) -> str:
-    """Of the parameter `features.3.weight` it is `features.3`."""
+    """Return the name of a parameter's layer: `features.3` for `features.3.weight`."""
     return name.rpartition(".")[0]
 
 
 def _groups(named_parameters: Parameters, weight_decay: float, decay_biases: bool) -> list[dict[str, Any]]:
-    """Parameters with and without decay: biases and the weights of norms are the ones with at most one dimension."""
+    """Return groups of parameters with and without decay; those of at most one dimension are biases and norms."""
     parameters = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     if decay_biases or not weight_decay:
         return [{"params": parameters, "weight_decay": weight_decay}]
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    free = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    undecayed = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]

@@ -1,6 +1,6 @@
-"""One step of training: forward, backward, update. Knows tensors; knows no loop, no files, no config.
+"""One training step: forward, backward, update. Knows tensors; knows no loop, no files, no config.
 
-A step whose loss is NaN or infinite must change nothing. That is decided on the device: nobody waits for a GPU to tell.
+A step whose loss is NaN or infinite must change nothing. The device decides that, so the CPU never waits for the GPU.
 """
 
 import itertools
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
 
 OnNonfinite = Literal["stop", "skip"]
-# Numbers in outputs that wait for their figures. Of so few torch adds up each batch in the same order, however many.
+# Most output numbers that wait to be added to the sums. Up to here torch sums a stack of batches as it sums each alone.
 MAX_PENDING_OUTPUTS = 1 << 15
 Shape = tuple[int, ...]
 
 
 class Task(Protocol):
-    """Loss and figures of a task; rows of `sums` are added over batches and divided once, in `metrics`."""
+    """The loss and the metrics of a task; rows of `sums` are added over batches and divided once, in `metrics`."""
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch, to be minimised."""
+        """Return the mean loss () of a batch (B, ...), to be minimised."""
 
     def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Float64 sums (N, S) over each of N batches (N, B, ...) on their device; the first is a batch's examples."""
+        """Return float64 sums (N, S), a row for each of N batches (N, B, ...); its first number counts the examples."""
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
-        """Figures from added-up sums; the first is `loss`."""
+        """Return metrics by name from added-up sums (S); the first one is `loss`."""
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
-        """Greater is better: what chooses the best checkpoint."""
+        """Return what the best checkpoint is chosen by; greater is better."""
 
     def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
-        """Why the data or the network's output (without the batch) do not fit this task; empty if they do."""
+        """Return why data or output do not fit this task, or an empty text; shapes are without the batch dimension."""
 
 
 class StepOutput(NamedTuple):
-    """What a forward pass has found for a batch, or a part of one; a batch without an update is `skipped`."""
+    """The loss () and outputs (B, ...) of a batch or micro-batch, with its targets; `skipped` if it made no update."""
 
     loss: Tensor
     outputs: Tensor
@@ -53,11 +53,11 @@ class StepOutput(NamedTuple):
 
 @dataclass
 class TrainState:
-    """All that training changes; `sums` are the figures since the last record, `faults` the steps without an update.
+    """Everything that training changes.
 
-    `pending` holds the outputs of the latest steps until `accumulate_metrics` adds them to the sums, many at once.
-    `parallel` wraps the model where several processes train, see distributed.py; `ema_weights` is the moving average of
-    the weights, see ema.py.
+    `sums` (S,) are the task's sums since the last record, `faults` () counts the steps without an update since then.
+    `pending` holds outputs of the latest steps until `accumulate_metrics` adds them to the sums, many at once.
+    `parallel` wraps the model in DDP for several ranks, `ema_weights` is the moving average of the weights (ema.py).
     """
 
     model: nn.Module
@@ -70,12 +70,12 @@ class TrainState:
     pending: list[StepOutput] = field(default_factory=list)
 
     def eval_weights(self) -> dict[str, Tensor]:
-        """The weights that are validated, tested and kept as the best."""
+        """Return the weights that are validated, tested and saved as the best: the EMA, else the model's."""
         return self.ema_weights or self.model.state_dict()
 
 
 class NonFiniteLoss(Exception):
-    """The loss of `step` was NaN or infinite; the weights are still those before it."""
+    """The loss of step number `step` is NaN or infinite; the weights are those before that step."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"the loss is not finite at step {step}")
@@ -94,13 +94,14 @@ def train_step(
     on_nonfinite: OnNonfinite,
     weight: float = 1.0,
 ) -> list[StepOutput]:
-    """One update on a batch, in `accumulate` parts that need less memory; returns what they have found.
+    """Make one update from a batch, computed in `accumulate` micro-batches to save memory; return their outputs.
 
-    Of several processes each has a part of the batch, which counts `weight` in the mean over all of them.
+    `weight` is the weight of this rank's part of the batch in the mean over ranks. If the loss, or the gradient's norm
+    with `clip_norm`, is not finite, weights and optimizer stay as they are, and with "skip" the buffers too.
     """
-    # Norms take in what a batch does to them in the forward pass, before anything can be known of its loss.
+    # Batch norms update their statistics in the forward pass, before the loss is known.
     buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
-    found: list[StepOutput] = []
+    parts: list[StepOutput] = []
     watched: Tensor | None = None  # not finite if any loss, or the norm of the gradient, is not
     parallel, done = state.parallel, 0
     for part_inputs, part_targets in zip(
@@ -108,20 +109,20 @@ def train_step(
     ):
         if parallel is not None:
             done += len(part_inputs)
-            parallel.require_backward_grad_sync = done == len(inputs)  # gradients are exchanged once
+            parallel.require_backward_grad_sync = done == len(inputs)  # one all-reduce per step
         with runtime.autocast():
             outputs = (parallel or state.model)(part_inputs)
             loss = task.loss(outputs, part_inputs, part_targets)
-        # The mean over the whole batch, also where the last part is smaller.
-        share = len(part_inputs) / len(inputs) if accumulate > 1 else 1.0
+        # So that the gradient is that of the mean over the batch, even if the last part is smaller.
+        fraction = len(part_inputs) / len(inputs) if accumulate > 1 else 1.0
         if parallel is not None:
-            parallel.module.global_loss(loss, weight * share).backward()
+            parallel.module.global_loss(loss, weight * fraction).backward()
         else:
-            (loss * share if accumulate > 1 else loss).backward()
-        # A view, or a weight itself, may change with the update before anybody looks at it.
-        is_own = outputs._base is None and not outputs.is_leaf
-        found.append(StepOutput(loss.detach(), outputs.detach() if is_own else outputs.detach().clone(), part_targets))
-        watched = found[-1].loss if watched is None else watched + found[-1].loss
+            (loss * fraction if accumulate > 1 else loss).backward()
+        # A weight, or a view of one, would change with the update before its metrics are computed.
+        outputs = outputs.detach() if outputs._base is None and not outputs.is_leaf else outputs.detach().clone()
+        parts.append(StepOutput(loss.detach(), outputs, part_targets))
+        watched = parts[-1].loss if watched is None else watched + parts[-1].loss
     assert watched is not None
     if parallel is not None:
         watched = parallel.module.mean_loss()
@@ -132,25 +133,25 @@ def train_step(
     _clear_gradients(state.optimizer)
     if on_nonfinite == "skip":
         is_fault = torch.as_tensor(fault).bool()
-        found = [part._replace(skipped=is_fault) for part in found]
+        parts = [part._replace(skipped=is_fault) for part in parts]
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(is_fault, before, buffer))
-    return found
+    return parts
 
 
 def accumulate_metrics(state: TrainState, task: Task) -> None:
-    """Add the latest steps to `state.sums`; to be done before anybody looks at these."""
+    """Add the pending outputs to `state.sums`; call it before reading these."""
     state.sums = accumulate(state.sums, state.pending, task)
     state.pending.clear()
 
 
-def accumulate(total: Tensor | None, found: Iterable[StepOutput], task: Task) -> Tensor | None:
-    """A task's sums (S,) with those of some batches: in their order, so to the bit the same however many there are."""
-    for _, same in itertools.groupby(found, lambda it: (it.outputs.shape, it.targets.shape)):
+def accumulate(total: Tensor | None, parts: Iterable[StepOutput], task: Task) -> Tensor | None:
+    """Return sums (S,) with those of some batches added one by one, so that grouping them changes no bit."""
+    for _, same in itertools.groupby(parts, lambda part: (part.outputs.shape, part.targets.shape)):
         losses, outputs, targets, skipped = zip(*same, strict=True)
         rows = task.sums(_stack(losses), _stack(outputs), _stack(targets))
-        if any(it is not False for it in skipped):
-            rows.masked_fill_(_stack([torch.as_tensor(it, device=rows.device) for it in skipped]).unsqueeze(1), 0)
+        if any(flag is not False for flag in skipped):
+            rows.masked_fill_(_stack([torch.as_tensor(flag, device=rows.device) for flag in skipped]).unsqueeze(1), 0)
         for row in rows:
             total = row.clone() if total is None else total + row
     return total
@@ -161,12 +162,12 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def micro_batches(batch: Tensor, accumulate: int) -> tuple[Tensor, ...]:
-    """A batch in equal parts, the last of which may be smaller."""
+    """Split a batch (B, ...) into at most `accumulate` equal parts, of which the last may be smaller."""
     return batch.split(-(-len(batch) // accumulate)) if accumulate > 1 else (batch,)
 
 
 def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """zero_grad, without what it tells a profiler: a hundredth of a small network's step."""
+    """Set gradients to None as zero_grad does, without its profiler hooks: 1 % of a small network's step."""
     if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad()
         return
@@ -176,7 +177,7 @@ def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor | bool:
-    """1 for a step that must change nothing, else 0; counted in `state.faults`. Sticky: after one fault all are."""
+    """Return 1, counted in `state.faults`, if `watched` is not finite, else 0; if sticky, also after any such step."""
     if watched.is_cpu:  # reading it needs no device sync
         is_fault = not math.isfinite(watched.item()) or (sticky and bool(state.faults))
         if is_fault:
@@ -184,7 +185,7 @@ def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor 
         return is_fault
     if state.faults is None:
         state.faults = torch.zeros((), device=watched.device)
-    # NaN where what is watched is not finite: three operations where isfinite takes four and its sum two more.
+    # NaN (never equal to 0) if `watched` is not finite: three kernels, where isfinite takes four and its sum two more.
     suspect = torch.add(state.faults, watched, alpha=0) if sticky else watched * 0
     fault = torch.ne(suspect, 0, out=torch.empty_like(state.faults))
     state.faults.add_(fault)
@@ -192,35 +193,35 @@ def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor 
 
 
 def _update(optimizer: torch.optim.Optimizer, fault: Tensor | bool) -> None:
-    """A step of the optimizer, unless `fault` is 1."""
+    """Make a step of the optimizer, unless `fault` is 1."""
     if fault is False:
         optimizer.step()
         return
-    # Of SGD's first step a masked kernel would leave unwritten memory as momentum.
-    begins = not optimizer.state and any(group.get("momentum") for group in optimizer.param_groups)
-    if isinstance(fault, Tensor) and getattr(optimizer, "_step_supports_amp_scaling", False) and not begins:
-        # Where torch.amp.GradScaler would put it: fused kernels read it on the device and leave everything as it is.
+    # In the first step of SGD a masked kernel would leave the new momentum buffers uninitialised.
+    is_first = not optimizer.state and any(group.get("momentum") for group in optimizer.param_groups)
+    if isinstance(fault, Tensor) and getattr(optimizer, "_step_supports_amp_scaling", False) and not is_first:
+        # As torch.amp.GradScaler sets it: fused kernels read it on the device and then change nothing.
         optimizer.found_inf = fault  # type: ignore[attr-defined]
         optimizer.step()
-    elif not fault:  # others know no such thing: on a GPU a host read for each step
+    elif not fault:  # other optimizers have no such flag: this waits for the GPU at each step
         optimizer.step()
 
 
 def interval_metrics(state: TrainState, task: Task, on_nonfinite: OnNonfinite) -> dict[str, float]:
-    """Figures since the last record, by the one host read of the interval. Raises Diverged."""
+    """Return the metrics since the last record: the only read of the GPU in an interval. Raises NonFiniteLoss."""
     assert state.sums is not None
-    counted = state.sums.new_zeros(1) if state.faults is None else state.faults.double().view(1)
-    *sums, faults = torch.cat([state.sums, counted]).tolist()
+    fault_count = state.sums.new_zeros(1) if state.faults is None else state.faults.double().view(1)
+    *sums, faults = torch.cat([state.sums, fault_count]).tolist()
     if faults and on_nonfinite == "stop":
         raise NonFiniteLoss(state.step - int(faults) + 1)
     state.sums, state.faults = None, None
     skipped = {"skipped_steps": int(faults)} if faults else {}
-    # Where every step was skipped there is nothing to divide by.
+    # If every step was skipped, there are no examples to divide by.
     return (task.metrics(sums) if sums[0] else {"loss": math.nan}) | skipped
 
 
 def require_finite(state: TrainState, on_nonfinite: OnNonfinite) -> None:
-    """Raise Diverged where a step since the last record, or a weight, is not finite; for before a checkpoint."""
+    """Raise NonFiniteLoss if a step since the last record, or a weight, is not finite; call it before saving."""
     faults = 0 if state.faults is None or on_nonfinite == "skip" else int(state.faults)
-    if faults or (state.step and not all(bool(torch.isfinite(each).all()) for each in state.model.parameters())):
+    if faults or (state.step and not all(bool(torch.isfinite(weight).all()) for weight in state.model.parameters())):
         raise NonFiniteLoss(state.step - max(faults, 1) + 1)

@@ -1,7 +1,7 @@
-"""What a network is trained for: the loss and the figures of a task, as sums that stay on the device.
+"""Tasks: the loss and the metrics that a network is trained for, as sums that stay on the device.
 
-Each public class is an option of the group `task`; what its methods mean is told in `step.Task`. Knows tensors;
-knows no loop, no files, no config.
+Each public class is an option of the group `task`; `step.Task` documents the methods. Knows tensors; knows no loop, no
+files, no config.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Shape = tuple[int, ...]
 class Classification:
     """Cross entropy and accuracy over classes.
 
-    Targets are int64 (B,), or shares (B, K) of each class.
+    Targets are int64 labels (B,), or the fraction of each class (B, K).
 
     Args:
-        label_smoothing: share of the target spread over all classes (Szegedy et al., 2016)
+        label_smoothing: fraction of the target spread over all classes (Szegedy et al., 2016)
     """
 
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)]
@@ -31,7 +31,7 @@ class Classification:
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-        classes = targets.argmax(dim=2) if targets.ndim == 3 else targets  # of mixed pictures the one with most of it
+        classes = targets.argmax(dim=2) if targets.ndim == 3 else targets  # of a mixed image the main class
         count = targets.shape[1]
         correct = (outputs.argmax(dim=2) == classes).sum(dim=1, dtype=torch.float64)
         return _rows(count, losses.double() * count, correct)
@@ -48,7 +48,7 @@ class Classification:
             return "task=classification needs data with classes; set task=regression"
         if output_shape != (classes,):
             if output_shape == input_shape:
-                return "this model returns pictures; set task=reconstruction"
+                return "this model returns images; set task=reconstruction"
             return f"the data has {classes} classes, the model's output is {output_shape}; check the model"
         return ""
 
@@ -61,10 +61,10 @@ class Regression:
         return F.mse_loss(outputs, targets)
 
     def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-        outputs, targets = outputs.double().flatten(1), targets.double().flatten(1)  # each number counts
+        outputs, targets = outputs.double().flatten(1), targets.double().flatten(1)  # count numbers, not examples
         error = outputs - targets
-        figures = error**2, error.abs(), targets, targets**2
-        return _rows(targets.shape[1], *(each.sum(dim=1) for each in figures))
+        terms = error**2, error.abs(), targets, targets**2
+        return _rows(targets.shape[1], *(term.sum(dim=1) for term in terms))
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         count, squared, absolute, total, total_squared = sums
@@ -72,7 +72,7 @@ class Regression:
         return {
             "loss": squared / count,
             "mae": absolute / count,
-            # Where all targets are equal, but for rounding, there is nothing to explain.
+            # If all targets are equal, up to rounding, there is no variation to explain.
             "r2": 1 - squared / variation if variation > 1e-9 * total_squared else 0.0,
         }
 
@@ -89,7 +89,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Mean squared error between the picture and what the network draws again."""
+    """Mean squared error between the image and its reconstruction."""
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(outputs, inputs)
@@ -108,12 +108,12 @@ class Reconstruction:
     def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
         if output_shape != input_shape:
             return (
-                f"task=reconstruction needs a model that returns pictures of {input_shape}, "
+                f"task=reconstruction needs a model that returns images of {input_shape}, "
                 f"this one returns {output_shape}; set model=autoencoder"
             )
         return ""
 
 
 def _rows(count: int, *sums: Tensor) -> Tensor:
-    """Sums (N, S) in float64, the count first: exact for counts, and no rounding adds up over a long interval."""
+    """Return sums (N, S) in float64, the count first: counts are exact, and rounding errors do not add up."""
     return torch.stack([torch.full_like(sums[0], count), *sums], dim=1)
