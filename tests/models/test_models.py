@@ -329,8 +329,8 @@ def test_neither_the_code_nor_the_image_is_cut_at_zero() -> None:
         ("attention", MNIST, {"patch": 5}, "model.patch must divide 28x28. Received 5"),
         ("attention", (1, 28, 30), {"patch": 4}, "model.patch must divide 28x30. Received 4"),
         ("attention", MNIST, {"heads": 3}, "model.heads must divide model.width=8. Received 3"),
-        ("cnn", MNIST, {"widths": [4] * 5}, "5 pools leave nothing of 28x28; set fewer model.widths"),
-        ("cnn", (1, 1, 64), {}, "1 pools leave nothing of 1x64"),
+        ("cnn", MNIST, {"widths": [4] * 5}, "28x28 is too small for 5 pools; set fewer model.widths"),
+        ("cnn", (1, 1, 64), {}, "1x64 is too small for 1 pools"),
         ("lenet", (1, 11, 28), {}, "lenet needs images of at least 12x12 pixels, the data has 11x28"),
     ],
 )

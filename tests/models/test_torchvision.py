@@ -148,7 +148,7 @@ def test_without_file_and_network_one_error_gives_advice(dltrain: Command, hub: 
     result = dltrain("train", *QUICK, "model.pretrained=true")
     assert result.code == 2
     assert result.err.startswith(f"error: model=torchvision: the weights of {SMALL} could not be downloaded or read")
-    assert f"Put a whole {hub.name} into {hub.parent}, or set model.pretrained=false and init=" in result.err
+    assert f"Put an intact {hub.name} into {hub.parent}, or set model.pretrained=false and init=" in result.err
     assert len(result.err.splitlines()) == 1
     assert not Path("outputs").exists()
 
@@ -199,10 +199,10 @@ def test_a_model_without_trained_weights_has_none() -> None:
         (
             {"freeze": "layer9"},
             (3, 32, 32),
-            "model.freeze=layer9: no such layer with weights; there are conv1, stage2,",
+            "model.freeze=layer9: no such layer with weights; choose one of conv1, stage2,",
         ),
-        ({"freeze": "fc"}, (3, 32, 32), "model.freeze=fc: is the last layer, nothing would be left to train"),
-        ({}, (2, 32, 32), "pictures must have 1 or 3 channels, these have 2"),
+        ({"freeze": "fc"}, (3, 32, 32), "model.freeze=fc: this is the last layer, nothing would be left to train"),
+        ({}, (2, 32, 32), "torchvision classifiers take images of 1 or 3 channels, the data has 2"),
     ],
 )
 def test_an_impossible_torchvision_model_is_refused(

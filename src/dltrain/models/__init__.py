@@ -1,1 +1,1 @@
-"""Built-in networks, one self-contained file each: copy one, change it, add its YAML."""
+"""The built-in networks, one self-contained file each: to add one, copy a file and its YAML and change them."""

@@ -20,14 +20,14 @@ class Attention(nn.Module):
     """Multi-head self-attention over patches or rows, learned positions, additive attention pooling.
 
     Args:
-        tokens: `patches` cuts the picture into squares, `rows` takes each row of pixels
-        patch: side of a square in pixels; must divide both sides of the picture
+        tokens: `patches` cuts the image into squares, `rows` takes each row of pixels
+        patch: side of a square in pixels; must divide both sides of the image
         width: features of a token
         depth: transformer blocks
         heads: attention heads; must divide the width
-        dropout: share of features dropped after each attention and each MLP
+        dropout: fraction of features dropped after each attention and each MLP
 
-    Raises ValueError where patch or heads do not divide.
+    Raises ValueError if patch or heads do not divide.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.embed = nn.Conv2d(channels, width, kernel, stride=kernel)
         self.grid = rows // kernel[0], columns // kernel[1]
         count = self.grid[0] * self.grid[1]
-        # As large as the tokens, as nn.Embedding begins: at the customary 0.02 a small net learns places late.
+        # Standard deviation 1 as in nn.Embedding: with the usual 0.02 a small network learns positions late.
         self.positions = nn.Parameter(torch.randn(1, count, width))
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         return self.classifier((self._weights(x) * x).sum(dim=1))  # (B, K)
 
     def attention_map(self, images: Tensor) -> Tensor:
-        """Weights of the pooling (B, h, w) that add up to 1, for the h x w patches or the h x 1 rows of a picture."""
+        """Return the pooling weights (B, h, w), which add up to 1, of h x w patches or of h x 1 rows."""
         return self._weights(self._tokens(images)).view(-1, *self.grid)
 
     def _tokens(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fully connected autoencoder: squeezes an image through a few numbers and draws it again.
+"""Fully connected autoencoder: compresses an image to a few numbers and reconstructs it.
 
 Hinton, Salakhutdinov: Reducing the dimensionality of data with neural networks. Science, 2006.
 """
@@ -14,10 +14,10 @@ Width = Annotated[int, Interval(ge=1, le=1_000_000)]
 
 
 class Autoencoder(nn.Module):
-    """Encoder of fully connected layers and its mirror image, for task=reconstruction.
+    """Fully connected encoder and a decoder that mirrors it, for task=reconstruction.
 
     Args:
-        hidden: units of each encoder layer; the last is the code, the decoder mirrors them
+        hidden: units of each encoder layer; the last one is the code, the decoder has them in reverse
     """
 
     def __init__(self, *, input_shape: tuple[int, int, int], hidden: Annotated[list[Width], Len(1, 1000)]) -> None:
@@ -31,7 +31,7 @@ class Autoencoder(nn.Module):
 
 
 def _layers(widths: list[int]) -> list[nn.Module]:
-    """Linear layers through `widths` with ReLU between them: neither the code nor the picture is cut at zero."""
+    """Return linear layers with ReLU between them; none at the end, so that code and image may be negative."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]

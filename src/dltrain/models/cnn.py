@@ -1,4 +1,4 @@
-"""A small convolutional network: 3x3 convolutions, each halved by a pool, and one hidden layer."""
+"""A small convolutional network: 3x3 convolutions, each followed by a 2x2 pool, and one hidden layer."""
 
 from typing import Annotated
 
@@ -9,15 +9,15 @@ Width = Annotated[int, Interval(ge=1, le=1_000_000)]
 
 
 class CNN(nn.Module):
-    """3x3 convolutions with 2x2 max pools, by default of 32 and 64 channels, and a hidden layer.
+    """3x3 convolutions with 2x2 max pools, by default 32 and 64 channels, and a hidden layer.
 
     Args:
         widths: channels of each convolution, first to last; each is followed by a pool
         hidden: units of the hidden layer
-        dropout: share of hidden units dropped in training
+        dropout: fraction of hidden units dropped in training
         batch_norm: normalise each convolution's channels over the batch
 
-    Raises ValueError where the pools leave nothing of the picture.
+    Raises ValueError if the image is too small for that many pools.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class CNN(nn.Module):
         channels, height, width = input_shape
         rows, columns = height >> len(widths), width >> len(widths)
         if min(rows, columns) < 1:
-            raise ValueError(f"cnn: {len(widths)} pools leave nothing of {height}x{width}; set fewer model.widths")
+            raise ValueError(f"cnn: {height}x{width} is too small for {len(widths)} pools; set fewer model.widths")
         layers: list[nn.Module] = []
         for out_channels in widths:
             layers.append(nn.Conv2d(channels, out_channels, 3, padding=1, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(out_channels))
-            layers += [nn.MaxPool2d(2), nn.ReLU()]  # in this order the same, with a quarter of the ReLU's work
+            layers += [nn.MaxPool2d(2), nn.ReLU()]  # the result is as after ReLU, for a quarter of its work
             channels = out_channels
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(

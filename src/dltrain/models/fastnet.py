@@ -1,4 +1,4 @@
-"""The network of the speed records on CIFAR-10 (Jordan: 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024)."""
+"""The network of the CIFAR-10 speed records (Jordan: 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024)."""
 
 from typing import Annotated, Literal
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Width = Annotated[int, Interval(ge=1, le=1_000_000)]
-# Added to the variances of patches before they are divided by: what hardly varies is noise.
+# Added to the variances of patches before dividing by them: directions of hardly any variance are noise.
 FLOOR = 5e-4
 
 
 class FastNet(nn.Module):
-    """Whitened 2x2 patches, then groups of two 3x3 convolutions that begin as identities, of 64, 256 and 256 channels.
+    """Whitened 2x2 patches, then groups of 3x3 convolutions that start as identities, by default 64, 256, 256 channels.
 
     Args:
-        widths: channels of each group, first to last; each halves the picture
-        depth: convolutions of a group; of three the last two lie beside a shortcut
-        norm_momentum: weight of a batch in the statistics that norms keep
+        widths: channels of each group, first to last; each halves the image
+        depth: convolutions of a group; with three, a shortcut skips the last two
+        norm_momentum: weight of the latest batch in the norms' running statistics
         scale: factor on the outputs, which keeps the first steps small
     """
 
@@ -47,14 +47,14 @@ class FastNet(nn.Module):
         self.scale = scale
 
     def initialize_from_images(self, images: Tensor) -> None:
-        """Set the first layer by normalised pictures (N, C, H, W): its outputs on their patches have unit covariance.
+        """Set the first layer so that its outputs on patches of normalised images (N, C, H, W) have unit covariance.
 
-        Half of its filters are the negatives of the others.
+        The second half of its filters is the negative of the first.
         """
         size = self.whiten.weight[0].numel()
         products, count = torch.zeros(size, size, dtype=torch.float64), 0
-        for some in images.split(100):  # patches of all at once would be eight times the pictures
-            patches = F.unfold(some, 2).transpose(1, 2).flatten(0, 1).double()  # (N (H-1) (W-1), 4 C)
+        for chunk in images.split(100):  # the patches of all images would take eight times their memory
+            patches = F.unfold(chunk, 2).transpose(1, 2).flatten(0, 1).double()  # (N (H-1) (W-1), 4 C)
             products, count = products + patches.T @ patches, count + len(patches)
         variances, directions = torch.linalg.eigh(products / count)
         filters = (directions / (variances + FLOOR).sqrt()).T.view(-1, *self.whiten.weight.shape[1:])
@@ -62,12 +62,12 @@ class FastNet(nn.Module):
             self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.features(self.whiten(images))  # (B, C, H, W) -> (B, widths[-1], h, w)
-        return self.classifier(found.amax(dim=(2, 3))) * self.scale  # -> (B, K)
+        features = self.features(self.whiten(images))  # (B, C, H, W) -> (B, widths[-1], h, w)
+        return self.classifier(features.amax(dim=(2, 3))) * self.scale  # -> (B, K)
 
 
 class Group(nn.Module):
-    """Convolutions with norms, the first of which halves the picture."""
+    """Convolutions with batch norms and GELUs; max pooling after the first halves the image."""
 
     def __init__(self, channels: int, width: int, depth: int, norm_momentum: float) -> None:
         super().__init__()
@@ -81,19 +81,19 @@ class Group(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         halved = self.first(images)  # (B, C, H, W) -> (B, width, H / 2, W / 2)
-        found = self.others(halved)
-        return F.gelu(found + halved if self.has_shortcut else found)
+        outputs = self.others(halved)
+        return F.gelu(outputs + halved if self.has_shortcut else outputs)
 
 
 def _convolution(channels: int, width: int) -> nn.Conv2d:
-    """Whose first filters hand on a channel each; the others start as usual."""
+    """Return a 3x3 convolution: its first filters start as the identity of a channel each, the others as usual."""
     layer = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     nn.init.dirac_(layer.weight[: min(channels, width)].data)
     return layer
 
 
 def _norm(width: int, momentum: float) -> nn.BatchNorm2d:
-    """Batch norm that shifts and does not scale."""
+    """Return a batch norm that learns a shift but no scale."""
     norm = nn.BatchNorm2d(width, eps=1e-12, momentum=momentum)
     norm.weight.requires_grad_(False)
     return norm

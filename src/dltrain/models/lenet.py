@@ -15,12 +15,12 @@ class LeNet(nn.Module):
     def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         channels, height, width = input_shape
-        # LeNet was made for 32x32 images; padding lets 28x28 reach the linear layers as 16x5x5 too.
+        # LeNet expects 32x32 images; with padding 28x28 too reaches the linear layers as 16x5x5.
         padding = 2 if min(height, width) < 32 else 0
         rows, columns = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in (height, width))
         if min(rows, columns) < 1:
             raise ValueError(f"lenet needs images of at least 12x12 pixels, the data has {height}x{width}")
-        # Pooling before ReLU gives the same numbers as after it, with a quarter of the ReLU's work.
+        # Pooling before ReLU gives the same result as after it, for a quarter of the ReLU's work.
         self.features = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=padding),
             nn.MaxPool2d(2),

@@ -1,4 +1,4 @@
-"""One linear layer: softmax regression on images, linear regression on numbers."""
+"""A single linear layer: softmax regression on images, linear regression on numbers."""
 
 import math
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """One layer: softmax regression, or linear regression with task=regression."""
+    """A single linear layer: softmax regression, or linear regression with task=regression."""
 
     def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()

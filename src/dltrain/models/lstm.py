@@ -14,15 +14,15 @@ CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 class LSTM(nn.Module):
-    """Image rows as a sequence: LSTM, GRU or plain RNN, with last-step or attention pooling.
+    """LSTM, GRU or plain RNN over the rows of an image, with last-step or attention pooling.
 
     Args:
         cell: kind of recurrent cell
         hidden: units of each layer and direction
-        layers: recurrent layers on top of each other
-        bidirectional: read the rows upwards as well
+        layers: number of stacked recurrent layers
+        bidirectional: also read the rows from bottom to top
         pool: `last` takes the state after the last row, `attention` a learned weighting of all rows
-        dropout: share of units dropped between the layers and before the classifier
+        dropout: fraction of units dropped between the layers and before the classifier
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class LSTM(nn.Module):
         if self.score is not None:
             pooled = (_weights(self.score, states) * states).sum(dim=1)  # (B, features)
         else:
-            # Not states[:, -1]: its gradient is as large as all states, and the upward direction ends at row 0.
-            pooled = final[-self.directions :].transpose(0, 1).flatten(1)  # of the top layer
+            # Not states[:, -1]: its gradient would be as large as all states, and the upward direction ends at row 0.
+            pooled = final[-self.directions :].transpose(0, 1).flatten(1)  # of the top layer: (B, features)
         return self.classifier(pooled)
 
     def attention_map(self, images: Tensor) -> Tensor | None:
-        """Weights of the rows (B, H, 1) that add up to 1; None where the pooling is not attention."""
+        """Return the attention weights of the rows (B, H, 1), which add up to 1; None with another pooling."""
         return None if self.score is None else _weights(self.score, self._states(images)[0])
 
     def _states(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """States after each row (B, H, features), and of each layer and direction after its last (L * D, B, hidden)."""
+        """Return states after each row (B, H, features), and last ones of layers and directions (L * D, B, hidden)."""
         rows = images.transpose(1, 2).flatten(2)  # (B, C, H, W) -> (B, H, C*W)
         states, final = self.recurrent(rows)
-        return states, final[0] if isinstance(self.recurrent, nn.LSTM) else final  # the former's cells left out
+        return states, final[0] if isinstance(self.recurrent, nn.LSTM) else final  # an LSTM adds its cell states
 
 
 def _weights(score: nn.Module, states: Tensor) -> Tensor:

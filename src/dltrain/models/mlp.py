@@ -11,12 +11,12 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tan
 
 
 class MLP(nn.Module):
-    """Fully connected layers: by default 128 and 64 hidden units.
+    """Fully connected layers, by default with 128 and 64 hidden units.
 
     Args:
         hidden: units of each hidden layer, first to last
         activation: non-linearity after each hidden layer
-        dropout: share of hidden units dropped in training
+        dropout: fraction of hidden units dropped in training
         batch_norm: normalise each hidden layer over the batch, before the activation
     """
 

@@ -1,4 +1,4 @@
-"""A residual network for small pictures (He, Zhang, Ren, Sun: Deep Residual Learning, 2016, section 4.2)."""
+"""A residual network for small images (He, Zhang, Ren, Sun: Deep Residual Learning, 2016, section 4.2)."""
 
 from typing import Annotated
 
@@ -10,10 +10,10 @@ Width = Annotated[int, Interval(ge=1, le=1_000_000)]
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks with batch norm, by default ResNet-20: 3 blocks each of 16, 32 and 64 channels.
+    """Stages of residual blocks with batch norm, by default ResNet-20: 3 blocks each with 16, 32 and 64 channels.
 
     Args:
-        widths: channels of each stage, first to last; each stage after the first halves the picture
+        widths: channels of each stage, first to last; each stage after the first halves the image
         blocks: residual blocks of a stage, of two convolutions each
     """
 
@@ -36,12 +36,12 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.features(images)  # (B, C, H, W) -> (B, widths[-1], h, w)
-        return self.classifier(found.mean(dim=(2, 3)))  # -> (B, K)
+        features = self.features(images)  # (B, C, H, W) -> (B, widths[-1], h, w)
+        return self.classifier(features.mean(dim=(2, 3)))  # -> (B, K)
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut, which is a 1x1 convolution where the shape changes (the paper's option B)."""
+    """Two convolutions and a shortcut, which is a 1x1 convolution if the shape changes (option B of the paper)."""
 
     def __init__(self, channels: int, width: int, *, stride: int) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found = F.relu(self.first_norm(self.first(inputs)))
-        return F.relu(self.second_norm(self.second(found)) + self.shortcut(inputs))
+        hidden = F.relu(self.first_norm(self.first(inputs)))
+        return F.relu(self.second_norm(self.second(hidden)) + self.shortcut(inputs))
 
 
 def _convolution(channels: int, width: int, side: int, stride: int = 1) -> nn.Conv2d:
-    """Without a bias, which the batch norm behind it would take away; started as in the paper (He et al., 2015)."""
+    """Return a convolution without bias, as batch norm follows, initialised as in the paper (He et al., 2015)."""
     layer = nn.Conv2d(channels, width, side, stride=stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer

@@ -1,4 +1,4 @@
-"""torchvision's classifiers, with a last layer for the data's classes; a new run may start from weights of ImageNet."""
+"""torchvision's classifiers with a last layer for the data's classes, optionally pretrained on ImageNet."""
 
 import contextlib
 import difflib
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
-SIDES = {"vit": "image_size", "maxvit": "input_size"}  # whose layers depend on the size of the pictures
+SIDES = {"vit": "image_size", "maxvit": "input_size"}  # architectures that must know the image size
 BRANCHES = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -24,15 +24,15 @@ def torchvision(
 ) -> nn.Module:
     """torchvision's ResNets, EfficientNets, vision transformers and all its other classifiers.
 
-    Its parts have the names that they have there, so that `init=` takes torchvision's own files of weights. Grey
-    pictures are given to it as colour.
+    Layers keep torchvision's names, so that `init=` accepts torchvision's weight files. Grey images are expanded to
+    three channels.
 
     Args:
-        arch: which of them, such as resnet18, efficientnet_b0 or vit_b_16
-        pretrained: a new run starts from its best weights for ImageNet, downloaded once, but for the last layer
-        freeze: layers up to this one keep their weights, such as layer3 or features.5; null for none
+        arch: name of the classifier, such as resnet18, efficientnet_b0 or vit_b_16
+        pretrained: start a new run from the best ImageNet weights, downloaded once, except for the last layer
+        freeze: freeze the layers up to this one, such as layer3 or features.5; null for none
 
-    Raises ValueError for an unknown `arch` or `freeze`, and for pictures that are neither grey nor colour.
+    Raises ValueError for an unknown `arch` or `freeze`, and for images of neither 1 nor 3 channels.
     """
     channels, *sides = input_shape
     known = models.list_models(module=models)
@@ -40,7 +40,7 @@ def torchvision(
         near = difflib.get_close_matches(arch, known, n=3, cutoff=0.5) or known[:3]
         raise ValueError(f"model.arch={arch}: torchvision has no such classifier; did you mean {', '.join(near)}?")
     if channels not in (1, 3):
-        raise ValueError(f"pictures must have 1 or 3 channels, these have {channels}")
+        raise ValueError(f"torchvision classifiers take images of 1 or 3 channels, the data has {channels}")
     options: dict[str, Any] = dict(BRANCHES.get(arch, {}))
     if (key := SIDES.get(arch.partition("_")[0])) is not None:
         options[key] = sides[0] if key == "image_size" else tuple(sides)
@@ -56,7 +56,7 @@ def torchvision(
 
 
 class _NumbersOnCpu(TorchFunctionMode):
-    """RegNets read their widths from a tensor, which has none where a network is built on the device meta."""
+    """Keeps helper tensors on the CPU: RegNets read their widths from one, which has no values on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func in (torch.arange, torch.tensor) else {}))
@@ -67,15 +67,15 @@ def _colour(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def _freeze(network: nn.Module, name: str) -> None:
-    """Let parameters up to the last one of layer `name` be as they are, and so the batch norms among them."""
+    """Freeze all parameters up to the last one of layer `name`, and the statistics of the batch norms among them."""
     names = [key for key, _ in network.named_parameters()]
-    own = [index for index, key in enumerate(names) if key.startswith(f"{name}.")]
-    if not own:
+    positions = [index for index, key in enumerate(names) if key.startswith(f"{name}.")]
+    if not positions:
         layers = [key for key, child in network.named_children() if any(True for _ in child.parameters())]
-        raise ValueError(f"model.freeze={name}: no such layer with weights; there are {', '.join(layers)}")
-    if own[-1] + 1 == len(names):
-        raise ValueError(f"model.freeze={name}: is the last layer, nothing would be left to train")
-    frozen = set(names[: own[-1] + 1])
+        raise ValueError(f"model.freeze={name}: no such layer with weights; choose one of {', '.join(layers)}")
+    if positions[-1] + 1 == len(names):
+        raise ValueError(f"model.freeze={name}: this is the last layer, nothing would be left to train")
+    frozen = set(names[: positions[-1] + 1])
     for key, parameter in network.named_parameters():
         parameter.requires_grad_(key not in frozen)
     norms = [
@@ -83,24 +83,24 @@ def _freeze(network: nn.Module, name: str) -> None:
         for key, module in network.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{key}.weight" in frozen
     ]
-    network.register_forward_pre_hook(partial(_rest, norms))
+    network.register_forward_pre_hook(partial(_keep_in_eval_mode, norms))
 
 
-def _rest(norms: Sequence[nn.Module], network: nn.Module, inputs: tuple[Tensor]) -> None:
+def _keep_in_eval_mode(norms: Sequence[nn.Module], network: nn.Module, inputs: tuple[Tensor]) -> None:
     for norm in norms:
         norm.eval()
 
 
 def _pretrained_weights(arch: str) -> dict[str, Tensor]:
-    """Raises ValueError where they are not there, or damaged, and cannot be downloaded."""
+    """Load the best ImageNet weights; raises ValueError if they are damaged or cannot be downloaded."""
     weights = models.get_model_weights(arch).DEFAULT
     try:
-        found = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a network, a server or a damaged file can do
+        loaded = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except Exception as error:  # networks, servers and damaged files raise nearly anything
         raise ValueError(
             f"the weights of {arch} could not be downloaded or read: {str(error).partition(chr(10))[0][:160]}. "
-            f"Put a whole {weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or set "
-            "model.pretrained=false and init= to a file of weights"
+            f"Put an intact {weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints, or set "
+            "model.pretrained=false and init= to a weight file"
         ) from error
-    # The files of DenseNets are older than the names of their layers.
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in found.items()}
+    # The DenseNet files still have the old names of some layers.
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in loaded.items()}
