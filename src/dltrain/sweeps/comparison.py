@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,9 @@ def _analyze(folder: Path) -> str:
     from dltrain.config.resolution import resolved
 
     try:
-        config = composition.compose("eval", ["ckpt=x"]) | {"ckpt": str(folder)}  # its name may look like Hydra's words
-        write_analysis(folder, evaluation.analyze_checkpoint(resolved(config, "eval")))
+        config = resolved(composition.compose("eval", ["ckpt=x"]), "eval")
+        config = replace(config, values=config.values | {"ckpt": str(folder)})  # its name may look like an override
+        write_analysis(folder, evaluation.analyze_checkpoint(config))
     except UserError as error:
         return f"What the network gets wrong is not shown: {error}"
     return ""
