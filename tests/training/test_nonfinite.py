@@ -581,6 +581,7 @@ CLEAN = ("data.name=own_nets:clean",)
 @pytest.fixture
 def own(dltrain: Command) -> Iterator[Command]:
     """The command line with the networks and pictures above."""
+    sys.modules.pop("own_nets", None)  # of another test
     Path("own_nets.py").write_text(NETS)
     yield lambda *arguments: dltrain("train", *arguments)
     sys.modules.pop("own_nets", None)
