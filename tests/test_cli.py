@@ -240,7 +240,7 @@ MISTAKES = {
     "train --config-name eval ckpt=x": "error: --config-name=eval: is not that of dltrain train. Leave it out\n",
     "train --config-dir nowhere epochs=1": "error: --config-dir=nowhere: no such folder\n",
     "train resume=": "resume=: must be the folder of a run",
-    "train data.limit=100000": "data.limit=100000 is more than the 1438 training examples there are",
+    "train data.limit=100000": "data.limit=100000 is more than the 1438 training examples",
 }
 
 

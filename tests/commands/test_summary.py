@@ -167,7 +167,7 @@ def test_nothing_is_left_behind(dltrain: Command) -> None:
         ("model=attention model.patch=5", "model.patch must divide 28x28. Received 5"),
         ("model=autoencoder", "this model returns images; set task=reconstruction"),
         ("data.mean=[1,2,3]", "data.mean=[1, 2, 3]: must have 1 number"),
-        ("data.limit=100000", "is more than the 1438 training examples there are"),
+        ("data.limit=100000", "is more than the 1438 training examples"),
         ("patience=3 data.val=0", "patience needs a validation set"),
         ("optim.nesterov=true optim.momentum=0", "Nesterov momentum requires a momentum"),
         ("sweep.seed=1", "sweep.seed=1: is a key of a sweep. Add -m, or leave it out"),

@@ -1,4 +1,4 @@
-"""A person's own pictures: every layout of folders, labels by folder name, damaged files left out and named."""
+"""A user's own images: every layout of folders, labels by folder name, damaged files left out and named."""
 
 import logging
 from collections.abc import Iterator
@@ -151,7 +151,7 @@ def test_how_many_were_read_and_left_out_is_logged(odd: tuple[Path, list[Path]],
     files, _ = find_files(root, "train")
     left_out = len({Path(path) for path, _ in files} & set(damaged))
     load(root, "train")
-    assert log[-1] == f"INFO train: read {len(files) - left_out} pictures, left out {left_out} damaged"
+    assert log[-1] == f"INFO train: {len(files) - left_out} images decoded, damaged files left out: {left_out}"
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -307,7 +307,7 @@ def test_a_folder_without_class_folders_is_refused(kind: str, tmp_path: Path) ->
     elif kind == "an empty train folder":
         place = tmp_path / "train"
         place.mkdir()
-    assert refusal(tmp_path) == f"{place}: expected a sub-folder of pictures for each class, found none"
+    assert refusal(tmp_path) == f"{place}: expected a sub-folder of images for each class, found none"
 
 
 def test_class_folders_without_images_are_refused_with_the_endings_that_count(tmp_path: Path) -> None:
@@ -315,21 +315,21 @@ def test_class_folders_without_images_are_refused_with_the_endings_that_count(tm
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes.txt").touch()
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path}: expected pictures (")
+    assert message.startswith(f"{tmp_path}: expected images (")
     assert ".jpg, " in message
 
 
 def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
     make(tmp_path, *SPLITS)
     (tmp_path / "val" / "a").mkdir(parents=True)
-    assert refusal(tmp_path, "val").startswith(f"{tmp_path / 'val'}: expected pictures (")
+    assert refusal(tmp_path, "val").startswith(f"{tmp_path / 'val'}: expected images (")
 
 
 def test_when_every_image_is_damaged_the_folder_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.png", "train/b/2.png", "train/b/3.png")
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"")
-    assert refusal(tmp_path) == f"{tmp_path}: none of the 3 pictures of the train split can be read"
+    assert refusal(tmp_path) == f"{tmp_path}: none of the 3 images of the train split can be read"
 
 
 def test_hidden_folders_are_no_classes_also_below_train(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_a_damaged_file_is_refused_with_expected_and_actual_content_and_advice(d
 def test_sides_other_than_28_are_refused_though_the_size_is_right(own_root: Path) -> None:
     path = own_root / "MNIST" / "raw" / IMAGES
     path.write_bytes(header(200, 14, 56) + path.read_bytes()[16:])
-    assert refusal(own_root).startswith(f"{path}: expected pictures of 28x28, found 14x56. Delete {IMAGES}")
+    assert refusal(own_root).startswith(f"{path}: expected images of 28x28, found 14x56. Delete {IMAGES}")
 
 
 def test_a_damaged_test_file_does_not_touch_the_training_set(own_root: Path) -> None:

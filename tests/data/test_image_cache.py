@@ -202,7 +202,7 @@ def test_a_folder_of_nothing_but_damaged_images_is_refused_at_each_start(tmp_pat
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
         (tmp_path / "photos" / "train" / name / "1.png").write_bytes(b"no picture")
     for _ in range(2):
-        with pytest.raises(InputError, match="none of the 2 pictures of the train split can be read"):
+        with pytest.raises(InputError, match="none of the 2 images of the train split can be read"):
             read(tmp_path / "photos")
     assert not kept.exists()
 
@@ -211,8 +211,8 @@ def test_a_run_on_cached_images_equals_one_on_decoded_images(dltrain: Command, r
     words = ["train", "data=folder", f"data.root={root}", "data.size=[8,8]", "model=mlp", "epochs=2", "log_every=3"]
     first, second = dltrain(*words), dltrain(*words)
     assert first.code == second.code == 0
-    assert "read 61 pictures" in first.out
-    assert "had decoded 61 pictures" in second.out
+    assert "train: 61 images decoded" in first.out
+    assert "train: 61 images from the cache" in second.out
     keys = [
         [{k: v for k, v in line.items() if k != "examples_per_second"} for line in map(__import__("json").loads, text)]
         for text in ((run.folder / "metrics.jsonl").read_text().splitlines() for run in (first, second))

@@ -421,7 +421,7 @@ def test_a_folder_that_is_closed_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    with pytest.raises(ValueError, match="no picture, or damaged at its beginning"):
+    with pytest.raises(ValueError, match="not an image, or damaged at its beginning"):
         decode(tmp_path / "a.png")
 
 

@@ -175,7 +175,7 @@ def test_state_that_no_checkpoint_can_hold_is_reported_at_the_start(own: Command
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("counted", "class names must be a list of texts, got 2"),
+        ("counted", "class names must be a list of strings, got 2"),
         ("three", "expected (images, labels, class names) or a Dataset; got int"),
         ("triples", "each item of the data set must be (image, label)"),
     ],

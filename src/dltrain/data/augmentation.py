@@ -1,7 +1,7 @@
-"""Pictures of training, changed at random: whole batches at once, by numbers that were drawn for a whole epoch.
+"""Random augmentation of training images, for whole batches at once, with parameters sampled for a whole epoch.
 
-What is drawn for a picture depends on seed, epoch and its place in the epoch's order alone: every device, every resume
-and every number of processes sees the same pictures.
+The parameters of an image depend only on the seed, the epoch and its position in the epoch's order, so that every
+device, every resumed run and every number of processes sees the same images.
 """
 
 import math
@@ -18,22 +18,22 @@ from torch.nn import functional as F
 Pixels = Annotated[int, Interval(ge=0, le=8192)]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
 Size = Annotated[float, Interval(ge=0)]
-# How far, in parts of a picture's side, displacements of neighbours are alike: 4 pixels of 28 (Simard et al., 2003).
+# Standard deviation of the smoothing as a fraction of the image's side: 4 pixels of 28 (Simard et al., 2003).
 SMOOTH = 1 / 7
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to the pictures of training, in the order of its keys.
+    """Random changes of the training images, applied in the order of the keys.
 
     Args:
-        crop: pixels of black on each side, from which a window of the old size is cut at random; 0 for none
-        flip: mirror every other picture left to right, at random; `alternate` for each picture in every second epoch
-        rotate: degrees by which pictures are turned at most, to either side
-        elastic: pixels by which points are moved, smoothly (standard deviation; Simard et al., 2003); 0 for none
-        cutout: side of a square that is wiped out in each picture, in pixels (DeVries, Taylor, 2017); 0 for none
-        mixup: pairs of pictures and their targets are blended, by Beta(mixup, mixup) (Zhang et al., 2018); 0 for none
-        cutmix: a box of each picture is that of another, by Beta(cutmix, cutmix) (Yun et al., 2019); 0 for none
+        crop: pixels of black padding on each side, from which a window of the old size is cut at random; 0 for none
+        flip: mirror a random half of the images left to right; `alternate` mirrors each image in every second epoch
+        rotate: maximum rotation in degrees, to either side
+        elastic: standard deviation in pixels of a smooth distortion (Simard et al., 2003); 0 for none
+        cutout: side in pixels of a square that is erased in each image (DeVries, Taylor, 2017); 0 for none
+        mixup: blend pairs of images and of targets, by Beta(mixup, mixup) (Zhang et al., 2018); 0 for none
+        cutmix: replace a box of each image by that of another, by Beta(cutmix, cutmix) (Yun et al., 2019); 0 for none
     """
 
     crop: Pixels = 0
@@ -47,14 +47,14 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class SampledAugmentations:
-    """What was drawn for the N pictures of an epoch, by their places in its order; None for what is not done.
+    """The sampled parameters of an epoch's N images, in the order of the epoch; None for augmentations that are off.
 
-    shifts: (N, 2) top and left of the window in the padded picture
-    flips: (N,) whether it is mirrored
+    shifts: (N, 2) top and left of the window in the padded image
+    flips: (N,) whether the image is mirrored
     angles: (N,) in radians
-    holes: (N, 2) row and column of the middle of what is wiped out
-    shares: (N,) what is left of a picture when it is mixed with another
-    boxes: (N, 4) first and last row, first and last column of what is taken from the other one; empty for a blend
+    holes: (N, 2) row and column of the centre of the erased square
+    shares: (N,) fraction of the image that is left when it is mixed with another
+    boxes: (N, 4) first and last row, first and last column taken from the other image; empty for a blend
     """
 
     augmentation: Augmentation
@@ -70,11 +70,11 @@ class SampledAugmentations:
 
     @property
     def mixes(self) -> bool:
-        """Whether each picture is mixed with another one."""
+        """True if each image is mixed with another one."""
         return self.shares is not None
 
     def apply_geometric(self, images: Tensor, places: Tensor) -> Tensor:
-        """Pictures (B, C, H, W), bytes or floats, that stand in these places (B,): cropped, mirrored, turned, bent."""
+        """Crop, mirror, rotate and distort images (B, C, H, W), bytes or floats, at `places` (B,) in the epoch."""
         if self.shifts is not None:
             images = random_crop(images, self.shifts[places], self.augmentation.crop)
         if self.flips is not None:
@@ -85,7 +85,7 @@ class SampledAugmentations:
         return images
 
     def apply_cutout(self, images: Tensor, places: Tensor) -> Tensor:
-        """Normalised pictures without what is wiped out of them."""
+        """Erase a square of each normalised image."""
         if self.holes is None:
             return images
         return cutout(images, self.holes[places], self.augmentation.cutout)
@@ -93,7 +93,7 @@ class SampledAugmentations:
     def apply_mix(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Pictures and targets (B, …) mixed with others'."""
+        """Mix images (B, C, H, W) and targets (B, ...) with the others."""
         assert self.shares is not None
         assert self.boxes is not None
         images = mix_images(images, other_images, self.shares[places], self.boxes[places])
@@ -101,16 +101,16 @@ class SampledAugmentations:
         return images, shares * targets + (1 - shares) * other_targets
 
     def _displacements(self, places: Tensor, images: Tensor) -> Tensor | None:
-        """Down and to the right (B, 2, H, W), in pixels; drawn batch by batch, as an epoch of them is too much."""
+        """Sample displacements down and right (B, 2, H, W) in pixels; by batch, as an epoch of them is too large."""
         if not self.augmentation.elastic:
             return None
         H, W = images.shape[2:]
-        whole, own = self.batch_size, places.cpu()
-        first, last = int(own.min()) // whole, int(own.max()) // whole
-        noise = torch.empty(1 + last - first, whole, 2, H, W)
-        for index, of_batch in enumerate(noise, first):
-            of_batch.uniform_(-1, 1, generator=seeded_generator(self.seed, self.epoch, 2 + index))
-        return smooth(noise.flatten(0, 1)[own - first * whole].to(images.device)) * self.augmentation.elastic
+        size, places = self.batch_size, places.cpu()
+        first, last = int(places.min()) // size, int(places.max()) // size
+        noise = torch.empty(1 + last - first, size, 2, H, W)
+        for index, batch_noise in enumerate(noise, first):
+            batch_noise.uniform_(-1, 1, generator=seeded_generator(self.seed, self.epoch, 2 + index))
+        return smooth(noise.flatten(0, 1)[places - first * size].to(images.device)) * self.augmentation.elastic
 
 
 def sample_augmentations(
@@ -124,14 +124,14 @@ def sample_augmentations(
     batch_size: int,
     device: torch.device,
 ) -> SampledAugmentations:
-    """Draw for all pictures of an epoch, of `shape` (C, H, W); `order` (N,) holds the numbers of the examples."""
+    """Sample the parameters for an epoch of images of `shape` (C, H, W); `order` (N,) holds the examples' indices."""
     count, (_, H, W) = len(order), shape
     shifts = flips = angles = holes = shares = boxes = None
     if augmentation.crop:
         shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
     if augmentation.flip == "alternate":
-        begins = torch.rand(count, generator=seeded_generator(seed, 0, 1)) < 0.5
-        flips = (begins ^ bool(epoch % 2))[order]
+        flipped_first = torch.rand(count, generator=seeded_generator(seed, 0, 1)) < 0.5
+        flips = (flipped_first ^ bool(epoch % 2))[order]
     elif augmentation.flip:
         flips = torch.rand(count, generator=generator) < 0.5
     if augmentation.rotate:
@@ -140,13 +140,13 @@ def sample_augmentations(
         holes = (torch.rand(count, 2, generator=generator) * torch.tensor([H, W])).long()
     if augmentation.mixup or augmentation.cutmix:
         shares, boxes = _sample_mix(augmentation, count, H, W, seed, epoch)
-    on_device = [each if each is None else each.to(device) for each in (shifts, flips, angles, holes, shares, boxes)]
+    on_device = [x if x is None else x.to(device) for x in (shifts, flips, angles, holes, shares, boxes)]
     return SampledAugmentations(augmentation, seed, epoch, min(batch_size, count), *on_device)
 
 
 def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """Shares (N,) and boxes (N, 4); where both ways are asked for each picture goes one of them."""
-    generator = numpy.random.default_rng([seed, epoch, 1])  # torch's own has no beta distribution
+    """Sample fractions (N,) and boxes (N, 4); with both mixup and cutmix each image gets one of them."""
+    generator = numpy.random.default_rng([seed, epoch, 1])  # torch.Generator has no beta distribution
     cuts = numpy.full(count, not augmentation.mixup)
     if augmentation.mixup and augmentation.cutmix:
         cuts = generator.random(count) < 0.5
@@ -157,33 +157,33 @@ def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: in
     first = numpy.clip(middles - halves, 0, [H, W]).astype(numpy.int64)
     last = numpy.clip(middles + halves, 0, [H, W]).astype(numpy.int64)
     boxes = numpy.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], axis=1) * cuts[:, None]
-    cut = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (H * W)  # what is left of it inside the picture
+    cut = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (H * W)  # the part inside the image
     return torch.from_numpy(numpy.where(cuts, 1 - cut, shares)).float(), torch.from_numpy(boxes)
 
 
-def seeded_generator(*words: int) -> torch.Generator:
-    """A generator that depends on these numbers alone; SeedSequence mixes them so that near ones differ."""
-    word = numpy.random.SeedSequence(words).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(word))
+def seeded_generator(*seeds: int) -> torch.Generator:
+    """Return a generator seeded by these numbers; SeedSequence mixes them, so that similar ones differ."""
+    seed = numpy.random.SeedSequence(seeds).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(seed))
 
 
 def random_crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
-    """Windows of images (B, C, H, W) padded with zeros; shifts (B, 2) are their top and left, 0..2*padding."""
+    """Cut windows out of images (B, C, H, W) padded with zeros; shifts (B, 2) are top and left, 0..2*padding."""
     B, _, H, W = images.shape
     windows = F.pad(images, [padding] * 4).unfold(2, H, 1).unfold(3, W, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
     return windows[torch.arange(B, device=images.device), :, shifts[:, 0], shifts[:, 1]]
 
 
 def random_flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Images (B, C, H, W) mirrored left to right where flips (B,) is true."""
+    """Mirror images (B, C, H, W) left to right where flips (B,) is true."""
     return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def warp(images: Tensor, angles: Tensor, displacements: Tensor | None) -> Tensor:
-    """Images (B, C, H, W) turned about their middle and bent, as floats; between pixels bilinear, outside zero.
+    """Rotate images (B, C, H, W) about their centre and distort them, as floats; bilinear, and zero outside.
 
-    Each pixel shows the point of the old picture that lies at its own place, turned by its angle (B,) in radians (seen
-    by eye the picture turns counterclockwise), and moved by its displacement (B, 2, H, W) down and to the right.
+    A pixel samples the old image at its own position, rotated by the angle (B,) in radians (on screen the image turns
+    counterclockwise) and then moved by its displacement (B, 2, H, W) down and to the right.
     """
     H, W = images.shape[2:]
     down = (torch.arange(H, device=images.device) - (H - 1) / 2).view(1, H, 1)
@@ -197,25 +197,25 @@ def warp(images: Tensor, angles: Tensor, displacements: Tensor | None) -> Tensor
 
 
 def smooth(noise: Tensor) -> Tensor:
-    """Noise (B, 2, H, W), even between -1 and 1, as a smooth field of standard deviation 1 in its middle."""
+    """Smooth noise (B, 2, H, W), uniform in -1..1, to a field with standard deviation 1 at its centre."""
     down, right = (_gaussian(side, noise.device) for side in noise.shape[2:])
     deviation = math.sqrt(1 / 3) * down[len(down) // 2].norm() * right[len(right) // 2].norm()
     return down @ noise @ right.T / deviation
 
 
 def _gaussian(side: int, device: torch.device) -> Tensor:
-    """A matrix (side, side) whose product smooths: each row is a bell about its own pixel."""
-    at = torch.arange(side, dtype=torch.float32, device=device)
-    return torch.exp(-(((at.view(-1, 1) - at) / (SMOOTH * side)) ** 2) / 2)
+    """Return a smoothing matrix (side, side): each row is a Gaussian about its pixel."""
+    pixels = torch.arange(side, dtype=torch.float32, device=device)
+    return torch.exp(-(((pixels.view(-1, 1) - pixels) / (SMOOTH * side)) ** 2) / 2)
 
 
 def cutout(images: Tensor, middles: Tensor, side: int) -> Tensor:
-    """Images (B, C, H, W) with zeros in a square about its middle (B, 2), cut where it leaves the picture."""
+    """Set a square of images (B, C, H, W) to zero, centred at `middles` (B, 2), as far as it is inside the image."""
     return images.masked_fill(_inside(images, middles - side // 2, middles + (side - side // 2)), 0.0)
 
 
 def mix_images(images: Tensor, others: Tensor, shares: Tensor, boxes: Tensor) -> Tensor:
-    """Images (B, C, H, W) with those parts of the others that boxes (B, 4) say; where they are empty, both blended."""
+    """Paste boxes (B, 4) of the others into images (B, C, H, W); blend the two where the box is empty."""
     inside = _inside(images, boxes[:, 0::2], boxes[:, 1::2])
     is_cut = (boxes[:, 1] > boxes[:, 0]).view(-1, 1, 1, 1)
     shares = shares.view(-1, 1, 1, 1)
@@ -223,7 +223,7 @@ def mix_images(images: Tensor, others: Tensor, shares: Tensor, boxes: Tensor) ->
 
 
 def _inside(images: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """Masks (B, 1, H, W) of what lies from `first` to before `last`, both (B, 2) of rows and columns."""
+    """Return masks (B, 1, H, W) of boxes from `first` (included) to `last` (excluded), both (B, 2): row, column."""
     H, W = images.shape[2:]
     rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     down = (rows >= first[:, :1]) & (rows < last[:, :1])

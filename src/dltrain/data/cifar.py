@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): photographs of things, read by torchvision after its checksums."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): photographs of things, read by torchvision, which checks their sums."""
 
 import hashlib
 from pathlib import Path
@@ -15,9 +15,9 @@ IMAGES = {"train": 50_000, "test": 10_000}  # of both
 
 
 def load(torchvision_name: str, split: str, root: str | None) -> Examples | None:
-    """A split of a data set in torchvision's layout, downloaded where it is missing.
+    """Load a split of a data set in torchvision's layout; download the data set if it is missing.
 
-    Raises InputError with the file, what was expected and found, and what to do.
+    Raises InputError that names the file, what was expected and found, and what to do.
     """
     if split == "val":
         return None
@@ -31,22 +31,22 @@ def load(torchvision_name: str, split: str, root: str | None) -> Examples | None
     images = torch.empty(IMAGES[split], 3, 32, 32, dtype=torch.uint8)
     targets: list[int] = []
     try:
-        for file in files:  # one after another: torchvision would hold all of them twice
-            # They are pickles: torchvision opens them only when their MD5 sums are those of the original.
-            checked = [] if targets else dataset.train_list + dataset.test_list  # besides the file: all of them, once
+        for file in files:  # one by one: torchvision would hold all of them twice
+            # They are pickles: torchvision opens them only if their MD5 sums are those of the original.
+            checked = [] if targets else dataset.train_list + dataset.test_list  # checks all files before the first
             part = type("Part", (dataset,), {"train_list": [file], "test_list": checked})(folder)
             count = len(targets) + len(part.targets)
             images[len(targets) : count] = torch.from_numpy(part.data).permute(0, 3, 1, 2)  # (N, H, W, C)
             targets += part.targets
-    except Exception as error:  # whatever a disk can do
+    except Exception as error:  # disks and damaged files raise nearly anything
         raise InputError(_diagnosis(folder, error, dataset)) from error
     return Examples(images[: len(targets)], torch.tensor(targets), tuple(part.classes))
 
 
 def _diagnosis(root: Path, error: Exception, dataset: Any) -> str:
-    """Name the first missing or altered file."""
+    """Describe the first missing or altered file."""
     folder = root / dataset.base_folder
-    remedy = f"Delete the folder {folder} and start again to fetch it anew"
+    remedy = f"Delete the folder {folder} and start again to download it"
     for name, expected in dataset.train_list + dataset.test_list + [(dataset.meta["filename"], dataset.meta["md5"])]:
         path = folder / name
         if not path.exists():

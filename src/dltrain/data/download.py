@@ -1,8 +1,8 @@
-"""A download of one of torchvision's data sets: once for all processes, and in place only when whole.
+"""Download torchvision's data sets: once for all processes, and moved into place only when complete.
 
-torchvision fetches, checks the MD5 sum of what is packed, and unpacks, in a hidden folder beside the place of the
-data; what is whole is moved. Killed at any moment, it leaves nothing there that is taken for data, and the next start
-goes on with the packed files that were finished. Knows files and the network; knows no tensors.
+torchvision downloads archives into a hidden folder beside the data, checks their MD5 sums and unpacks them; complete
+files are then moved. A kill at any moment leaves nothing that could be mistaken for data, and the next start reuses the
+archives that were complete. Knows files and the network; knows no tensors.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from dltrain.runtime.errors import InputError
 from dltrain.runtime.folders import locked
 
 PAUSES = (1.0, 4.0)  # seconds before the second and the third try
-_forbidden: ContextVar[str] = ContextVar("_forbidden", default="")  # why nothing is downloaded; empty where it may be
-SILENCE = 30.0  # seconds without a byte, after which a server counts as dead; Python alone would wait for ever
+_forbidden: ContextVar[str] = ContextVar("_forbidden", default="")  # why downloads are forbidden, else empty
+SILENCE = 30.0  # seconds without a byte, after which a server counts as dead; by default Python waits for ever
 
 
 @contextlib.contextmanager
 def forbidden(why: str) -> Iterator[None]:
-    """Let data be read, not downloaded, and say why; with an empty `why` it may be downloaded."""
+    """Forbid downloads inside the `with` block, for the reason `why`; if it is empty, they are allowed."""
     token = _forbidden.set(why)
     try:
         yield
@@ -36,15 +36,15 @@ def forbidden(why: str) -> Iterator[None]:
 def fetch(
     name: str, root: Path, folder: str, *, parts: Sequence[str], packed: Sequence[str], splits: Sequence[str] = ()
 ) -> None:
-    """Bring the data set that torchvision calls `name` to its place below `root`, unless another process just has.
+    """Download the data set that torchvision calls `name` to `root`, unless another process has just done so.
 
-    Raises InputError with what is missing, why it could not be fetched, and what to do.
+    Raises InputError that says what is missing, why it could not be downloaded, and what to do.
 
     Args:
-        folder: where a person looks for the data, relative to root as all that follow
-        parts: the unpacked files, or the one folder of them; none of what is not unpacked
-        packed: what torchvision fetches: taken without a network where it lies there, and kept
-        splits: which to ask torchvision for, where it gives one at a time
+        folder: folder of the data to name in errors, relative to root as all paths below
+        parts: the unpacked files, or their one folder; empty if nothing is unpacked
+        packed: the archives that torchvision downloads; used without a network if they are there already, and kept
+        splits: splits to download, for data sets that torchvision downloads split by split
     """
     if why := _forbidden.get():
         raise InputError(f"{name} is not in {root / folder}: {why}")
@@ -54,25 +54,25 @@ def fetch(
             (root / path).parent.mkdir(parents=True, exist_ok=True)
         with locked(root / f".{name}.lock", wait=True):
             if all((root / part).exists() for part in parts or packed):
-                return  # another process has fetched them while this one waited
+                return  # another process downloaded them while this one waited for the lock
             _offer(packed, root, staging)
             _fetch_and_unpack(name, staging, parts, splits)
-            for path in (*packed, *parts):  # packed first: whoever is killed here unpacks them again
+            for path in (*packed, *parts):  # archives first: after a kill here they are unpacked again
                 (staging / path).replace(root / path)
             shutil.rmtree(staging, ignore_errors=True)
-    except Exception as error:  # whatever a network, a server or a disk can do
+    except Exception as error:  # networks, servers and disks raise nearly anything
         reason = textwrap.shorten(str(error), 200, placeholder=" …")
         archives = ", ".join(Path(path).name for path in packed)
-        unpacked = f"its files there, or {archives} into {(root / packed[0]).parent}"
+        either = f"its files there, or {archives} into {(root / packed[0]).parent}"
         raise InputError(
             f"{name} is not in {root / folder} and could not be downloaded: {reason}\n"
-            f"Put {unpacked if parts else f'{archives} there'}, "
+            f"Put {either if parts else f'{archives} there'}, "
             "or set data.root (or DLTRAIN_DATA) to the folder that holds it"
         ) from error
 
 
 def _offer(packed: Sequence[str], root: Path, staging: Path) -> None:
-    """Copy packed files that lie in place to where torchvision looks; through a link it could write into them."""
+    """Copy archives that are in place to where torchvision looks; not links, through which it could overwrite them."""
     for path in packed:
         (staging / path).parent.mkdir(parents=True, exist_ok=True)
         if (root / path).exists():
@@ -80,25 +80,25 @@ def _offer(packed: Sequence[str], root: Path, staging: Path) -> None:
 
 
 def _fetch_and_unpack(name: str, staging: Path, parts: Sequence[str], splits: Sequence[str]) -> None:
-    """Let torchvision do it, up to three times where the next try may go better."""
-    from torchvision import datasets  # more than a second of imports that a start with data at hand does not need
+    """Let torchvision download and unpack; try up to three times if the failure may be temporary."""
+    from torchvision import datasets  # takes over a second, needed for downloads alone
 
-    silence = socket.getdefaulttimeout()
+    previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:
         for pause in (*PAUSES, None):
-            for part in parts:  # torchvision believes half of an unpacked file too; it unpacks from checked ones
+            for part in parts:  # torchvision takes half an unpacked file for a whole one; archives it checks
                 _remove(staging / part)
             try:
-                for own in [{"split": split} for split in splits] or [{}]:
-                    getattr(datasets, name)(staging, download=True, **own)
+                for options in [{"split": split} for split in splits] or [{}]:
+                    getattr(datasets, name)(staging, download=True, **options)
                 return
             except Exception as error:
-                if pause is None or not _may_pass(error):
+                if pause is None or not _is_temporary(error):
                     raise
                 time.sleep(pause)
     finally:
-        socket.setdefaulttimeout(silence)
+        socket.setdefaulttimeout(previous)
 
 
 def _remove(path: Path) -> None:
@@ -109,10 +109,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a server was reached and failed: busy, silent, or a transfer cut off, which shows as a wrong sum.
+def _is_temporary(error: Exception) -> bool:
+    """True if a server was reached and failed: busy, silent, or a transfer cut off, which shows as a wrong checksum.
 
-    Of the mirrors of MNIST torchvision reports the text alone.
+    For the mirrors of MNIST torchvision passes on the text of the error alone.
     """
-    cut = isinstance(error, ConnectionError | TimeoutError | http.client.HTTPException)
-    return cut or any(words in str(error) for words in ("HTTP Error 5", "corrupted", "timed out"))
+    disconnected = isinstance(error, ConnectionError | TimeoutError | http.client.HTTPException)
+    return disconnected or any(text in str(error) for text in ("HTTP Error 5", "corrupted", "timed out"))

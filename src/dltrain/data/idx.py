@@ -1,6 +1,6 @@
-"""The idx files of MNIST and its kin: found, fetched where missing, and checked.
+"""The idx files of MNIST and data sets in its format: found, downloaded if missing, and checked.
 
-torchvision believes an unpacked file whatever is in it; here its sum, size, header and labels are checked on every
+torchvision does not check unpacked files; here checksum, size, header and labels are checked on every
 start. Format: magic number (0, 0, 8 for bytes, number of dimensions), then each dimension as a big-endian int32, then
 bytes.
 """
@@ -25,10 +25,9 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-SIDES = (28, 28)  # rows and columns of a picture
-# SHA-256 of the unpacked files, taken where the packed ones had the sums that torchvision checks. It takes half as long
-# as MD5: processors have instructions for it. Of Fashion-MNIST they are not known here; there the packed file tells,
-# where it was kept.
+SIDES = (28, 28)  # rows and columns of an image
+# SHA-256 of the files unpacked from archives with the checksums that torchvision expects. It takes half as long as MD5,
+# since processors have instructions for it. The other data sets are checked against the archive, if it was kept.
 SUMS = {
     "MNIST": {
         "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -40,14 +39,14 @@ SUMS = {
 
 
 def data_root(root: str | None) -> Path:
-    """Where data sets lie: `data.root`, else the environment's DLTRAIN_DATA, else data/."""
+    """Return the folder of all data sets: `data.root`, else DLTRAIN_DATA from the environment, else data/."""
     return expand_user(root or os.environ.get("DLTRAIN_DATA") or "data")
 
 
 def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str, ...]) -> Examples | None:
-    """A split of a data set in torchvision's layout ROOT/NAME/raw, downloaded where it is missing.
+    """Load a split of a data set in torchvision's layout ROOT/NAME/raw; download the data set if it is missing.
 
-    Raises InputError with the file, what was expected and found, and what to do.
+    Raises InputError that names the file, what was expected and found, and what to do.
     """
     if split == "val":
         return None
@@ -62,8 +61,8 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
         for path, dimensions in zip(paths, (3, 1), strict=True)
     )
     if images.shape[1:] != SIDES:
-        found = "x".join(map(str, images.shape[1:]))
-        raise _fault(paths[0], f"expected pictures of 28x28, found {found}")
+        size = "x".join(map(str, images.shape[1:]))
+        raise _fault(paths[0], f"expected images of 28x28, found {size}")
     if len(images) != len(labels):
         raise _fault(paths[1], f"expected a label for each of {len(images)} images, found {len(labels)}")
     if len(labels) and int(labels.max()) >= len(classes):
@@ -72,13 +71,13 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
 
 
 def read(path: Path, *, dimensions: int, sha256: str | None) -> Tensor:
-    """The bytes of an idx file as a uint8 tensor of that many dimensions.
+    """Read an idx file as a uint8 tensor with that many dimensions.
 
     Args:
-        sha256: sum of the file; None where it is not known
+        sha256: expected checksum of the file; None if it is not known
     """
     try:
-        content = numpy.fromfile(path, numpy.uint8)  # read once, to where it stays
+        content = numpy.fromfile(path, numpy.uint8)  # the only copy: the tensor shares it
     except OSError as error:
         raise _fault(path, f"cannot be read ({error.strerror})") from None
     if sha256 is not None:
@@ -111,7 +110,7 @@ def _check_sum(content: Bytes, path: Path, expected: str) -> None:
 
 
 def _check_against_packed(content: Bytes, path: Path) -> None:
-    """A gzip file ends with the CRC32 and the size of what was packed; one beside the file says what must be in it."""
+    """Compare a file with the CRC32 and the size at the end of its gzip archive, if that lies beside it."""
     packed = path.with_name(f"{path.name}.gz")
     try:
         with packed.open("rb") as file:
@@ -130,5 +129,5 @@ def _check_against_packed(content: Bytes, path: Path) -> None:
         )
 
 
-def _fault(path: Path, words: str) -> InputError:
-    return InputError(f"{path}: {words}. Delete {path.name} and start again to fetch it anew")
+def _fault(path: Path, message: str) -> InputError:
+    return InputError(f"{path}: {message}. Delete {path.name} and start again to download it")

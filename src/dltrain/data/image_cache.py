@@ -1,7 +1,7 @@
-"""Decoded pictures, kept in a file so that the next start need not decode them again.
+"""A cache of decoded images in a file, so that the next start need not decode them again.
 
-The file lies in the person's own folder for such things and may be deleted at any time. One that is cut, altered or
-from other pictures counts as none. It holds tensors and texts alone.
+The file lies in the user's cache folder and may be deleted at any time. One that is truncated, altered or of other
+images is ignored. It holds tensors and texts alone.
 """
 
 import contextlib
@@ -23,69 +23,69 @@ from dltrain.runtime.folders import expand_user, safe_name
 
 log = logging.getLogger(__name__)
 
-SPARE = 10  # times as much as they take must be free on the disk
+SPARE = 10  # write only if this many times the size of the images is free on the disk
 
 
 class DecodedImages(NamedTuple):
-    """uint8 pictures (N, C, H, W) of the files that can be read, and why others cannot, by their place."""
+    """uint8 images (N, C, H, W) of the readable files, and why others were left out, by their index in the list."""
 
     images: Tensor
     left_out: dict[int, str]
 
 
-def cache_path(name: str, *what: object) -> Path | None:
-    """Where pictures made from `what` are kept: below DLTRAIN_CACHE, or ~/.cache/dltrain; None where it is empty."""
+def cache_path(name: str, *source: object) -> Path | None:
+    """Return the file for images of a source, in DLTRAIN_CACHE or ~/.cache/dltrain; None if DLTRAIN_CACHE is empty."""
     chosen = os.environ.get("DLTRAIN_CACHE")
     if chosen == "":
         return None
-    digest = hashlib.sha256(repr(what).encode(errors="surrogateescape")).hexdigest()[:16]
+    digest = hashlib.sha256(repr(source).encode(errors="surrogateescape")).hexdigest()[:16]
     try:
         base = expand_user(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dltrain")
-    except UserError:  # a user without a home
+    except UserError:  # the user has no home folder
         return None
     return base / f"{safe_name(name)}-{digest}.safetensors"
 
 
-def fingerprint(root: Path, paths: list[str], *what: object) -> str:
-    """A digest that changes when a file is added, taken away, renamed or written, or `what` is another."""
-    digest = hashlib.sha256(repr(what).encode())
-    before = len(str(root / "x")) - 1  # of the current folder it is 0
+def fingerprint(root: Path, paths: list[str], *settings: object) -> str:
+    """Return a digest that changes if a file is added, removed, renamed or written, or `settings` change."""
+    digest = hashlib.sha256(repr(settings).encode())
+    prefix = len(str(root / "x")) - 1  # 0 for the current folder
     for path in paths:
-        found = os.stat(path)  # noqa: PTH116  (ten thousand Paths take a tenth of a second)
-        digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path[before:]), found.st_size, found.st_mtime_ns))
+        stat = os.stat(path)  # noqa: PTH116  (ten thousand Paths take a tenth of a second)
+        digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path[prefix:]), stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()
 
 
 def read(path: Path, key: str) -> DecodedImages | None:
-    """What was kept there under this fingerprint, unless it has been altered since."""
+    """Return the images cached under this fingerprint; None if there are none or the file was altered."""
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata()
-            if about["key"] != key:
+            metadata = file.metadata()
+            if metadata["key"] != key:
                 return None
-            images: Tensor = file.get_tensor("images").clone()  # not the file's pages: it may be replaced
-        if about["digest"] != _digest(images, about["left_out"]):
-            log.info("%s was altered: pictures are decoded again", path)
+            images: Tensor = file.get_tensor("images").clone()  # a copy, as the file may be replaced while it is mapped
+        if metadata["digest"] != _digest(images, metadata["left_out"]):
+            log.info("%s was altered: images are decoded again", path)
             return None
-        return DecodedImages(images, {int(place): why for place, why in json.loads(about["left_out"]).items()})
+        return DecodedImages(images, {int(index): why for index, why in json.loads(metadata["left_out"]).items()})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
 def write(path: Path, key: str, decoded: DecodedImages) -> None:
-    """Write them, whole or not at all; where that cannot be, the next start decodes again."""
+    """Write the file, whole or not at all; if that fails, the next start decodes the images again."""
     left_out = json.dumps(decoded.left_out)
-    about = {"key": key, "left_out": left_out, "digest": _digest(decoded.images, left_out)}
+    metadata = {"key": key, "left_out": left_out, "digest": _digest(decoded.images, left_out)}
     temporary = atomic_files.temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if torchrun.processes().rank or shutil.disk_usage(path.parent).free < SPARE * decoded.images.nbytes:
             return
-        # Not by durable.replace: bytes would be another copy in memory, and what a power cut spoils the sum tells.
-        safetensors.torch.save_file({"images": decoded.images}, temporary, about)
+        # Not atomic_write: its bytes would be another copy in memory, and the digest shows damage by a power loss.
+        safetensors.torch.save_file({"images": decoded.images}, temporary, metadata)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        log.info("decoded pictures are not kept: %s", error)
+        log.info("the decoded images could not be cached: %s", error)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -1,4 +1,4 @@
-"""Examples of one split as tensors, and how a validation set is taken from them."""
+"""The examples of a split as tensors, and the split into training and validation sets."""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NamedTuple
@@ -26,22 +26,22 @@ Source = Callable[[str], Any]
 
 
 def read_split(source: Source, split: str) -> Examples | None:
-    """One split of a data set; a map-style torch Dataset is read into memory once.
+    """Read one split of a data set; a map-style torch Dataset is read into memory once.
 
-    Raises InputError where a user's function returns something else.
+    Raises InputError if a user's function returns something else.
     """
-    found = source(split)
-    if found is None:
+    data = source(split)
+    if data is None:
         return None
-    is_whole = isinstance(found, list) and any(isinstance(part, Tensor) for part in found)
-    found = tuple(found) if is_whole or isinstance(found, tuple) else _read_dataset(found)
-    if len(found) != 3 or not all(isinstance(part, Tensor) for part in found[:2]):
-        kinds = ", ".join(type(part).__name__ for part in found)
+    has_tensors = isinstance(data, list) and any(isinstance(part, Tensor) for part in data)
+    data = tuple(data) if has_tensors or isinstance(data, tuple) else _read_dataset(data)
+    if len(data) != 3 or not all(isinstance(part, Tensor) for part in data[:2]):
+        kinds = ", ".join(type(part).__name__ for part in data)
         raise InputError(f"data: expected (images, labels, class names), the first two tensors; got ({kinds})")
-    images, targets, classes = found
+    images, targets, classes = data
     classes = tuple(classes or ()) if isinstance(classes, Iterable | None) else (classes,)
     if not all(isinstance(name, str) for name in classes):
-        raise InputError(f"data: class names must be a list of texts, got {str(found[2])[:60]}")
+        raise InputError(f"data: class names must be a list of strings, got {str(data[2])[:60]}")
     if targets.is_floating_point() and targets.ndim == 1:
         targets = targets.unsqueeze(1)  # one number for each example
     if not classes and not targets.is_floating_point() and len(targets):
@@ -53,7 +53,7 @@ def read_split(source: Source, split: str) -> Examples | None:
 
 
 def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
-    """A map-style Dataset of (image, label) as tensors; images are tensors (C, H, W), or PIL pictures or arrays."""
+    """Read a map-style Dataset of (image, label) into tensors; images are tensors (C, H, W), PIL images or arrays."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise InputError(f"data: expected (images, labels, class names) or a Dataset; got {type(dataset).__name__}")
     items = [dataset[index] for index in range(len(dataset))]
@@ -61,19 +61,19 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
         raise InputError("data: the data set is empty")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         raise InputError("data: each item of the data set must be (image, label)")
-    pictures = [image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items]
-    if len(shapes := {tuple(image.shape) for image in pictures}) > 1:
+    images = [image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items]
+    if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise InputError(f"data: images must have one size, the data set has {', '.join(map(str, sorted(shapes)[:4]))}")
     try:
         targets = torch.stack([torch.as_tensor(label) for _, label in items])
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"data: labels must be numbers, or tensors of one shape ({error})") from error
-    return torch.stack(pictures), targets, getattr(dataset, "classes", None)
+    return torch.stack(images), targets, getattr(dataset, "classes", None)
 
 
-def _channels_first(picture: Any) -> Tensor:
-    """A PIL picture or an array (H, W) or (H, W, C) as (C, H, W)."""
-    pixels = torch.from_numpy(numpy.array(picture))
+def _channels_first(image: Any) -> Tensor:
+    """Convert a PIL image or an array, (H, W) or (H, W, C), to a tensor (C, H, W)."""
+    pixels = torch.from_numpy(numpy.array(image))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
@@ -87,8 +87,8 @@ def _problem(examples: Examples) -> str:
         return f"has {len(images)} images but {len(targets)} labels"
     if targets.is_floating_point():
         return ""
-    if twice := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
-        return f"has two classes of one name: {', '.join(twice[:5])}"
+    if duplicates := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
+        return f"has two classes of one name: {', '.join(duplicates[:5])}"
     if targets.ndim != 1 or targets.dtype != torch.int64:
         return f"must have int64 labels (N,), got {targets.dtype} {tuple(targets.shape)}"
     if int(targets.min()) < 0 or int(targets.max()) >= len(classes):
@@ -99,15 +99,15 @@ def _problem(examples: Examples) -> str:
 def split_train_val(
     source: Source, *, val: Fraction | Count, limit: Fraction | Count | None, seed: int
 ) -> tuple[Examples, Examples | None]:
-    """The training set, cut to `limit`, and the validation set: the data set's own, or taken from the training set.
+    """Return the training set, cut to `limit`, and the validation set: the data set's, else taken from the former.
 
     Args:
-        val: share (0.1) or number (5000) of training examples that choose the best checkpoint; 0 for none
-        limit: share or number of training examples to use; null for all
+        val: fraction (0.1) or number (5000) of training examples that choose the best checkpoint; 0 for none
+        limit: fraction or number of training examples to use; null for all
     """
     train = read_split(source, "train")
     if train is None:
-        raise InputError("data: there is no train split")
+        raise InputError("data: the data set has no train split")
     if limit is not None:
         keep = _count(limit, len(train.images), "data.limit")
         if not 0 < keep <= len(train.images):
@@ -115,36 +115,36 @@ def split_train_val(
         train = _take(train, stratified(train.targets, keep, seed))
     if not val:
         return train, None
-    if (own := read_split(source, "val")) is not None:
-        return train, own
-    hold = _count(val, len(train.images), "data.val")
-    if not 0 < hold < len(train.images):
-        raise ConfigError(f"data.val={val} holds back {hold} of {len(train.images)} training examples; change it")
-    chosen = stratified(train.targets, hold, seed)
+    if (validation := read_split(source, "val")) is not None:
+        return train, validation
+    held_out = _count(val, len(train.images), "data.val")
+    if not 0 < held_out < len(train.images):
+        raise ConfigError(f"data.val={val} takes {held_out} of {len(train.images)} training examples; change it")
+    chosen = stratified(train.targets, held_out, seed)
     rest = torch.ones(len(train.images), dtype=torch.bool)
     rest[chosen] = False
     return _take(train, rest.nonzero().flatten()), _take(train, chosen)
 
 
 def stratified(targets: Tensor, count: int, seed: int) -> Tensor:
-    """Sorted indices (count,) of a random subset that keeps each class's share to within one example."""
+    """Return sorted indices (count,) of a random subset that keeps each class's fraction to within one example."""
     generator = torch.Generator().manual_seed(seed % 2**32)
     shuffled = torch.randperm(len(targets), generator=generator)
     if not targets.is_floating_point():
-        # Evenly spaced picks from a list sorted by class take the same share of each.
+        # Evenly spaced picks from a list sorted by class take the same fraction of each.
         shuffled = shuffled[targets[shuffled].argsort(stable=True)]
     picks = torch.arange(count) * len(targets) // max(1, count)
     return shuffled[picks].sort().values
 
 
 def _count(amount: float, total: int, key: str) -> int:
-    """A share (float) or a number (int) as a number of examples."""
+    """Convert a fraction (float) or a number (int) to a number of examples."""
     count = amount if isinstance(amount, int) else round(amount * total)
     if count > total:
-        raise ConfigError(f"{key}={amount} is more than the {total} training examples there are")
+        raise ConfigError(f"{key}={amount} is more than the {total} training examples")
     return count
 
 
 def _take(examples: Examples, indices: Tensor) -> Examples:
-    # Of bytes ten times as fast as images[indices].
+    # For bytes ten times as fast as images[indices].
     return Examples(examples.images.index_select(0, indices), examples.targets[indices], examples.classes)

@@ -1,1 +1,1 @@
-"""The options of the group `data`: one file and one function each."""
+"""The options of the group `data`: one file with one function each."""

@@ -1,7 +1,7 @@
 """The embedded data set: 1,797 real handwritten digits in digits.npz, so that the first run downloads nothing.
 
 Alpaydin, Kaynak: Optical recognition of handwritten digits. UCI Machine Learning Repository, 1998,
-doi:10.24432/C50P49; its test part, under CC BY 4.0. The same as scikit-learn's load_digits.
+doi:10.24432/C50P49; its test part, under CC BY 4.0. Equal to scikit-learn's load_digits.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def digits(split: str) -> Examples | None:
     small = (levels * (255 / 16)).round().astype(numpy.uint8)
     large = [numpy.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in small]
     images = torch.from_numpy(numpy.stack(large)).unsqueeze(1)  # (1797, 1, 28, 28)
-    # The split is part of the data set: the same for every seed, 80 % of each class for training.
+    # The split is fixed, whatever the seed: 80 % of each class are for training.
     test = torch.zeros(len(labels), dtype=torch.bool)
     test[stratified(labels, round(0.2 * len(labels)), seed=0)] = True
     chosen = test if split == "test" else ~test

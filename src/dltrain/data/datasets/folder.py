@@ -1,4 +1,4 @@
-"""A person's own pictures: one sub-folder for each class, in train/val/test folders or all together."""
+"""Your own images: a sub-folder for each class, in train/, val/ and test/ folders or all in one."""
 
 import logging
 import os
@@ -33,17 +33,17 @@ def folder(
     channels: Literal[1, 3],
     fit: Literal["resize", "crop"],
 ) -> Examples | None:
-    """Your own pictures: a sub-folder for each class, of any format, size and mode.
+    """Your own images of any format, size and mode, in a sub-folder for each class.
 
-    What was decoded once is kept for the next start, see decoded.py.
+    Decoded images are cached for the next start, see image_cache.py.
 
     Args:
-        root: folder with a sub-folder for each class, or with train/ and test/ (and val/) folders of such
-        size: height and width that every picture is brought to
-        channels: 3 for colour, 1 for grey levels
-        fit: `resize` squeezes to the size, `crop` cuts the middle out
+        root: folder with a sub-folder for each class, or with train/, test/ and optionally val/ folders of such
+        size: height and width that every image is resized to
+        channels: 3 for colour, 1 for greyscale
+        fit: `resize` may distort the image, `crop` keeps its aspect ratio and cuts off the edges
 
-    Raises InputError where there are no pictures to train on.
+    Raises InputError if no image can be read.
     """
     base = expand_user(root)
     files, classes = find_files(base, split)
@@ -51,50 +51,48 @@ def folder(
         return None
     paths = [path for path, _ in files]
     decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
-    how = (PIL.__version__, decode.keywords)
-    where = image_cache.cache_path(base.name, base.absolute(), split, how)
-    key = image_cache.fingerprint(base, paths, how)
-    found = None if where is None else image_cache.read(where, key)
-    is_new = found is None
-    may_keep = True
-    if found is None:
-        found, may_keep = _decode_all(paths, decode, split)
-    for index, why in found.left_out.items():
-        # Without root, which may be a value of the environment.
+    settings = (PIL.__version__, decode.keywords)
+    cache = image_cache.cache_path(base.name, base.absolute(), split, settings)
+    key = image_cache.fingerprint(base, paths, settings)
+    decoded = None if cache is None else image_cache.read(cache, key)
+    source, may_cache = "from the cache", False
+    if decoded is None:
+        source = "decoded"
+        decoded, may_cache = _decode_all(paths, decode, split)
+    for index, why in decoded.left_out.items():
+        # Without root, which may contain a secret from the environment.
         log.warning("left out %s: %s", Path(paths[index]).relative_to(base), why)
-    log.info(
-        "%s: %s %d pictures, left out %d damaged",
-        *(split, "read" if is_new else "had decoded", len(found.images), len(found.left_out)),
-    )
-    if not len(found.images):
-        raise InputError(f"{root}: none of the {len(files)} pictures of the {split} split can be read")
-    if is_new and may_keep and where is not None:
-        image_cache.write(where, key, found)
-    labels = [label for index, (_, label) in enumerate(files) if index not in found.left_out]
-    return Examples(found.images, torch.tensor(labels), classes)
+    count = len(decoded.images)
+    log.info("%s: %d images %s, damaged files left out: %d", split, count, source, len(decoded.left_out))
+    if not count:
+        raise InputError(f"{root}: none of the {len(files)} images of the {split} split can be read")
+    if may_cache and cache is not None:
+        image_cache.write(cache, key, decoded)
+    labels = [label for index, (_, label) in enumerate(files) if index not in decoded.left_out]
+    return Examples(decoded.images, torch.tensor(labels), classes)
 
 
 def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """Picture files of a split with their labels, and the class names; no files where there is no such split.
+    """Return the image files of a split with their labels, and the class names; no files if there is no such split.
 
     Without train/ and test/ folders a fixed 20 % of each class is the test set.
     """
     if not root.is_dir():
         raise InputError(f"data.root={root}: no such folder. Set it to a folder with a sub-folder for each class")
-    own_splits = (root / "train").is_dir()
-    base = root / "train" if own_splits else root
+    has_splits = (root / "train").is_dir()
+    base = root / "train" if has_splits else root
     classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if not classes:
-        raise InputError(f"{base}: expected a sub-folder of pictures for each class, found none")
+        raise InputError(f"{base}: expected a sub-folder of images for each class, found none")
     if set(classes) <= {"test", "val"}:
-        raise InputError(f"{root}: has {' and '.join(classes)} but no train folder. Add one with the classes in it")
-    if own_splits:
+        raise InputError(f"{root}: has {' and '.join(classes)} but no train folder. Add one with the class folders")
+    if has_splits:
         base = root / split
         if not base.is_dir():
             return [], classes
-        strangers = {path.name for path in base.iterdir() if path.is_dir() and path.name[0] != "."} - set(classes)
-        if strangers:
-            raise InputError(f"{base}: classes that are not in {root / 'train'}: {', '.join(sorted(strangers))}")
+        unknown = {path.name for path in base.iterdir() if path.is_dir() and path.name[0] != "."} - set(classes)
+        if unknown:
+            raise InputError(f"{base}: classes that are not in {root / 'train'}: {', '.join(sorted(unknown))}")
     elif split == "val":
         return [], classes
     files = [
@@ -104,8 +102,8 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str
         for path in image_files.find_images(base / name)
     ]
     if not files:
-        raise InputError(f"{base}: expected pictures ({', '.join(sorted(image_files.EXTENSIONS))}), found none")
-    if own_splits:
+        raise InputError(f"{base}: expected images ({', '.join(sorted(image_files.EXTENSIONS))}), found none")
+    if has_splits:
         return files, classes
     test = set(stratified(torch.tensor([label for _, label in files]), round(TEST_FRACTION * len(files)), 0).tolist())
     return [file for index, file in enumerate(files) if (index in test) == (split == "test")], classes
@@ -115,7 +113,7 @@ Decode = Callable[[str], Tensor | ValueError]
 
 
 def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[DecodedImages, bool]:
-    """The pictures and which cannot be read, and whether that is so for good; decoding releases the interpreter."""
+    """Decode files in threads, as decoding releases the GIL; return the images, and True if no retry can add any."""
     with image_files.without_pillow_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(
             track(

@@ -1,4 +1,4 @@
-"""The simplest data set there is: numbers on the line y = 2x."""
+"""The simplest data set: numbers on the line y = 2x."""
 
 from typing import Annotated
 
@@ -18,5 +18,5 @@ def line(split: str, *, count: Annotated[int, Interval(ge=2)]) -> Examples | Non
         return None
     x = torch.linspace(-2, 2, count)
     if split == "test":
-        x = x + 2 / (count - 1)  # half-way between the training points, and one beyond them
+        x = x + 2 / (count - 1)  # half-way between the training points, the last one beyond them
     return Examples(x.view(-1, 1, 1, 1), 2 * x.view(-1, 1), ())

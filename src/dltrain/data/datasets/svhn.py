@@ -1,4 +1,4 @@
-"""SVHN (Netzer et al., 2011): digits of house numbers in photographs, read by torchvision after its checksums."""
+"""SVHN (Netzer et al., 2011): photographs of house numbers, read by torchvision, which checks their sums."""
 
 import torch
 
@@ -9,7 +9,7 @@ from dltrain.runtime.errors import InputError
 
 
 def svhn(split: str, *, root: str | None) -> Examples | None:
-    """SVHN: 99,289 colour photographs of house numbers' digits (3x32x32, 10 classes).
+    """SVHN: 99,289 colour photographs of the digits of house numbers (3x32x32, 10 classes).
 
     Args:
         root: folder of train_32x32.mat and test_32x32.mat; null takes DLTRAIN_DATA from the environment, else data/
@@ -24,13 +24,13 @@ def svhn(split: str, *, root: str | None) -> Examples | None:
         download.fetch("SVHN", folder, ".", parts=[], packed=names, splits=list(files))
     name, expected = files[split]
     try:
-        found = SVHN(folder, split=split)  # opens the file only when its MD5 sum is that of the original
+        dataset = SVHN(folder, split=split)  # opens the file only if its MD5 sum is that of the original
     except RuntimeError as error:
         raise InputError(
             f"{folder / name}: expected a file with MD5 {expected}, found another. "
-            "Delete it and start again to fetch it anew"
+            "Delete it and start again to download it"
         ) from error
-    except Exception as error:  # whatever a disk can do
+    except Exception as error:  # disks and damaged files raise nearly anything
         raise InputError(f"{folder / name}: cannot be read ({error})") from error
-    # As MATLAB keeps them the pictures' numbers are the last dimension: to be gathered they must be the first.
-    return Examples(torch.from_numpy(found.data).contiguous(), torch.from_numpy(found.labels), tuple("0123456789"))
+    # MATLAB has the image's index as the last dimension, so this is a view: gathering needs it contiguous.
+    return Examples(torch.from_numpy(dataset.data).contiguous(), torch.from_numpy(dataset.labels), tuple("0123456789"))
