@@ -318,7 +318,7 @@ def test_each_image_is_mixed_with_the_next_one_of_its_batch() -> None:
 
 @pytest.mark.parametrize("shape", [0.2, 1.0, 4.0])
 def test_mixup_weights_have_a_beta_distribution(shape: float) -> None:
-    shares = torch.cat([drawn_of(batches({"mixup": shape}), number).shares for number in range(100)])
+    shares = torch.cat([drawn_of(batches({"mixup": shape}), number).fractions for number in range(100)])
     assert float(shares.mean()) == pytest.approx(0.5, abs=0.03)
     assert float(shares.var()) == pytest.approx(1 / (4 * (2 * shape + 1)), rel=0.1)
 
@@ -327,7 +327,7 @@ def test_cutmix_boxes_are_as_large_as_the_target_weights() -> None:
     for number in range(20):
         draws = drawn_of(batches({"cutmix": 1}), number)
         top, bottom, left, right = draws.boxes.T
-        torch.testing.assert_close(1 - draws.shares, ((bottom - top) * (right - left) / (8 * 6)).float())
+        torch.testing.assert_close(1 - draws.fractions, ((bottom - top) * (right - left) / (8 * 6)).float())
         assert int(bottom.max()) <= 8
         assert int(right.max()) <= 6
 
@@ -353,7 +353,7 @@ def test_a_number_for_each_example_is_mixed_as_one() -> None:
     targets = torch.arange(COUNT).float()
     places = torch.arange(6)
     _, found = draws.apply_mix(torch.zeros(6, 3, 8, 6), targets[:6], torch.zeros(6, 3, 8, 6), targets[6:12], places)
-    torch.testing.assert_close(found, draws.shares[:6] * targets[:6] + (1 - draws.shares[:6]) * targets[6:12])
+    torch.testing.assert_close(found, draws.fractions[:6] * targets[:6] + (1 - draws.fractions[:6]) * targets[6:12])
 
 
 def test_loss_and_accuracy_of_soft_targets_equal_their_definitions() -> None:

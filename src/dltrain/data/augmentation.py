@@ -53,7 +53,7 @@ class SampledAugmentations:
     flips: (N,) whether the image is mirrored
     angles: (N,) in radians
     holes: (N, 2) row and column of the centre of the erased square
-    shares: (N,) fraction of the image that is left when it is mixed with another
+    fractions: (N,) fraction of the image that is left when it is mixed with another
     boxes: (N, 4) first and last row, first and last column taken from the other image; empty for a blend
     """
 
@@ -65,13 +65,13 @@ class SampledAugmentations:
     flips: Tensor | None
     angles: Tensor | None
     holes: Tensor | None
-    shares: Tensor | None
+    fractions: Tensor | None
     boxes: Tensor | None
 
     @property
     def mixes(self) -> bool:
         """True if each image is mixed with another one."""
-        return self.shares is not None
+        return self.fractions is not None
 
     def apply_geometric(self, images: Tensor, places: Tensor) -> Tensor:
         """Crop, mirror, rotate and distort images (B, C, H, W), bytes or floats, at `places` (B,) in the epoch."""
@@ -94,11 +94,11 @@ class SampledAugmentations:
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W) and targets (B, ...) with the others."""
-        assert self.shares is not None
+        assert self.fractions is not None
         assert self.boxes is not None
-        images = mix_images(images, other_images, self.shares[places], self.boxes[places])
-        shares = self.shares[places].view(-1, *[1] * (targets.ndim - 1))
-        return images, shares * targets + (1 - shares) * other_targets
+        images = mix_images(images, other_images, self.fractions[places], self.boxes[places])
+        fractions = self.fractions[places].view(-1, *[1] * (targets.ndim - 1))
+        return images, fractions * targets + (1 - fractions) * other_targets
 
     def _displacements(self, places: Tensor, images: Tensor) -> Tensor | None:
         """Sample displacements down and right (B, 2, H, W) in pixels; by batch, as an epoch of them is too large."""
@@ -126,7 +126,7 @@ def sample_augmentations(
 ) -> SampledAugmentations:
     """Sample the parameters for an epoch of images of `shape` (C, H, W); `order` (N,) holds the examples' indices."""
     count, (_, H, W) = len(order), shape
-    shifts = flips = angles = holes = shares = boxes = None
+    shifts = flips = angles = holes = fractions = boxes = None
     if augmentation.crop:
         shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
     if augmentation.flip == "alternate":
@@ -139,8 +139,8 @@ def sample_augmentations(
     if augmentation.cutout:
         holes = (torch.rand(count, 2, generator=generator) * torch.tensor([H, W])).long()
     if augmentation.mixup or augmentation.cutmix:
-        shares, boxes = _sample_mix(augmentation, count, H, W, seed, epoch)
-    on_device = [x if x is None else x.to(device) for x in (shifts, flips, angles, holes, shares, boxes)]
+        fractions, boxes = _sample_mix(augmentation, count, H, W, seed, epoch)
+    on_device = [x if x is None else x.to(device) for x in (shifts, flips, angles, holes, fractions, boxes)]
     return SampledAugmentations(augmentation, seed, epoch, min(batch_size, count), *on_device)
 
 
@@ -150,7 +150,7 @@ def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: in
     cuts = numpy.full(count, not augmentation.mixup)
     if augmentation.mixup and augmentation.cutmix:
         cuts = generator.random(count) < 0.5
-    shares = generator.beta(augmentation.mixup or 1, augmentation.mixup or 1, count)
+    fractions = generator.beta(augmentation.mixup or 1, augmentation.mixup or 1, count)
     areas = 1 - generator.beta(augmentation.cutmix or 1, augmentation.cutmix or 1, count)
     middles = generator.random((count, 2)) * [H, W]
     halves = numpy.sqrt(areas)[:, None] * [H, W] / 2
@@ -158,7 +158,7 @@ def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: in
     last = numpy.clip(middles + halves, 0, [H, W]).astype(numpy.int64)
     boxes = numpy.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], axis=1) * cuts[:, None]
     cut = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (H * W)  # the part inside the image
-    return torch.from_numpy(numpy.where(cuts, 1 - cut, shares)).float(), torch.from_numpy(boxes)
+    return torch.from_numpy(numpy.where(cuts, 1 - cut, fractions)).float(), torch.from_numpy(boxes)
 
 
 def seeded_generator(*seeds: int) -> torch.Generator:
@@ -214,12 +214,12 @@ def cutout(images: Tensor, middles: Tensor, side: int) -> Tensor:
     return images.masked_fill(_inside(images, middles - side // 2, middles + (side - side // 2)), 0.0)
 
 
-def mix_images(images: Tensor, others: Tensor, shares: Tensor, boxes: Tensor) -> Tensor:
+def mix_images(images: Tensor, others: Tensor, fractions: Tensor, boxes: Tensor) -> Tensor:
     """Paste boxes (B, 4) of the others into images (B, C, H, W); blend the two where the box is empty."""
     inside = _inside(images, boxes[:, 0::2], boxes[:, 1::2])
     is_cut = (boxes[:, 1] > boxes[:, 0]).view(-1, 1, 1, 1)
-    shares = shares.view(-1, 1, 1, 1)
-    return torch.where(is_cut, torch.where(inside, others, images), shares * images + (1 - shares) * others)
+    fractions = fractions.view(-1, 1, 1, 1)
+    return torch.where(is_cut, torch.where(inside, others, images), fractions * images + (1 - fractions) * others)
 
 
 def _inside(images: Tensor, first: Tensor, last: Tensor) -> Tensor:
