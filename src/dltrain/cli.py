@@ -1,4 +1,4 @@
-"""The command `dltrain`: subcommands, jobs, exit codes.
+"""The command `dltrain`: subcommands and exit codes.
 
 torch is imported when a job starts, not before: help, lists, completion and mistakes answer at once.
 """
@@ -35,12 +35,12 @@ def console() -> None:
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except OSError as error:
-        # A reader, such as `head`, who has seen enough; or a terminal that was closed: nobody is there to be told.
+        # A reader such as `head` has ended, or the terminal was closed: nobody reads a message.
         unread = isinstance(error, BrokenPipeError) or terminal.is_closed(sys.stdout.fileno())
         terminal.discard_output(sys.stdout.fileno())
         terminal.detach_if_closed()
         if not unread:
-            code = _tell(OutputError(f"standard output: could not be written ({error.strerror})"))
+            code = _report_error(OutputError(f"standard output: could not be written ({error.strerror})"))
     sys.exit(code)
 
 
@@ -50,9 +50,9 @@ def main(argv: list[str]) -> int:
         with signals_as_exceptions(), torchrun.rank_zero_stdout((argv or ["--help"])[0]) as takes_part:
             return _dispatch(argv or ["--help"]) if takes_part else 0
     except (Exception, KeyboardInterrupt) as error:
-        if (told := as_user_error(error)) is None:
+        if (user_error := as_user_error(error)) is None:
             raise
-        return _tell(told)
+        return _report_error(user_error)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -60,8 +60,8 @@ def _dispatch(argv: list[str]) -> int:
     if command in COMMANDS and HELP & set(rest):
         return _help(command, [word for word in rest if word not in HELP])
     if command in registry.COMMANDS:
-        explained, words = usage.split_explain(rest)
-        return _explain(command, words, explained) if explained else _run(command, words)
+        explained, arguments = usage.split_explain(rest)
+        return _explain(command, arguments, explained) if explained else _run(command, arguments)
     if command in ("-sc", "--shell-completion"):
         return _complete(argv)
     if command == "list":
@@ -81,8 +81,8 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def _tell(error: UserError | KeyboardInterrupt) -> int:
-    """Print an error, or by what we were stopped; returns the exit code."""
+def _report_error(error: UserError | KeyboardInterrupt) -> int:
+    """Print an error, or the signal that stopped the process; return the exit code."""
     if torchrun.should_report(error):
         if isinstance(error, KeyboardInterrupt):
             print(error if isinstance(error, SignalInterrupt) else "stopped", file=sys.stderr)
@@ -93,33 +93,33 @@ def _tell(error: UserError | KeyboardInterrupt) -> int:
     return exit_code(error)
 
 
-def _help(command: str, words: list[str]) -> int:
+def _help(command: str, arguments: list[str]) -> int:
     from dltrain.commands import help_pages
 
-    print(help_pages.page(command, _preview(command, words) if command in registry.COMMANDS else None))
+    print(help_pages.page(command, _preview(command, arguments) if command in registry.COMMANDS else None))
     return 0
 
 
-def _explain(command: str, words: list[str], keys: list[str]) -> int:
+def _explain(command: str, arguments: list[str], keys: list[str]) -> int:
     from dltrain.commands import explanation
 
-    composed = _preview(command, words)
-    told = [list(explanation.lines(command, composed, key)) for key in keys]
-    print("\n\n".join("\n".join(map(printable, lines)) for lines in told))
+    composed = _preview(command, arguments)
+    explanations = [list(explanation.lines(command, composed, key)) for key in keys]
+    print("\n\n".join("\n".join(map(printable, lines)) for lines in explanations))
     return 0
 
 
-def _preview(command: str, words: list[str]) -> "Composed":
-    """What a command line composes. Raises ConfigError with all its faults."""
+def _preview(command: str, arguments: list[str]) -> "Composed":
+    """Compose a command line, for a sweep its first job. Raises ConfigError with all its mistakes."""
     from dltrain.config import composition
 
-    with _diagnosed(command, words):
-        return composition.preview(command, words)
+    with _diagnosed(command, arguments):
+        return composition.preview(command, arguments)
 
 
 @contextlib.contextmanager
-def _diagnosed(command: str, words: list[str]) -> "Iterator[None]":
-    """Turn what Hydra raises for a command line into a ConfigError with all its faults."""
+def _diagnosed(command: str, arguments: list[str]) -> "Iterator[None]":
+    """Turn an error of Hydra into a ConfigError with all mistakes of the command line."""
     from dltrain.config import composition
 
     try:
@@ -127,7 +127,7 @@ def _diagnosed(command: str, words: list[str]) -> "Iterator[None]":
     except composition.COMPOSE_ERRORS as error:
         from dltrain.config import diagnostics
 
-        raise diagnostics.explain(command, words, error) from error
+        raise diagnostics.explain(command, arguments, error) from error
 
 
 def _list(arguments: list[str]) -> int:
@@ -172,22 +172,24 @@ def _complete(argv: list[str]) -> int:
             code = hydra("train", argv)
         print(completion.in_order(script.getvalue()), end="")
         return code
-    words = completion.candidates(os.environ.get("COMP_LINE", ""), shell, hydra)
-    print(("\n" if shell == "fish" else " ").join(words))
+    candidates = completion.candidates(os.environ.get("COMP_LINE", ""), shell, hydra)
+    print(("\n" if shell == "fish" else " ").join(candidates))
     return 0
 
 
 def _run(command: str, argv: list[str]) -> int:
-    """Run a subcommand: one job, or with -m a sweep. With --json only the job's document goes to stdout."""
+    """Run a job, or with -m a sweep; return the exit code. With --json only the job's document goes to stdout."""
     is_summary = command == "train" and "--summary" in argv
     as_json = "--json" in argv and (is_summary or command in ("eval", "predict"))
     of_sweep = [word for word in argv if word.lstrip("+").startswith("sweep.")]
     is_sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
     if is_sweep and not {"--hydra-help", "--version"} & set(argv):
         if is_summary:
-            raise ConfigError("--summary: is of one run. Leave out -m and sweep.resume")
+            raise ConfigError("--summary: describes one run. Leave out -m and sweep.resume")
         if as_json:
-            raise ConfigError("--json: a sweep prints no document; its results.csv has the figures. Leave one out")
+            raise ConfigError(
+                "--json: a sweep prints no document; its results.csv has the metrics. Leave out --json or -m"
+            )
         return _sweep(command, argv)
     job = "summary" if is_summary else command
     arguments = [
@@ -206,7 +208,7 @@ def _run(command: str, argv: list[str]) -> int:
 
 
 def _composed(command: str, argv: list[str]) -> "Composed | int":
-    """The config of a job, or an exit code where a flag of Hydra's prints something instead. Raises ConfigError."""
+    """Return the config of a job, or the exit code if one of Hydra's flags prints something instead."""
     from dltrain.config import composition
 
     with _diagnosed(command, argv):
@@ -231,10 +233,12 @@ def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, 
     if of_sweep:
         of = "train" if command == "summary" else command
         faults = validation.find_problems(resolution.resolve(composed.config), of, composed.origin)
-        lines = map(str, faults) if faults else [f"{of_sweep[0]}: is a key of a sweep. Add -m, or leave it out"]
+        lines = map(str, faults) if faults else [f"{of_sweep[0]}: only works in a sweep. Add -m, or leave it out"]
         raise ConfigError("\n".join(lines))
     from dltrain.report.console import start_logging
 
     start_logging()
-    result, document = jobs.run_job(command, composed.config, _tell, typed=composed.typed, origin=composed.origin)
+    result, document = jobs.run_job(
+        command, composed.config, _report_error, typed=composed.typed, origin=composed.origin
+    )
     return result.code, document

@@ -125,7 +125,7 @@ def outcome(reader: Callable[[], object]) -> str:
         try:
             code = reader()
         except UserError as error:
-            code = cli._tell(error)
+            code = cli._report_error(error)
         except Exception:
             return f"fault: {traceback.format_exc()[-2000:]}"
     if not isinstance(code, int):

@@ -86,7 +86,7 @@ def test_explain_names_what_chose_an_option(dltrain: Command, words: list[str], 
 def test_explain_of_a_resumed_run_says_that_its_stored_values_count(dltrain: Command) -> None:
     run = dltrain("train", "model=mlp", "data.limit=100", "epochs=1", "optim.lr=0.01").folder
     out = dltrain("train", f"resume={run}", "--explain", "optim.lr", "--explain", "model").out
-    assert "  resume   keeps the value that the run has, whatever stands here\n" in out
+    assert "  resume   keeps the value of the run, not this one\n" in out
     assert "model=mlp\n" in out
     assert "  from     the run to be resumed\n" in out
     out = dltrain("train", f"resume={run}", "optim.lr=0.3", "--explain", "optim.lr").out

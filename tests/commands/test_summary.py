@@ -170,9 +170,9 @@ def test_nothing_is_left_behind(dltrain: Command) -> None:
         ("data.limit=100000", "is more than the 1438 training examples"),
         ("patience=3 data.val=0", "patience needs a validation set"),
         ("optim.nesterov=true optim.momentum=0", "Nesterov momentum requires a momentum"),
-        ("sweep.seed=1", "sweep.seed=1: is a key of a sweep. Add -m, or leave it out"),
-        ("-m seed=1,2", "--summary: is of one run. Leave out -m and sweep.resume"),
-        ("sweep.resume=last", "--summary: is of one run. Leave out -m and sweep.resume"),
+        ("sweep.seed=1", "sweep.seed=1: only works in a sweep. Add -m, or leave it out"),
+        ("-m seed=1,2", "--summary: describes one run. Leave out -m and sweep.resume"),
+        ("sweep.resume=last", "--summary: describes one run. Leave out -m and sweep.resume"),
         ("resume=outputs", "--summary: shows what a new run would train. Leave out resume"),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_sweep_may_resume_in_an_empty_folder(dltrain: Command, tmp_path: Path)
         (["sweep.resume=empty"], 66, "sweep.json: is not there. Type the words of the sweep again"),
         (["sweep.resume=broken"], 66, "sweep.json: cannot be read"),
         (["-m", "seed=1", "sweep.resume=torn"], 66, "journal.jsonl, line 1: cannot be read"),
-        (["seed=1", "sweep.workers=2"], 2, "sweep.workers=2: is a key of a sweep. Add -m"),
+        (["seed=1", "sweep.workers=2"], 2, "sweep.workers=2: only works in a sweep. Add -m"),
     ],
 )
 def test_a_sweep_that_cannot_be_resumed_is_refused(

@@ -1,4 +1,4 @@
-"""`--explain KEY`: the value a key has on a command line, where it comes from, what it may be and what it means."""
+"""`--explain KEY`: the value of a key on a command line, its origin, its type and its meaning."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from dltrain.runtime.errors import ConfigError
 
 
 def lines(command: str, composed: Composed, key: str) -> Iterator[str]:
-    """A key explained, or a group and all its keys. Raises ConfigError for one that is not there."""
+    """Explain a key, or a group and all its keys. Raises ConfigError if there is none of that name."""
     nodes = registry.nodes(command, composed.config)
     group = key.removesuffix(".name") if key.removesuffix(".name") in registry.GROUPS else key
     rules = registry.keys(command, composed.config)
@@ -56,4 +56,4 @@ def _key(key: str, composed: Composed, rules: dict[str, Param]) -> Iterator[str]
     if composed.config.get("resume") is not None and not any(
         f"{key}.".startswith(f"{each}.") for each in composed.typed
     ):
-        yield "  resume   keeps the value that the run has, whatever stands here"
+        yield "  resume   keeps the value of the run, not this one"

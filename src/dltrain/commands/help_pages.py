@@ -1,6 +1,6 @@
 """`dltrain SUBCOMMAND --help`: examples, groups with their options, every key with its type, range, value and meaning.
 
-Out of what is there anyway: signatures, docstrings, YAML files, usage.py. Imports no torch.
+Made of signatures, docstrings, YAML files and usage.py. Imports no torch.
 """
 
 import sys
@@ -20,14 +20,14 @@ from dltrain.runtime.errors import printable
 WIDEST = 120  # longer lines are hard to read
 NARROW = 60  # columns below which the second column goes beneath the first
 
-Section = tuple[str, list[tuple[str, str]]]  # a heading, and what stands under it in two columns
+Section = tuple[str, list[tuple[str, str]]]  # a heading and the rows of two columns under it
 
 
 def overview() -> str:
-    """The help of dltrain itself."""
+    """Return the help of dltrain itself."""
     more = [
-        ("dltrain COMMAND --help", "examples, groups, keys and values of one of them"),
-        ('eval "$(dltrain -sc install=bash)"', "completion (zsh alike; fish: install=fish | source)"),
+        ("dltrain COMMAND --help", "examples, groups, keys and values of a command"),
+        ('eval "$(dltrain -sc install=bash)"', "shell completion (zsh likewise; fish: install=fish | source)"),
     ]
     sections = [
         ("Commands", [(f"dltrain {name}", usage.summary) for name, usage in COMMANDS.items()]),
@@ -38,12 +38,12 @@ def overview() -> str:
 
 
 def page(command: str, composed: Composed | None = None) -> str:
-    """The help of a subcommand; with the config that is composed for it where it has one."""
+    """Return the help of a subcommand, with the config composed for it if it has one."""
     usage = COMMANDS[command]
     sections = [("Examples", [(f"dltrain {line}", what) for line, what in usage.examples])]
     if composed is not None:
         sections += [*_groups(composed), *_keys(command, composed)]
-    sections.append(("What may follow", [*usage.takes, *usage.flags]))
+    sections.append(("Arguments and flags", [*usage.takes, *usage.flags]))
     return _page(f"dltrain {command}: {usage.summary}", sections)
 
 
@@ -53,8 +53,8 @@ def _groups(composed: Composed) -> Iterator[Section]:
         if group in chosen or (group == "experiment" and "model" in chosen):
             files = registry.options(group, composed.origin.sources)
             names = [f"{group}={name}{' (chosen)' if name == chosen.get(group) else ''}" for name in files]
-            told = [registry.summary(group, name, path) for name, path in files.items()]
-            yield f"Options of {group}", list(zip(names, told, strict=True))
+            summaries = [registry.summary(group, name, path) for name, path in files.items()]
+            yield f"Options of {group}", list(zip(names, summaries, strict=True))
 
 
 def _keys(command: str, composed: Composed) -> Iterator[Section]:
@@ -66,28 +66,28 @@ def _keys(command: str, composed: Composed) -> Iterator[Section]:
 
 
 def _set(key: str, composed: Composed) -> str:
-    """A key with the value it has."""
+    """Return `key=value` as composed, or say that the key is required."""
     value = at(composed.config, key) if has(composed.config, key) else registry.REQUIRED
     return f"{key} (required)" if value == registry.REQUIRED else f"{key}={to_cli(value)}"
 
 
 def _meaning(key: str, rule: Param, composed: Composed) -> str:
-    """What a key takes and means, and its default where another value is shown."""
-    told = [describe(rule.hint), *filter(None, [rule.meaning])]
+    """Return the type and the meaning of a key, and its default if its value is another."""
+    parts = [describe(rule.hint), *filter(None, [rule.meaning])]
     default = composed.origin.default(key)
     if default is not None and has(composed.config, key) and default[0] != at(composed.config, key):
-        told.append(f"default {to_cli(default[0])}")
-    return "; ".join(told)
+        parts.append(f"default {to_cli(default[0])}")
+    return "; ".join(parts)
 
 
 def _page(title: str, sections: Iterable[Section]) -> str:
-    """Sections as wide as the terminal."""
+    """Lay out sections to the width of the terminal."""
     columns = min(terminal.width(), WIDEST)
     start, end = ("\033[1m", "\033[0m") if terminal.is_interactive(sys.stdout) else ("", "")
     lines = textwrap.wrap(title, columns)
     for heading, rows in sections:
         lines += ["", f"{start}{heading}{end}"]
-        # As wide as the first column, within limits: what is longer takes a line of its own.
+        # The first column is as wide as its longest entry, within limits: a longer one takes a line of its own.
         longest = max((len(left) for left, _ in rows if len(left) + 4 <= columns * 2 // 3), default=0)
         indent = longest + 4 if columns >= NARROW else 4
         for left, right in rows:

@@ -1,4 +1,4 @@
-"""The subcommands: what each is for, three examples, its flags. The help and the completion are made of them."""
+"""The subcommands: their purpose, three examples each, and their flags. Help and completion use them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dltrain.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Usage:
-    """One subcommand; `takes` is what may follow it besides its flags, each with its meaning."""
+    """One subcommand; `takes` lists its arguments other than flags, with their meanings."""
 
     summary: str
     examples: tuple[tuple[str, str], tuple[str, str], tuple[str, str]]  # a command line, what it does
@@ -21,21 +21,21 @@ CONFIG = (
     ("KEY=VALUE", "set a key"),
 )
 CONFIG_FLAGS = (
-    ("--explain KEY", "say where the value of a key, or all of a group, comes from, and what it means"),
-    ("-m", "run every combination of values such as a,b or range(3): a sweep"),
+    ("--explain KEY", "show the value of a key, or of all keys of a group, where it comes from and what it means"),
+    ("-m", "run a sweep: every combination of values such as a,b or range(3)"),
     ("--cfg job", "print the composed config and do nothing"),
-    ("--config-dir FOLDER", "look for options in a folder of your own too"),
-    ("--hydra-help", "tell of the other flags, all Hydra's"),
+    ("--config-dir FOLDER", "search this folder for options, too"),
+    ("--hydra-help", "list Hydra's other flags"),
 )
-JSON = ("--json", "print one JSON document, and all else to stderr")
+JSON = ("--json", "print one JSON document; everything else goes to stderr")
 RUN = "outputs/DATE/TIME"
 COMMANDS = {
     "train": Usage(
         "train a network",
         (
-            ("train model=mlp data=mnist optim.lr=0.02", "choose options of groups and set keys"),
-            ("train -m model=mlp,lenet 'seed=range(3)'", "a sweep: every combination, a ranked table"),
-            (f"train resume={RUN} epochs=30", "continue a run, here for longer"),
+            ("train model=mlp data=mnist optim.lr=0.02", "choose options of groups, set keys"),
+            ("train -m model=mlp,lenet 'seed=range(3)'", "run a sweep: every combination, ranked in a table"),
+            (f"train resume={RUN} epochs=30", "continue a run, for more epochs"),
         ),
         CONFIG,
         (
@@ -47,50 +47,56 @@ COMMANDS = {
         ),
     ),
     "eval": Usage(
-        "figures of a run's best checkpoint",
+        "evaluate a run's best checkpoint",
         (
             (f"eval ckpt={RUN}", "on the test set"),
-            (f"eval ckpt={RUN} split=val tta=flip", "on the validation set, each picture also as its mirror image"),
-            ("eval 'ckpt=[one.pt,two.pt]'", "several checkpoints, ranked"),
+            (
+                f"eval ckpt={RUN} split=val tta=flip",
+                "on the validation set, with mirror images (test-time augmentation)",
+            ),
+            ("eval 'ckpt=[one.pt,two.pt]'", "rank several checkpoints"),
         ),
         CONFIG,
         (JSON, *CONFIG_FLAGS),
     ),
     "predict": Usage(
-        "classes of pictures",
+        "classify images",
         (
-            (f"predict ckpt={RUN} input=a.png", "of a picture"),
-            (f"predict ckpt={RUN} input=photos top_k=5", "of a folder of pictures, five for each"),
+            (f"predict ckpt={RUN} input=a.png", "one image"),
+            (f"predict ckpt={RUN} input=photos top_k=5", "a folder of images, the five likeliest classes of each"),
             (
                 f"predict ckpt={RUN} input='shots/*.png' invert=auto",
-                "of all that match, drawings dark on light among them",
+                "all files that match; dark drawings on light paper are inverted",
             ),
         ),
         CONFIG,
         (JSON, *CONFIG_FLAGS),
     ),
     "export": Usage(
-        "a file of a network for other programs, verified",
+        "export a network for other programs, and verify the file",
         (
-            (f"export ckpt={RUN} format=onnx", "takes pixels; its outputs are compared with the network's"),
+            (
+                f"export ckpt={RUN} format=onnx",
+                "a graph that takes pixels; its outputs are compared with the network's",
+            ),
             (f"export ckpt={RUN} format=safetensors", "the weights, with class names and config"),
-            (f"export ckpt={RUN} format=state_dict output=a.pth", "the weights alone, as PyTorch keeps them"),
+            (f"export ckpt={RUN} format=state_dict output=a.pth", "only the weights, as torch.save writes them"),
         ),
         CONFIG,
         CONFIG_FLAGS,
     ),
     "report": Usage(
-        "runs and sweeps side by side, as a table and a page",
+        "compare runs and sweeps in a table and an HTML page",
         (
-            (f"report {RUN}", "the page of one run, anew"),
-            ("report outputs/sweeps/DATE/TIME", "a sweep: its jobs, ranked, and means over seeds"),
-            ("report outputs -o all.html", "all runs there are, side by side"),
+            (f"report {RUN}", "write the page of one run again"),
+            ("report outputs/sweeps/DATE/TIME", "rank the jobs of a sweep, with means over seeds"),
+            ("report outputs -o all.html", "compare all runs"),
         ),
         (("FOLDER …", "runs, sweeps, or folders of them"),),
-        (("--json", "print JSON and write no page"), ("-o FILE", "write the page there")),
+        (("--json", "print JSON, write no page"), ("-o FILE", "write the page to FILE")),
     ),
     "inspect": Usage(
-        "what is inside a checkpoint, without running any of it",
+        "show what is inside a checkpoint, without running any of it",
         (
             (f"inspect {RUN}", "a run's best checkpoint"),
             (f"inspect {RUN}/checkpoints/last.pt", "a checkpoint file"),
@@ -112,16 +118,16 @@ COMMANDS = {
 
 
 def split_explain(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The keys that --explain names, and the other words. Raises ConfigError for the flag without a key."""
+    """Split off the keys that --explain names. Raises ConfigError if the flag has none."""
     keys: list[str] = []
     others: list[str] = []
-    words = iter(argv)
-    for word in words:
-        flag, equals, key = word.partition("=")
+    remaining = iter(argv)
+    for argument in remaining:
+        flag, equals, key = argument.partition("=")
         if flag != "--explain":
-            others.append(word)
+            others.append(argument)
             continue
-        key = key if equals else next(words, "")
+        key = key if equals else next(remaining, "")
         if not key or key.startswith("-"):
             raise ConfigError("--explain: name a key or a group, such as --explain optim.lr or --explain optim")
         keys.append(key)

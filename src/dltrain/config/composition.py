@@ -1,4 +1,4 @@
-"""Hydra composes a command line into one config; it makes no folder and no log.
+"""Compose a command line into one config. Hydra composes and runs nothing: no job, no folder, no log.
 
 Hydra and OmegaConf are imported where configs are composed, and nowhere else: see tests/test_architecture.py.
 """
@@ -43,7 +43,7 @@ COMPOSE_ERRORS = (
 
 @dataclass(frozen=True)
 class Composed:
-    """One job's config as plain data, references such as ${oc.env:HOME} kept; and what was typed for it."""
+    """One job's config as plain data, references such as ${oc.env:HOME} kept, and the overrides typed for it."""
 
     config: dict[str, Any]
     overrides: list[str]
@@ -53,7 +53,7 @@ class Composed:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Arguments of a subcommand: Hydra's flags, its overrides, and those that a run to be resumed implies."""
+    """The parsed arguments of a subcommand; `implied` are overrides that a resumed run adds."""
 
     config_name: str
     flags: argparse.Namespace
@@ -63,7 +63,7 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class Sweeping:
-    """What a sweep composes its jobs from; `loader` can be used within `sweeping` alone."""
+    """What a sweep composes its jobs from; `loader` is valid only within `sweeping`."""
 
     loader: ConfigLoader
     config_name: str
@@ -103,7 +103,7 @@ def parse(command: str, argv: list[str]) -> CommandLine:
 
 @contextlib.contextmanager
 def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
-    """Hydra's loader of dltrain's configs, and of a user's folder behind them, within the limits of `hydra_sandbox`."""
+    """Yield Hydra's loader of configs/ and then `config_dir`, within the limits of `hydra_sandbox`."""
     with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         loader = GlobalHydra.instance().config_loader()
         if config_dir is not None:
@@ -142,7 +142,7 @@ def _print(line: CommandLine) -> bool:
 
 @contextlib.contextmanager
 def sweeping(command: str, argv: list[str]) -> Iterator[Sweeping]:
-    """Compose the first job of a sweep, for its settings, and lend the loader that composes the others."""
+    """Compose the first job of a sweep, for its settings; yield what the other jobs are composed with."""
     line = parse(command, argv)
     with hydra_loader(line.flags.config_dir) as loader:
         first = first_values(loader, line.overrides)
@@ -168,7 +168,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def options_of_resumed(argv: list[str]) -> list[str]:
-    """The options of a run that is to be resumed, where none is typed: so that its own keys can be typed.
+    """Return overrides with the options of the run to resume, so that keys of these options can be typed.
 
     Only names of options are taken from the run's folder; the config that counts is the one in its checkpoint.
     """
@@ -182,12 +182,12 @@ def options_of_resumed(argv: list[str]) -> list[str]:
             chosen = {
                 group: registry.option_of(group, own.get(group, {})) for group in registry.GROUPS if group not in typed
             }
-            return [f"{group}={words}" for group, words in chosen.items() if words]
+            return [f"{group}={option}" for group, option in chosen.items() if option]
     return []
 
 
 def preview(command: str, argv: list[str]) -> Composed:
-    """Return what a command line composes, of a sweep the first job: all that a help needs.
+    """Return the config that a command line composes, for a sweep that of its first job: for help and --explain.
 
     Raises ConfigError for an unknown flag, else as `run`.
     """
@@ -196,9 +196,9 @@ def preview(command: str, argv: list[str]) -> Composed:
         return compose_job(loader, line.config_name, first_values(loader, line.overrides), line.implied)
 
 
-def compose_job(loader: ConfigLoader, config_name: str, words: list[str], implied: Sequence[str] = ()) -> Composed:
+def compose_job(loader: ConfigLoader, config_name: str, texts: list[str], implied: Sequence[str] = ()) -> Composed:
     """Compose one config; `implied` are those of the overrides that nobody typed."""
-    config = loader.load_configuration(config_name, words, run_mode=RunMode.RUN)
+    config = loader.load_configuration(config_name, texts, run_mode=RunMode.RUN)
     plain = OmegaConf.to_container(config, resolve=False)  # ${oc.env:KEY} stays a reference
     assert isinstance(plain, dict)
     node = plain.pop("hydra")
@@ -216,7 +216,7 @@ def compose_job(loader: ConfigLoader, config_name: str, words: list[str], implie
 
 def first_values(loader: ConfigLoader, overrides: list[str]) -> list[str]:
     """Replace each override that sweeps by its first value; leave out intervals, and keys of the sweep itself."""
-    words: list[str] = []
+    replaced: list[str] = []
     for word in overrides:
         values: Iterable[str] = [word]
         with contextlib.suppress(HydraException, ValueError):  # a mistake, which composing reports
@@ -225,5 +225,5 @@ def first_values(loader: ConfigLoader, overrides: list[str]) -> list[str]:
                 is_listed = override.is_discrete_sweep() and not word.startswith("sweep.")
                 texts = itertools.islice(override.sweep_string_iterator(), 1) if is_listed else ()
                 values = [f"{override.get_key_element()}={text}" for text in texts]
-        words += values
-    return words
+        replaced += values
+    return replaced

@@ -1,4 +1,4 @@
-"""Why a command line cannot be composed: Hydra tells the first fault, this tells all, with the nearest right names."""
+"""Why a command line cannot be composed: all its mistakes, with the nearest right names. Hydra reports only one."""
 
 import contextlib
 import itertools
@@ -25,7 +25,7 @@ from dltrain.runtime.errors import ConfigError
 
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
-    """All faults of a command line that Hydra refused, with the nearest right names; else Hydra's own words."""
+    """Return all mistakes of a command line that Hydra refused; if none is found, Hydra's own message."""
     if isinstance(error, UnsafeConfig) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
         return ConfigError(str(error))
     arguments = parse_flags(command, hydra_argv(argv))
@@ -40,35 +40,35 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
                 names[:] = _option_names("experiment", arguments.config_dir)
         keys += [override for override, names in zip(overrides, options, strict=True) if not names]
         chosen = [(override, names) for override, names in zip(overrides, options, strict=True) if names]
-        words, wrong = _options(chosen, registry.COMMANDS[command][2])
+        option_overrides, wrong = _options(chosen, registry.COMMANDS[command][2])
         faults += wrong
-        composed = compose_job(loader, command, words).config
+        composed = compose_job(loader, command, option_overrides).config
     known = [] if composed is None else known_keys(composed, command)
-    faults += [_unreadable_fault(word, known) for word in unreadable]
+    faults += [_unreadable_fault(text, known) for text in unreadable]
     if composed is not None:
         faults += _key_faults(composed, command, keys)
     faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
     return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
 
 
-def _parsed(words: list[str]) -> tuple[list[Override], list[str]]:
-    """Words as Hydra's grammar reads them, and those that it cannot read."""
+def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
+    """Parse overrides; return them and the texts that Hydra's grammar cannot read."""
     overrides, unreadable = [], []
-    for word in words:
+    for text in texts:
         try:
-            (override,) = OverridesParser.create().parse_overrides([word])
+            (override,) = OverridesParser.create().parse_overrides([text])
         except HydraException:
             override = None
         if override and override.key_or_group:
             overrides.append(override)
         else:
-            unreadable.append(word)
+            unreadable.append(text)
     return overrides, unreadable
 
 
 def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[Problem]]:
-    """Words that choose options, and faults of those that cannot; each override comes with the options of its group."""
-    words, faults = [], []
+    """Return overrides that choose options, and problems of those that cannot; each comes with its group's options."""
+    valid, faults = [], []
     for override, names in chosen:
         group = override.key_or_group
         if group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
@@ -79,8 +79,8 @@ def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -
         if not wrong and not override.is_delete():
             several = isinstance(override.value(), list)
             option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
-            words.append(f"{'+' * override.is_add()}{group}={option}")
-    return words, faults
+            valid.append(f"{'+' * override.is_add()}{group}={option}")
+    return valid, faults
 
 
 def _unreadable_fault(word: str, known: list[str]) -> Problem:
@@ -91,16 +91,16 @@ def _unreadable_fault(word: str, known: list[str]) -> Problem:
     return Problem(word, ": a bracket is not closed" if is_open else f": cannot be read as KEY=VALUE{hint}")
 
 
-def _in_experiment(command: str, own: str | None, told: str) -> list[Problem]:
-    """What Hydra says of the defaults of an experiment, whose words nobody typed; `own` has more configs."""
+def _in_experiment(command: str, config_dir: str | None, message: str) -> list[Problem]:
+    """Find the problem in an experiment's defaults list from Hydra's message; `config_dir` has more configs."""
     place = " (in the defaults of the experiment)"
     if command != "train":
         return []
-    if "@experiment." in told:  # where it puts them without the first line
+    if "@experiment." in message:  # where Hydra puts them without the first line
         return [Problem("experiment", f': its YAML must begin with "{registry.WHOLE}"')]
-    if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", told)) and found[1] in registry.GROUPS:
-        return [Problem(found[1], _no_option(found[2], _option_names(found[1], own)) + place)]
-    if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", told):
+    if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", message)) and found[1] in registry.GROUPS:
+        return [Problem(found[1], _no_option(found[2], _option_names(found[1], config_dir)) + place)]
+    if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", message):
         return [Problem(found[1], f": no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}")]
     return []
 
@@ -117,7 +117,7 @@ def _no_option(value: Any, names: list[str]) -> str:
 
 
 def _values(override: Override) -> list[Any]:
-    """The value of an override, or each of those it sweeps over."""
+    """Return the value of an override, or all values of a sweep."""
     if override.is_discrete_sweep():
         return [value.strip("'\"") for value in _swept(override)]
     value = override.value()
@@ -125,7 +125,7 @@ def _values(override: Override) -> list[Any]:
 
 
 def _swept(override: Override) -> list[str]:
-    """The first values that an override sweeps over; what was typed where only Hydra can tell, as of glob(*)."""
+    """Return the first values that an override sweeps over; the typed text if they cannot be listed, as of glob(*)."""
     try:
         return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 100)] or [""]
     except (HydraException, ValueError):
@@ -133,7 +133,7 @@ def _swept(override: Override) -> list[str]:
 
 
 def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[Problem]:
-    """Faults of the keys that are set, each tried on the composed config."""
+    """Check the overrides of keys, each applied to the composed config."""
     known = known_keys(config, command)
     faults = []
     swept: list[tuple[dict[str, Any], str, Any]] = []  # where a further value of a key would stand, and the value
@@ -177,7 +177,7 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
 
 
 def _each(override: Override) -> list[Override]:
-    """An override, or one for each value that it sweeps over."""
+    """Return an override, or one for each value that it sweeps over."""
     if not override.is_discrete_sweep():
         return [override]
     found = []
@@ -188,7 +188,7 @@ def _each(override: Override) -> list[Override]:
 
 
 def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
-    """What to do about a key that is not there: it can be added, is misspelt, or is one of other options."""
+    """Say what to do about an unknown key: it can be added, is misspelt, or belongs to other options."""
     group, _, parameter = key.partition(".")
     if group not in registry.GROUPS or not parameter:
         return suggest(key, known)
@@ -197,7 +197,7 @@ def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
         return suggest(key, known)
     with contextlib.suppress(ConfigError):
         found = registry.signature(group, name)
-        if found is not None and parameter in found.keys:  # of a person's own code, or left out of their own YAML
+        if found is not None and parameter in found.keys:  # of the user's code, or missing in their YAML
             return f"; to add it write +{key}="
     if hint := suggest(key, known):
         return hint
@@ -207,6 +207,6 @@ def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
 
 
 def known_keys(config: dict[str, Any], command: str) -> list[str]:
-    """What can stand before the = of a command line: keys, written with dots, and groups."""
+    """Return what can stand before the = of an override: dotted keys, and groups."""
     keys = [key for key, value in leaves(config).items() if value != {} and not key.startswith("hydra")]
     return [*keys, *registry.COMMANDS[command][2], *["experiment"] * (command == "train")]

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def has(node: Any, path: str) -> bool:
-    """Whether a nested config has a dotted key."""
+    """True if a nested config has a dotted key."""
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
             return False
@@ -14,18 +14,18 @@ def has(node: Any, path: str) -> bool:
 
 
 def at(node: Any, path: str) -> Any:
-    """The value of a dotted key that is there."""
+    """Return the value of a dotted key. Raises LookupError or TypeError if it is missing."""
     for key in path.split("."):
         node = node[key]
     return node
 
 
 def leaves(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """All values by dotted key, an empty node among them."""
-    found: dict[str, Any] = {}
+    """Return all values by dotted key; an empty node is a value."""
+    values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            found |= leaves(value, f"{prefix}{key}.")
+            values |= leaves(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            values[f"{prefix}{key}"] = value
+    return values

@@ -1,4 +1,4 @@
-"""Type hints as rules: does a plain value obey one, and how is the rule told to a person?
+"""Type hints as rules for config values: check a value, describe a rule in words.
 
 Knows int, float, bool, str, None, list, Literal, unions, and Annotated with Interval, Len and Matches. Any other hint
 allows every value.
@@ -17,14 +17,14 @@ WIDEST = 1 << 1000  # longer ones fit into no float
 
 @dataclass(frozen=True)
 class Matches:
-    """Rule for a text: it matches a pattern, told to a person as `words`."""
+    """A text must match a pattern; `description` is what the user reads."""
 
     pattern: str
-    words: str
+    description: str
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a value from a config obeys a type hint. A whole number is a float, but true is no number."""
+    """True if a config value conforms to a type hint. A whole number is a float, but true is no number."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, *rules = get_args(hint)
@@ -56,7 +56,7 @@ def _is_finite(value: float) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text would be a number, were it not quoted."""
+    """True if a text would be a number without its quotes."""
     try:
         float(text)
     except ValueError:
@@ -80,12 +80,12 @@ def _within(value: Any, rule: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
-    """A type hint in words: `a number > 0`, `one of relu, gelu`."""
+    """Describe a type hint: `a number > 0`, `one of relu, gelu`."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, *rules = get_args(hint)
         if isinstance(rules[0], Matches):
-            return rules[0].words
+            return rules[0].description
         return describe(base) + "".join(_describe_rule(rule) for rule in rules)
     if origin is Literal:
         choices = get_args(hint)
@@ -118,16 +118,16 @@ def _describe_rule(rule: Any) -> str:
 
 
 def choices(hint: Any) -> list[str]:
-    """The values a hint allows where they can be counted, as they are typed: for completion."""
+    """Return the values that a hint allows, as they are typed, if there are finitely many: for completion."""
     if get_origin(hint) is Literal:
         return [str(choice) for choice in get_args(hint)]
     if get_origin(hint) in (Union, types.UnionType):
-        return [word for choice in get_args(hint) for word in choices(choice)]
+        return [value for choice in get_args(hint) for value in choices(choice)]
     return {bool: ["true", "false"], type(None): ["null"], None: ["null"]}.get(hint, [])
 
 
 def to_cli(value: Any) -> str:
-    """A value as it is typed: null, true, [64, 32]."""
+    """Return a value as it is typed: null, true, [64, 32]."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {to_cli(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):

@@ -96,14 +96,14 @@ def hydra_sandbox() -> Iterator[None]:
 
 
 def file_source() -> type[ConfigSource]:
-    """The class that reads YAML files; Hydra loads its plugins' modules itself, so that an imported one is another."""
+    """Return the class that reads YAML files; Hydra loads its plugins' modules itself, so an imported one differs."""
     Plugins.instance()
     return SourcesRegistry.instance().resolve("file")
 
 
 @contextlib.contextmanager
 def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """A method of Hydra's replaced by `wrapper`, which gets the original first."""
+    """Replace a method of Hydra by `wrapper`, whose first argument is the original."""
     original = vars(owner)[name]
     setattr(owner, name, lambda *arguments, **named: wrapper(original, *arguments, **named))
     try:

@@ -1,4 +1,4 @@
-"""The words of a command line, as Hydra can read them: its flags, and overrides quoted where they need to be."""
+"""Arguments as Hydra can read them: its flags, and overrides quoted where necessary."""
 
 import argparse
 import contextlib
@@ -19,18 +19,18 @@ FUNCTIONS = ("choice(", "range(", "interval(", "glob(", "shuffle(", "sort(", "ta
 
 
 def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
-    """Readable arguments as Hydra's own parser takes them. Raises ConfigError for flags that cannot be used."""
+    """Parse arguments with Hydra's own parser. Raises ConfigError for flags that cannot be used."""
     parser = get_args_parser()
-    told = f"dltrain {command} --hydra-help lists Hydra's"
+    hint = f"dltrain {command} --hydra-help lists Hydra's"
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {told}")
+        raise ConfigError(f"{message}; {hint}")
 
-    parser.error = refuse  # type: ignore[method-assign]  # its own prints all flags, and leaves
+    parser.error = refuse  # type: ignore[method-assign]  # its own prints all flags and exits
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         key = unknown[0].lstrip("-").partition("=")[0]
-        raise ConfigError(f"{unknown[0]}: no such flag; keys have no dashes: {key}=VALUE. {told}")
+        raise ConfigError(f"{unknown[0]}: no such flag; keys have no dashes: {key}=VALUE. {hint}")
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
     if arguments.config_path is not None:
@@ -42,50 +42,52 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
         raise ConfigError("--resolve: needs --cfg")
     primary = (arguments.config_name or command).removesuffix(".yaml")
     if primary != command and (config_folder() / f"{primary}.yaml").is_file():
-        raise ConfigError(f"--config-name={primary}: is not that of dltrain {command}. Leave it out")
-    if (own := arguments.config_dir) is not None:
-        if not Path(own).is_dir():
-            raise ConfigError(f"--config-dir={own}: no such folder")
-        _refuse_hidden(Path(own))
+        raise ConfigError(f"--config-name={primary}: is the config of another command. Leave it out")
+    if (folder := arguments.config_dir) is not None:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir={folder}: no such folder")
+        _refuse_hidden(Path(folder))
     return arguments
 
 
-def _refuse_hidden(own: Path) -> None:
-    """Hydra takes dltrain's file of two that have one name, and says nothing."""
+def _refuse_hidden(folder: Path) -> None:
+    """Raise ConfigError for a file that Hydra would silently ignore, since dltrain has one of that name."""
     for builtin in sorted(config_folder().rglob("*.yaml")):
-        path = own / builtin.relative_to(config_folder())
+        path = folder / builtin.relative_to(config_folder())
         if path.is_file() and path.read_bytes() != builtin.read_bytes():
-            raise ConfigError(f"{path}: dltrain has a file of this name, which is the one that counts. Rename yours")
+            raise ConfigError(f"{path}: dltrain has a file of this name, which is used instead. Rename yours")
 
 
 def hydra_argv(argv: list[str]) -> list[str]:
-    """Arguments as Hydra can read them: flags with their values first, overrides in one piece, quoted where needed."""
+    """Return arguments as Hydra can read them: flags with their values first, overrides quoted where necessary."""
     flags, overrides = split_argv(argv)
-    return flags + [quote_override(f"+{word}" if word.startswith("experiment=") else word) for word in overrides]
+    return flags + [
+        quote_override(f"+{argument}" if argument.startswith("experiment=") else argument) for argument in overrides
+    ]
 
 
 def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides."""
+    """Split arguments into flags with their values, and overrides."""
     flags: list[str] = []
     overrides: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("-"):
-            flags += [word, next(words, "")] if word in VALUE_FLAGS else [word]
+    remaining = iter(argv)
+    for argument in remaining:
+        if argument.startswith("-"):
+            flags += [argument, next(remaining, "")] if argument in VALUE_FLAGS else [argument]
         else:
-            overrides.append(word)
-    return [word for word in flags if word], overrides
+            overrides.append(argument)
+    return [argument for argument in flags if argument], overrides
 
 
-def quote_override(word: str) -> str:
-    """A value that Hydra's grammar cannot read, such as a path with = in it, as a quoted text."""
-    key, equals, value = word.partition("=")
+def quote_override(argument: str) -> str:
+    """Quote the value of an override if Hydra's grammar cannot read it, as a path with = in it."""
+    key, equals, value = argument.partition("=")
     is_function = value.startswith(FUNCTIONS) and (value.endswith(")") or value.count("(") > value.count(")"))
-    if not equals or is_function:  # a mistake in one is told as such
-        return word
+    if not equals or is_function:  # a mistake in one is reported as such
+        return argument
     escaped = value.replace("'", "\\'")
-    for form in (word, f"{key}='{escaped}'"):
+    for form in (argument, f"{key}='{escaped}'"):
         with contextlib.suppress(HydraException, ValueError):  # the latter for a number of thousands of digits
             OverridesParser.create().parse_overrides([form])
             return form
-    return word  # as it was typed, to be told so
+    return argument  # as it was typed, for the error message

@@ -1,4 +1,4 @@
-"""Where a value comes from: the command line, an experiment, the file of an option, or that of the command."""
+"""Where a config value comes from: the command line, an experiment, an option's file, or the command's file."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ RESUMED = "the run to be resumed"
 class Provenance:
     """Origins of one composed config: the dotted keys that were typed, folders with configs, the options chosen.
 
-    Called with a key it gives the place that has the last word on it, or nothing.
+    Called with a key it returns the place that sets its final value, or an empty text.
     """
 
     command: str
@@ -37,25 +37,25 @@ class Provenance:
         return next((str(file) for file, _ in self._places(key)), "")
 
     def default(self, key: str) -> tuple[Any, str] | None:
-        """The value of a key where neither a word nor an experiment sets it, and its file; None where it has none."""
+        """Return the value of a key without overrides and experiments, and its file; None if it has none."""
         return next(((value, str(file)) for file, value in self._places(key, with_experiment=False)), None)
 
     def of_option(self, group: str) -> str:
-        """What chose the option of a group."""
+        """Return the place that chose the option of a group."""
         if group in self.typed:
             return TYPED
         if group in self.implied:
             return RESUMED
         names = (f"experiment/{self.chosen.get('experiment')}.yaml", f"{self.command}.yaml")
-        for file, values in (found for name in names for found in self._found(name)):
-            words = values.get("defaults") if isinstance(values, dict) else None
-            chosen = [str(key) for word in words or () if isinstance(word, dict) for key in word]
+        for file, values in (each for name in names for each in self._files_named(name)):
+            defaults = values.get("defaults") if isinstance(values, dict) else None
+            chosen = [str(key) for default in defaults or () if isinstance(default, dict) for key in default]
             if group in [key.rpartition("/")[2].rpartition(" ")[2] for key in chosen]:
                 return str(file)
         return ""
 
     def _places(self, key: str, *, with_experiment: bool = True) -> Iterator[tuple[Path, Any]]:
-        """Files that have a key, and its value in each; the first has the last word: experiments come after groups."""
+        """Yield the files that set a key, and its value there; the first one wins: experiments come after groups."""
         group, _, last = key.partition(".")
         places = [
             *[(f"experiment/{self.chosen.get('experiment')}.yaml", key)] * with_experiment,
@@ -63,12 +63,12 @@ class Provenance:
             (f"{group}/{last.partition('.')[0]}.yaml", last),  # one of several options of a group
         ]
         for name, path in [*places, (f"{self.command}.yaml", key)]:
-            for file, values in self._found(name):
+            for file, values in self._files_named(name):
                 if path and has(values, path):
                     yield file, at(values, path)
 
-    def _found(self, name: str) -> Iterator[tuple[Path, Any]]:
-        """Files of that name, and what is in them."""
+    def _files_named(self, name: str) -> Iterator[tuple[Path, Any]]:
+        """Yield the files of a name, and their content."""
         for source in self.sources:
             file = source / name
             if file not in self._files:

@@ -1,4 +1,4 @@
-"""Checks a whole config at once against the signatures it stands for; names to code. Imports no torch.
+"""Map options of groups to functions and classes, and their signatures to keys. Imports no torch.
 
 A node of a group names one function or class (`name: lenet`) and holds its keyword arguments. Option NAME of group G
 is the public function or class NAME in G/NAME.py or in the group's one file. `name: my_package.nets:MyNet` names a
@@ -31,7 +31,7 @@ def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def summary(group: str, name: str, path: Path) -> str:
-    """First line of the docstring behind an option, else the comment its file begins with."""
+    """Return the first line of an option's docstring, else the comment at the top of its file."""
     if group in GROUPS and (option := signature(group, name)):
         return option.summary
     for_machines = ("@package", "yaml-language-server:")
@@ -41,16 +41,16 @@ def summary(group: str, name: str, path: Path) -> str:
 
 
 def of_option(group: str, name: str) -> Signature | None:
-    """The signature of an option; None for `custom` and an experiment, whose keys are not known here."""
+    """Return the signature of an option; None for `custom` and experiments, whose keys are unknown here."""
     if place := SHARED.get(group):
         return signatures.builtin(*place)
     return signature(group, name) if group in GROUPS else None
 
 
 def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
-    """The node of each group of a config, and "" for the command's own keys, to the signature that they obey.
+    """Return the signature of each node of a config; "" is that of the command's top-level keys.
 
-    Raises ConfigError for a user's own code that cannot be imported.
+    Raises ConfigError for user code that cannot be imported.
     """
     source, name, places = COMMANDS[command]
     found: dict[str, Signature | None] = {"": signatures.builtin(source, name)}
@@ -68,7 +68,7 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
 
 
 def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Param]:
-    """Every key of a config, written with dots, and its rule."""
+    """Return every dotted key of a config and its rule."""
     found: dict[str, signatures.Param] = {}
     for node, signature in nodes(command, config).items():
         found |= typed_keys(node, signature)
@@ -76,12 +76,12 @@ def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Param]:
 
 
 def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Param]:
-    """The keys of a node as they are typed, "" being that of the command itself."""
+    """Return the dotted keys of a node; the node "" is the command itself."""
     return {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}
 
 
 Origin = Callable[[str], str]
-REQUIRED = "???"  # Hydra's word for a value that must be set
+REQUIRED = "???"  # how Hydra marks a value that must be set
 WHOLE = "# @package _global_"  # the first line of an experiment, which sets keys of the whole config
 
 
@@ -89,13 +89,13 @@ WHOLE = "# @package _global_"  # the first line of an experiment, which sets key
 class Group:
     """Where a group's options are defined, and which of their arguments the program passes in.
 
-    What has the first of these arguments is an option, other functions in the same place are not.
+    A function that takes the first of these arguments is an option; others in the same module are helpers.
     """
 
     source: str
     injected: tuple[str, ...] = ()
     shared: tuple[tuple[str, str], ...] = ()  # functions whose keys every option of the group has as well
-    several: bool = False  # whether its node holds a node for each of several options, by its name
+    several: bool = False  # True if its node holds one node for each of several options
 
 
 GROUPS = {
@@ -116,7 +116,7 @@ GROUPS = {
     "task": Group("optim/tasks.py"),
     "logger": Group("report/trackers", ("folder", "config"), several=True),
 }
-OPTIONAL = ("sweep", "logger")  # a run by itself has no sweep; without a logger it keeps metrics.jsonl alone
+OPTIONAL = ("sweep", "logger")  # a single run has no sweep; without a logger it writes only metrics.jsonl
 # Nodes that always stand for the same function, and the function or class of a command's own keys.
 SHARED: dict[str, tuple[str, str] | None] = {
     "device": ("runtime/devices.py", "device"),
@@ -132,7 +132,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
 
 @functools.cache
 def names(group: str) -> list[str]:
-    """Built-in options of a group, sorted."""
+    """Return the built-in options of a group, sorted."""
     source = GROUPS[group].source
     is_file = source.endswith(".py")
     found = signatures.public_names(source) if is_file else [path.stem for path in (PACKAGE / source).glob("*.py")]
@@ -140,9 +140,9 @@ def names(group: str) -> list[str]:
 
 
 def builtin(group: str, name: Any) -> Signature | None:
-    """Signature of a built-in option, with what the program passes in; None where there is none.
+    """Return the signature of a built-in option, injected arguments included; None if there is no such option.
 
-    Reads the source of that option alone: those of all take a twentieth of a second.
+    Reads only the source of that option: reading all takes a twentieth of a second.
     """
     place = GROUPS[group]
     is_file = place.source.endswith(".py")
@@ -156,14 +156,14 @@ def builtin(group: str, name: Any) -> Signature | None:
 
 
 def option_of(group: str, node: dict[str, Any]) -> str:
-    """What is typed for the built-in options of a group that a node holds; empty for none."""
+    """Return how to type the built-in options that a group's node holds; empty if there is none."""
     several = GROUPS[group].several
     known: list[Any] = [name for name in (node if several else [node.get("name")]) if builtin(group, name)]
     return f"[{','.join(known)}]" if several and known else "".join(known)
 
 
 def signature(group: str, name: str) -> Signature | None:
-    """Signature of an option without what the program itself passes in; None for an unknown name."""
+    """Return the signature of an option without injected arguments; None for an unknown name."""
     place = GROUPS[group]
     if ":" in name:
         found = signatures.user_signature(signatures.user_object(name))
@@ -180,7 +180,7 @@ def signature(group: str, name: str) -> Signature | None:
 
 @functools.cache
 def _shared(group: str) -> dict[str, Param]:
-    """Keys that every option of a group has."""
+    """Return the keys that every option of a group has."""
     keys: dict[str, Param] = {}
     for source, name in GROUPS[group].shared:
         found = signatures.builtin(source, name)
@@ -189,12 +189,12 @@ def _shared(group: str) -> dict[str, Param]:
 
 
 def partial_call(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:
-    """What a checked node names, with those of its keys and of `injected` that its signature has."""
+    """Return the function of a checked node with its keys, and with those of `injected` that it takes."""
     name = node["name"]
     function = signatures.user_object(name) if ":" in name else _builtin_object(group, name)
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    # With **options it gets what was meant for it, not what dltrain itself does with every option of the group.
+    # A function with **options gets its own keys, not those that dltrain handles for every option of the group.
     taken = parameters.keys() | (node.keys() - _shared(group).keys() if takes_any else set())
     own = {key: value for key, value in node.items() if key != "name" and key in taken}
     return functools.partial(function, **own, **{key: value for key, value in injected.items() if key in parameters})
@@ -211,7 +211,7 @@ def _builtin_object(group: str, name: str) -> Any:
 
 
 def config_folder() -> Path:
-    """configs/ inside the installed package, else that of the checkout."""
+    """Return configs/ of the installed package, else of the checkout."""
     package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"  # looked for first: what lies two folders above an installed package is a person's
+    installed = package / "configs"  # first: two folders above an installed package are the user's own files
     return installed if (installed / "train.yaml").is_file() else package.parents[1] / "configs"

@@ -1,4 +1,4 @@
-"""YAML files somebody else may have written, read within limits of size, depth and aliases."""
+"""Read YAML files of unknown origin within limits of size, depth and aliases."""
 
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,23 @@ LARGEST = 10_000  # values of a config once its aliases are written out; dltrain
 
 
 class UnsafeConfig(HydraException):
-    """A config that asks Hydra for what dltrain does not let it do."""
+    """Raised for a config that exceeds a limit or asks Hydra for what dltrain does not allow."""
 
 
-class _Loader(yaml.BaseLoader):  # it leaves aliases shared and fills in no <<
+class _Loader(yaml.BaseLoader):  # keeps aliases shared and does not merge <<
     depth = 0
 
     def compose_node(self, *place: Any) -> yaml.Node | None:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise UnsafeConfig(f"it is nested more than {DEEPEST} deep")
+            raise UnsafeConfig(f"nested more than {DEEPEST} deep")
         node = super().compose_node(*place)
         self.depth -= 1
         return node
 
 
 def read_yaml(path: Path) -> Any:
-    """The values of a YAML file that somebody else may have written. Raises Refused, with its path."""
+    """Return the values of a YAML file of unknown origin. Raises UnsafeConfig, with its path."""
     text = checked_yaml(path)
     try:
         return yaml.safe_load(text)
@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def checked_yaml(path: Path) -> str:
-    """The text of such a file, once it is known to be neither endless nor bottomless. Raises Refused, with its path."""
+    """Return the text of a YAML file after checking its size, depth and aliases. Raises UnsafeConfig, with its path."""
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:
             raise UnsafeConfig(f"no file of at most {LONGEST:,} bytes")
@@ -55,14 +55,14 @@ def _unreadable(path: Path, error: Exception) -> UnsafeConfig:
 
 
 def refuse_bomb(value: Any) -> int:
-    """How many values there are, shared parts written out. Raises Refused for too many, and for what holds itself."""
+    """Count values, shared parts written out. Raises UnsafeConfig for too many, or for one that contains itself."""
     sizes: dict[int, float] = {}
 
     def size(node: Any) -> float:
         if not isinstance(node, dict | list):
             return 1
         if id(node) not in sizes:
-            sizes[id(node)] = float("inf")  # until it is known: what comes by it again contains itself
+            sizes[id(node)] = float("inf")  # until it is known: a node that is met again meanwhile contains itself
             parts = node.values() if isinstance(node, dict) else node
             sizes[id(node)] = 1 + sum(size(part) for part in parts)
         return sizes[id(node)]

@@ -1,4 +1,4 @@
-"""The keys of each command outside the groups: their types, ranges and meanings. Defaults stand in configs/."""
+"""The keys of each command outside the groups: their types, ranges and meanings. Their defaults are in configs/."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -21,17 +21,17 @@ class Train:
         batch_size: examples in each part of an update
         accumulate: parts of an update; an update sees batch_size * accumulate examples
         clip_norm: largest norm of the gradient; null for no limit
-        ema: share that an average of the weights keeps at a step, such as 0.99; it is validated, tested; null for none
+        ema: fraction that an average of the weights keeps at each step, such as 0.99; null for no average
         log_every: steps between two records of training
-        checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints; the end makes one too
-        keep: checkpoints to go on from that are kept, last.pt and those before it
-        report: write report.html, a page with curves, confusions and mistakes, at the end
-        on_nonfinite: what to do at a loss that is NaN or infinite: `stop`, or `skip` that step's update
-        patience: epochs without a better validation figure after which to stop; null for never
-        max_seconds: time after which to stop; null for no limit
-        limit_steps: steps after which to stop, of all epochs; null for no limit
+        checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints
+        keep: how many of the latest checkpoints to keep: last.pt and those before it
+        report: write report.html, a page with curves, confusions and mistakes
+        on_nonfinite: what to do if the loss is NaN or infinite: `stop`, or `skip` that step's update
+        patience: stop after this many epochs without a better validation metric; null for never
+        max_seconds: stop after this many seconds; null for no limit
+        limit_steps: stop after this many steps of all epochs; null for no limit
         resume: folder of a run to continue in, from its last checkpoint
-        init: checkpoint or state dict to take starting weights from
+        init: checkpoint or state dict with the weights to start from
         trust: packages of your own code that a resumed checkpoint may name
         name: added to the name of the run's folder
     """
@@ -64,7 +64,7 @@ class Eval:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file; several as [A,B] are ranked
         split: which examples to evaluate
         tta: test-time augmentation: mean probabilities over mirror images, shifts by one pixel, or both
-        batch_size: examples at a time; null takes that of the training
+        batch_size: examples at a time; null for that of the training
         trust: packages of your own code that the checkpoint may name
     """
 
@@ -77,10 +77,10 @@ class Eval:
 
 @dataclass(frozen=True)
 class EvalData:
-    """What of the data may differ from the training.
+    """Keys of the data that may differ from those of the training.
 
     Args:
-        root: where the data lies; null takes the checkpoint's own
+        root: folder of the data; null for the one that the checkpoint names
     """
 
     root: str | None
@@ -92,11 +92,11 @@ class Predict:
 
     Args:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file
-        input: a picture, a folder of pictures, or a pattern such as 'shots/*.png'
-        invert: take the negative, as of black on white for a network of white on black; `auto` goes by the edge
-        center: scale and move what is drawn to where MNIST's digits are; null: in pictures that are inverted
-        top_k: how many classes to show for each picture
-        batch_size: pictures at a time
+        input: an image, a folder of images, or a pattern such as 'shots/*.png'
+        invert: take the negative, for dark on light where the network expects light on dark; `auto` looks at the edge
+        center: scale and center a drawing like MNIST's digits; null for inverted images only
+        top_k: how many classes to show for each image
+        batch_size: images at a time
         output: CSV file to write
         trust: packages of your own code that the checkpoint may name
     """
@@ -119,7 +119,7 @@ class Export:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file
         format: `onnx`, a graph for other programs; `safetensors` or `state_dict`, the weights for init= and torch
         output: file to write; null for model.onnx, model.safetensors or model.pth
-        normalize: take pictures as bytes and normalise them inside the ONNX graph
+        normalize: the ONNX graph takes uint8 images and normalises them itself
         trust: packages of your own code that the checkpoint may name
     """
 
@@ -135,18 +135,18 @@ class Sweep:
     """Keys of a sweep.
 
     Args:
-        search: `grid` runs every combination, `random` and `tpe` (Optuna) draw them
+        search: `grid` runs every combination, `random` and `tpe` (Optuna) sample them
         trials: jobs of a search
-        metric: figure that ranks the jobs and that a search improves, such as val_loss; null for the task's own
-        direction: whether a smaller or a larger metric is better; null to go by its name
+        metric: what ranks the jobs and what a search improves, such as val_loss; null for the usual one of the task
+        direction: whether a smaller or a larger metric is better; null if its name says it
         pruner: stops bad jobs of a search early: `median`, or `halving` (asynchronous successive halving)
-        seed: fixes what a search draws
+        seed: fixes what a search samples
         workers: jobs at a time; null for as many as there are GPUs, or cores of a CPU
-        job_timeout: time after which a job counts as hanging and is killed; null for no limit
+        job_timeout: kill a job that runs longer than this, such as 600 (seconds) or 10m; null for no limit
         retries: how often a job that failed is tried again, from its last checkpoint
         stop_on_failure: start no further job after one has failed, and stop the others after saving
         resume: folder of a sweep to continue, or `last`
-        retry_failed: with `resume`, also run the jobs again that failed
+        retry_failed: with `resume`, run failed jobs again, too
         dry: show the jobs and run none
         executor: where jobs run: `local` processes, a `ray` cluster, or `slurm`
         options: for the executor, such as {address: auto} for Ray or {slurm_partition: gpu} for Slurm

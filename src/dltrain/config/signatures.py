@@ -42,7 +42,7 @@ KNOWN = MappingProxyType(
 
 @dataclass(frozen=True)
 class Param:
-    """One keyword argument: its type hint (Any where it is unknown), whether it must be given, its meaning."""
+    """A keyword argument: its type hint (Any if unknown), whether it is required, and its meaning."""
 
     hint: Any
     required: bool
@@ -51,7 +51,7 @@ class Param:
 
 @dataclass(frozen=True)
 class Signature:
-    """Keyword arguments of a function or class; `takes_any` where it has **kwargs."""
+    """The keyword arguments of a function or class; `takes_any` is True if it has **kwargs."""
 
     summary: str
     keys: dict[str, Param]
@@ -59,7 +59,7 @@ class Signature:
 
 
 class SignatureNotFound(LookupError):
-    """There is no function or class of that name in that file."""
+    """Raised if a file has no function or class of a name."""
 
 
 @functools.cache
@@ -69,9 +69,9 @@ def _parsed(source: str) -> ast.Module:
 
 @functools.cache
 def builtin(source: str, name: str) -> Signature:
-    """Signature of the public function or class called `name`, in any case, in a source file of this package.
+    """Return the signature of the public function or class `name` (in any case) in a source file of this package.
 
-    A class NetOfMine is `netofmine` or `net_of_mine`. Raises NoSuch where there is none.
+    A class NetOfMine is `netofmine` or `net_of_mine`. Raises SignatureNotFound if there is none.
     """
     if not (PACKAGE / source).is_file():
         raise SignatureNotFound(source)
@@ -90,12 +90,12 @@ def builtin(source: str, name: str) -> Signature:
 
 
 def matches_name(definition: str, name: str) -> bool:
-    """Whether a function or class goes by a name: my_net or mynet for MyNet."""
+    """True if an option's name means this function or class: my_net and mynet mean MyNet."""
     return definition.lower() in (name.lower(), name.lower().replace("_", ""))
 
 
 def public_names(source: str) -> list[str]:
-    """Public functions and classes defined in a source file, in lower case."""
+    """Return the public functions and classes of a source file, in lower case."""
     tree = _parsed(source)
     definitions = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
     return [node.name.lower() for node in definitions if not node.name.startswith("_")]
@@ -131,7 +131,7 @@ def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) ->
 
 
 def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
-    """The object a type hint stands for, from the few forms that config keys need; anything else is Any."""
+    """Return the object of a type hint, for the few forms that config keys need; Any for other forms."""
     match node:
         case ast.Constant(value=value):
             return value
@@ -157,9 +157,9 @@ def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
 
 
 def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, str]:
-    """The entries `name: meaning` of a docstring's Args section; the further lines of one stand further right.
+    """Return the entries `name: meaning` of a docstring's Args section; continuation lines are indented further.
 
-    One of `names` begins an entry wherever it stands.
+    A line that begins with one of `names` starts an entry at any indentation.
     """
     meanings: dict[str, str] = {}
     name, depth = "", 0
@@ -178,9 +178,9 @@ def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, s
 
 
 def user_object(path: str) -> Any:
-    """What an import path such as `my_package.nets:MyNet` names; the current folder is searched first.
+    """Import the object of a path such as `my_package.nets:MyNet`; the current folder is searched first.
 
-    Raises ConfigError where there is no such module or name.
+    Raises ConfigError if there is no such module or name.
     """
     module_name, _, name = path.partition(":")
     folder = str(Path.cwd())
@@ -196,14 +196,14 @@ def user_object(path: str) -> Any:
 
 
 def user_signature(found: Any) -> Signature:
-    """Signature of a user's own function or class."""
+    """Return the signature of a user's function or class."""
     function = found.__init__ if inspect.isclass(found) else found
     try:
         parameters = dict(inspect.signature(found).parameters)
     except (TypeError, ValueError):  # built in C
         return Signature(inspect.getdoc(found) or "", {}, takes_any=True)
     hints: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # hints that name what is not imported: then they allow every value
+    with contextlib.suppress(Exception):  # hints with names that are not imported: then every value is allowed
         hints = typing.get_type_hints(function, include_extras=True)
     document = inspect.getdoc(found) or ""
     meanings = argument_meanings(document, parameters)

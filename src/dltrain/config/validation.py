@@ -1,4 +1,4 @@
-"""Checks a whole config at once against the signatures it stands for. Imports no torch."""
+"""Check a whole config against the signatures of the code that it names. Imports no torch."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from dltrain.config.registry import COMMANDS, GROUPS, OPTIONAL, REQUIRED, WHOLE,
 from dltrain.config.signatures import Param, Signature
 from dltrain.runtime.errors import ConfigError
 
-TYPED = "the command line"  # an origin of keys
+TYPED = "the command line"  # the origin of a typed key
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class Problem:
 
 
 def raise_problems(faults: list[Problem]) -> None:
-    """Raise a ConfigError that tells all faults at once, one a line; none is fine."""
+    """Raise a ConfigError with all problems, one a line, if there are any."""
     if faults:
         raise ConfigError("\n".join(str(fault) for fault in faults))
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` with the nearest known name, compared whole or by its last part; else all of a few."""
+    """Return `; did you mean X?` with the nearest name, compared whole or by its last part; else all names if few."""
     known = list(dict.fromkeys(known))
-    # Of three names all can be told: only a near miss is worth a guess (gpu is not meant as cpu).
+    # Up to three names can all be listed: only a near miss is worth a guess (gpu is not meant as cpu).
     cutoff = 0.8 if len(known) <= 3 else 0.6
     parent, _, last = word.rpartition(".")
     beside = {key.rpartition(".")[2]: key for key in known if parent and key.rpartition(".")[0] == parent}
-    # What names share with their neighbours makes none of them nearer; of the group itself they are not meant.
+    # A prefix that names share makes none of them nearer; the group itself is not meant.
     others = [key for key in known if key not in beside.values() and not word.startswith(f"{key}.")]
     nearest = [beside[key] for key in difflib.get_close_matches(last, beside, 1, max(cutoff, 0.65))]
     nearest = nearest or difflib.get_close_matches(word, others, 1, cutoff)
@@ -51,12 +51,12 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def validate(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
-    """Raise a ConfigError that tells all faults of a config, one a line."""
+    """Raise a ConfigError with all problems of a config, one a line."""
     raise_problems(find_problems(config, command, origin))
 
 
 def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Problem]:
-    """All faults of a composed config, its interpolations resolved; `origin` tells where a key's value is from."""
+    """Return all problems of a composed and resolved config; `origin` says where a key's value comes from."""
 
     def where(key: str) -> str:
         return f" (from {place})" if (place := origin(key)) else ""
@@ -65,7 +65,7 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
     settings = signatures.builtin(source, name)
     faults = []
     top = {key: value for key, value in config.items() if key not in nodes}
-    own = top.get("experiment")  # keys of a file that speaks of itself, not of the whole config
+    own = top.get("experiment")  # keys of an experiment without its first line land here
     is_lost = isinstance(own, dict | list) and not any(TYPED in where(f"experiment.{key}") for key in own)
     if command == "train" and is_lost:
         del top["experiment"]
@@ -146,7 +146,7 @@ def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[Probl
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:
-    """Keys of a node as it is configured, for suggestions."""
+    """Return the keys of a node as it is configured, for suggestions."""
     if place is not None:
         return list(signatures.builtin(*place).keys)
     own = config.get(node)
