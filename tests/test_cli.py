@@ -14,6 +14,7 @@ from dltrain.config.composition import compose
 from dltrain.runtime.errors import ConfigError
 from support import generated
 from support.command import Command
+from support.tiers import mostly_slow
 
 NO_TORCH = """
 import sys
@@ -396,7 +397,7 @@ def test_a_problem_given_twice_is_reported_once(dltrain: Command) -> None:
     assert (result.code, result.err.count("schedule.strat")) == (2, 1), result.err
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", mostly_slow(["ascii", "latin-1"], fast=["ascii"]))
 def test_an_encoding_without_the_letters_of_a_table_costs_nothing(tmp_path: Path, encoding: str) -> None:
     words = ["train", "-m", "seed=1,2", "model=mlp", "epochs=1", "limit_steps=2", "device.threads=1"]
     found = subprocess.run(
@@ -415,7 +416,9 @@ def test_an_encoding_without_the_letters_of_a_table_costs_nothing(tmp_path: Path
     [
         ["list"],
         ["train", "epochs=1", "limit_steps=2", "device.threads=1"],
-        ["train", "-m", "seed=1,2", "epochs=1", "limit_steps=2", "device.threads=1"],
+        pytest.param(
+            ["train", "-m", "seed=1,2", "epochs=1", "limit_steps=2", "device.threads=1"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_closed_standard_output_is_no_reason_to_fail(tmp_path: Path, words: list[str]) -> None:

@@ -83,8 +83,9 @@ def check_killed_sweep(lives: Nursery, tmp_path: Path, kills: int, sweep: tuple[
     print(f"{met} kills")
 
 
-def test_a_killed_sweep_resumes_to_the_same_table(lives: Nursery, tmp_path: Path) -> None:
-    check_killed_sweep(lives, tmp_path, 4, ("epochs=20", "optim.lr=0.1,0.01", "seed=range(4)"), seed=0)
+@pytest.mark.parametrize(("kills", "seeds"), [(2, 2), pytest.param(4, 4, marks=pytest.mark.slow)])
+def test_a_killed_sweep_resumes_to_the_same_table(lives: Nursery, tmp_path: Path, kills: int, seeds: int) -> None:
+    check_killed_sweep(lives, tmp_path, kills, ("epochs=20", "optim.lr=0.1,0.01", f"seed=range({seeds})"), seed=0)
 
 
 @pytest.mark.torture

@@ -104,7 +104,8 @@ def test_the_metric_and_its_direction_can_be_chosen(dltrain: Command, words: lis
     assert f"{values[0]:.4f}" in table[0]
 
 
-@pytest.mark.parametrize("pruner", mostly_slow(["median", "halving"], fast=["median"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_bad_jobs_are_pruned(dltrain: Command, pruner: str) -> None:
     words = ("optim.lr=0.05,0.04,1e-7", "sweep.search=random", "sweep.trials=16", "epochs=30", f"sweep.pruner={pruner}")
     result = dltrain("train", "-m", *QUICK[:-1], *words, "data.val=0.5", "sweep.workers=2", "sweep.seed=3")
@@ -179,8 +180,11 @@ def check_killed_search(lives: Nursery, tmp_path: Path, kills: int, trials: int,
             assert trial.value == float(row["val_accuracy"])
 
 
-def test_a_killed_search_ends_with_the_exact_number_of_trials(lives: Nursery, tmp_path: Path) -> None:
-    check_killed_search(lives, tmp_path, kills=3, trials=10, seed=0)
+@pytest.mark.parametrize(("kills", "trials"), [(1, 4), pytest.param(3, 10, marks=pytest.mark.slow)])
+def test_a_killed_search_ends_with_the_exact_number_of_trials(
+    lives: Nursery, tmp_path: Path, kills: int, trials: int
+) -> None:
+    check_killed_search(lives, tmp_path, kills=kills, trials=trials, seed=0)
 
 
 @pytest.mark.torture
