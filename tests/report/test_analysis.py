@@ -189,15 +189,15 @@ def test_mistaken_images_are_bytes_with_a_title() -> None:
 @pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 1)])
 def test_an_image_of_any_number_of_channels_can_be_shown(channels: int, shown: int) -> None:
     image = torch.full((channels, 5, 6), 40, dtype=torch.uint8)
-    found = analysis.picture(image)
+    found = analysis.to_uint8(image)
     assert (tuple(found.shape), found.unique().tolist()) == ((shown, 5, 6), [40])
     assert decoded(analysis.data_url(found)).shape[:2] == (5, 6)
 
 
 def test_an_image_of_floats_is_scaled_from_black_to_white() -> None:
     image = torch.tensor([[[-2.0, 0.0, 2.0]]])
-    assert analysis.picture(image).flatten().tolist() == [0, 128, 255]
-    assert analysis.picture(torch.zeros(1, 1, 3)).flatten().tolist() == [0, 0, 0]
+    assert analysis.to_uint8(image).flatten().tolist() == [0, 128, 255]
+    assert analysis.to_uint8(torch.zeros(1, 1, 3)).flatten().tolist() == [0, 0, 0]
 
 
 def test_large_images_are_shown_small() -> None:

@@ -134,7 +134,7 @@ def test_an_analysis_that_no_run_writes_is_one_error(tmp_path: Path, change: dic
     folder = folders.write_run(tmp_path / "run", ["a", "b"])
     content = json.loads((folder / "analysis.json").read_text()) | change
     (folder / "analysis.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="not what a run writes"):
+    with pytest.raises(InputError, match="content that no run writes"):
         text_of(folder)
 
 
@@ -190,7 +190,7 @@ def test_the_content_policy_of_a_page_allows_only_its_scripts(tmp_path: Path) ->
 def test_another_s_file_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("<html>mine</html>")
-    with pytest.raises(OutputError, match="no page of dltrain's"):
+    with pytest.raises(OutputError, match="not a page of dltrain"):
         page.write(path, "new")
     assert path.read_text() == "<html>mine</html>"
 
@@ -302,7 +302,9 @@ def test_other_tasks_have_pages_too(dltrain: Command, task: str) -> None:
     result = dltrain("train", *words, "epochs=1", "device.threads=1")
     assert result.code == 0, result.err
     text = (result.folder / "report.html").read_text()
-    assert {"regression": "Predicted by true numbers", "reconstruction": "what it draws of them"}[task] in text
+    assert {"regression": "Predicted over true values", "reconstruction": "Images and their reconstructions"}[
+        task
+    ] in text
 
 
 def test_without_report_a_run_leaves_no_page_and_no_analysis_for_it(dltrain: Command) -> None:
@@ -415,10 +417,10 @@ def test_a_pipe_or_a_link_in_a_folder_is_not_read(dltrain: Command, tmp_path: Pa
     folder = folders.write_run(tmp_path / "run", ["a", "b"])
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    assert "is no plain file" in dltrain("report", "run").err
+    assert "is not a regular file" in dltrain("report", "run").err
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/zero")
-    assert "is no plain file" in dltrain("report", "run").err
+    assert "is not a regular file" in dltrain("report", "run").err
 
 
 @pytest.mark.parametrize("name", ["a,b", "7", "outputs-${oc.env:HOME}", "x=y"])
@@ -464,7 +466,7 @@ def test_a_run_from_python_shows_no_sources(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     summary = train(compose("train", ["model=mlp", "epochs=1", "optim.lr=0.07", "data.limit=50"]))
     text = (tmp_path / summary["folder"] / "report.html").read_text()
-    assert "was not noted" in text
+    assert "was not recorded" in text
     assert "all values are defaults" not in text
 
 

@@ -13,7 +13,7 @@ from dltrain.sweeps.results import Metric
 from support import pages as folders
 from support.browser import chromium, not_drawn, opened
 
-pytestmark = pytest.mark.skipif(not run_page.page.FIGURES.exists(), reason="needs dltrain to be installed")
+pytestmark = pytest.mark.skipif(not run_page.page.VEGA.exists(), reason="needs dltrain to be installed")
 
 ACCURACY = Metric("val_accuracy", smaller_is_better=False)
 SIZES = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 400)]

@@ -1,1 +1,1 @@
-"""Pages that people open: of one run, and of several runs side by side."""
+"""Console output, files, trackers and HTML pages of runs."""

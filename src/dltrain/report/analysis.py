@@ -1,8 +1,8 @@
-"""What a network does on a split, as plain data: confusions, calibration, its surest mistakes, where it looks.
+"""Analysis of a network on a split, as plain data: confusion matrix, calibration, most confident mistakes, attention.
 
-Knows tensors and pictures in memory; knows no files, no console, no config. A network that can tell where it looks has
-a method `attention_map(images)`: weights (B, h, w) for images (B, C, H, W), each picture's adding up to 1, for an h x w
-grid laid over the picture; or None where this one cannot. It is called in evaluation mode, without gradients.
+Knows tensors and images in memory; knows no files, no console, no config. A network that can show its attention has a
+method `attention_map(images)`. It returns weights (B, h, w) for images (B, C, H, W), those of each image summing to 1,
+for an h x w grid laid over the image; or None. It is called in evaluation mode, without gradients.
 """
 
 import base64
@@ -23,9 +23,9 @@ from dltrain.runtime.devices import Runtime
 log = logging.getLogger(__name__)
 
 BINS = 15  # Guo et al.: On calibration of modern neural networks. ICML 2017
-MOST_MISTAKES, MOST_POINTS, MOST_PICTURES, MOST_MAPS = 24, 500, 12, 6
-MOST_CLASSES = 1000  # of a matrix of confusions, which has their square
-LARGEST_SIDE = 128  # pixels of a picture that is shown
+MOST_MISTAKES, MOST_POINTS, MOST_IMAGES, MOST_MAPS = 24, 500, 12, 6
+MOST_CLASSES = 1000  # of a confusion matrix, whose size is their square
+LARGEST_SIDE = 128  # pixels of an image on the page
 
 
 def analyze(
@@ -38,48 +38,48 @@ def analyze(
     *,
     split: str,
 ) -> dict[str, Any]:
-    """What there is to see of a network on a split, as JSON can hold it; costs one pass over the examples.
+    """Return the analysis of a network on a split as plain data for JSON; costs one pass over the examples.
 
     Args:
-        examples: the split, whose pictures are shown
-        batches: the same examples as the network takes them
-        classes: names of all classes the network knows
+        examples: the split, whose images are shown
+        batches: the same examples as input of the network
+        classes: names of all classes of the network
 
-    Keys are `task`, `split` and `examples`; of a classification `classes`, those of `classified`, `mistakes` (the
-    surest ones) and `attention`; of a regression `points` (true, predicted); of a reconstruction `pictures`. Pictures
-    are PNG as data URLs. What makes no sense is left out.
+    The keys are `task`, `split` and `examples`; for classification also `classes`, those of `classified`, `mistakes`
+    (the most confident ones) and `attention`; for regression `points` (true, predicted); for reconstruction `pictures`.
+    Images are PNG as data URLs.
     """
-    found: dict[str, Any] = {"task": task_name, "split": split, "examples": len(examples.images)}
+    analysis: dict[str, Any] = {"task": task_name, "split": split, "examples": len(examples.images)}
     was_training = model.training
     model.eval()
     if task_name == "classification":
         outputs = predict(model, batches, runtime)
         predicted = outputs.argmax(dim=1)
-        found |= {"classes": list(classes), **classified(outputs, examples.targets, classes)}
-        found["mistakes"] = _mistakes(outputs, examples, classes)
+        analysis |= {"classes": list(classes), **classified(outputs, examples.targets, classes)}
+        analysis["mistakes"] = _mistakes(outputs, examples, classes)
         if maps := _attention(model, examples, batches, predicted, classes, runtime):
-            found["attention"] = maps
+            analysis["attention"] = maps
     elif task_name == "regression":
-        found["points"] = _points(examples.targets, predict(model, batches, runtime))
+        analysis["points"] = _points(examples.targets, predict(model, batches, runtime))
     elif task_name == "reconstruction":
-        found["pictures"] = _reconstructions(model, examples, batches, runtime)
+        analysis["pictures"] = _reconstructions(model, examples, batches, runtime)
     model.train(was_training)
-    return found
+    return analysis
 
 
 def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Figures of logits (N, K) on the CPU against classes (N,).
+    """Return the metrics of logits (N, K) on the CPU for the true classes (N,).
 
-    `confusion` (rows are the true class, columns the predicted one; left out above 1,000 classes), `per_class` and
-    `calibration`. A class that is never predicted, or never there, has no share of anything: 0 by convention.
+    The keys are `confusion` (rows are true classes, columns predicted ones; left out above 1,000 classes), `per_class`
+    and `calibration`. Precision, recall and F1 of a class without predictions or examples are 0 by convention.
     """
     K = len(classes)
     predicted = outputs.argmax(dim=1)
     correct = predicted == targets
     hits, true, claimed = (
-        torch.bincount(each, minlength=K).double() for each in (targets[correct], targets, predicted)
+        torch.bincount(labels, minlength=K).double() for labels in (targets[correct], targets, predicted)
     )
-    shares = zip(
+    rows = zip(
         classes,
         (hits / claimed.clamp(min=1)).tolist(),
         (hits / true.clamp(min=1)).tolist(),
@@ -92,17 +92,17 @@ def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict
         **({} if pairs is None else {"confusion": pairs}),
         "per_class": {
             name: {"precision": precision, "recall": recall, "f1": f1, "examples": count}
-            for name, precision, recall, f1, count in shares
+            for name, precision, recall, f1, count in rows
         },
         "calibration": calibration(_confidence(outputs), correct),
     }
 
 
 def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
-    """Expected calibration error of predictions with a confidence (N,) that are correct (N,) or not.
+    """Return the expected calibration error of predictions with a confidence (N,) that are correct (N,) or not.
 
-    In 15 equal bins, each open below and closed above: the mean over examples of the distance between a bin's mean
-    confidence and its accuracy, both 0 in an empty one (Guo et al., 2017).
+    It uses 15 equal bins, open below and closed above: the mean over the examples of the distance between the mean
+    confidence of a bin and its accuracy, both 0 in an empty bin (Guo et al., 2017).
     """
     confidence = confidence.double()
     bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
@@ -115,27 +115,27 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
     return {
         "error": float((counts * (mean - accuracy).abs()).sum() / counts.sum()),
         "bins": [
-            {"from": index / BINS, "to": (index + 1) / BINS, "count": count, "confidence": sure, "accuracy": right}
-            for index, (count, sure, right) in enumerate(rows)
+            {"from": index / BINS, "to": (index + 1) / BINS, "count": count, "confidence": confident, "accuracy": right}
+            for index, (count, confident, right) in enumerate(rows)
         ],
     }
 
 
 def mistaken_pictures(examples: Examples, analysis: dict[str, Any]) -> list[tuple[Tensor, str]]:
-    """The pictures of an analysis's mistakes, uint8 (1 or 3, H, W), each with its title: for TensorBoard."""
+    """Return the images of the mistakes, uint8 (1 or 3, H, W), each with its title, for TensorBoard."""
     return [
         (
-            picture(examples.images[each["index"]]),
-            f"{each['index']}: {each['true']} taken for {each['predicted']} ({each['probability']:.2f})",
+            to_uint8(examples.images[mistake["index"]]),
+            f"{mistake['index']}: {mistake['true']} taken for {mistake['predicted']} ({mistake['probability']:.2f})",
         )
-        for each in analysis.get("mistakes", [])
+        for mistake in analysis.get("mistakes", [])
     ]
 
 
-def picture(image: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """An image (C, H, W) to be looked at, uint8 (1 or 3, H, W): other channels are averaged.
+def to_uint8(image: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Return an image (C, H, W) for display, uint8 (1 or 3, H, W); other numbers of channels are averaged.
 
-    Bytes stay as they are; numbers go from `low` (black) to `high` (white), by default the image's own extremes.
+    uint8 values are kept. Floats are scaled from `low` (black) to `high` (white), by default the extremes of the image.
     """
     if image.dtype != torch.uint8:
         low = float(image.min()) if low is None else low
@@ -145,7 +145,7 @@ def picture(image: Tensor, low: float | None = None, high: float | None = None) 
 
 
 def data_url(image: Tensor) -> str:
-    """A picture, uint8 (1 or 3, H, W), as a PNG in a URL, at most 128 pixels wide and high."""
+    """Return an image, uint8 (1 or 3, H, W), as a PNG in a URL, at most 128 pixels wide and high."""
     pixels = image.cpu()
     shown = Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0).contiguous()).numpy())
     shown.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
@@ -155,31 +155,31 @@ def data_url(image: Tensor) -> str:
 
 
 def _confidence(outputs: Tensor) -> Tensor:
-    """Probability (N,) of the predicted class; of outputs that are no numbers 0."""
+    """Return the probability (N,) of the predicted class, 0 for outputs that are NaN."""
     return outputs.softmax(dim=1).gather(1, outputs.argmax(dim=1, keepdim=True)).flatten().nan_to_num(0)
 
 
 def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> list[dict[str, Any]]:
     predicted, confidence = outputs.argmax(dim=1), _confidence(outputs)
     wrong = (predicted != examples.targets).nonzero().flatten()
-    surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
+    most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
     return [
-        {**_told(index, examples, predicted, classes), "probability": float(confidence[index])}
-        for index in surest.tolist()
+        {**_row(index, examples, predicted, classes), "probability": float(confidence[index])}
+        for index in most_confident.tolist()
     ]
 
 
-def _told(index: int, examples: Examples, predicted: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+def _row(index: int, examples: Examples, predicted: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "index": index,
         "true": classes[int(examples.targets[index])],
         "predicted": classes[int(predicted[index])],
-        "image": data_url(picture(examples.images[index])),
+        "image": data_url(to_uint8(examples.images[index])),
     }
 
 
 def _spread(count: int, most: int) -> Tensor:
-    """At most `most` of `count` indices, evenly spaced: a data set may be sorted by class."""
+    """Return at most `most` of `count` indices, evenly spaced because a data set may be sorted by class."""
     kept = min(count, most)
     return torch.arange(kept) * count // max(kept, 1)
 
@@ -199,23 +199,23 @@ def _attention(
     try:
         with torch.no_grad(), runtime.autocast():
             maps = attention_map(batches.normalize(batches.images[chosen.to(batches.images.device)]))
-    except Exception as error:  # a user's own code; a run does not fail for want of a picture
+    except Exception as error:  # code of a user; a run does not fail for a missing chart
         log.warning("attention_map of the model failed and is left out: %s: %s", type(error).__name__, error)
         return []
     if maps is None:
         return []
     if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != len(chosen):
-        found = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        log.warning("attention_map of the model must return weights (%d, h, w); got %s, left out", len(chosen), found)
+        shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        log.warning("attention_map of the model must return weights (%d, h, w); got %s, left out", len(chosen), shape)
         return []
     return [
-        {**_told(index, examples, predicted, classes), "weights": weights}
+        {**_row(index, examples, predicted, classes), "weights": weights}
         for index, weights in zip(chosen.tolist(), maps.float().nan_to_num(0).cpu().tolist(), strict=True)
     ]
 
 
 def _points(targets: Tensor, outputs: Tensor) -> list[list[float]]:
-    """Pairs of true and predicted numbers, those that JSON can hold."""
+    """Return pairs of true and predicted numbers that are finite, as JSON requires."""
     pairs = torch.stack([targets.flatten().double(), outputs.flatten().double()], dim=1)
     pairs = pairs[_spread(len(pairs), MOST_POINTS)]
     return pairs[pairs.isfinite().all(dim=1)].tolist()
@@ -225,14 +225,14 @@ def _points(targets: Tensor, outputs: Tensor) -> list[list[float]]:
 def _reconstructions(
     model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime
 ) -> list[dict[str, Any]]:
-    chosen = _spread(len(examples.images), MOST_PICTURES)
+    chosen = _spread(len(examples.images), MOST_IMAGES)
     with runtime.autocast():
         outputs = model(batches.normalize(batches.images[chosen.to(batches.images.device)]))
-    drawn = ((outputs.float() - batches.shift) / batches.scale).cpu()  # in the units of the examples again
+    images = ((outputs.float() - batches.shift) / batches.scale).cpu()  # back in the units of the examples
     rows = []
-    for index, output in zip(chosen.tolist(), drawn, strict=True):
+    for index, output in zip(chosen.tolist(), images, strict=True):
         image = examples.images[index]
         low, high = (0.0, 255.0) if image.dtype == torch.uint8 else (float(image.min()), float(image.max()))
-        shown = {"image": picture(image), "output": picture(output, low, high)}
-        rows.append({"index": index, **{name: data_url(each) for name, each in shown.items()}})
+        urls = {"image": data_url(to_uint8(image)), "output": data_url(to_uint8(output, low, high))}
+        rows.append({"index": index, **urls})
     return rows

@@ -1,12 +1,14 @@
-"""What a person sees of a run: a live line on a terminal, plain lines elsewhere. Writes no files."""
+"""Console output of a run: a live line on a terminal, plain lines elsewhere. Writes no files."""
 
 import contextlib
 import datetime
 import io
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,26 +25,30 @@ from dltrain.runtime.errors import printable, sanitize_record
 if TYPE_CHECKING:
     from dltrain.engine import Record
 
-import math
-from dataclasses import dataclass, field
+log = logging.getLogger(__name__)
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-FEWEST = 6  # blocks of a long curve; at the most twice as many
+FEWEST = 6  # blocks of a long curve, which has fewer than twice as many
+REDRAW_SECONDS = 0.1
+PLAIN_SECONDS = 10.0
+MOST_LINES = 50
+CONSOLE = "dltrain console"  # name of the handler, so that there is only one
+PARTS = "parts"  # attribute of a log record: the parts of its line with their ranks, for a narrow terminal
 
 
 @dataclass
 class Sparkline:
-    """Means of equally many figures each; where they become too many two are made one, so that it stays short."""
+    """A curve as block characters, each the mean of equally many values; neighbours are merged to keep it short."""
 
     means: list[float] = field(default_factory=list)
     pending: list[float] = field(default_factory=list)
-    each: int = 1  # figures of a mean
+    each: int = 1  # values per mean
 
-    def add(self, figure: float) -> None:
-        """Take in a further figure; one that is no number is left out."""
-        if not math.isfinite(figure):
+    def add(self, value: float) -> None:
+        """Append a value; NaN and infinity are left out."""
+        if not math.isfinite(value):
             return
-        self.pending.append(figure)
+        self.pending.append(value)
         if len(self.pending) == self.each:
             self.means.append(sum(self.pending) / self.each)
             self.pending = []
@@ -59,25 +65,16 @@ class Sparkline:
         return "".join(BLOCKS[round((mean - low) * scale)] for mean in self.means)
 
 
-log = logging.getLogger(__name__)
-
-REDRAW_SECONDS = 0.1
-PLAIN_SECONDS = 10.0
-MOST_LINES = 50
-CONSOLE = "dltrain console"  # name of the handler, so that there is only one
-PARTS = "parts"  # of a log record: its line in pieces with ranks, for a narrow terminal
-
-
 class _Lines(logging.StreamHandler[TextIO]):
-    """Plain lines; where nobody can read them any more the run goes on, and train.log has them all."""
+    """Plain lines; if stdout is closed the run continues, and train.log has all lines."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
-class _Drawn(RichHandler):
-    """Lines on a terminal; of one that is too wide and comes in parts, those that have room."""
+class _TerminalLines(RichHandler):
+    """Lines on a terminal; a line that is too wide is reduced to the parts that fit, if it has parts."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
@@ -90,7 +87,7 @@ class _Drawn(RichHandler):
 
 
 def start_logging() -> None:
-    """Let dltrain's log lines go to the console, once: on a terminal by rich, elsewhere as plain lines."""
+    """Send the log lines of dltrain to the console once: by rich on a terminal, else as plain lines."""
     logger = logging.getLogger("dltrain")
     logger.setLevel(logging.INFO)
     logger.propagate = False  # the root logger belongs to the program that imports dltrain
@@ -98,59 +95,59 @@ def start_logging() -> None:
         logger.removeHandler(old)
     handler: logging.Handler = _Lines(sys.stdout)
     if terminal.is_interactive(sys.stdout):
-        handler = _Drawn(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
+        handler = _TerminalLines(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
     handler.set_name(CONSOLE)
     handler.addFilter(sanitize_record)
     logger.addHandler(handler)
 
 
 class Display:
-    """Progress of one run: epoch, step, figures, the curve of the loss, the best so far and the time left."""
+    """Progress of a run: epoch, step, metrics, curve of the loss, best validation metric and time left."""
 
     def __init__(self, epochs: int, steps: int, first_step: int) -> None:
         self.epochs, self.steps, self.first_step = epochs, steps, first_step
-        self.figures: dict[str, dict[str, float]] = {}  # split to its latest
+        self.metrics: dict[str, dict[str, float]] = {}  # the latest of each split
         self.losses = Sparkline()
         self.began = self.drawn = self.line_at = time.perf_counter()
         handlers = logging.getLogger("dltrain").handlers
-        console = next((handler.console for handler in handlers if isinstance(handler, _Drawn)), None)
+        console = next((handler.console for handler in handlers if isinstance(handler, _TerminalLines)), None)
         self.live: Live | None = None
         if console is not None:
             self.live = Live(Text("starts"), console=console, transient=True, auto_refresh=False)
-            with contextlib.suppress(OSError):  # a terminal that was closed; train.log has all
+            with contextlib.suppress(OSError):  # the terminal was closed; train.log has all lines
                 self.live.start()
 
     def show(self, records: "list[Record]", step: int, best: Mapping[str, Any]) -> None:
-        """Show where the run is, and the figures of records where there are some; `best` is the best record so far."""
+        """Show the progress of the run and the metrics of new records; `best` is the best record so far."""
         for record in records:
-            self.figures[record.split] = record.values
+            self.metrics[record.split] = record.values
             if record.split == "train":
                 self.losses.add(record.values["loss"])
         if records and self._is_worth_a_line(records[-1]):
             epoch = records[-1].epoch
             place = f"{epoch:>{len(str(self.epochs))}.0f}" if epoch.is_integer() else f"{epoch:.2f}"
-            told = [f"{record.split} {_told(record.values)}" for record in records]
+            texts = [f"{record.split} {_metrics_text(record.values)}" for record in records]
             if shown := _best(best):
-                told.append(f"best {shown[0]} in epoch {shown[1]}")
+                texts.append(f"best {shown[0]} in epoch {shown[1]}")
             parts = [(0, f"epoch {place}/{self.epochs}"), (8, f"step {step}")]
             parts += _parts({record.split: record.values for record in records}, best)
-            log.info("epoch %s/%d step %d: %s", place, self.epochs, step, ", ".join(told), extra={PARTS: parts})
+            log.info("epoch %s/%d step %d: %s", place, self.epochs, step, ", ".join(texts), extra={PARTS: parts})
             self.line_at = time.perf_counter()
         if self.live is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
             self.drawn = time.perf_counter()
-            # One column is left free: some terminals go to the next line when the last one is written.
+            # One column is left free: some terminals wrap when the last one is written.
             line = terminal.fit_parts(self._line(step, best), self.live.console.width - 1)
             with contextlib.suppress(OSError):
                 self.live.update(Text(line, no_wrap=True, overflow="crop"), refresh=True)
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self.live is not None:
             with contextlib.suppress(OSError):
                 self.live.stop()
 
     def _line(self, step: int, best: Mapping[str, Any]) -> list[tuple[int, str]]:
-        """The parts of the live line."""
+        """Return the parts of the live line with their ranks."""
         assert self.live is not None
         total, done = self.epochs * self.steps, step - self.first_step
         seconds = (self.drawn - self.began) / max(1, done) * (total - step)
@@ -160,29 +157,29 @@ class Display:
             (5, f"{datetime.timedelta(seconds=round(seconds))} left" if done else "-:--:-- left"),
             (0, f"epoch {min(step // self.steps + 1, self.epochs)}/{self.epochs}"),
             (8, f"step {step}"),
-            (3, f"{self.losses!s:{2 * FEWEST - 1}}" if drawable else ""),  # of one width, so that nothing jumps
-            *_parts(self.figures, best),
+            (3, f"{self.losses!s:{2 * FEWEST - 1}}" if drawable else ""),  # of constant width, so that nothing jumps
+            *_parts(self.metrics, best),
         ]
 
     def _is_worth_a_line(self, record: "Record") -> bool:
-        """Ends of epochs, fifty at the most in a run; without a terminal also a sign of life every few seconds."""
+        """True at the end of an epoch, at most fifty times in a run; without a terminal also every ten seconds."""
         if record.epoch.is_integer():
             return record.epoch == self.epochs or record.epoch % -(-self.epochs // MOST_LINES) == 0
         return self.live is None and time.perf_counter() - self.line_at > PLAIN_SECONDS
 
 
 def _best(best: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The figure by which weights are the best so far, and the epoch; None without a validation set."""
+    """Return the best validation metric and its epoch; None without a validation set."""
     if best.get("split") != "val":
         return None
     name = "accuracy" if "accuracy" in best else "loss"
     return f"val {name} {format_number(best[name])}", f"{best['epoch']:g}"
 
 
-def _parts(figures: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Figures one by one, with ranks by which they are left out where there is no room."""
+def _parts(metrics: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Return the metrics as parts of a line; those with the highest rank are left out first if space is short."""
     parts = []
-    for split, values in figures.items():
+    for split, values in metrics.items():
         for key, value in values.items():
             if key == "examples_per_second":
                 parts.append((9, f"{value:,.0f}/s"))
@@ -194,8 +191,8 @@ def _parts(figures: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) 
     return [*parts, (2, f"best {shown[0].rpartition(' ')[2]} at {shown[1]}" if shown else "")]
 
 
-def _told(values: Mapping[str, float]) -> str:
-    """Figures of a record in one piece: loss 0.1674 accuracy 0.9475 5,811/s."""
+def _metrics_text(values: Mapping[str, float]) -> str:
+    """Return the metrics of a record as one text: loss 0.1674 accuracy 0.9475 5,811/s."""
     shown = [
         f"{key} {format_number(value)}" for key, value in values.items() if key not in ("lr", "examples_per_second")
     ]
@@ -211,7 +208,7 @@ def format_number(value: float) -> str:
 
 
 def show_metrics(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a table with a row for each split and a column for each figure."""
+    """Print a table with a row for each split and a column for each metric."""
     columns = list(dict.fromkeys(key for values in rows.values() for key in values))
     table = Table(title=printable(title), title_justify="left", min_width=len(title))
     for column in ["", *columns]:
@@ -222,9 +219,9 @@ def show_metrics(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
-    """The final figures of a run, and where its files are."""
+    """Print the final metrics of a run and where its files are."""
     best = summary["best"]
-    label = "best" if best["split"] == "val" else best["split"]  # without validation the last weights are tested
+    label = "best" if best["split"] == "val" else best["split"]  # without a validation set the last weights are tested
     rows = {"val": summary["val"], label: best, "test": summary["test"]}
     rows = {name: row for name, row in rows.items() if row and "loss" in row}
     skipped = ("split", "step", "epoch", "lr", "examples_per_second")
@@ -234,12 +231,12 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def show_table(table: Table) -> None:
-    """Print a table, as wide as it needs where there is no terminal to fit into."""
-    with contextlib.suppress(OSError):  # as with lines
+    """Print a table, at its full width if there is no terminal to fit into."""
+    with contextlib.suppress(OSError):  # as for lines
         if not terminal.has_box_drawing(sys.stdout):
             table.box = box.ASCII2
         if terminal.is_interactive(sys.stdout):
-            Console(markup=False).print(table)  # brackets in a path or a class's name are no colours
+            Console(markup=False).print(table)  # brackets in a path or the name of a class are not colours
             return
         text = io.StringIO()
         columns = terminal.width() if sys.stdout.isatty() else 200

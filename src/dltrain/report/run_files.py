@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, train.log, config.yaml, summary.json."""
+"""Files that a run writes: metrics.jsonl, train.log, config.yaml, summary.json."""
 
 import contextlib
 import errno
@@ -22,10 +22,10 @@ from dltrain.runtime.errors import OutputError, UserError, sanitize_record
 
 @contextlib.contextmanager
 def run_log() -> Iterator[Callable[[Path], None]]:
-    """Keep dltrain's log lines of a run; the function it gives writes them to a file, those from before and after.
+    """Hold the log lines of a run; the function it yields writes them, and all later ones, to a file.
 
-    So a picture that is left out while the data is read stands in train.log, though the folder is only made when all
-    that a mistake could stop is done.
+    So train.log has what was logged before the folder existed, such as an image that was left out while the data was
+    read: the folder is only created after everything that a mistake of the user could stop.
     """
     held = logging.handlers.MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     held.addFilter(sanitize_record)
@@ -36,14 +36,14 @@ def run_log() -> Iterator[Callable[[Path], None]]:
         files[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         held.setTarget(files[0])
         held.flush()
-        held.capacity = 0  # from now on each line at once
+        held.capacity = 0  # from now on each line is written at once
 
     logger = logging.getLogger("dltrain")
     logger.setLevel(logging.INFO)
     logger.addHandler(held)
     try:
         yield write_to
-    except UserError as error:  # into the file alone: who catches it tells it
+    except UserError as error:  # to the file only: the caller prints it
         with contextlib.suppress(OutputError):
             held.handle(logging.LogRecord("dltrain", logging.ERROR, __file__, 0, str(error), None, None))
         raise
@@ -54,7 +54,7 @@ def run_log() -> Iterator[Callable[[Path], None]]:
 
 
 class _LogFile(logging.FileHandler):
-    """train.log; logging itself would print a traceback and go on where a line cannot be written."""
+    """train.log; the base class would print a traceback and continue if a line cannot be written."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -62,21 +62,21 @@ class _LogFile(logging.FileHandler):
         raise OutputError(f"{self.baseFilename}: could not be written ({reason})") from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a line that was refused, and told, is still in the buffer
+        with contextlib.suppress(OSError):  # a line that failed, and was reported, is still in the buffer
             super().close()
 
 
 class Metrics:
-    """metrics.jsonl, a line for each record; a resumed run cuts it back to what its checkpoint knows."""
+    """metrics.jsonl, a line for each record; a resumed run truncates it to the position in its checkpoint."""
 
     def __init__(self, path: Path, position: int = 0) -> None:
         path.touch()
-        self.file = path.open("r+b", buffering=0)  # a buffer would be written again when it is closed
+        self.file = path.open("r+b", buffering=0)  # a buffer would be written again on close
         self.file.truncate(min(position, path.stat().st_size))
         self.file.seek(0, os.SEEK_END)
 
     def write(self, record: Record) -> dict[str, Any]:
-        """Append a record, which is in the file at once, so that a kill loses none; returns the line as it is there."""
+        """Append a record, unbuffered so that a kill loses none, and return the line as written."""
         values = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
         line: dict[str, Any] = _without_nan(values)
         content = (json.dumps(line, allow_nan=False) + "\n").encode()
@@ -93,7 +93,7 @@ class Metrics:
         return self.file.tell()
 
     def flush(self) -> None:
-        """Flush what is written to the disk, before a checkpoint that counts on it."""
+        """Sync the file to disk, before a checkpoint that relies on it."""
         with atomic_files.output_errors(Path(self.file.name)):
             os.fsync(self.file.fileno())
 
@@ -102,26 +102,26 @@ class Metrics:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     atomic_files.atomic_write(path, (as_json(content) + "\n").encode())
 
 
 def as_json(content: Any) -> str:
-    """A tree of plain values as a JSON document."""
+    """Return a tree of plain values as a JSON document."""
     return json.dumps(_without_nan(content), indent=2, allow_nan=False)
 
 
 def _without_nan(value: Any) -> Any:
-    """A tree of plain values with null where a number is NaN or infinite: JSON has neither."""
+    """Return a tree of plain values with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML in which a text like 1e3 is quoted: Hydra reads it as a number, PyYAML itself does not."""
+    """Quotes texts like 1e3, which Hydra reads as a number and PyYAML does not."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if is_number(text) else None)

@@ -1,4 +1,4 @@
-"""What the folder of a run says of it, as plain data; whoever wrote it, nothing of it is run."""
+"""Reads the folder of a run as plain data; the folder may be untrusted, and no code in it is executed."""
 
 import json
 from collections.abc import Callable, Collection, Mapping
@@ -10,12 +10,12 @@ from dltrain.config.dotted import leaves
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import InputError
 
-MOST_BYTES = 2**28  # of a file that is read whole
+MOST_BYTES = 2**28  # of a file, as it is read into memory
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its files tell it; empty where one of them is not there."""
+    """A run as read from its files; what belongs to a missing file is empty."""
 
     folder: Path
     summary: dict[str, Any]
@@ -25,7 +25,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read what a run has written. Raises InputError with the file that cannot be read."""
+    """Read the files of a run. Raises InputError with the file that cannot be read."""
     origins = {str(key): str(value) for key, value in _object(folder / ".hydra" / "origins.json").items()}
     return RunRecord(
         folder,
@@ -39,28 +39,28 @@ def read_run(folder: Path) -> RunRecord:
 def write_origins(
     folder: Path, config: Mapping[str, Any], origin: Callable[[str], str], typed: Collection[str] | None
 ) -> None:
-    """Note where each value of a config comes from; in a run that is resumed only those that were `typed` now.
+    """Write where each value of a config comes from; in a resumed run only for the keys `typed` now.
 
-    Of a file its name and folder are kept, such as optim/sgd.yaml: where it lies is nobody's business.
+    Of a path only the last folder and the name are kept, such as optim/sgd.yaml: the rest is private.
     """
     path = folder / ".hydra" / "origins.json"
     try:
         before = _object(path) if typed is not None else {}
-    except InputError:  # it is not worth a resume that fails
+    except InputError:  # not worth failing the resume
         before = {}
     if typed is not None and not before:
-        return  # the others are not known
-    keys = [key for key in leaves(config) if typed is None or any(f"{key}.".startswith(f"{it}.") for it in typed)]
-    found = {key: "/".join(Path(origin(key)).parts[-2:]) for key in keys}
-    told = {key: place + ("" if typed is None else ", on resume") for key, place in found.items() if place}
-    if told:  # from Python nobody says
-        atomic_files.atomic_write(path, json.dumps(before | told, indent=2).encode())
+        return  # those of the other keys are unknown
+    keys = [key for key in leaves(config) if typed is None or f"{key}.".startswith(tuple(f"{k}." for k in typed))]
+    places = {key: "/".join(Path(origin(key)).parts[-2:]) for key in keys}
+    origins = {key: place + ("" if typed is None else ", on resume") for key, place in places.items() if place}
+    if origins:  # empty for a config made in Python
+        atomic_files.atomic_write(path, json.dumps(before | origins, indent=2).encode())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; half a line at its end, which a kill may leave, counts as none."""
+    """Return the records of a metrics.jsonl; an incomplete last line, which a kill may leave, is ignored."""
     lines = (text(path) or "").splitlines()
-    found = []
+    records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -69,18 +69,18 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise InputError(f"{path}: line {number} is no record") from error
-        found.append(record)
-    return found
+            raise InputError(f"{path}: line {number} is not a record") from error
+        records.append(record)
+    return records
 
 
 def text(path: Path) -> str | None:
-    """The text of a plain file, None where there is none. Raises InputError for what a run does not leave."""
+    """Return the text of a regular file, None if it is missing. Raises InputError for anything else."""
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # a pipe would be waited for, for ever
-            raise InputError(f"{path}: is no plain file")
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # reading a pipe could block forever
+            raise InputError(f"{path}: is not a regular file")
         if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: is larger than what a run writes")
+            raise InputError(f"{path}: is larger than any file a run writes")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
@@ -89,7 +89,7 @@ def text(path: Path) -> str | None:
 
 
 def write_analysis(folder: Path, analysis: dict[str, Any]) -> None:
-    """Write analysis.json, whole or not at all. Raises OutputError."""
+    """Write analysis.json atomically. Raises OutputError."""
     atomic_files.atomic_write(folder / "analysis.json", json.dumps(analysis).encode())
 
 
@@ -99,5 +99,5 @@ def _object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: is not what a run writes")
+        raise InputError(f"{path}: has content that no run writes")
     return content

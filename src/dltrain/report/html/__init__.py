@@ -1,1 +1,1 @@
-"""report.html: of one run, and of several side by side."""
+"""Renders report.html of one run and of several runs side by side."""

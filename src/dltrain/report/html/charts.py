@@ -1,4 +1,4 @@
-"""Figures of a page as Vega-Lite 6 specifications: data in, plain dicts out. Colours and fonts are the page's."""
+"""Charts as Vega-Lite 6 specifications: data in, plain dicts out. page.js sets colours and fonts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,24 +13,24 @@ MOST_LABELS = 20  # classes up to which a confusion matrix has its counts writte
 
 
 def thinned(points: Sequence[Any], most: int = MOST_POINTS) -> list[Any]:
-    """At most so many of the points, evenly spread, the last among them."""
+    """Return at most `most` of the points, evenly spread, including the last one."""
     if len(points) <= most:
         return list(points)
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
 
 
 def finite(value: Any) -> bool:
-    """Whether it can be drawn."""
+    """True for a finite number, which can be plotted."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
-    """A figure of the records over epochs, a line for each split; None where no record has it."""
-    found = [it for it in records if finite(it.get(key)) and finite(it.get("epoch"))]
+    """Return a chart of a metric over epochs, a line for each split; None if no record has it."""
+    plotted = [record for record in records if finite(record.get(key)) and finite(record.get("epoch"))]
     values = []
     for split in ("train", "val"):
-        own = [{"x": it["epoch"], "y": it[key], "s": split} for it in found if it.get("split") == split]
-        values += thinned(own)
+        chosen = [record for record in plotted if record.get("split") == split]
+        values += [{"x": record["epoch"], "y": record[key], "s": split} for record in thinned(chosen)]
     if not values:
         return None
     few = len(values) <= 60
@@ -50,13 +50,13 @@ def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
 
 
 def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Spec | None:
-    """A figure of several runs over epochs, thin lines coloured by where they end; None where there is none."""
+    """Return a chart of a metric of several runs over epochs, coloured by the last value; None without data."""
     most = max(5, min(100, MOST_POINTS_OF_ALL // max(len(curves), 1)))
     values = []
     for label, points in curves.items():
-        drawn = [(x, y) for x, y in points if finite(x) and finite(y)]
+        plotted = [(x, y) for x, y in points if finite(x) and finite(y)]
         values += [
-            {"x": _short(x), "y": _short(y), "s": label, "c": _short(drawn[-1][1])} for x, y in thinned(drawn, most)
+            {"x": _short(x), "y": _short(y), "s": label, "c": _short(plotted[-1][1])} for x, y in thinned(plotted, most)
         ]
     if not values:
         return None
@@ -72,8 +72,8 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
             "color": {
                 "field": "c",
                 "type": "quantitative",
-                "title": "at its end",
-                "scale": {"zero": False, "reverse": title.endswith(("loss", "mae"))},  # one colour for what is good
+                "title": "last value",
+                "scale": {"zero": False, "reverse": title.endswith(("loss", "mae"))},  # good values share a colour
             },
             "tooltip": [_tip("s", "run"), _tip("x", "epoch"), _tip("y", title)],
         },
@@ -81,7 +81,7 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
-    """Counts (K, K) of true classes (rows) by predicted ones (columns), coloured by their share of the row."""
+    """Return a confusion matrix from counts (K, K), rows true, columns predicted, coloured by fraction of the row."""
     values = []
     for true, row in zip(classes, counts, strict=True):
         total = max(sum(row), 1)
@@ -94,7 +94,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
     cells: Spec = {
         "mark": {"type": "rect"},
         "encoding": {
-            # By the square root: a class that is taken for another once in a hundred times is still seen.
+            # On a square root scale one confusion in a hundred is still visible.
             "color": {"field": "r", "type": "quantitative", "title": "of the row", "scale": {"type": "sqrt"}},
         },
     }
@@ -119,34 +119,35 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
 
 
 def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
-    """Accuracy by how sure the network was; on the diagonal it is as often right as it says."""
-    drawn = [it for it in bins if it["count"]]
+    """Return a reliability diagram: accuracy by confidence, equal on the diagonal."""
     values = [
-        {"a": it["from"], "b": it["to"], "y": it["accuracy"], "m": it["confidence"], "n": it["count"]} for it in drawn
+        {"a": row["from"], "b": row["to"], "y": row["accuracy"], "m": row["confidence"], "n": row["count"]}
+        for row in bins
+        if row["count"]
     ]
-    share = {"type": "quantitative", "scale": {"domain": [0, 1]}}
+    fraction = {"type": "quantitative", "scale": {"domain": [0, 1]}}
     bars: Spec = {
         "mark": {"type": "bar", "opacity": 0.75},
         "encoding": {
-            "x": {"field": "a", **share, "title": "confidence", "bin": {"binned": True}},
+            "x": {"field": "a", **fraction, "title": "confidence", "bin": {"binned": True}},
             "x2": {"field": "b"},
-            "y": {"field": "y", **share, "title": "accuracy"},
+            "y": {"field": "y", **fraction, "title": "accuracy"},
             "tooltip": [_tip("m", "mean confidence"), _tip("y", "accuracy"), _tip("n", "examples")],
         },
     }
     diagonal: Spec = {
         "data": {"values": [{"a": 0, "y": 0}, {"a": 1, "y": 1}]},
         "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "tooltip": None},
-        "encoding": {"x": {"field": "a", **share}, "y": {"field": "y", **share}},
+        "encoding": {"x": {"field": "a", **fraction}, "y": {"field": "y", **fraction}},
     }
     return {**_frame("Reliability: accuracy by confidence", values), "height": 300, "layer": [bars, diagonal]}
 
 
 def points(pairs: Iterable[Sequence[float]]) -> Spec:
-    """Predicted numbers by true ones."""
+    """Return a chart of predicted numbers over true ones."""
     values = [{"x": true, "y": predicted} for true, predicted in pairs if finite(true) and finite(predicted)]
     return {
-        **_frame("Predicted by true numbers", values),
+        **_frame("Predicted over true values", values),
         "height": 300,
         "mark": {"type": "point", "filled": True, "size": 24},
         "encoding": {
@@ -158,25 +159,25 @@ def points(pairs: Iterable[Sequence[float]]) -> Spec:
 
 
 def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured: str = "") -> Spec:
-    """A figure against a key of the config.
+    """Return a chart of a metric against a key of the config.
 
     Args:
-        values: for each group of runs `x` (the key's value), `y` (the mean), `lo` and `hi` (its interval; absent for a
-            single run), `n` (runs), `label`, and `g`, the value of another key by which they are coloured, or no value
-        key: the key's name
-        title: the figure's name
-        coloured: the name of that other key; empty for one colour
+        values: for each group of runs `x` (value of the key), `y` (mean), `n` (runs), `label`; optionally `lo` and `hi`
+            (interval of the mean, for more than one run) and `g` (value of another key, shown as colour)
+        key: name of the key
+        title: name of the metric
+        coloured: name of the other key; empty for one colour
     """
-    numbers = [it["x"] for it in values]
+    numbers = [value["x"] for value in values]
     x: Spec = {"field": "x", "title": key}
     if all(map(finite, numbers)):
         wide = min(numbers) > 0 and max(numbers) / min(numbers) >= 8
         x |= {"type": "quantitative", "scale": {"type": "log"} if wide else {"zero": False, "padding": 10}}
     else:
         x |= {"type": "nominal", "sort": None, "axis": {"labelAngle": 0, "labelOverlap": True}}
-        values = [{**it, "x": str(it["x"])} for it in values]
+        values = [{**value, "x": str(value["x"])} for value in values]
     tips = [_tip("label", "runs"), _tip("x", key), _tip("y", title), _tip("n", "n")]
-    y = {"type": "quantitative", "scale": {"domain": _domain([it["y"] for it in values]), "nice": True}}
+    y = {"type": "quantitative", "scale": {"domain": _domain([value["y"] for value in values]), "nice": True}}
     point: Spec = {
         "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.8},
         "encoding": {"y": {"field": "y", **y, "title": title}, "tooltip": tips},
@@ -187,19 +188,19 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
         "encoding": {"y": {"field": "lo", **y, "title": title}, "y2": {"field": "hi"}},
     }
     color = {"color": {"field": "g", "type": "nominal", "title": coloured, "sort": None}} if coloured else {}
-    layers = [interval, point] if any("lo" in it for it in values) else [point]
+    layers = [interval, point] if any("lo" in value for value in values) else [point]
     return {**_frame(f"{title} against {key}", values), "encoding": {"x": x, **color}, "layer": layers}
 
 
 def _domain(means: Sequence[float]) -> list[float]:
-    """An axis for means: the interval of two seeds can be a hundred times as wide as all that is to be seen."""
+    """Return the range of an axis for means only: the interval of two seeds can be a hundred times as wide."""
     low, high = min(means), max(means)
     margin = (high - low) / 2 or abs(high) / 10 or 1.0
     return [low - margin, high + margin]
 
 
 def _short(value: float) -> float:
-    """Five digits: no screen shows more, and a page of many runs is half as large."""
+    """Round to five digits: a screen shows no more, and a page of many runs is half as large."""
     return float(f"{value:.5g}")
 
 

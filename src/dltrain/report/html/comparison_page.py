@@ -1,4 +1,4 @@
-"""report.html of several runs, such as the jobs of a sweep: which is best, and what makes the difference."""
+"""report.html of several runs, such as the jobs of a sweep: the best run, and the effect of each key."""
 
 import math
 import os
@@ -46,12 +46,12 @@ def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], metric: str, p
             value_text=value_text,
         )
     except page.UNFIT as error:
-        raise InputError(f"{title}: a file of its runs is not what a run writes ({type(error).__name__})") from error
+        raise InputError(f"{title}: a file has content that no run writes ({type(error).__name__})") from error
 
 
 def _row(run: RunRow, keys: Sequence[str], names: Sequence[str], place: Path) -> dict[str, Any]:
-    page_of_run = run.folder / "report.html"
-    target = page_of_run if page_of_run.exists() else run.folder
+    report = run.folder / "report.html"
+    target = report if report.exists() else run.folder
     return {
         "label": run.label,
         "link": "./" + quote(os.fsencode(os.path.relpath(target, place))),
@@ -63,30 +63,30 @@ def _row(run: RunRow, keys: Sequence[str], names: Sequence[str], place: Path) ->
 
 
 def _curves(runs: Sequence[RunRow], metric: str) -> list[charts.Spec]:
-    """Chart the curves of the metric over each other, and those of the loss if that is another."""
+    """Chart the curves of the metric of all runs together, and those of the loss if it is not the metric."""
     split, _, key = metric.partition("_")
-    split = "train" if split == "train" else "val"  # the test is evaluated once, at the end
+    split = "train" if split == "train" else "val"  # the test set is evaluated once, at the end
     wanted = dict.fromkeys([(split, key), ("val", "loss"), ("train", "loss")])
-    curves: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {each: {} for each in wanted}
+    curves: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {pair: {} for pair in wanted}
     for run in runs:
         try:
             records = read_records(run.folder / "metrics.jsonl")
-        except InputError:  # one damaged file; the others are worth a chart
+        except InputError:  # one damaged file; chart the others
             continue
         for split, key in wanted:
-            points = [(it.get("epoch", math.nan), it.get(key, math.nan)) for it in records if it.get("split") == split]
+            points = [(r.get("epoch", math.nan), r.get(key, math.nan)) for r in records if r.get("split") == split]
             if points:
                 label = run.label if run.label not in curves[split, key] else str(run.folder)
                 curves[split, key][label] = points
-    drawn = [charts.curves_of_runs(lines, f"{split} {key}") for (split, key), lines in curves.items()]
-    return [spec for spec in drawn if spec is not None][:2]
+    specs = [charts.curves_of_runs(lines, f"{split} {key}") for (split, key), lines in curves.items()]
+    return [spec for spec in specs if spec is not None][:2]
 
 
 def _against(groups: Sequence[SeedGroup], keys: Sequence[str], metric: str) -> list[charts.Spec]:
     """Chart the metric against each key: means over seeds with their intervals."""
-    drawn = []
+    specs = []
     for key in keys[:MOST_KEYS]:
-        other = next((it for it in keys if it != key and 1 < len(_values(groups, it)) <= MOST_COLOURS), "")
+        other = next((name for name in keys if name != key and 1 < len(_values(groups, name)) <= MOST_COLOURS), "")
         points = []
         for group in groups:
             mean, spread = group.mean.get(metric, math.nan), group.spread.get(metric, math.nan)
@@ -100,8 +100,8 @@ def _against(groups: Sequence[SeedGroup], keys: Sequence[str], metric: str) -> l
                 point |= {"lo": mean - spread, "hi": mean + spread}
             points.append(point)
         if len({str(point["x"]) for point in points}) > 1:
-            drawn.append(charts.against(points, key, metric.replace("_", " "), other))
-    return drawn
+            specs.append(charts.against(points, key, metric.replace("_", " "), other))
+    return specs
 
 
 def _values(groups: Sequence[SeedGroup], key: str) -> set[str]:

@@ -1,4 +1,4 @@
-// What a page does: draws its figures in its colours, sorts and filters its tables, changes between light and dark.
+// Draws the charts in the page's colours, sorts and filters tables, switches between light and dark.
 
 const root = document.documentElement;
 
@@ -33,12 +33,12 @@ async function draw(figure) {
   const renderer = specification.data.values.length > 3000 ? "canvas" : "svg";
   const dark = getComputedStyle(root).colorScheme.includes("dark");
   try {
-    // `ast` has expressions interpreted: the page's policy lets no text become code.
+    // `ast`: Vega interprets expressions, since the page's policy forbids evaluating text as code.
     const options = { actions: false, ast: true, renderer, config: config(), tooltip: { theme: dark ? "dark" : "light" } };
     await window.vegaEmbed(canvas, specification, options);
     figure.dataset.drawn = "yes";
   } catch (error) {
-    canvas.textContent = `This figure could not be drawn: ${error.message}`;
+    canvas.textContent = `This chart could not be drawn: ${error.message}`;
     figure.dataset.drawn = "no";
   }
 }
@@ -72,9 +72,9 @@ function makeSortable(table) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       const rows = [...body.rows].map((row) => ({ row, key: value(row, column) }));
-      // What is empty stays last, whichever way.
+      // Empty cells stay last in either order.
       const order = (x, y) => (x.key.text === "") - (y.key.text === "") || compare(x.key, y.key) * (ascending ? 1 : -1);
-      body.append(...rows.sort(order).map((it) => it.row));
+      body.append(...rows.sort(order).map((entry) => entry.row));
     });
   });
 }
@@ -84,10 +84,10 @@ function makeFilterable(input) {
   const texts = rows.map((row) => row.textContent.toLowerCase());
   const count = document.getElementById(input.dataset.count);
   input.addEventListener("input", () => {
-    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const terms = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     rows.forEach((row, index) => {
-      row.hidden = !words.every((word) => texts[index].includes(word));
+      row.hidden = !terms.every((term) => texts[index].includes(term));
       shown += !row.hidden;
     });
     count.textContent = `${shown} of ${rows.length}`;

@@ -1,7 +1,7 @@
-"""One HTML file that needs nothing beside it: templates, style, scripts and figures in one text.
+"""Renders self-contained HTML files: style, scripts and charts in one text.
 
-A page may show what a stranger's folder says. All of it is escaped, and the page's own policy lets a browser run the
-two scripts below and nothing else, and load nothing from anywhere (Content Security Policy, level 2).
+A page may show an untrusted folder. All its content is escaped, and the Content Security Policy (level 2) of the page
+lets a browser run the two scripts below only, and load nothing.
 """
 
 import base64
@@ -20,17 +20,18 @@ from dltrain.report.html import charts
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import OutputError
 
-# What drawing a stranger's files can raise: other types, missing keys, numbers of hundreds of digits, endless nesting.
+# What unexpected content of files raises: wrong types, missing keys, numbers of hundreds of digits, deep nesting.
 UNFIT = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, TemplateError)
 ASSETS = Path(__file__).parent
 MARK = '<meta name="generator" content="dltrain '
-FIGURES = ASSETS / "vega.js"  # Vega, Vega-Lite and vega-embed in one; made by hatch_build.py when dltrain is installed
+VEGA = ASSETS / "vega.js"  # Vega, Vega-Lite and vega-embed in one; made by hatch_build.py when dltrain is installed
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from one of the templates beside this file."""
-    scripts = [_asset("vega.js"), _asset("page.js")] if FIGURES.exists() else [_asset("page.js")]
-    allowed = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(it.encode()).digest()).decode()}'" for it in scripts)
+    """Return a page from one of the templates beside this file."""
+    scripts = [_asset("vega.js"), _asset("page.js")] if VEGA.exists() else [_asset("page.js")]
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
         _environment()
         .get_template(template)
@@ -38,7 +39,7 @@ def render(template: str, **content: Any) -> str:
             style=Markup(_asset("page.css")),
             scripts=[Markup(script) for script in scripts],
             policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}",
-            has_figures=FIGURES.exists(),
+            has_charts=VEGA.exists(),
             version=__version__,
             **content,
         )
@@ -46,9 +47,9 @@ def render(template: str, **content: Any) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a page whole or not at all. Raises OutputError, also where it would replace another's file."""
+    """Write a page atomically. Raises OutputError, also instead of replacing a file that is not such a page."""
     if path.exists() and not _is_ours(path):
-        raise OutputError(f"{path}: is there already and is no page of dltrain's. Choose another file with -o FILE")
+        raise OutputError(f"{path}: exists and is not a page of dltrain. Choose another file with -o FILE")
     atomic_files.atomic_write(path, text.encode(errors="backslashreplace"))
 
 
@@ -81,7 +82,7 @@ def number(value: Any) -> str:
     """Return a number for a table; empty for null, NaN and infinity."""
     if charts.finite(value):
         return format_number(value)
-    return "" if value is None or isinstance(value, float) else str(value)  # where the key is missing jinja raises
+    return "" if value is None or isinstance(value, float) else str(value)  # for a missing key jinja raises
 
 
 def percent(value: Any) -> str:
@@ -90,6 +91,6 @@ def percent(value: Any) -> str:
 
 
 def as_json(value: Any) -> Markup:
-    """Data for a script of the page; no text in it can end the element that holds it."""
+    """Return data as JSON for a script element; no text in it can end the element."""
     text = json.dumps(value, separators=(",", ":"), default=str)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

@@ -1,4 +1,4 @@
-"""report.html of a run: figures, curves, what it gets wrong, and all that it came from."""
+"""report.html of a run: metrics, curves, mistakes, config and environment."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,21 +14,21 @@ from dltrain.runtime.errors import InputError, UserError
 log = logging.getLogger(__name__)
 
 NAME = "report.html"
-PICTURE = "data:image/png;base64,"
-MOST_CLASSES = 60  # up to which a confusion matrix is drawn
+PNG_URL = "data:image/png;base64,"
+MOST_CLASSES = 60  # up to which the confusion matrix is shown
 
 
 def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any]) -> bool:
-    """Write the page of a run that has just ended, and what it shows; says whether it could be.
+    """Write analysis.json and the page of a run that has just ended; return True if that succeeded.
 
-    What goes wrong here is a warning: the run is done.
+    An error is only logged as a warning: the run is done.
     """
     try:
         if analysis:
             write_analysis(folder, analysis)
         write(folder / NAME, folder, config)
         return True
-    except Exception as error:  # a figure that cannot be drawn must not cost a run
+    except Exception as error:  # a page that cannot be written must not fail a run
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         log.warning("%s was not written: %s", NAME, " ".join(reason.split())[:300])
         return False
@@ -40,7 +40,7 @@ def write(path: Path, folder: Path, config: Mapping[str, Any], missing: str = ""
 
 
 def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
-    """The page of a run; `missing` says why there is no analysis, where there is none. Raises InputError."""
+    """Return the page of a run; `missing` says why the analysis is missing, if it is. Raises InputError."""
     try:
         names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]
         return page.render(
@@ -51,41 +51,41 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             missing=missing,
             headline=_headline(run.summary),
             curves=_curves(run.records),
-            epochs=[it for it in run.records if it.get("split") in ("val", "test")][-200:],
+            epochs=[record for record in run.records if record.get("split") in ("val", "test")][-200:],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),
             config=_config(config, run.origins),
             environment=_environment(run.summary),
         )
     except page.UNFIT as error:
-        raise InputError(f"{run.folder}: its files are not what a run writes ({type(error).__name__})") from error
+        raise InputError(f"{run.folder}: its files have content that no run writes ({type(error).__name__})") from error
 
 
 def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The figures that people ask for first."""
-    found = []
+    """Return the key metrics with their labels."""
+    rows = []
     test, best = summary.get("test") or {}, summary.get("best") or {}
     for split, values in (("test", test), ("best val", best if best.get("split") == "val" else {})):
         for key, value in values.items():
             if key in ("accuracy", "loss", "mae", "r2"):
-                found.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.number(value)))
+                rows.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.number(value)))
     if charts.finite(summary.get("train_seconds")):
-        found.append(("training", f"{summary['train_seconds']:,.1f} s"))
+        rows.append(("training", f"{summary['train_seconds']:,.1f} s"))
     for key, label in (("examples_per_second", "examples/s"), ("steps", "steps"), ("parameters", "parameters")):
         if charts.finite(summary.get(key)):
-            found.append((label, f"{summary[key]:,.0f}"))
-    return found
+            rows.append((label, f"{summary[key]:,.0f}"))
+    return rows
 
 
 def _curves(records: list[dict[str, Any]]) -> list[charts.Spec]:
     wanted = {"loss": "loss", "accuracy": "accuracy", "mae": "mean absolute error", "r2": "R2"}
     wanted |= {"lr": "learning rate", "examples_per_second": "examples per second"}
-    drawn = [charts.curve(records, key, title) for key, title in wanted.items()]
-    return [spec for spec in drawn if spec is not None]
+    specs = [charts.curve(records, key, title) for key, title in wanted.items()]
+    return [spec for spec in specs if spec is not None]
 
 
 def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
-    """What the network gets right and wrong, ready to be shown."""
+    """Return an analysis in the form that the template shows."""
     if not analysis:
         return {}
     classes = [str(name) for name in analysis.get("classes", ())]
@@ -101,31 +101,31 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
         shown["reliability"] = charts.reliability(analysis["calibration"]["bins"])
     if "points" in analysis:
         shown["points"] = charts.points(analysis["points"])
-    shown["mistakes"] = list(_pictures(analysis.get("mistakes", ()), "image"))
+    shown["mistakes"] = list(_with_images(analysis.get("mistakes", ()), "image"))
     shown["attention"] = [
-        it | {"cells": _shares(it["weights"]), "columns": len(it["weights"][0])}
-        for it in _pictures(analysis.get("attention", ()), "image")
+        row | {"cells": _fractions(row["weights"]), "columns": len(row["weights"][0])}
+        for row in _with_images(analysis.get("attention", ()), "image")
     ]
-    shown["pictures"] = list(_pictures(analysis.get("pictures", ()), "image", "output"))
+    shown["pictures"] = list(_with_images(analysis.get("pictures", ()), "image", "output"))
     return shown
 
 
-def _pictures(found: Any, *keys: str) -> Iterator[dict[str, Any]]:
-    """Those whose pictures are in the file itself."""
-    for it in found:
-        if all(str(it[key]).startswith(PICTURE) for key in keys):
-            yield dict(it)
+def _with_images(rows: Any, *keys: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows whose images under `keys` are PNGs in data URLs."""
+    for row in rows:
+        if all(str(row[key]).startswith(PNG_URL) for key in keys):
+            yield dict(row)
 
 
-def _shares(weights: list[list[float]]) -> list[float]:
-    """Weights (h, w) row by row, as shares of the largest: what is looked at most is fully coloured."""
+def _fractions(weights: list[list[float]]) -> list[float]:
+    """Return weights (h, w) row by row, as fractions of the largest, which is fully coloured."""
     flat = [float(weight) for row in weights for weight in row]
-    most = max(flat)
-    return [round(weight / most, 3) if most > 0 else 0.0 for weight in flat]
+    largest = max(flat)
+    return [round(weight / largest, 3) if largest > 0 else 0.0 for weight in flat]
 
 
 def _config(config: Mapping[str, Any], origins: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row for each key; `chosen` are those that are no defaults: typed, or of an experiment."""
+    """Return a row for each key; `chosen` marks those from the command line or an experiment, which come first."""
     rows = []
     for key, value in leaves(config).items():
         origin = origins.get(key, "")
@@ -135,7 +135,7 @@ def _config(config: Mapping[str, Any], origins: Mapping[str, str]) -> list[dict[
 
 
 def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = {"device": summary.get("device"), **(summary.get("hardware") or {}), "git": summary.get("git")}
-    found |= summary.get("versions") or {}
-    found |= {"total seconds": summary.get("total_seconds")}
-    return [(str(key), str(value)) for key, value in found.items() if value is not None]
+    rows = {"device": summary.get("device"), **(summary.get("hardware") or {}), "git": summary.get("git")}
+    rows |= summary.get("versions") or {}
+    rows |= {"total seconds": summary.get("total_seconds")}
+    return [(str(key), str(value)) for key, value in rows.items() if value is not None]

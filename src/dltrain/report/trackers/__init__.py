@@ -1,1 +1,1 @@
-"""Where a run's figures go besides metrics.jsonl: one file for each tracker. None of them imports torch."""
+"""Trackers of the metrics of a run, one a file, besides metrics.jsonl. None of them imports torch."""

@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each record, a column for each figure that any of them has."""
+"""metrics.csv: a row for each record, a column for each metric of any record."""
 
 import errno
 import io
@@ -16,11 +16,11 @@ class CSV:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.csv"
-        self.path.unlink(missing_ok=True)  # a resumed run's is made anew, from metrics.jsonl
+        self.path.unlink(missing_ok=True)  # a resumed run writes it again from metrics.jsonl
         self.columns: list[str] = []
 
     def write(self, line: Line) -> None:
-        """Append a row; with a new figure the file is replaced by one that has a column for it."""
+        """Append a row; a new metric replaces the file by one that has a column for it."""
         if new := [key for key in line if key not in self.columns]:
             rows: list[Line] = []
             if self.columns:

@@ -1,4 +1,4 @@
-"""The trackers of a run, and what keeps them from harming it: one that fails is told once and dropped."""
+"""The trackers of a run; one that fails is reported once and switched off, and the run continues."""
 
 import contextlib
 import logging
@@ -18,21 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Gets every line of metrics.jsonl, in a resumed run first those that were there before."""
+    """Receives every line of metrics.jsonl, in a resumed run first the earlier ones."""
 
     def write(self, line: Line) -> None: ...
 
     def saved(self) -> None:
-        """A checkpoint has all that was written: it will not be computed again."""
+        """Called when a checkpoint covers all lines written so far: they will not be computed again."""
 
     def finish(self, summary: dict[str, Any], mistakes: list[tuple[Any, str]]) -> None:
-        """The run has come to an end; `mistakes` are pictures, uint8 (C, H, W), each with its title."""
+        """Called at the end of the run; `mistakes` are images, uint8 (C, H, W), each with its title."""
 
     def close(self) -> None: ...
 
 
 class Trackers:
-    """Those that the node `logger` names, each with its keys, of the run in `folder`."""
+    """All trackers of the run in `folder`: one for each entry of `logger` in its config."""
 
     def __init__(self, nodes: dict[str, dict[str, Any]], folder: Path, config: dict[str, Any]) -> None:
         self.running: dict[str, Tracker] = {}
@@ -46,11 +46,11 @@ class Trackers:
 
     @contextlib.contextmanager
     def _shielded(self, name: str) -> Iterator[None]:
-        before = random.getstate()  # a library may draw from it, as between two tries of a connection
+        before = random.getstate()  # a library may use it, such as for the delay before a retry
         try:
             yield
         except Exception as error:
-            log.warning("logger=%s has failed and is left out from here on: %s", name, _reason(error))
+            log.warning("logger=%s failed and is switched off for the rest of the run: %s", name, _reason(error))
             if tracker := self.running.pop(name, None):
                 with contextlib.suppress(Exception):
                     tracker.close()
@@ -76,15 +76,15 @@ class Trackers:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in a line, without the name and password that an address may hold."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    return printable(re.sub(r"://\S*@", "://", words))[:300]
+    """Return the error as one line, without the user name and password that a URL may contain."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return printable(re.sub(r"://\S*@", "://", text))[:300]
 
 
 def require(config: dict[str, Any]) -> None:
     """Raise ConfigError for a tracker that is not installed, and for a password that would be stored with the run.
 
-    `config` is the one that is stored, its references not filled in.
+    `config` is the one that is stored, with its references unresolved.
     """
     nodes = config.get("logger")
     mlflow = nodes.get("mlflow") if isinstance(nodes, dict) else None
@@ -92,7 +92,7 @@ def require(config: dict[str, Any]) -> None:
         return
     if find_spec("mlflow") is None:
         raise ConfigError("logger=mlflow: needs MLflow; in dltrain's checkout: pip install '.[mlflow]'")
-    address = re.sub(r"\$\{.*?\}", "", str(mlflow.get("tracking_uri")))  # a reference holds none
+    address = re.sub(r"\$\{.*?\}", "", str(mlflow.get("tracking_uri")))  # a reference stores no password
     if re.search(r"://[^/]*:[^/]+@", address):
         raise ConfigError(
             "logger.mlflow.tracking_uri: holds a password, which would be stored with the run\n"
