@@ -27,10 +27,10 @@ def main() -> None:
 
     def refresh(view: View) -> None:
         halfway = 2 * sum(entry.outcome is not None for entry in view.entries.values()) >= view.total
-        told = any("val" in latest for _, latest in view.running.values())
-        if halfway and told and not drawn:
+        validated = any("val" in latest for _, latest in view.running.values())
+        if halfway and validated and not drawn:
             drawn.append(True)
-            console.print(view.picture())
+            console.print(view.render())
             console.print("\n… and at the end:\n", style="dim")
 
     View.refresh = refresh  # type: ignore[method-assign]

@@ -93,7 +93,7 @@ def test_a_killed_sweep_resumes_and_runs_nothing_twice(dltrain: Command, sweep: 
     before = {number: rows(sweep)[number] for number in (0, 1)}
     result = dltrain("train", "-m", "sweep.resume=sweep")
     assert result.code == 0, result.err
-    assert "resumes sweep: 2 of 4 jobs are to be run" in result.out
+    assert "resuming sweep: 2 of 4 jobs left to run" in result.out
     assert [each["job"] for each in of_event(sweep, "begun")] == [0, 1, 2, 2, 3]
     assert len(of_event(sweep, "planned")) == 4
     assert [row["status"] for row in rows(sweep)] == ["done"] * 4

@@ -220,7 +220,7 @@ def _sweep(command: str, argv: list[str]) -> int:
     from dltrain.sweeps import sweep, sweep_file
 
     request = sweep_file.parse_request(command, argv)
-    arguments = [*request.flags, *request.words]
+    arguments = [*request.flags, *request.overrides]
     with _diagnosed(command, arguments), composition.sweeping(command, arguments) as sweeping:
         return sweep.run(request, sweeping)
 

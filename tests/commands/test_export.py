@@ -464,7 +464,7 @@ def test_a_sweeps_file_chooses_no_file_that_is_written(dltrain: Command, run_fol
     content = {"format": 1, "command": "export", "overrides": words}
     (tmp_path / "sent" / "sweep.json").write_text(json.dumps(content))
     result = dltrain("export", "sweep.resume=sent")
-    assert (result.code, f"has output={tmp_path / 'precious'}, which must be typed" in result.err) == (2, True)
+    assert (result.code, f"contains output={tmp_path / 'precious'}, which must be typed" in result.err) == (2, True)
     assert (tmp_path / "precious").read_text() == "mine"
     assert dltrain("export", "sweep.resume=sent", "output=mine.pth").code == 0
     assert Path("mine.pth").is_file()

@@ -387,7 +387,7 @@ def test_a_sweep_from_a_file_goes_to_no_store_of_its_choice(dltrain: Command, tm
     assert "logger.mlflow.tracking_uri is not taken from" in dltrain("train", "sweep.resume=last").out
     for words in ([], [store], ["logger=none"]):  # it goes on with its own words, whatever is typed of trackers
         result = dltrain("train", "sweep.resume=last", *words)
-        assert (result.code, "0 of 2 jobs are to be run" in result.out) == (0, True), result.err
+        assert (result.code, "0 of 2 jobs left to run" in result.out) == (0, True), result.err
         assert not (tmp_path / "store").exists()
 
 

@@ -36,8 +36,8 @@ def test_runs_and_sweeps_are_compared_by_what_differs(dltrain: Command, folders:
 
 
 def test_a_job_that_failed_before_writing_its_config_differs_by_its_overrides(dltrain: Command) -> None:
-    words = ("patience=2", "data.val=0.1,0", "seed=0,1", "device.threads=1")
-    folder = sweep_folder(dltrain("train", "-m", *QUICK, *words))
+    overrides = ("patience=2", "data.val=0.1,0", "seed=0,1", "device.threads=1")
+    folder = sweep_folder(dltrain("train", "-m", *QUICK, *overrides))
     found = json.loads(dltrain("report", folder, "--json").out)
     assert sorted(run["status"] for run in found["runs"]) == ["done", "done", "failed", "failed"]
     assert sorted(found["differing"]) == ["data.val", "seed"]
@@ -60,24 +60,24 @@ def test_a_parent_folder_stands_for_every_run_in_it_once(dltrain: Command, folde
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "usage: dltrain report FOLDER"),
         (["--html", "x"], 2, "usage: dltrain report FOLDER"),
         (["nowhere"], 66, "nowhere: no such folder"),
-        (["empty"], 66, "empty: there is no run in it"),
+        (["empty"], 66, "empty: contains no run"),
         (["broken"], 66, "summary.json: cannot be read"),
         (["bomb"], 66, "config.yaml: its aliases stand for more than"),
     ],
 )
 def test_a_folder_that_cannot_be_reported_is_refused(
-    dltrain: Command, tmp_path: Path, words: list[str], code: int, told: str
+    dltrain: Command, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     for name in ("empty", "broken", "bomb/.hydra"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "broken" / "summary.json").write_text("[]")
     lines = ["a0: &a0 [1,1,1,1,1,1,1,1,1,1]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 8))]
     (tmp_path / "bomb" / ".hydra" / "config.yaml").write_text("\n".join(lines))
-    result = dltrain("report", *words)
-    assert (result.code, told in result.err) == (code, True), result.err
+    result = dltrain("report", *arguments)
+    assert (result.code, message in result.err) == (code, True), result.err
     assert len(result.err.splitlines()) == 1

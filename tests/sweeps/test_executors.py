@@ -34,8 +34,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 def swept(folder: Path, name: str) -> list[dict[str, str]]:
     """The table of a sweep of three jobs of which the middle one is killed."""
     write_faulty(folder)
-    words = [*MODEL, "+model.how=none-1,kill,none-2", "device=cpu", "device.threads=1", *ENGINES[name]]
-    process = run_alone("train", "-m", *words, cwd=folder)
+    overrides = [*MODEL, "+model.how=none-1,kill,none-2", "device=cpu", "device.threads=1", *ENGINES[name]]
+    process = run_alone("train", "-m", *overrides, cwd=folder)
     assert process.returncode == 1, process.stdout + process.stderr
     assert "Traceback" not in process.stderr
     return table(folder, name)
@@ -56,19 +56,19 @@ def test_an_executor_gives_the_same_table_and_a_killed_worker_is_a_row(
 @pytest.mark.slow
 def test_a_hanging_job_of_an_executor_fails_like_a_local_one(tmp_path: Path) -> None:
     write_faulty(tmp_path)
-    words = [*MODEL, "+model.how=hang", "seed=1", "device=cpu", "device.threads=1", "sweep.job_timeout=8"]
-    process = run_alone("train", "-m", *words, *ENGINES["ray"], cwd=tmp_path)
+    overrides = [*MODEL, "+model.how=hang", "seed=1", "device=cpu", "device.threads=1", "sweep.job_timeout=8"]
+    process = run_alone("train", "-m", *overrides, *ENGINES["ray"], cwd=tmp_path)
     (folder,) = tmp_path.glob("outputs/sweeps/*/*")
     assert process.returncode == 1, process.stderr
-    assert [row["status"] for row in rows(folder)] == ["failed (124): no end after 8 (sweep.job_timeout)"]
+    assert [row["status"] for row in rows(folder)] == ["failed (124): timed out after 8 (sweep.job_timeout)"]
 
 
 @pytest.mark.slow
 def test_time_in_the_queue_of_an_executor_does_not_count_as_job_time(tmp_path: Path) -> None:
     write_faulty(tmp_path)
-    words = [*MODEL, "+model.how=nap-1,nap-2,nap-3,nap-4", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
+    overrides = [*MODEL, "+model.how=nap-1,nap-2,nap-3,nap-4", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
     engine = ["sweep.executor=ray", "sweep.workers=3", "sweep.options={num_cpus: 1}"]
-    process = run_alone("train", "-m", *words, *engine, cwd=tmp_path)
+    process = run_alone("train", "-m", *overrides, *engine, cwd=tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr
 
 
@@ -76,8 +76,8 @@ def test_time_in_the_queue_of_an_executor_does_not_count_as_job_time(tmp_path: P
 def test_a_job_that_runs_out_of_time_on_slurm_saves_and_can_be_resumed(tmp_path: Path) -> None:
     write_faulty(tmp_path)
     mark = tmp_path / "mark"
-    words = [*MODEL, "+model.how=usr2", f"+model.mark={mark}", "seed=1", "device=cpu", "device.threads=1"]
-    process = run_alone("train", "-m", *words, *ENGINES["slurm"], cwd=tmp_path)
+    overrides = [*MODEL, "+model.how=usr2", f"+model.mark={mark}", "seed=1", "device=cpu", "device.threads=1"]
+    process = run_alone("train", "-m", *overrides, *ENGINES["slurm"], cwd=tmp_path)
     (folder,) = tmp_path.glob("outputs/sweeps/*/*")
     assert [row["status"] for row in rows(folder)] == ["interrupted"], process.stdout + process.stderr
     resumed = run_alone("train", "sweep.resume=last", "trust=[faulty_nets]", cwd=tmp_path)
@@ -102,19 +102,19 @@ def test_no_file_chooses_a_launcher_of_hydras(dltrain: Command, tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("overrides", "code", "message"),
     [
         (["sweep.executor=slurm"], 69, "there is no sbatch here"),
         (["sweep.executor=slurm", "sweep.options={cluster: local, nodez: 3}"], 2, "nodez"),
         (["sweep.executor=ray", "sweep.options={address: '127.0.0.1:1'}"], 69, "sweep.executor=ray"),
         (["sweep.executor=ray", "sweep.options={adress: auto}"], 69, "adress"),
-        (["sweep.executor=ray", "sweep.options={num_cpus: 1}", "device.threads=2"], 69, "wants 2 CPUs"),
+        (["sweep.executor=ray", "sweep.options={num_cpus: 1}", "device.threads=2"], 69, "needs 2 CPUs"),
         (["sweep.executor=slurm", "sweep.options={cluster: local, timeout_min: 0.2}"], 2, "timeout_min"),
     ],
 )
-def test_a_missing_executor_is_reported(tmp_path: Path, words: list[str], code: int, told: str) -> None:
-    process = run_alone("train", "-m", "seed=1,2", *words, cwd=tmp_path)
-    assert (process.returncode, told in process.stderr) == (code, True), process.stderr
+def test_a_missing_executor_is_reported(tmp_path: Path, overrides: list[str], code: int, message: str) -> None:
+    process = run_alone("train", "-m", "seed=1,2", *overrides, cwd=tmp_path)
+    assert (process.returncode, message in process.stderr) == (code, True), process.stderr
     assert not list(tmp_path.glob("outputs/sweeps/*/*"))
 
 
@@ -129,6 +129,6 @@ def test_an_executor_that_is_not_installed_is_named_with_its_extra(
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda it: None if it == module else real(it))
     monkeypatch.setitem(sys.modules, "optuna", None)
-    word = "sweep.search=tpe" if name == "search" else f"sweep.executor={name}"
-    result = dltrain("train", "-m", "seed=1,2", word)
+    override = "sweep.search=tpe" if name == "search" else f"sweep.executor={name}"
+    result = dltrain("train", "-m", "seed=1,2", override)
     assert (result.code, f"pip install '.[{name}]'" in result.err) == (2, True)

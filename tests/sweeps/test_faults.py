@@ -23,13 +23,13 @@ from support.tiers import mostly_slow
 # A model that meets its end in its first step: how is a key of its own.
 REASONS = {
     "exit": "failed (1): its process ended with exit code 3",
-    "leave": "failed (1): its code left with exit code 4",
+    "leave": "failed (1): its code exited with code 4",
     "raise": "failed (1): RuntimeError: it was asked for",
     "kill": "failed (137): killed by SIGKILL (out of memory?)",
     "abort": "failed (134): killed by SIGABRT",
     "segv": "failed (139): killed by SIGSEGV",
-    "hang": "failed (124): no end after 5 (sweep.job_timeout)",
-    "spin": "failed (124): no end after 5 (sweep.job_timeout)",
+    "hang": "failed (124): timed out after 5 (sweep.job_timeout)",
+    "spin": "failed (124): timed out after 5 (sweep.job_timeout)",
     "children": "failed (137): killed by SIGKILL (out of memory?)",
 }
 
@@ -46,8 +46,8 @@ def test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows(
     monkeypatch.chdir(tmp_path)
     ways = [*REASONS, *["none"] * 11]
     order = [f"{ways[7 * place % 20]}-{place}" for place in range(20)]
-    words = [f"+model.how={','.join(order)}", "sweep.job_timeout=5", f"sweep.workers={count}", "device.threads=1"]
-    process = run_alone("train", "-m", *MODEL, *words)
+    overrides = [f"+model.how={','.join(order)}", "sweep.job_timeout=5", f"sweep.workers={count}", "device.threads=1"]
+    process = run_alone("train", "-m", *MODEL, *overrides)
     assert process.returncode == 1, process.stderr
     (table,) = tmp_path.glob("outputs/sweeps/*/*/results.csv")
     found = rows(table.parent)
@@ -62,16 +62,16 @@ def test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows(
 @pytest.mark.parametrize("way", ["kill", "raise"])
 def test_a_job_that_fails_once_is_retried(dltrain: Command, tmp_path: Path, way: str) -> None:
     mark = tmp_path / "mark"
-    words = [f"+model.how={way},none", f"+model.mark={mark}", "device.threads=1"]
-    result = dltrain("train", "-m", *MODEL, *words, "sweep.retries=1", "sweep.workers=1")
+    overrides = [f"+model.how={way},none", f"+model.mark={mark}", "device.threads=1"]
+    result = dltrain("train", "-m", *MODEL, *overrides, "sweep.retries=1", "sweep.workers=1")
     assert (result.code, [row["status"] for row in rows(sweep_folder(result))]) == (0, ["done", "done"])
-    assert "tries again" in result.out
+    assert "trying again" in result.out
 
 
 def test_a_job_is_not_retried_more_often_than_requested(dltrain: Command) -> None:
     result = dltrain("train", "-m", *MODEL, "+model.how=raise-1,none", "sweep.retries=2", "device.threads=1")
     assert result.code == 1
-    assert result.out.count("tries again") == 2
+    assert result.out.count("trying again") == 2
 
 
 def test_the_number_of_threads_may_be_an_interpolation(dltrain: Command) -> None:
@@ -81,25 +81,30 @@ def test_the_number_of_threads_may_be_an_interpolation(dltrain: Command) -> None
 @pytest.mark.slow
 def test_earlier_starts_of_a_sweep_do_not_count_as_retries(dltrain: Command, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    words = ["+model.how=raise", f"+model.mark={mark}", "seed=1", "device.threads=1"]
-    folder = sweep_folder(dltrain("train", "-m", *MODEL, *words))
+    overrides = ["+model.how=raise", f"+model.mark={mark}", "seed=1", "device.threads=1"]
+    folder = sweep_folder(dltrain("train", "-m", *MODEL, *overrides))
     mark.unlink()
     again = ["sweep.retry_failed=true", "sweep.retries=1", "trust=[faulty_nets]"]
     result = dltrain("train", f"sweep.resume={folder}", *again)
     assert (result.code, [row["status"] for row in rows(folder)]) == (0, ["done"]), result.err
-    assert "tries again" in result.out
+    assert "trying again" in result.out
 
 
 def test_stop_on_failure_starts_no_further_job(dltrain: Command) -> None:
-    words = ["+model.how=raise-0,none-1,none-2", "sweep.stop_on_failure=true", "sweep.workers=1", "device.threads=1"]
-    result = dltrain("train", "-m", *MODEL, *words)
+    overrides = [
+        "+model.how=raise-0,none-1,none-2",
+        "sweep.stop_on_failure=true",
+        "sweep.workers=1",
+        "device.threads=1",
+    ]
+    result = dltrain("train", "-m", *MODEL, *overrides)
     assert result.code == 1
     assert [row["status"] for row in rows(sweep_folder(result))] == [REASONS["raise"]]
 
 
 def test_a_failure_that_stops_the_others_ends_the_sweep_with_code_1(dltrain: Command) -> None:
-    words = ["+model.how=none,raise", "sweep.stop_on_failure=true", "sweep.workers=2", "device.threads=1"]
-    result = dltrain("train", "-m", *MODEL, *words, "epochs=3000", "schedule=constant")
+    overrides = ["+model.how=none,raise", "sweep.stop_on_failure=true", "sweep.workers=2", "device.threads=1"]
+    result = dltrain("train", "-m", *MODEL, *overrides, "epochs=3000", "schedule=constant")
     assert (result.code, "continue with" in result.out) == (1, False)
     assert [row["status"] for row in rows(sweep_folder(result))] == ["interrupted", REASONS["raise"]]
 
@@ -116,8 +121,8 @@ def test_the_log_of_a_job_has_its_output_and_the_traceback_of_a_crash(dltrain: C
 
 @pytest.mark.slow
 def test_a_first_ctrl_c_saves_all_jobs_and_a_resume_gives_the_same_result(tmp_path: Path) -> None:
-    words = ["-m", "model=mlp", "data.limit=200", "epochs=120", "seed=1,2,3", "device.threads=1", "sweep.workers=2"]
-    command = [sys.executable, "-m", "dltrain", "train", *words]
+    arguments = ["-m", "model=mlp", "data.limit=200", "epochs=120", "seed=1,2,3", "device.threads=1", "sweep.workers=2"]
+    command = [sys.executable, "-m", "dltrain", "train", *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
     while len(list(tmp_path.glob("outputs/sweeps/*/*/*/metrics.jsonl"))) < 2:
         time.sleep(0.02)
@@ -144,8 +149,8 @@ def test_a_first_ctrl_c_saves_all_jobs_and_a_resume_gives_the_same_result(tmp_pa
 
 
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
-    words = ["-m", *MODEL, "+model.how=hang-1,family-2,spin-3", "device.threads=1", "sweep.workers=3"]
-    process = subprocess.Popen([sys.executable, "-m", "dltrain", "train", *words], cwd=tmp_path)
+    arguments = ["-m", *MODEL, "+model.how=hang-1,family-2,spin-3", "device.threads=1", "sweep.workers=3"]
+    process = subprocess.Popen([sys.executable, "-m", "dltrain", "train", *arguments], cwd=tmp_path)
     while len(list(tmp_path.glob("outputs/sweeps/*/*/*/metrics.jsonl"))) < 3:
         time.sleep(0.02)
     process.kill()
@@ -175,9 +180,9 @@ def test_without_a_gpu_none_is_listed_and_the_parent_can_still_fork() -> None:
 @pytest.mark.slow
 def test_on_a_terminal_there_is_a_live_view(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    words = ["-m", "model=mlp", "data.limit=200", "epochs=60", "seed=1,2", "device.threads=1", "sweep.workers=2"]
+    arguments = ["-m", "model=mlp", "data.limit=200", "epochs=60", "seed=1,2", "device.threads=1", "sweep.workers=2"]
     environment = os.environ | {"COLUMNS": "150", "TERM": "xterm"}
-    command = [sys.executable, "-m", "dltrain", "train", *words]
+    command = [sys.executable, "-m", "dltrain", "train", *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""

@@ -1,4 +1,4 @@
-"""The words of a sweep to its jobs: as Hydra would compose each, checked before the first runs, none twice."""
+"""Planning the jobs of a sweep: composed as by Hydra, checked before the first runs, without duplicates."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ LINES = [
     ["experiment=textbook/mlp_mnist,textbook/lenet_mnist", "optim.lr=0.1,1e-3,1", "name=a,'b c',null,\"x=y\",1e3x"],
     ["optim=adam,adamw", "optim.beta1=0.9,0.8", "~schedule.warmup", "schedule=onecycle"],
     ["model=mlp", "name='${oc.env:HOME}',b", "seed=choice(1,2)", "epochs=3,5"],
-    ["optim.lr=0.5,0.6", "optim={lr:0.1,momentum:0.5}", "seed=1,2"],  # the order of words counts
+    ["optim.lr=0.5,0.6", "optim={lr:0.1,momentum:0.5}", "seed=1,2"],  # the order of overrides counts
     ["sweep.options={a:1}", "trust=[a],[b]", "+trust=[c]"],
     ["schedule=glob(c*)", "data.limit=100,0.5,null", "seed=shuffle(range(3))"],
     ["model=mlp", "model.hidden.0=64,32", "seed=1,2"],
@@ -36,10 +36,10 @@ def planned(line: list[str], use: Callable[[plan.Composer], int]) -> int:
 @pytest.mark.parametrize("line", mostly_slow(LINES, fast=LINES[4:7]), ids=" ".join)
 def test_each_job_is_composed_as_by_hydra(line: list[str]) -> None:
     def compare(composer: plan.Composer) -> int:
-        jobs = [(words, composer.compose(words)) for words in plan.grid(composer)]
+        jobs = [(overrides, composer.compose(overrides)) for overrides in plan.grid(composer)]
         assert len(jobs) > 1
-        for words, composed in jobs:
-            expected = composer._by_hydra(words)
+        for overrides, composed in jobs:
+            expected = composer._by_hydra(overrides)
             assert composed.config == expected.config
             assert (composed.overrides, composed.typed) == (expected.overrides, expected.typed)
             assert composed.origin("seed") == expected.origin("seed")
@@ -51,10 +51,10 @@ def test_each_job_is_composed_as_by_hydra(line: list[str]) -> None:
 def test_hydra_composes_once_for_each_combination_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = plan.Composer._by_hydra
-    monkeypatch.setattr(plan.Composer, "_by_hydra", lambda self, words: calls.append(words) or real(self, words))
+    monkeypatch.setattr(plan.Composer, "_by_hydra", lambda self, job: calls.append(job) or real(self, job))
 
     def compose_all(composer: plan.Composer) -> int:
-        return len([composer.compose(words) for words in plan.grid(composer)])
+        return len([composer.compose(overrides) for overrides in plan.grid(composer)])
 
     assert planned(["model=mlp,lenet", "optim=sgd,adam", "optim.lr=0.1,0.2", "seed=range(50)"], compose_all) == 400
     assert len(calls) == 4
@@ -87,7 +87,7 @@ def test_all_problems_of_all_jobs_are_reported_together_and_nothing_runs(dltrain
 def test_equal_jobs_are_run_once(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.10,1e-1", "sweep.dry=true")
     assert result.code == 0
-    assert "1 jobs; 2 more would be the same again" in result.out
+    assert "1 job; left out 2 duplicates" in result.out
 
 
 def test_a_dry_sweep_prints_its_jobs_and_leaves_nothing(dltrain: Command) -> None:
@@ -98,22 +98,22 @@ def test_a_dry_sweep_prints_its_jobs_and_leaves_nothing(dltrain: Command) -> Non
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         ("optim.lr=interval(0,1)", "an interval needs sweep.search=random or tpe"),
-        ("sweep.workers=1,2", "a sweep has one value of it"),
+        ("sweep.workers=1,2", "must have a single value in a sweep"),
         ("sweep.workers=0", "sweep.workers=0: must be a whole number >= 1"),
-        ("sweep.metric=accuracy", "must be a figure of val or test"),
+        ("sweep.metric=accuracy", "must be a metric of val or test"),
         ("sweep.pruner=median", "needs sweep.search=random or tpe"),
         ("sweep.search=grids", "sweep.search=grids: must be one of grid, random, tpe"),
         ("sweep.worker=2", "did you mean sweep.workers?"),
         ("sweep.job_timeout=soon", "a time such as 30s, 5m or 1h"),
-        ("seed=range(100001)", "are 100,001 jobs; at most 100,000 are run"),
+        ("seed=range(100001)", "gives 100,001 jobs; at most 100,000 are allowed"),
     ],
 )
-def test_an_impossible_sweep_is_refused_before_it_begins(dltrain: Command, word: str, told: str) -> None:
-    result = dltrain("train", "-m", *QUICK, word)
-    assert (result.code, told in result.err) == (2, True), result.err
+def test_an_impossible_sweep_is_refused_before_it_begins(dltrain: Command, override: str, message: str) -> None:
+    result = dltrain("train", "-m", *QUICK, override)
+    assert (result.code, message in result.err) == (2, True), result.err
     assert not Path("outputs").exists()
 
 
@@ -122,8 +122,8 @@ def test_no_torch_is_imported_for_a_dry_sweep(tmp_path: Path) -> None:
         "import sys; from dltrain import cli; code = cli.main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules and code == 0"
     )
-    words = ["train", "-m", "seed=1,2", "sweep.dry=true"]
-    assert subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=False).returncode == 0
+    arguments = ["train", "-m", "seed=1,2", "sweep.dry=true"]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, check=False).returncode == 0
 
 
 def test_an_unknown_key_of_an_option_is_reported_with_the_nearest_name(dltrain: Command) -> None:

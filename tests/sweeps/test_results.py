@@ -15,9 +15,14 @@ from dltrain.sweeps.journal import Entry
 from dltrain.sweeps.live_view import View
 
 
-def entry(number: int, words: str, code: int = 0, status: str = "done", **metrics: float) -> Entry:
+def entry(number: int, overrides: str, code: int = 0, status: str = "done", **metrics: float) -> Entry:
     return Entry(
-        number, words.split(), str(number), f"{number}_x", 1, JobResult(code, status, metrics, 1.0, f"/x/{number}_x")
+        number,
+        overrides.split(),
+        str(number),
+        f"{number}_x",
+        1,
+        JobResult(code, status, metrics, 1.0, f"/x/{number}_x"),
     )
 
 
@@ -71,12 +76,12 @@ def test_jobs_that_differ_only_by_seed_form_one_group() -> None:
 
 
 def test_results_are_written_whole_with_brackets_commas_and_quotes(tmp_path: Path) -> None:
-    words = 'name="a,b" model.hidden=[1,2]'
-    results.write_results(tmp_path / "results.csv", [entry(1, "x", val_loss=1.0), entry(0, words, 2, "a\nb")])
+    overrides = 'name="a,b" model.hidden=[1,2]'
+    results.write_results(tmp_path / "results.csv", [entry(1, "x", val_loss=1.0), entry(0, overrides, 2, "a\nb")])
     with (tmp_path / "results.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [row["job"] for row in found] == ["0", "1"]
-    assert found[0]["overrides"] == words
+    assert found[0]["overrides"] == overrides
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
@@ -99,7 +104,7 @@ def test_the_live_view_shows_running_done_failed_best_and_the_time_left() -> Non
     view.on_end(1, entries[1].outcome)
     view.on_metrics(2, 1.5, "val", {"loss": 0.5, "accuracy": 0.25})
     with view.console.capture() as captured:
-        view.console.print(view.picture())
+        view.console.print(view.render())
     shown = captured.get()
     assert "1 done, 1 failed, 1 running of 4" in shown
     assert "job 2  seed=2  0 s  epoch 1.50: val loss 0.5000 accuracy 0.2500" in shown

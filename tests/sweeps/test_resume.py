@@ -47,9 +47,9 @@ def check_killed_sweep(lives: Nursery, tmp_path: Path, kills: int, sweep: tuple[
     reference, killed = tmp_path / "reference", tmp_path / "killed"
     for folder in (reference, killed):
         (folder / "sweep").mkdir(parents=True)
-    words = ("train", "-m", *WORDS, *sweep, "sweep.workers=2", "sweep.resume=sweep")
+    arguments = ("train", "-m", *WORDS, *sweep, "sweep.workers=2", "sweep.resume=sweep")
     began = time.monotonic()
-    assert lives.run(reference, *words) == 0
+    assert lives.run(reference, *arguments) == 0
     alone = time.monotonic() - began
     draw = random.Random(seed)
     done: set[int] = set()
@@ -57,7 +57,7 @@ def check_killed_sweep(lives: Nursery, tmp_path: Path, kills: int, sweep: tuple[
     for _ in range(50 * kills):
         if met == kills:
             break
-        life = lives.start(killed, *words)
+        life = lives.start(killed, *arguments)
         time.sleep(draw.uniform(0.0, 0.3) if draw.random() < 0.3 else draw.uniform(0.3, max(0.5, alone / 4)))
         if lives.has_ended(life):
             break
@@ -72,7 +72,7 @@ def check_killed_sweep(lives: Nursery, tmp_path: Path, kills: int, sweep: tuple[
         }
         assert done <= now_done
         done = now_done
-    assert lives.run(killed, *words) == 0
+    assert lives.run(killed, *arguments) == 0
     assert table(killed / "sweep") == table(reference / "sweep")
     log = events(killed / "sweep")
     for number in {event["job"] for event in log}:
@@ -94,8 +94,8 @@ def test_fifty_killed_parents_lose_nothing(lives: Nursery, tmp_path: Path, seed:
     check_killed_sweep(lives, tmp_path, 10, ("epochs=60", "optim.lr=0.1,0.01", "seed=range(15)"), seed)
 
 
-def sweep_of_two(dltrain: Command, *words: str) -> Path:
-    return sweep_folder(dltrain("train", "-m", *QUICK, "device.threads=1", "seed=1,2", *words))
+def sweep_of_two(dltrain: Command, *overrides: str) -> Path:
+    return sweep_folder(dltrain("train", "-m", *QUICK, "device.threads=1", "seed=1,2", *overrides))
 
 
 def test_a_finished_sweep_runs_nothing_again(dltrain: Command) -> None:
@@ -104,7 +104,7 @@ def test_a_finished_sweep_runs_nothing_again(dltrain: Command) -> None:
     result = dltrain("train", "sweep.resume=last")
     assert result.code == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
-    assert f"resumes {folder}: 0 of 2 jobs are to be run" in result.out
+    assert f"resuming {folder}: 0 of 2 jobs left to run" in result.out
 
 
 def test_new_jobs_are_appended_and_old_numbers_stay(dltrain: Command) -> None:
@@ -128,27 +128,28 @@ def test_a_resumed_sweep_needs_no_overrides(dltrain: Command) -> None:
 
 def test_a_stopped_sweep_prints_the_overrides_needed_to_resume() -> None:
     request = sweep_file.Request("predict", ["--config-dir", "mine", "-m"], [])
-    words = ["ckpt=a,b", "output=${ckpt}/x", "sweep.workers=2"]
-    told = "dltrain predict --config-dir mine 'sweep.resume=a b' 'output=${ckpt}/x'"
-    assert sweep_file.command_to_resume(request, Path("a b"), words) == told
-    assert sweep_file.command_to_resume(request, Path("a b"), words, {"nets"}) == f"{told} 'trust=[nets]'"
-    assert sweep_file.command_to_resume(request, Path("a b"), [*words, "trust=nets"], {"nets"}) == f"{told} trust=nets"
+    overrides = ["ckpt=a,b", "output=${ckpt}/x", "sweep.workers=2"]
+    command = "dltrain predict --config-dir mine 'sweep.resume=a b' 'output=${ckpt}/x'"
+    assert sweep_file.command_to_resume(request, Path("a b"), overrides) == command
+    assert sweep_file.command_to_resume(request, Path("a b"), overrides, {"nets"}) == f"{command} 'trust=[nets]'"
+    overrides.append("trust=nets")
+    assert sweep_file.command_to_resume(request, Path("a b"), overrides, {"nets"}) == f"{command} trust=nets"
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
-        ("resume=other", "has resume=other, which must be typed"),
-        ("+experiment@_global_=../../sent/evil", "puts an option elsewhere"),
+        ("resume=other", "contains resume=other, which must be typed"),
+        ("+experiment@_global_=../../sent/evil", "moves an option to another node"),
     ],
 )
 def test_a_sweep_file_cannot_choose_a_run_to_alter_or_a_config(
-    dltrain: Command, tmp_path: Path, word: str, told: str
+    dltrain: Command, tmp_path: Path, override: str, message: str
 ) -> None:
     (tmp_path / "sent").mkdir()
-    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": [*QUICK, word]}))
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": [*QUICK, override]}))
     result = dltrain("train", "sweep.resume=sent")
-    assert (result.code in (2, 66), told in result.err) == (True, True), result.err
+    assert (result.code in (2, 66), message in result.err) == (True, True), result.err
 
 
 def test_partial_files_left_by_a_kill_are_removed(dltrain: Command) -> None:
@@ -167,32 +168,32 @@ def test_a_sweep_may_resume_in_an_empty_folder(dltrain: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["sweep.resume=nowhere"], 66, "sweep.resume=nowhere: no such folder"),
-        (["sweep.resume=last"], 66, "there is no sweep in outputs/sweeps"),
-        (["sweep.resume=empty"], 66, "sweep.json: is not there. Type the words of the sweep again"),
+        (["sweep.resume=last"], 66, "outputs/sweeps contains no sweep"),
+        (["sweep.resume=empty"], 66, "sweep.json: does not exist. Repeat the overrides of the sweep"),
         (["sweep.resume=broken"], 66, "sweep.json: cannot be read"),
         (["-m", "seed=1", "sweep.resume=torn"], 66, "journal.jsonl, line 1: cannot be read"),
         (["seed=1", "sweep.workers=2"], 2, "sweep.workers=2: only works in a sweep. Add -m"),
     ],
 )
 def test_a_sweep_that_cannot_be_resumed_is_refused(
-    dltrain: Command, tmp_path: Path, words: list[str], code: int, told: str
+    dltrain: Command, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     for name in ("empty", "broken", "torn"):
         (tmp_path / name).mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("[1, 2]")
     (tmp_path / "torn" / "journal.jsonl").write_text('{"event": "planned"}\n')
-    result = dltrain("train", *words)
-    assert (result.code, told in result.err) == (code, True), result.err
+    result = dltrain("train", *arguments)
+    assert (result.code, message in result.err) == (code, True), result.err
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".pt"]
 
 
 def test_a_failed_job_is_retried_only_on_request(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    words = ["-m", *QUICK[:2], "epochs=1", "device.threads=1", "data=folder", "data.root=photos", "seed=1"]
-    result = dltrain("train", *words)
+    arguments = ["-m", *QUICK[:2], "epochs=1", "device.threads=1", "data=folder", "data.root=photos", "seed=1"]
+    result = dltrain("train", *arguments)
     folder = sweep_folder(result)
     assert (result.code, rows(folder)[0]["status"][:11]) == (1, "failed (66)")
     assert dltrain("train", f"sweep.resume={folder}").code == 1
@@ -205,8 +206,8 @@ def test_a_failed_job_is_retried_only_on_request(dltrain: Command, tmp_path: Pat
 def test_a_sweep_folder_runs_user_code_only_if_trusted(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "own_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
     (tmp_path / "sent").mkdir()
-    words = ["model=custom", "model.name=own_nets:Net", "seed=1,2", "trust=[own_nets]"]
-    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
+    overrides = ["model=custom", "model.name=own_nets:Net", "seed=1,2", "trust=[own_nets]"]
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": overrides}))
     result = dltrain("train", "sweep.resume=sent")
     assert result.code == 2
     assert "this sweep wants to run own_nets:Net. If you trust that code, add trust=[own_nets]" in result.err
@@ -216,18 +217,18 @@ def test_a_sweep_folder_runs_user_code_only_if_trusted(dltrain: Command, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "word", ["hydra.callbacks.x=1", "--config-dir=mine", "sweep.executor=ray", "+sweep.options={a: 1}"]
+    "override", ["hydra.callbacks.x=1", "--config-dir=mine", "sweep.executor=ray", "+sweep.options={a: 1}"]
 )
-def test_a_sweep_folder_cannot_set_how_it_runs(dltrain: Command, tmp_path: Path, word: str) -> None:
+def test_a_sweep_folder_cannot_set_how_it_runs(dltrain: Command, tmp_path: Path, override: str) -> None:
     (tmp_path / "sent").mkdir()
-    words = [*QUICK, "device.threads=1", "seed=1", word]
-    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
+    overrides = [*QUICK, "device.threads=1", "seed=1", override]
+    (tmp_path / "sent" / "sweep.json").write_text(json.dumps({"command": "train", "overrides": overrides}))
     assert dltrain("train", "sweep.resume=sent").code == 0
 
 
-def send(folder: Path, words: list[str]) -> None:
+def send(folder: Path, overrides: list[str]) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "sweep.json").write_text(json.dumps({"command": "train", "overrides": words}))
+    (folder / "sweep.json").write_text(json.dumps({"command": "train", "overrides": overrides}))
 
 
 @pytest.mark.parametrize("option", ["../../../{}/evil", "{}/evil", "~/evil"])
@@ -238,7 +239,7 @@ def test_a_sweep_folder_cannot_name_a_config_outside_the_config_folders(
     (tmp_path / "evil_nets.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n")
     send(tmp_path / "sent", ["+experiment=" + option.format(tmp_path), "seed=1,2"])
     result = dltrain("train", "sweep.resume=sent")
-    assert (result.code, "leads out of the folders with configs" in result.err) == (66, True), result.err
+    assert (result.code, "refers to a file outside the config folders" in result.err) == (66, True), result.err
     assert not (tmp_path / "IMPORTED").exists()
 
 
@@ -252,7 +253,7 @@ def test_a_config_named_by_a_sweep_folder_cannot_set_trust_or_how_it_runs(dltrai
     assert (result.code, "this sweep wants to run gift_nets:Net" in result.err) == (2, True), result.err
     experiment.write_text("# @package _global_\nsweep:\n  executor: ray\n")
     result = dltrain("train", "--config-dir", "mine", "sweep.resume=sent")
-    assert (result.code, "sweep.executor=ray: is set by a file" in result.err) == (2, True), result.err
+    assert (result.code, "sweep.executor=ray: comes from a file" in result.err) == (2, True), result.err
     assert not (tmp_path / "IMPORTED").exists()
 
 
@@ -289,21 +290,21 @@ def test_a_setting_of_hydras_that_is_typed_leaves_the_overrides_of_the_sweep(dlt
 
 def test_a_sweep_of_another_command_is_refused(dltrain: Command, tmp_path: Path) -> None:
     send(tmp_path / "sent", [*QUICK, "seed=1,2"])
-    for words in (["ckpt=x"], []):
-        result = dltrain("eval", "sweep.resume=sent", *words)
-        assert (result.code, "is no sweep of dltrain eval" in result.err) == (2, True), result.err
+    for overrides in (["ckpt=x"], []):
+        result = dltrain("eval", "sweep.resume=sent", *overrides)
+        assert (result.code, "is not a sweep of dltrain eval" in result.err) == (2, True), result.err
 
 
 def test_two_sweeps_never_use_the_same_folder(lives: Nursery, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     write_faulty(tmp_path)
-    words = ("train", "-m", *MODEL, "+model.how=nap-1,nap-2", "sweep.resume=sweep", "sweep.workers=1")
-    first = lives.start(tmp_path, *words)
+    arguments = ("train", "-m", *MODEL, "+model.how=nap-1,nap-2", "sweep.resume=sweep", "sweep.workers=1")
+    first = lives.start(tmp_path, *arguments)
     while not (tmp_path / "sweep" / "journal.jsonl").exists():
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGSTOP)  # else it may be done before the second one has started
     try:
-        assert lives.run(tmp_path, *words) == 74
+        assert lives.run(tmp_path, *arguments) == 74
     finally:
         os.kill(first.pid, signal.SIGCONT)
     assert lives.wait(first) == 0
@@ -361,7 +362,7 @@ def test_a_job_that_finished_after_it_was_recorded_as_failed_is_done(dltrain: Co
 def test_an_impossible_result_never_reaches_the_journal(tmp_path: Path) -> None:
     with contextlib.closing(Journal(tmp_path / "journal.jsonl")) as journal:
         journal.plan([Entry(0, [], "a", "0_")])
-        with pytest.raises(ValueError, match="cannot be"):
+        with pytest.raises(ValueError, match="an impossible result"):
             journal.end(0, JobResult(0, "done", {"test_loss": None}))  # type: ignore[dict-item]
     assert len(events(tmp_path)) == 1
 

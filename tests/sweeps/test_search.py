@@ -45,18 +45,18 @@ def drawn(folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("search", mostly_slow(["random", "tpe"], fast=["tpe"]))
 def test_a_search_runs_its_trials_within_the_space(dltrain: Command, search: str) -> None:
-    words = (
+    overrides = (
         *SPACE,
         f"sweep.search={search}",
         "sweep.trials=6",
         "optim.momentum=interval(0.5,0.9)",
         "log_every=range(1,9,2)",
     )
-    result = dltrain("train", "-m", *QUICK, *words)
+    result = dltrain("train", "-m", *QUICK, *overrides)
     folder = sweep_folder(result)
     assert (result.code, len(rows(folder))) == (0, 6)
     for row in rows(folder):
-        values = dict(word.split("=") for word in row["overrides"].split())
+        values = dict(override.split("=") for override in row["overrides"].split())
         assert 0.001 <= float(values["optim.lr"]) <= 1.0
         assert 0.5 <= float(values["optim.momentum"]) <= 0.9
         assert int(values["log_every"]) in (1, 3, 5, 7)
@@ -70,33 +70,33 @@ def test_a_search_runs_its_trials_within_the_space(dltrain: Command, search: str
 
 
 def test_the_same_seed_samples_the_same_trials_and_another_seed_others(dltrain: Command) -> None:
-    words = ("-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=4", "sweep.workers=2")
-    one, same, other = (drawn(sweep_folder(dltrain("train", *words, f"sweep.seed={seed}"))) for seed in (1, 1, 2))
+    arguments = ("-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=4", "sweep.workers=2")
+    one, same, other = (drawn(sweep_folder(dltrain("train", *arguments, f"sweep.seed={seed}"))) for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
 
 def test_more_trials_continue_a_finished_study(dltrain: Command) -> None:
-    words = (*QUICK, *SPACE, "sweep.search=random", "sweep.workers=1")
-    whole = drawn(sweep_folder(dltrain("train", "-m", *words, "sweep.trials=5")))
-    folder = sweep_folder(dltrain("train", "-m", *words, "sweep.trials=2"))
+    overrides = (*QUICK, *SPACE, "sweep.search=random", "sweep.workers=1")
+    whole = drawn(sweep_folder(dltrain("train", "-m", *overrides, "sweep.trials=5")))
+    folder = sweep_folder(dltrain("train", "-m", *overrides, "sweep.trials=2"))
     assert dltrain("train", f"sweep.resume={folder}", "sweep.trials=5").code == 0
     assert drawn(folder) == whole
     assert len(study(folder).trials) == 5
 
 
 @pytest.mark.parametrize(
-    ("words", "direction"),
+    ("overrides", "direction"),
     [
         (["sweep.metric=val_loss"], "MINIMIZE"),
         (["sweep.metric=test_accuracy"], "MAXIMIZE"),
         (["sweep.metric=val_loss", "sweep.direction=maximize"], "MAXIMIZE"),
     ],
 )
-def test_the_metric_and_its_direction_can_be_chosen(dltrain: Command, words: list[str], direction: str) -> None:
-    result = dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=3", *words)
+def test_the_metric_and_its_direction_can_be_chosen(dltrain: Command, overrides: list[str], direction: str) -> None:
+    result = dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=3", *overrides)
     folder = sweep_folder(result)
-    name = words[0].partition("=")[2]
+    name = overrides[0].partition("=")[2]
     assert study(folder).direction.name == direction
     assert [trial.value for trial in study(folder).trials] == [float(row[name]) for row in rows(folder)]
     values = sorted((float(row[name]) for row in rows(folder)), reverse=direction == "MAXIMIZE")
@@ -107,8 +107,14 @@ def test_the_metric_and_its_direction_can_be_chosen(dltrain: Command, words: lis
 @pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_bad_jobs_are_pruned(dltrain: Command, pruner: str) -> None:
-    words = ("optim.lr=0.05,0.04,1e-7", "sweep.search=random", "sweep.trials=16", "epochs=30", f"sweep.pruner={pruner}")
-    result = dltrain("train", "-m", *QUICK[:-1], *words, "data.val=0.5", "sweep.workers=2", "sweep.seed=3")
+    overrides = (
+        "optim.lr=0.05,0.04,1e-7",
+        "sweep.search=random",
+        "sweep.trials=16",
+        "epochs=30",
+        f"sweep.pruner={pruner}",
+    )
+    result = dltrain("train", "-m", *QUICK[:-1], *overrides, "data.val=0.5", "sweep.workers=2", "sweep.seed=3")
     folder = sweep_folder(result)
     assert result.code == 0
     pruned = [row for row in rows(folder) if row["status"] == "pruned"]
@@ -127,14 +133,14 @@ def test_bad_jobs_are_pruned(dltrain: Command, pruner: str) -> None:
 
 
 def test_a_failed_trial_is_a_row_and_the_search_continues(dltrain: Command) -> None:
-    words = ("optim.lr=0.05,1e30", "sweep.search=random", "sweep.trials=6", "epochs=3")
-    result = dltrain("train", "-m", *QUICK[:-1], *words)
+    overrides = ("optim.lr=0.05,1e30", "sweep.search=random", "sweep.trials=6", "epochs=3")
+    result = dltrain("train", "-m", *QUICK[:-1], *overrides)
     statuses = [row["status"].split(":")[0] for row in rows(sweep_folder(result))]
     assert (result.code, len(statuses), set(statuses)) == (1, 6, {"done", "failed (1)"})
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (["seed=1"], "nothing to search"),
         (["optim.lr=interval(1,0)"], "optim.lr=interval(1,0): "),
@@ -146,20 +152,20 @@ def test_a_failed_trial_is_a_row_and_the_search_continues(dltrain: Command) -> N
         (["model=mlp,lennet"], "did you mean lenet?"),
     ],
 )
-def test_an_impossible_search_is_refused_before_it_begins(dltrain: Command, words: list[str], told: str) -> None:
-    result = dltrain("train", "-m", "sweep.search=tpe", *words)
-    assert (result.code, told in result.err) == (2, True), result.err
+def test_an_impossible_search_is_refused_before_it_begins(dltrain: Command, overrides: list[str], message: str) -> None:
+    result = dltrain("train", "-m", "sweep.search=tpe", *overrides)
+    assert (result.code, message in result.err) == (2, True), result.err
     assert not Path("outputs").exists()
 
 
 def check_killed_search(lives: Nursery, tmp_path: Path, kills: int, trials: int, seed: int) -> None:
     """Kill the parent of a search again and again: in the end there is each trial once, in study, journal and table."""
     (tmp_path / "sweep").mkdir()
-    words = ("train", "-m", *QUICK[:-1], *SPACE, "epochs=20", "sweep.search=tpe", f"sweep.trials={trials}")
-    words = (*words, "sweep.resume=sweep", "sweep.workers=2", "sweep.pruner=median")
+    arguments = ("train", "-m", *QUICK[:-1], *SPACE, "epochs=20", "sweep.search=tpe", f"sweep.trials={trials}")
+    arguments = (*arguments, "sweep.resume=sweep", "sweep.workers=2", "sweep.pruner=median")
     draw = random.Random(seed)
     for _ in range(kills):
-        life = lives.start(tmp_path, *words)
+        life = lives.start(tmp_path, *arguments)
         time.sleep(draw.uniform(0.3, 2.5))
         if lives.has_ended(life):
             lives.wait(life)
@@ -167,7 +173,7 @@ def check_killed_search(lives: Nursery, tmp_path: Path, kills: int, trials: int,
         os.kill(life.pid, signal.SIGKILL)
         lives.wait(life)
         wait_for_no_orphan(tmp_path, set())
-    assert lives.run(tmp_path, *words) == 0, (tmp_path / "life.log").read_text()[-2000:]
+    assert lives.run(tmp_path, *arguments) == 0, (tmp_path / "life.log").read_text()[-2000:]
     folder = tmp_path / "sweep"
     found: list[Any] = study(folder).trials
     assert [trial.number for trial in found] == list(range(trials))
@@ -204,9 +210,9 @@ def test_a_search_uses_the_requested_number_of_workers(tmp_path: Path) -> None:
 
 def test_a_failed_trial_can_be_retried_with_a_pruner(dltrain: Command, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    words = ("data=folder", "data.root=photos", "model=mlp", "epochs=2", "data.val=0.5", "device.threads=1")
+    overrides = ("data=folder", "data.root=photos", "model=mlp", "epochs=2", "data.val=0.5", "device.threads=1")
     search = ("optim.lr=0.01,0.1", "sweep.search=random", "sweep.trials=2", "sweep.pruner=median")
-    result = dltrain("train", "-m", *words, *search)
+    result = dltrain("train", "-m", *overrides, *search)
     folder = sweep_folder(result)
     assert result.code == 1
     generate_pictures(tmp_path / "photos")
@@ -220,9 +226,9 @@ def test_a_grid_is_not_resumed_as_a_search_nor_the_reverse(dltrain: Command) -> 
     search = sweep_folder(dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=2"))
     before = [rows(grid), rows(search)]
     found = dltrain("train", "-m", *QUICK, *SPACE, "sweep.search=random", "sweep.trials=2", f"sweep.resume={grid}")
-    assert (found.code, "job 0 is one of a grid" in found.err) == (2, True)
+    assert (found.code, "job 0 belongs to a grid" in found.err) == (2, True)
     found = dltrain("train", "-m", *QUICK, "optim.lr=0.1,0.2", f"sweep.resume={search}")
-    assert (found.code, "job 0 is one of a search" in found.err) == (2, True)
+    assert (found.code, "job 0 belongs to a search" in found.err) == (2, True)
     assert [rows(grid), rows(search)] == before
 
 
@@ -231,12 +237,12 @@ def test_a_search_with_a_lost_study_overwrites_no_job(dltrain: Command) -> None:
     before = rows(folder)
     (folder / "study.db").unlink()
     found = dltrain("train", f"sweep.resume={folder}", "sweep.trials=4")
-    assert (found.code, "study.db: does not know all jobs of this sweep" in found.err) == (2, True)
+    assert (found.code, "study.db: lacks jobs of this sweep" in found.err) == (2, True)
     assert rows(folder) == before
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (["optim.lr=interval(2.0,3.0)", "batch_size=choice(16,32)"], "a job of this sweep has optim.lr="),
         (["optim.lr=interval(0.001,1.0)", "batch_size=choice(8,64)"], "a job of this sweep has batch_size=batch_size="),
@@ -244,27 +250,27 @@ def test_a_search_with_a_lost_study_overwrites_no_job(dltrain: Command) -> None:
             ["optim.momentum=interval(0.1,0.95)"],
             "a job of this sweep has optim.momentum=optim.momentum=",
         ),
-        (["optim.weight_decay=interval(0.0,0.9)"], "a job of this sweep has none"),
+        (["optim.weight_decay=interval(0.0,0.9)"], "a job of this sweep lacks it"),
     ],
 )
 def test_an_unfinished_job_sampled_from_other_overrides_is_reported(
-    dltrain: Command, words: list[str], told: str
+    dltrain: Command, overrides: list[str], message: str
 ) -> None:
     own = ("optim.lr=interval(0.001,1.0)", "batch_size=choice(16,32)", "optim.momentum=choice(0.5,0.9)")
     folder = sweep_folder(dltrain("train", "-m", *QUICK, *own, "sweep.search=random", "sweep.trials=2"))
     lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     (folder / "journal.jsonl").write_text("".join(line for line in lines if '"ended", "job": 1' not in line))
     (folder / rows(folder)[1]["folder"] / "summary.json").unlink()
-    found = dltrain("train", "-m", *QUICK, *words, "sweep.search=random", f"sweep.resume={folder}")
-    assert (found.code, told in found.err) == (2, True), found.err
+    found = dltrain("train", "-m", *QUICK, *overrides, "sweep.search=random", f"sweep.resume={folder}")
+    assert (found.code, message in found.err) == (2, True), found.err
 
 
 def test_means_over_seeds_exclude_pruned_runs_and_count_duplicates_once(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("sweep.search=random", "sweep.trials=6", "sweep.workers=1", "optim.lr=0.01,0.1", "seed=1,2")
+    overrides = ("sweep.search=random", "sweep.trials=6", "sweep.workers=1", "optim.lr=0.01,0.1", "seed=1,2")
     monkeypatch.setattr(Search, "judge", lambda self, number, step, figures: "pruned" if number == 2 else "")
-    result = dltrain("train", "-m", *QUICK[:-1], "epochs=2", *words, "sweep.pruner=median")
+    result = dltrain("train", "-m", *QUICK[:-1], "epochs=2", *overrides, "sweep.pruner=median")
     found = rows(sweep_folder(result))
     whole = {row["overrides"]: row for row in found if row["status"] == "done"}
     assert sum(row["status"] == "pruned" for row in found) == 1

@@ -74,8 +74,8 @@ def test_a_job_equals_the_same_run_started_alone_with_the_same_threads(
     """Whatever ran before it in its worker, and whoever read its data."""
     same = ("data.limit=200", "data.flip=true", "data.crop=1", "epochs=2", "optim=adam", "device.threads=1")
     models, seeds = ("mlp", "lenet", "lstm", "attention"), (4, 5)
-    words = (f"model={','.join(models)}", "seed=4,5", f"sweep.workers={workers}")
-    folder = sweep_folder(dltrain("train", "-m", *same, *words))
+    overrides = (f"model={','.join(models)}", "seed=4,5", f"sweep.workers={workers}")
+    folder = sweep_folder(dltrain("train", "-m", *same, *overrides))
     for row, (model, seed) in zip(rows(folder), itertools.product(models, seeds), strict=True):
         alone = dltrain("train", *same, f"model={model}", f"seed={seed}").folder
         for name in ("last.pt", "best.pt"):
@@ -142,4 +142,4 @@ def test_an_epoch_of_the_real_mnist_gives_95_percent(dltrain: Command, real_data
 @pytest.mark.parametrize("sweep", ["seed=range(0)", "seed=glob(*)"])
 def test_a_sweep_over_nothing_is_refused(dltrain: Command, sweep: str) -> None:
     result = dltrain("train", "-m", *QUICK, sweep)
-    assert (result.code, f"{sweep}: sweeps over nothing" in result.err) == (2, True)
+    assert (result.code, f"{sweep}: gives no jobs" in result.err) == (2, True)

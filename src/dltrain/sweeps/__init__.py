@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one command, and the table of their results."""
+"""Sweeps: many jobs of one command, and the table of their results."""

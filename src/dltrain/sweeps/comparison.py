@@ -1,4 +1,4 @@
-"""`dltrain report`: runs and sweeps side by side, by what differs in their configs and by their figures."""
+"""`dltrain report`: runs and sweeps side by side, by the keys that differ and by their metrics."""
 
 import json
 import math
@@ -22,28 +22,28 @@ from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal, pages
 from dltrain.sweeps.results import Metric, metric, names_of, overrides_of, run_rows, seed_table
 
-USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run, a sweep, or has some below it"
-DEEPEST = 4  # folders below one that is given: outputs/sweeps/DATE/TIME
+USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run or a sweep, or contains some"
+DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
 USUAL = ("name", "sweep", "resume", "trust", "logger", "report")  # keys that say nothing about a result
 
 
-def found(folder: Path, depth: int = 0) -> Iterator[RunRow]:
-    """The run that a folder is, or all runs below it, those of a sweep with the jobs that failed."""
+def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
+    """Yield the run in a folder, or else all runs below it, with the failed jobs of sweeps."""
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
         yield _run(folder, "/".join(folder.parts[-2:]))
         return
     entries = journal.read(folder)
-    for entry in sorted(entries, key=lambda it: it.number):
-        own, label = folder / entry.folder, f"{folder.name} job {entry.number}"
+    for entry in sorted(entries, key=lambda entry: entry.number):
+        path, label = folder / entry.folder, f"{folder.name} job {entry.number}"
         if (outcome := entry.outcome) is not None and outcome.failed:
-            whole = _config(own)
-            config = whole or {f"{key}.name" if key in GROUPS else key: it for key, it in overrides_of(entry).items()}
-            yield RunRow(own, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
-        elif own.is_dir():
-            yield _run(own, label)
+            whole, overrides = _config(path), overrides_of(entry)
+            config = whole or {f"{key}.name" if key in GROUPS else key: value for key, value in overrides.items()}
+            yield RunRow(path, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
+        elif path.is_dir():
+            yield _run(path, label)
     if not entries and depth < DEEPEST:
         for each in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from found(each, depth + 1)
+            yield from find_runs(each, depth + 1)
 
 
 def _run(folder: Path, label: str) -> RunRow:
@@ -76,16 +76,16 @@ def _nested(folder: Path) -> dict[str, Any]:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Print the comparison of the folders that are named, and write its page; with --json print it as JSON alone."""
-    words, as_json, output = _read(arguments)
+    """Print the comparison of the folders in `arguments` and write its page; with --json print only JSON."""
+    folders, as_json, output = _read(arguments)
     runs: list[RunRow] = []
-    for folder in words:
+    for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-        own = list(found(folder))
-        if not own:
-            raise InputError(f"{folder}: there is no run in it")
-        runs += [run for run in own if run.folder not in {it.folder for it in runs}]
+        below = list(find_runs(folder))
+        if not below:
+            raise InputError(f"{folder}: contains no run")
+        runs += [run for run in below if run.folder not in {known.folder for known in runs}]
     keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in USUAL]
     by = metric([run.metrics for run in runs])
     runs.sort(key=lambda run: by.key(run.metrics))
@@ -98,7 +98,7 @@ def report(arguments: Sequence[str]) -> None:
             show_table(seed_table(groups, keys, by))
     if output is None and as_json:
         return
-    path = _write_page(words, runs, keys, by, output)
+    path = _write_page(folders, runs, keys, by, output)
     if not as_json:
         print(f"page:  {path}")
 
@@ -106,7 +106,7 @@ def report(arguments: Sequence[str]) -> None:
 def _write_page(
     folders: Sequence[Path], runs: Sequence[RunRow], keys: Sequence[str], by: Metric, output: Path | None
 ) -> Path:
-    """Write the page of what was named: into the folder of one run or sweep, else into the current one."""
+    """Write the page into the folder of a single run or sweep, else into the current folder; return its path."""
     (folder, *others) = folders
     if not others and [run.folder for run in runs] == [folder]:
         path = output or folder / run_page.NAME
@@ -116,12 +116,12 @@ def _write_page(
         pages.write_sweep(path, folder, run_rows(folder, entries), by)
     else:
         path = output or Path(run_page.NAME)
-        pages.write(path, f"{len(runs)} runs", runs, keys, by)
+        pages.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", runs, keys, by)
     return path
 
 
 def _analyze(folder: Path) -> str:
-    """Have a run's analysis beside its other files, as far as its checkpoint and data are there; or say why not."""
+    """Write the analysis of a run if it has none; return a message if its checkpoint or data do not allow it."""
     if (folder / "analysis.json").exists() or not (folder / "checkpoints").is_dir():
         return ""
     from dltrain.commands import evaluation
@@ -133,24 +133,24 @@ def _analyze(folder: Path) -> str:
         config = replace(config, values=config.values | {"ckpt": str(folder)})  # its name may look like an override
         write_analysis(folder, evaluation.analyze_checkpoint(config))
     except UserError as error:
-        return f"What the network gets wrong is not shown: {error}"
+        return f"The analysis of its mistakes is not shown: {error}"
     return ""
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
-    """Folders, whether --json is there, and the file behind -o."""
+    """Return the folders, True for --json, and the file of -o."""
     folders: list[Path] = []
     as_json, output = False, None
-    words = iter(arguments)
-    for word in words:
-        if word == "--json":
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--json":
             as_json = True
-        elif word in ("-o", "--output"):
-            output = expand_user(next(words, ""))
-        elif word.startswith("-"):
-            raise ConfigError(f"{word}: no such option. {USAGE}")
+        elif argument in ("-o", "--output"):
+            output = expand_user(next(remaining, ""))
+        elif argument.startswith("-"):
+            raise ConfigError(f"{argument}: no such option. {USAGE}")
         else:
-            folders.append(expand_user(word))
+            folders.append(expand_user(argument))
     if not folders or output == Path():
         raise ConfigError(USAGE)
     return folders, as_json, output
@@ -158,7 +158,8 @@ def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
 
 def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
     names = names_of((run.metrics for run in runs), by)
-    table = Table(title=f"{len(runs)} runs, best {by.name} first", title_justify="left")
+    title = f"{len(runs)} run{'s' * (len(runs) != 1)}, best {by.name} first"
+    table = Table(title=title, title_justify="left")
     for column in ("run", "status", *map(printable, keys)):
         table.add_column(column, overflow="fold")
     for column in (*names, "seconds"):

@@ -1,6 +1,6 @@
-"""journal.jsonl of a sweep: what was planned, begun and ended, a line each; all that is needed to go on after a kill.
+"""journal.jsonl of a sweep: a line for each job planned, begun or ended, from which a killed sweep continues.
 
-A line is written in one call and counts once it is whole: what a kill leaves of the last one is cut off.
+A line is written in one call and counts once it is whole: a partial last line, left by a kill, is cut off.
 """
 
 import json
@@ -16,19 +16,19 @@ from dltrain.runtime.errors import ConfigError, InputError
 
 @dataclass
 class Entry:
-    """A job as the journal knows it."""
+    """A job in the journal."""
 
     number: int
     overrides: list[str]
     digest: str
-    folder: str  # its name in that of the sweep
+    folder: str  # its name in the folder of the sweep
     begun: int = 0  # attempts
-    outcome: JobResult | None = None  # of the last attempt, None while it runs
+    outcome: JobResult | None = None  # of the last attempt; None while it runs
     params: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Those of the last attempt; none while it runs."""
+        """The metrics of the last attempt; empty while it runs."""
         return self.outcome.metrics if self.outcome else {}
 
     @property
@@ -47,19 +47,19 @@ def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> N
 
 
 def _checked(entry: Entry) -> Entry:
-    """Raise ValueError for a job that was not written by a sweep: its folder would be another's."""
+    """Raise ValueError for a job that no sweep has written: its folder could lie anywhere."""
     is_plain = isinstance(entry.folder, str) and Path(entry.folder).name == entry.folder
     texts = [entry.digest, *entry.overrides, *entry.params]
     if type(entry.number) is not int or not is_plain or not all(isinstance(text, str) for text in texts):
-        raise ValueError("a job that cannot be")
+        raise ValueError("an impossible job")
     return entry
 
 
 def _possible(outcome: JobResult) -> JobResult:
-    """Raise ValueError for an outcome that no job has: its table could not be drawn."""
+    """Raise ValueError for a result that no job has: no table could show it."""
     numbers = (outcome.seconds, *outcome.metrics.values())
     if type(outcome.code) is not int or not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError("an outcome that cannot be")
+        raise ValueError("an impossible result")
     return replace(outcome, status=str(outcome.status), folder=str(outcome.folder))
 
 
@@ -69,7 +69,7 @@ def _parsed(path: Path, content: bytes) -> dict[int, Entry]:
         try:
             _apply(entries, **json.loads(line))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise InputError(f"{path}, line {number}: cannot be read; take it out, or start a new sweep") from error
+            raise InputError(f"{path}, line {number}: cannot be read. Remove the line, or start a new sweep") from error
     return entries
 
 
@@ -78,7 +78,7 @@ def _whole(content: bytes) -> bytes:
 
 
 def read(folder: Path) -> list[Entry]:
-    """The jobs of a sweep, also while it runs; none where there is no journal. Raises InputError for a damaged one."""
+    """Return the jobs of a sweep, which may be running; none if it has no journal. Raises InputError if damaged."""
     path = folder / "journal.jsonl"
     try:
         content = path.read_bytes()
@@ -88,7 +88,7 @@ def read(folder: Path) -> list[Entry]:
 
 
 class Journal:
-    """The jobs of a sweep by number, each change in the file before it is here. One process at a time may write."""
+    """The jobs of a sweep by number; each change is written to the file first. Only one process may write at a time."""
 
     def __init__(self, path: Path) -> None:
         with atomic_files.output_errors(path):
@@ -110,29 +110,28 @@ class Journal:
             _apply(self.entries, **line)
 
     def plan(self, entries: list[Entry]) -> None:
-        """New jobs."""
+        """Add new jobs."""
         keys = ("overrides", "digest", "folder", "params")
         self._write(
-            *({"event": "planned", "job": it.number} | {key: getattr(it, key) for key in keys} for it in entries)
+            *({"event": "planned", "job": job.number} | {key: getattr(job, key) for key in keys} for job in entries)
         )
 
     def begin(self, number: int) -> None:
-        """A job starts, or starts again. Not flushed to the disk: forgotten in a power cut it just starts once more."""
+        """Record the start of a job. Not flushed to disk: if a power cut loses the line, the job just starts again."""
         self._write({"event": "begun", "job": number}, flush=False)
 
     def end(self, number: int, outcome: JobResult) -> None:
-        """A job is done, has failed, or is interrupted."""
+        """Record that a job is done, has failed or was interrupted."""
         line = {"event": "ended", "job": number} | asdict(_possible(outcome))
-        line["figures"] = line.pop("metrics")  # as the files of earlier sweeps have it
+        line["figures"] = line.pop("metrics")  # the key of earlier sweeps
         self._write(line)
 
     def require(self, *, drawn: bool) -> None:
-        """Raise ConfigError where the jobs are those of a grid and further ones are to be drawn, or the reverse."""
-        if others := [it.number for it in self.entries.values() if bool(it.params) != drawn]:
-            how = "a grid" if drawn else "a search (sweep.search)"
-            raise ConfigError(
-                f"{self.file.name}: job {others[0]} is one of {how}. Go on with that, or start a new sweep"
-            )
+        """Raise ConfigError if a search would continue the jobs of a grid, or a grid those of a search."""
+        if others := [job.number for job in self.entries.values() if bool(job.params) != drawn]:
+            kind = "a grid" if drawn else "a search (sweep.search)"
+            advice = "Continue it that way, or start a new sweep"
+            raise ConfigError(f"{self.file.name}: job {others[0]} belongs to {kind}. {advice}")
 
     def close(self) -> None:
         self.file.close()

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live view on a terminal, plain lines elsewhere."""
+"""Progress of a sweep: a live view on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -25,65 +25,65 @@ MOST_SHOWN = 16  # running jobs
 
 @dataclass
 class View:
-    """Jobs that run, are done and have failed, the best so far and the time left."""
+    """Shows the jobs that run, are done and have failed, the best job so far and the time left."""
 
     total: int
     entries: Mapping[int, Entry]
-    constant: Collection[str]  # words that every job has, and that need not be shown
+    constant: Collection[str]  # overrides of all jobs, which are not shown
     metric: str | None = None
     direction: str | None = None
-    running: dict[int, tuple[float, str]] = field(default_factory=dict)  # number to when it began, and its latest
-    kept: int = 0  # jobs that had ended before
+    running: dict[int, tuple[float, str]] = field(default_factory=dict)  # by number: start and latest message
+    kept: int = 0  # jobs that ended before this start
 
     def __post_init__(self) -> None:
         self.console = Console(markup=False, highlight=False)
         self.began = self.drawn = time.monotonic()
-        drawn = terminal.is_interactive(sys.stdout)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if drawn else None
+        live = terminal.is_interactive(sys.stdout)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True) if live else None
         if self.live is not None:
             self.live.start()
 
     def on_start(self, number: int) -> None:
-        """A job starts."""
+        """Show a job that starts."""
         self.running[number] = time.monotonic(), "starts"
 
     def on_metrics(self, number: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
-        """A running job has made a record."""
+        """Show new metrics of a running job."""
         shown = [f"{key} {format_number(values[key])}" for key in ("loss", "accuracy") if key in values]
         if number in self.running:
             self.running[number] = self.running[number][0], f"epoch {epoch:.2f}: {split} {' '.join(shown)}"
 
     def on_end(self, number: int, outcome: JobResult) -> None:
-        """A job has ended: a line that stays."""
+        """Print a line for a job that has ended."""
         self.running.pop(number, None)
         entry = self.entries[number]
         by = metric([outcome.metrics], self.metric, self.direction)
         best = f"{by.name} {format_number(outcome.metrics[by.name])}" if by.name in outcome.metrics else ""
         place, took = f"{self._ended()}/{self.total}", f"{outcome.seconds:.1f} s"
-        parts = (place, f"job {number}", outcome.description, best, took, self._words(entry))
+        parts = (place, f"job {number}", outcome.description, best, took, self._overrides(entry))
         self.log("  ".join(part for part in parts if part))
 
     def log(self, line: str) -> None:
-        """A line for a person, above the live view where there is one."""
-        with contextlib.suppress(OSError):  # where nobody reads any more the sweep goes on
+        """Print a line, above the live view if there is one."""
+        with contextlib.suppress(OSError):  # a sweep continues without a reader of its output
             if self.live is not None:
                 self.live.console.print(Text(printable(line)))
             else:
                 print(printable(line), flush=True)
 
     def refresh(self) -> None:
-        """Draw the live view again, now and then."""
+        """Redraw the live view if enough time has passed."""
         if self.live is not None and time.monotonic() - self.drawn > REDRAW_SECONDS:
             self.drawn = time.monotonic()
-            self.live.update(self.picture(), refresh=True)
+            self.live.update(self.render(), refresh=True)
 
     def close(self) -> None:
-        """Take the live view away."""
+        """Remove the live view."""
         if self.live is not None:
             self.live.stop()
 
-    def picture(self) -> Group:
-        """The live view."""
+    def render(self) -> Group:
+        """Return the live view as it is drawn."""
         ended = [entry for entry in self.entries.values() if entry.outcome is not None]
         failed = sum(entry.failed for entry in ended)
         heading = Table.grid(padding=(0, 2))
@@ -92,20 +92,20 @@ class View:
         table = Table.grid(padding=(0, 2))
         now = time.monotonic()
         for number, (began, latest) in sorted(self.running.items())[:MOST_SHOWN]:
-            words, took = self._words(self.entries[number]), f"{now - began:.0f} s"
-            table.add_row(f"job {number}", Text(words), took, Text(latest))
+            overrides, took = self._overrides(self.entries[number]), f"{now - began:.0f} s"
+            table.add_row(f"job {number}", Text(overrides), took, Text(latest))
         best = Text("")
         by = metric([entry.metrics for entry in ended], self.metric, self.direction)
         if (first := next(iter(ranked(ended, by)), None)) and by.name in first.metrics:
             value = format_number(first.metrics[by.name])
-            best = Text(f"best  job {first.number}  {by.name} {value}  {self._words(first)}")
+            best = Text(f"best  job {first.number}  {by.name} {value}  {self._overrides(first)}")
         return Group(heading, table, best)
 
     def _ended(self) -> int:
         return sum(entry.outcome is not None for entry in self.entries.values())
 
     def _left(self, ended: int) -> str:
-        """Time left, by what the jobs of this start have taken."""
+        """Estimate the time left from the jobs that ended since this start."""
         done = ended - self.kept
         if not done:
             return ""
@@ -113,5 +113,6 @@ class View:
         hours, rest = divmod(round(seconds), 3600)
         return f"{hours}:{rest // 60:02}:{rest % 60:02} left"
 
-    def _words(self, entry: Entry) -> str:
-        return printable(" ".join(word for word in entry.overrides if word not in self.constant) or "no overrides")
+    def _overrides(self, entry: Entry) -> str:
+        shown = " ".join(override for override in entry.overrides if override not in self.constant)
+        return printable(shown or "no overrides")

@@ -1,4 +1,4 @@
-"""report.html of a sweep, at its end, and of any runs side by side."""
+"""Write report.html of a sweep, and of any runs side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from dltrain.sweeps.results import Metric
 
 
 def write_after(folder: Path, jobs: Sequence[RunRow], by: Metric) -> None:
-    """Write the page of a sweep that has just ended; an error is printed and not raised, as the sweep is done."""
+    """Write the page of a sweep that has just ended; print an error instead of raising it, as the sweep is done."""
     try:
         write_sweep(folder / NAME, folder, jobs, by)
         print(f"page:  {folder / NAME}")

@@ -1,7 +1,7 @@
-"""The words of a sweep to its jobs, all composed and checked before the first one runs. Imports no torch.
+"""Plan the jobs of a sweep from its overrides: all are composed and checked before the first runs. Imports no torch.
 
-Hydra takes a twentieth of a second to compose a config. It is asked once for each combination of options (model=mlp,
-optim=adam); jobs that differ only in values (optim.lr=0.1) get theirs on a copy.
+Hydra takes 50 ms to compose a config. It composes one for each combination of options (model=mlp, optim=adam); jobs
+that differ only in values (optim.lr=0.1) get a copy with their values.
 """
 
 import copy
@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ MOST_JOBS = 100_000
 
 @dataclass(frozen=True)
 class ParsedOverride:
-    """`key=value` as it can be typed, and the value as plain data; `is_value` where it chooses no option of a group."""
+    """An override `key=value` with its value as plain data; `is_value` is False if it chooses an option of a group."""
 
     text: str
     key: str
@@ -40,35 +41,35 @@ class ParsedOverride:
     is_value: bool
 
     @property
-    def is_of_sweep(self) -> bool:
-        """Whether it is about the sweep, and no part of a job."""
+    def is_for_sweep(self) -> bool:
+        """True if the override concerns the sweep and not its jobs."""
         return self.key == "sweep" or self.key.startswith("sweep.")
 
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job of a sweep, checked; two with the same digest are the same run."""
+    """A checked job of a sweep; jobs with the same digest are the same run."""
 
     composed: Composed
     digest: str
 
 
 class Composer:
-    """Composes the jobs of one sweep."""
+    """Composes the configs of a sweep's jobs."""
 
     def __init__(self, sweeping: Sweeping) -> None:
         self.sweeping = sweeping
         self.loader = sweeping.loader
-        self.bases: dict[tuple[str, ...], Composed | None] = {}  # by the options chosen; None where Hydra must do each
+        self.bases: dict[tuple[str, ...], Composed | None] = {}  # by options; None: Hydra composes each
         self._is_group = functools.cache(lambda key: bool(self.loader.get_group_options(key)))
 
     def parsed(self) -> list[Override]:
-        """The words as Hydra's grammar reads them; of two for one key the last counts."""
-        parser = OverridesParser.create(config_loader=self.loader)
-        return list({it.get_key_element(): it for it in parser.parse_overrides(self.sweeping.overrides)}.values())
+        """Parse the overrides by Hydra's grammar; the last one counts for each key."""
+        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(self.sweeping.overrides)
+        return list({override.get_key_element(): override for override in overrides}.values())
 
-    def word(self, override: Override, element: Any = None) -> ParsedOverride:
-        """A word that sweeps over nothing, or over `element` alone."""
+    def single(self, override: Override, element: Any = None) -> ParsedOverride:
+        """Return an override that does not sweep, or the one for `element` of its sweep."""
         key = override.key_or_group
         is_value = override.package is None and not (
             override.is_delete() or key.startswith("hydra.") or self._is_group(key) or key == "experiment"
@@ -79,82 +80,82 @@ class Composer:
         text = f"{override.get_key_element()}={Transformer.str(element)}"
         return ParsedOverride(text, key, Override._convert_value(element), is_value)
 
-    def words(self, override: Override) -> list[ParsedOverride]:
-        """All that an override sweeps over, or the one that it is. Raises ConfigError for an interval."""
+    def expanded(self, override: Override) -> list[ParsedOverride]:
+        """Return an override for each value that `override` sweeps over. Raises ConfigError for an interval."""
         if not override.is_sweep_override():
-            return [self.word(override)]
+            return [self.single(override)]
         if not override.is_discrete_sweep():
             raise ConfigError(f"{override.input_line}: an interval needs sweep.search=random or tpe")
-        return [self.word(override, element) for element in override.sweep_iterator()]
+        return [self.single(override, element) for element in override.sweep_iterator()]
 
-    def compose(self, words: Sequence[ParsedOverride]) -> Composed:
-        """The config of a job. Raises what Hydra raises."""
-        swept = [word for word in words if word.is_value and word.text not in self.constant]
-        chosen = tuple(word.text for word in words if word not in swept)
+    def compose(self, overrides: Sequence[ParsedOverride]) -> Composed:
+        """Compose the config of a job. Raises what Hydra raises."""
+        swept = [override for override in overrides if override.is_value and override.text not in self.constant]
+        chosen = tuple(override.text for override in overrides if override not in swept)
         if chosen not in self.bases:
-            composed = self._by_hydra(words)
-            # A value that is not where it was put was put elsewhere by another word: the order of words matters then.
-            is_plain = all(_is_plain(word.value) and _holds(composed.config, word) for word in swept)
+            composed = self._by_hydra(overrides)
+            # If the config lacks a value, another override has changed it: then the order of the overrides matters.
+            is_plain = all(_is_plain(override.value) and _holds(composed.config, override) for override in swept)
             self.bases[chosen] = composed if is_plain else None
             return composed
         base = self.bases[chosen]
-        if base is None or not all(_is_plain(word.value) for word in swept):
-            return self._by_hydra(words)
+        if base is None or not all(_is_plain(override.value) for override in swept):
+            return self._by_hydra(overrides)
         config = copy.deepcopy(base.config)
-        for word in swept:
-            node, _, last = word.key.rpartition(".")
-            (at(config, node) if node else config)[last] = copy.deepcopy(word.value)
-        return replace(base, config=config, overrides=_told(words, self.sweeping.implied))
+        for override in swept:
+            node, _, last = override.key.rpartition(".")
+            (at(config, node) if node else config)[last] = copy.deepcopy(override.value)
+        return replace(base, config=config, overrides=self._of_job(overrides))
 
     @functools.cached_property
     def constant(self) -> set[str]:
-        """Words that are in every job."""
-        return {self.word(it).text for it in self.parsed() if not it.is_sweep_override()}
+        """The overrides that all jobs share."""
+        return {self.single(override).text for override in self.parsed() if not override.is_sweep_override()}
 
-    def _by_hydra(self, words: Sequence[ParsedOverride]) -> Composed:
-        overrides = [*self.sweeping.hydra_overrides, *(word.text for word in words)]
-        composed = composition.compose_job(self.loader, self.sweeping.config_name, overrides, self.sweeping.implied)
+    def _by_hydra(self, overrides: Sequence[ParsedOverride]) -> Composed:
+        texts = [*self.sweeping.hydra_overrides, *(override.text for override in overrides)]
+        composed = composition.compose_job(self.loader, self.sweeping.config_name, texts, self.sweeping.implied)
         if "logger" in composed.config and not any(key.partition(".")[0] == "logger" for key in composed.typed):
-            composed.config["logger"] = {}  # thousands of jobs need no curves each, until somebody asks for them
+            composed.config["logger"] = {}  # thousands of jobs need no curves unless the user asks
         if "report" in composed.config and "report" not in composed.typed:
             composed.config["report"] = False
-        return replace(composed, overrides=_told(words, self.sweeping.implied))
+        return replace(composed, overrides=self._of_job(overrides))
 
-
-def _told(words: Iterable[ParsedOverride], implied: Sequence[str]) -> list[str]:
-    return [word.text for word in words if not word.is_of_sweep and word.text not in implied]
+    def _of_job(self, overrides: Iterable[ParsedOverride]) -> list[str]:
+        implied = self.sweeping.implied
+        return [override.text for override in overrides if not override.is_for_sweep and override.text not in implied]
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value replaces what was there: values by name are joined with it, and references are followed."""
+    """True if a value replaces the one before; a dict is merged into it, and a reference is resolved."""
     return not isinstance(value, dict | Sweep) and "${" not in repr(value)
 
 
-def _holds(config: dict[str, Any], word: ParsedOverride) -> bool:
+def _holds(config: dict[str, Any], override: ParsedOverride) -> bool:
     try:
-        return bool(at(config, word.key) == word.value)
-    except (LookupError, TypeError):  # the key counts the items of a list
+        return bool(at(config, override.key) == override.value)
+    except (LookupError, TypeError):  # the key indexes a list
         return False
 
 
 def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
-    """Every combination of what the words sweep over, the last word changing fastest."""
+    """Return every combination of the swept values, the last override changing fastest. Raises ConfigError."""
     overrides = composer.parsed()
-    lists = [composer.words(override) for override in overrides]
-    for override, found in zip(overrides, lists, strict=True):
-        if len(found) > 1 and found[0].is_of_sweep:
-            raise ConfigError(f"{override.input_line}: a sweep has one value of it")
-    count = functools.reduce(lambda product, found: product * len(found), lists, 1)
+    choices = [composer.expanded(override) for override in overrides]
+    for override, values in zip(overrides, choices, strict=True):
+        if len(values) > 1 and values[0].is_for_sweep:
+            raise ConfigError(f"{override.input_line}: must have a single value in a sweep")
+    count, line = math.prod(map(len, choices)), " ".join(composer.sweeping.overrides)
     if not count:
-        raise ConfigError(f"{' '.join(composer.sweeping.overrides)}: sweeps over nothing")
+        raise ConfigError(f"{line}: gives no jobs")
     if count > MOST_JOBS:
-        raise ConfigError(f"{' '.join(composer.sweeping.overrides)}: are {count:,} jobs; at most {MOST_JOBS:,} are run")
-    return map(list, itertools.product(*lists))
+        raise ConfigError(f"{line}: gives {count:,} jobs; at most {MOST_JOBS:,} are allowed")
+    return map(list, itertools.product(*choices))
 
 
 @dataclass(frozen=True)
 class TrustedOverrides:
-    """What is typed of a sweep whose words come from a file: the packages that are trusted, and all keys."""
+    """What the command line says for a sweep with overrides from a file: trusted packages, and all its keys."""
 
     trust: Sequence[str]
     keys: Collection[str]
@@ -163,38 +164,38 @@ class TrustedOverrides:
 def checked(
     jobs: Iterable[Composed], command: str, typed: TrustedOverrides | None = None
 ) -> tuple[list[PlannedJob], int]:
-    """Jobs without those that are there twice, and the number of these. Raises ConfigError with all faults of all.
+    """Return the jobs without duplicates, and the number of duplicates. Raises ConfigError with all faults of all jobs.
 
-    With `typed` they come from a file, which chooses no code of a person's own and no place that figures go to.
+    With `typed` the overrides come from a file, which may choose neither a user's code nor an address for metrics.
     """
-    found: dict[str, PlannedJob] = {}
+    unique: dict[str, PlannedJob] = {}
     faults: dict[str, list[int]] = {}
     total = 0
     for number, composed in enumerate(jobs):
         total += 1
-        planned, own = check(composed, command, typed)
-        for fault in own:
+        planned, of_job = check(composed, command, typed)
+        for fault in of_job:
             faults.setdefault(fault, []).append(number)
-        found.setdefault(planned.digest, planned)
+        unique.setdefault(planned.digest, planned)
     if faults:
         lines = [text if len(of) == total else f"{text} ({len(of)} of {total} jobs)" for text, of in faults.items()]
         raise ConfigError("\n".join(lines))
     if command in ("predict", "export"):
-        _require_own_outputs([resolve(it.composed.config) for it in found.values()])
-    return list(found.values()), total - len(found)
+        _require_separate_outputs([resolve(job.composed.config) for job in unique.values()])
+    return list(unique.values()), total - len(unique)
 
 
-def _require_own_outputs(jobs: Iterable[dict[str, Any]]) -> None:
-    """Raise ConfigError where several jobs would write one file, each over the one before."""
-    jobs_of = Counter(str(values["output"] or values["format"]) for values in jobs)  # each format has its own file
+def _require_separate_outputs(jobs: Iterable[dict[str, Any]]) -> None:
+    """Raise ConfigError if several jobs would write the same file."""
+    jobs_of = Counter(str(values["output"] or values["format"]) for values in jobs)  # formats have different files
     for output, count in jobs_of.items():
         if count > 1:
-            told = f"output={output}: {count} jobs would write this file"
-            raise ConfigError(f"{told}. Give each its own, such as 'output=${{ckpt}}/NAME'")
+            message = f"output={output}: {count} jobs would write this file"
+            raise ConfigError(f"{message}. Give each job its own file, such as 'output=${{ckpt}}/NAME'")
 
 
 def check(composed: Composed, command: str, typed: TrustedOverrides | None = None) -> tuple[PlannedJob, list[str]]:
-    """A job with its digest, and what is wrong with it."""
+    """Return a job with its digest, and the faults of its config."""
     try:
         values = resolve(composed.config)
         if typed is not None:
@@ -202,7 +203,7 @@ def check(composed: Composed, command: str, typed: TrustedOverrides | None = Non
             saved_config.require_typed_address(values, typed.keys, "this sweep")
         run_trackers.require(composed.config)
         if saved_config.custom_imports(values):
-            select.all_threads()  # before it is imported
+            select.all_threads()  # before the import
         faults = [str(fault) for fault in validation.find_problems(values, command, composed.origin)]
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
@@ -213,7 +214,7 @@ def check(composed: Composed, command: str, typed: TrustedOverrides | None = Non
 
 
 def entry(number: int, planned: PlannedJob, params: dict[str, Any] | None = None) -> Entry:
-    """The job as it goes into the journal; `params` are what was drawn for it."""
+    """Return the journal entry of a new job; `params` are the values that a search drew for it."""
     overrides = planned.composed.overrides
     name = f"{number}_{folders.safe_name(','.join(overrides))}"
     return Entry(number, overrides, planned.digest, name, params=params or {})

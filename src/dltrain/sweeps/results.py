@@ -1,4 +1,4 @@
-"""What a sweep has found: results.csv with a row for each job, and the ranked table at its end."""
+"""Results of a sweep: results.csv with a row for each job, and the ranked table at its end."""
 
 import csv
 import io
@@ -19,34 +19,34 @@ from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
 
 SPLITS = ("train_", "val_", "test_")
-MOST_ROWS = 30  # of a table on a screen; results.csv has them all
+MOST_ROWS = 30  # of a table on the terminal; results.csv has them all
 
 
 @dataclass(frozen=True)
 class Metric:
-    """The figure that ranks jobs, such as val_accuracy."""
+    """The metric that ranks jobs, such as val_accuracy."""
 
     name: str
     smaller_is_better: bool
 
-    def key(self, figures: Mapping[str, Any]) -> float:
-        """Sorts the best first, and what has no such figure last."""
-        value = figures.get(self.name)
+    def key(self, metrics: Mapping[str, Any]) -> float:
+        """Return a key that sorts the best first, and jobs without the metric last."""
+        value = metrics.get(self.name)
         if not isinstance(value, int | float) or math.isnan(value):
             return math.inf
         return value if self.smaller_is_better else -value
 
 
-def metric(found: Iterable[Mapping[str, Any]], name: str | None = None, direction: str | None = None) -> Metric:
-    """The figure that is asked for; else the accuracy of the validation, else its loss, else the same of the test."""
-    known = {key for figures in found for key in figures}
+def metric(metrics: Iterable[Mapping[str, Any]], name: str | None = None, direction: str | None = None) -> Metric:
+    """Return the metric `name`; by default the first that exists, of val, test and train, accuracy before loss."""
+    known = {key for values in metrics for key in values}
     usual = [f"{split}_{key}" for split in ("val", "test", "train") for key in ("accuracy", "loss")]
     name = name or next((key for key in usual if key in known), "val_accuracy")
     return Metric(name, direction == "minimize" if direction else not name.endswith(("accuracy", "r2")))
 
 
 def row(entry: Entry) -> dict[str, Any]:
-    """The row of a job that has ended."""
+    """Return the row of a job that has ended."""
     outcome = entry.outcome
     assert outcome is not None
     values = {
@@ -59,8 +59,8 @@ def row(entry: Entry) -> dict[str, Any]:
 
 
 def write_results(path: Path, entries: Iterable[Entry]) -> None:
-    """Write results.csv, whole or not at all: a row for each job that has ended, in the order of their numbers."""
-    rows = [row(entry) for entry in sorted(entries, key=lambda it: it.number) if entry.outcome is not None]
+    """Write results.csv atomically: a row for each job that has ended, ordered by number."""
+    rows = [row(entry) for entry in sorted(entries, key=lambda entry: entry.number) if entry.outcome is not None]
     names = [name for each in rows for name in each if name.startswith(SPLITS)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(["job", "overrides", "status", *names, "seconds", "folder"])))
@@ -70,36 +70,37 @@ def write_results(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
-    """Jobs that have ended, from best to worst."""
-    return sorted((it for it in entries if it.outcome), key=lambda it: by.key(it.metrics))
+    """Return the jobs that have ended, the best first."""
+    return sorted((entry for entry in entries if entry.outcome), key=lambda entry: by.key(entry.metrics))
 
 
-def names_of(found: Iterable[Mapping[str, float]], by: Metric) -> list[str]:
-    """The names of all figures, that which ranks first."""
-    return sorted(dict.fromkeys(name for figures in found for name in figures), key=lambda name: name != by.name)
+def names_of(metrics: Iterable[Mapping[str, float]], by: Metric) -> list[str]:
+    """Return the names of all metrics, with `by` first."""
+    return sorted(dict.fromkeys(name for values in metrics for name in values), key=lambda name: name != by.name)
 
 
 def table(entries: Sequence[Entry], by: Metric) -> Table:
-    """The ranked table for a person."""
+    """Return the ranked table of the jobs that have ended, without the overrides that all share."""
     ended = ranked(entries, by)
-    failed = sum(it.failed for it in ended)
-    names = names_of((it.metrics for it in ended), by)
-    shared = set.intersection(*(set(it.overrides) for it in ended)) if len(ended) > 1 else set()
+    failed = sum(entry.failed for entry in ended)
+    names = names_of((entry.metrics for entry in ended), by)
+    shared = set.intersection(*(set(entry.overrides) for entry in ended)) if len(ended) > 1 else set()
     best = f", best {by.name} first" if by.name in names else ""
-    found = Table(title=f"{len(ended)} jobs, {failed} failed{best}", title_justify="left")
+    jobs = f"{len(ended)} job{'s' * (len(ended) != 1)}"
+    table = Table(title=f"{jobs}, {failed} failed{best}", title_justify="left")
     for column in ("job", "overrides", "status"):
-        found.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold")
     for column in (*names, "seconds"):
-        found.add_column(column, justify="right")
-    for it in ended[:MOST_ROWS]:
-        values = row(it)
-        figures = [format_number(values[name]) if name in values else "" for name in names]
-        words = " ".join(word for word in it.overrides if word not in shared)
+        table.add_column(column, justify="right")
+    for entry in ended[:MOST_ROWS]:
+        values = row(entry)
+        metrics = [format_number(values[name]) if name in values else "" for name in names]
+        overrides = " ".join(override for override in entry.overrides if override not in shared)
         status, seconds = printable(values["status"]), f"{values['seconds']:.1f}"
-        found.add_row(str(it.number), printable(words), status, *figures, seconds)
+        table.add_row(str(entry.number), printable(overrides), status, *metrics, seconds)
     if len(ended) > MOST_ROWS:
-        found.caption = f"{len(ended) - MOST_ROWS} more in results.csv"
-    return found
+        table.caption = f"{len(ended) - MOST_ROWS} more in results.csv"
+    return table
 
 
 def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, most: int | None = None) -> Table:
@@ -119,13 +120,13 @@ def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, mos
 
 
 def with_spread(group: SeedGroup, name: str) -> str:
-    """Return a mean as it is printed: 0.9812 ± 0.0031."""
+    """Return a mean as text, such as 0.9812 ± 0.0031."""
     spread = group.spread[name]
     return format_number(group.mean[name]) + ("" if math.isnan(spread) else f" ± {format_number(spread)}")
 
 
 def show(entries: Sequence[Entry], jobs: Sequence[RunRow], by: Metric) -> None:
-    """Print the ranked table; and if jobs differ in their seed alone, means over seeds."""
+    """Print the ranked table and, if jobs differ only in their seed, the means over seeds."""
     show_table(table(entries, by))
     keys = differing_keys(jobs)
     groups = group_by_seed(jobs, keys)
@@ -134,7 +135,7 @@ def show(entries: Sequence[Entry], jobs: Sequence[RunRow], by: Metric) -> None:
 
 
 def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:
-    """Return the jobs that have ended; their overrides say what differs, a thousand configs need not be read."""
+    """Return a row for each ended job, by its overrides: they say what differs without reading a thousand configs."""
     return [
         RunRow(
             folder / entry.folder,
@@ -161,6 +162,6 @@ def _value(text: str) -> Any:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         return text
-    if isinstance(value, str) and is_number(value):  # YAML takes 1e-3 for a text
+    if isinstance(value, str) and is_number(value):  # YAML reads 1e-3 as text
         return float(value)
     return value if isinstance(value, int | float | str | list) else text

@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep to their end: starts them, notes how they end, tries again, stops."""
+"""Scheduler of a sweep: starts jobs, records how they end, retries and stops."""
 
 import time
 from collections import Counter, deque
@@ -19,11 +19,11 @@ from dltrain.sweeps.journal import Entry, Journal
 from dltrain.sweeps.live_view import View
 from dltrain.training.stopping import in_seconds
 
-WRONG_CONFIG = 2  # trying again would not help
+WRONG_CONFIG = 2  # a retry would not help
 
 
 class JobSource(Protocol):
-    """Where further jobs come from when all that are known have begun: a search."""
+    """Supplies further jobs once all known ones have begun: a search."""
 
     def draw(self) -> tuple[Entry, Composed] | None: ...
 
@@ -34,7 +34,7 @@ class JobSource(Protocol):
 
 @dataclass
 class Scheduler:
-    """A sweep while it runs. The journal is written first, then what can be made from it again."""
+    """Runs the jobs of a sweep. The journal is written first, then the files that can be made from it."""
 
     command: str
     folder: Path
@@ -45,17 +45,17 @@ class Scheduler:
     view: View
     source: JobSource | None = None
     queue: deque[int] = field(default_factory=deque)
-    running: dict[int, float] = field(default_factory=dict)  # to when they began
+    running: dict[int, float] = field(default_factory=dict)  # by number: start
     attempts: Counter[int] = field(default_factory=Counter)  # since this start
     timed_out: set[int] = field(default_factory=set)
     stopping: bool = False
-    cut_off: bool = False  # whether a job was told to save by a scheduler, say, and not by this sweep
+    cut_off: bool = False  # a cluster, say, and not this sweep, asked a job to save and stop
 
     def run(self, signals: Collection[int]) -> bool:
-        """Run all jobs, until they have ended or `signals` is no longer empty; whether somebody else cut one off."""
+        """Run all jobs, or stop after one of `signals`. Return True if a job was stopped from outside the sweep."""
         while True:
             if signals and not self.stopping:
-                self.view.log("stopping: waits for jobs to save; once more to end at once")
+                self.view.log("stopping: waiting for jobs to save; a second signal ends them at once")
                 self._stop()
             while not self.stopping and self.executor.free and (number := self._next()) is not None:
                 self._start(number)
@@ -63,7 +63,7 @@ class Scheduler:
                 return self.cut_off
             for number, message in self.executor.wait():
                 if isinstance(message, JobMetrics):
-                    self._hear(number, message)
+                    self._on_metrics(number, message)
                 else:
                     self._end(number, message)
             self._kill_hanging()
@@ -81,41 +81,40 @@ class Scheduler:
     def _start(self, number: int) -> None:
         entry, composed = self.journal.entries[number], self.composed[number]
         config, typed, folder = composed.config, composed.typed, self.folder / entry.folder
-        is_own = self.command == "train" and config["resume"] is None  # else it writes where another run has
-        if is_own and (folder / "checkpoints" / "last.pt").exists():
-            trust = [
-                package for _, package in saved_config.custom_imports(config)
-            ]  # it was typed, or trusted, for this sweep
+        is_new = self.command == "train" and config["resume"] is None  # else it writes into the folder of another run
+        if is_new and (folder / "checkpoints" / "last.pt").exists():
+            # The user has already typed or trusted these packages for this sweep.
+            trust = [package for _, package in saved_config.custom_imports(config)]
             config = config | {"resume": str(folder), "trust": trust}
             typed = ["resume", "trust", *(key for key in ("logger", "report") if key in config)]
-        elif is_own:
+        elif is_new:
             folder.mkdir(exist_ok=True)
         self.journal.begin(number)
         self.attempts[number] += 1
         self.running[number] = time.monotonic()
         self.view.on_start(number)
-        own = folder.absolute() if is_own else None
-        log = folder / "train.log" if is_own else self.folder / f"{number}.log"
-        self.executor.start(Task(self.command, number, config, typed, own, log.absolute()))
+        target = folder.absolute() if is_new else None
+        log = folder / "train.log" if is_new else self.folder / f"{number}.log"
+        self.executor.start(Task(self.command, number, config, typed, target, log.absolute()))
 
-    def _hear(self, number: int, told: JobMetrics) -> None:
-        self.view.on_metrics(number, told.epoch, told.split, told.values)
-        if told.split == "val":
-            verdict = self.source.judge(number, told.epoch, told.values) if self.source is not None else ""
+    def _on_metrics(self, number: int, message: JobMetrics) -> None:
+        self.view.on_metrics(number, message.epoch, message.split, message.values)
+        if message.split == "val":
+            verdict = self.source.judge(number, message.epoch, message.values) if self.source is not None else ""
             self.executor.answer(number, verdict)
 
     def _end(self, number: int, outcome: JobResult) -> None:
         took = time.monotonic() - self.running.pop(number)
         entry = self.journal.entries[number]
-        own = self.folder / entry.folder
-        folder = outcome.folder or (str(own) if own.exists() else "")
+        usual = self.folder / entry.folder
+        folder = outcome.folder or (str(usual) if usual.exists() else "")
         outcome = replace(outcome, folder=folder, seconds=outcome.seconds or took)
         was_killed = number in self.timed_out
         self.timed_out.discard(number)
-        if was_killed and outcome.code:  # else it has just come to its end
-            longest = self.settings.job_timeout
-            outcome = replace(outcome, code=124, status=f"no end after {longest} (sweep.job_timeout)")
-        if self.stopping and outcome.failed and outcome.code > 128:  # killed while it was asked to save
+        if was_killed and outcome.code:  # else it ended just before the kill
+            limit = self.settings.job_timeout
+            outcome = replace(outcome, code=124, status=f"timed out after {limit} (sweep.job_timeout)")
+        if self.stopping and outcome.failed and outcome.code > 128:  # killed after it was asked to save
             outcome = replace(outcome, code=143, status="interrupted")
         if (
             outcome.failed
@@ -123,7 +122,7 @@ class Scheduler:
             and outcome.code != WRONG_CONFIG
             and self.attempts[number] <= self.settings.retries
         ):
-            self.view.log(f"job {number} failed ({outcome.code}): {outcome.status}; tries again")
+            self.view.log(f"job {number} failed ({outcome.code}): {outcome.status}; trying again")
             self.queue.appendleft(number)
             return
         self.cut_off |= outcome.interrupted and not self.stopping
@@ -137,11 +136,11 @@ class Scheduler:
         if not outcome.interrupted:
             self.composed.pop(number, None)
         if outcome.failed and self.settings.stop_on_failure and not self.stopping:
-            self.view.log("a job has failed (sweep.stop_on_failure): the others are stopped after saving")
+            self.view.log("a job has failed (sweep.stop_on_failure): the other jobs save and stop")
             self._stop()
 
     def _print_log(self, number: int) -> None:
-        """What an evaluation or a prediction has printed is what it was asked for."""
+        """Print the log of a job: the output of eval, predict and export is their result."""
         path = self.folder / f"{number}.log"
         if path.exists():
             for line in sanitized(path.read_text(encoding="utf-8", errors="replace")).splitlines():
@@ -154,22 +153,22 @@ class Scheduler:
     def _kill_hanging(self) -> None:
         if self.settings.job_timeout is None:
             return
-        longest = in_seconds(self.settings.job_timeout)
+        limit = in_seconds(self.settings.job_timeout)
         for number in self.running.keys() - self.timed_out:
-            if self.executor.age(number) > longest:
+            if self.executor.age(number) > limit:
                 self.timed_out.add(number)
                 self.executor.kill(number)
 
 
 def unfinished(command: str, folder: Path, journal: Journal, *, retry_failed: bool) -> list[int]:
-    """Jobs that are still to be run, in the order of their numbers; one that ended unnoticed gets its outcome."""
-    found = []
+    """Return the numbers of jobs left to run, in order; first add results that the journal lacks."""
+    numbers = []
     for number, entry in sorted(journal.entries.items()):
-        # On a cluster a job outlives the sweep, and one that was started beside it has failed.
+        # On a cluster a job outlives the sweep; a second start of it then fails, although the first is done.
         is_done = entry.outcome is not None and not entry.outcome.code
         if entry.begun and not is_done and (outcome := read_result(command, folder / entry.folder)):
             journal.end(number, outcome)
         outcome = entry.outcome
         if outcome is None or outcome.interrupted or (outcome.failed and retry_failed):
-            found.append(number)
-    return found
+            numbers.append(number)
+    return numbers

@@ -1,40 +1,37 @@
-"""Jobs that are drawn instead of counted: Optuna asks and is told, its study lies in the folder of the sweep.
+"""Random and TPE search: Optuna draws the parameters of each job; its study is in the folder of the sweep.
 
-What is drawn for a trial depends on the seed, its number and what is known of the others: a sampler that went on from a
-state of its own would draw the same again after a restart.
+What is drawn for a trial depends on the seed, its number and the results of other trials. A sampler with a state of its
+own would draw the same again after a restart.
 """
 
 import logging
 import math
 import warnings
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from dltrain.commands.jobs import JobResult
+from dltrain.config.composition import Composed
 from dltrain.config.settings import Sweep
 from dltrain.runtime.errors import ConfigError, first_line
-from dltrain.sweeps.plan import Composer, ParsedOverride
+from dltrain.sweeps import plan
+from dltrain.sweeps.journal import Entry, Journal
+from dltrain.sweeps.plan import Composer, ParsedOverride, PlannedJob
 from dltrain.sweeps.results import Metric
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-from dataclasses import dataclass
-
-from dltrain.commands.jobs import JobResult
-from dltrain.config.composition import Composed
-from dltrain.sweeps import plan
-from dltrain.sweeps.journal import Entry, Journal
-from dltrain.sweeps.plan import PlannedJob
-
 OF_PRUNING = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner"}
 
 
 def require() -> None:
-    """Raise ConfigError where Optuna is not installed."""
+    """Raise ConfigError if Optuna is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -44,7 +41,7 @@ def require() -> None:
 
 
 class Space:
-    """What the words of a sweep leave open: constant words, and a distribution for each that is drawn."""
+    """The search space of a sweep: its overrides, and a distribution for each that is drawn."""
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer
@@ -55,8 +52,8 @@ class Space:
             if override.is_sweep_override():
                 self._add(override)
         if not self.distributions:
-            words = " ".join(composer.sweeping.overrides)
-            raise ConfigError(f"{words}: nothing to search; give a key several values or an interval(low,high)")
+            line = " ".join(composer.sweeping.overrides)
+            raise ConfigError(f"{line}: nothing to search; give a key several values or an interval(low,high)")
 
     def _add(self, override: Override) -> None:
         from optuna import distributions
@@ -73,16 +70,16 @@ class Space:
                 low, high = min(numbers), max(numbers)
                 self.distributions[key] = distributions.IntDistribution(low, high, step=abs(step))
             else:
-                self.choices[key] = self.composer.words(override)
-                texts = [word.text for word in self.choices[key]]
+                self.choices[key] = self.composer.expanded(override)
+                texts = [choice.text for choice in self.choices[key]]
                 self.distributions[key] = distributions.CategoricalDistribution(texts)
         except ValueError as error:
             raise ConfigError(f"{override.input_line}: {error}") from error
 
-    def words(self, params: dict[str, Any]) -> list[ParsedOverride]:
-        """The words of a job, with what was drawn for it. Raises ConfigError where that was drawn from other words."""
+    def job_overrides(self, params: dict[str, Any]) -> list[ParsedOverride]:
+        """Return the overrides of a job with drawn `params`. Raises ConfigError for params of another space."""
         return [
-            self._drawn(override, params) if override.is_sweep_override() else self.composer.word(override)
+            self._drawn(override, params) if override.is_sweep_override() else self.composer.single(override)
             for override in self.overrides
         ]
 
@@ -92,16 +89,16 @@ class Space:
         if value not in ends and (
             key in self.choices or not isinstance(value, int | float) or not ends[0] < value < ends[1]
         ):
-            said = f"a job of this sweep has {key}={value}" if key in params else "a job of this sweep has none"
-            raise ConfigError(f"{override.input_line}: {said}; go on with the words it was started with")
+            reason = f"a job of this sweep has {key}={value}" if key in params else "a job of this sweep lacks it"
+            raise ConfigError(f"{override.input_line}: {reason}; continue with the overrides of the sweep")
         if key in self.choices:
-            return next(word for word in self.choices[key] if word.text == value)
-        if isinstance(value, float):  # six digits are enough to say it again
+            return next(choice for choice in self.choices[key] if choice.text == value)
+        if isinstance(value, float):  # six digits are enough for an override
             value = min(max(float(f"{value:.6g}"), ends[0]), ends[1])
-        return self.composer.word(override, value)
+        return self.composer.single(override, value)
 
     def corners(self) -> list[dict[str, Any]]:
-        """Parameters that show every choice and both ends of every interval: what can be checked beforehand."""
+        """Return parameters that cover every choice and both ends of every interval, to be checked before the start."""
         ends = {key: _ends(distribution) for key, distribution in self.distributions.items()}
         first = {key: values[0] for key, values in ends.items()}
         return [first, *(first | {key: value} for key, values in ends.items() for value in values[1:])]
@@ -112,7 +109,7 @@ def _ends(distribution: Any) -> list[Any]:
 
 
 class Search:
-    """A study of `settings.trials` trials in `folder`; the number of a trial is that of its job."""
+    """An Optuna study of `settings.trials` trials in `folder`; a trial has the number of its job."""
 
     def __init__(self, folder: Path, settings: Sweep, space: Space, metric: Metric) -> None:
         import optuna
@@ -129,7 +126,7 @@ class Search:
                 pruner=self._pruner(),
             )
         if self.study.direction.name.lower() != direction:
-            raise ConfigError(f"sweep.direction={direction}: the study in {folder} has another. Start a new sweep")
+            raise ConfigError(f"sweep.direction={direction}: the study in {folder} has the other. Start a new sweep")
 
     def _pruner(self) -> Any:
         if self.settings.pruner is None:
@@ -142,44 +139,44 @@ class Search:
             return self.optuna.samplers.RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
-            return self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # others run at the same time
+            return self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # other trials run at the same time
 
     def trials(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)
 
     def ask(self, known: Collection[int]) -> tuple[int, dict[str, Any]] | None:
-        """Number and parameters of a further job; None when there are enough. `known` are those that have a job."""
-        # A kill between asking and planning leaves a trial without a job: it comes first.
+        """Return number and parameters of a new job, None after the last trial. `known` are the numbers of jobs."""
+        # A kill between asking and planning leaves a trial without a job: that trial comes first.
         begun = [trial for trial in self.trials() if not trial.state.is_finished() and trial.number not in known]
         number = begun[0].number if begun else len(self.trials())
         if number >= self.settings.trials:
             return None
         if number in known:
-            raise ConfigError(f"{self.folder / 'study.db'}: does not know all jobs of this sweep. Start a new one")
+            raise ConfigError(f"{self.folder / 'study.db'}: lacks jobs of this sweep. Start a new sweep")
         self.study.sampler = self._sampler(number)
         trial = self.optuna.Trial(self.study, begun[0]._trial_id) if begun else self.study.ask()
-        try:  # what `ask` does with distributions; of a trial that was begun it completes what is drawn already
-            return number, {key: trial._suggest(key, it) for key, it in self.space.distributions.items()}
+        try:  # as `ask` does with distributions, which would not complete a trial that was begun
+            return number, {key: trial._suggest(key, values) for key, values in self.space.distributions.items()}
         except ValueError as error:
-            raise ConfigError(f"{self.folder}: its study has drawn from other values: {first_line(error)}") from error
+            raise ConfigError(f"{self.folder}: its study was made with other values: {first_line(error)}") from error
 
-    def judge(self, number: int, step: int, figures: dict[str, float]) -> str:
-        """`pruned` where a job is not worth to go on with, by the metric after an epoch."""
+    def judge(self, number: int, step: int, metrics: dict[str, float]) -> str:
+        """Return `pruned` if the job is not worth continuing by its metric after `step` epochs, else ""."""
         split, _, name = self.metric.name.partition("_")
-        if self.settings.pruner is None or split != "val" or not math.isfinite(figures.get(name, math.nan)):
+        if self.settings.pruner is None or split != "val" or not math.isfinite(metrics.get(name, math.nan)):
             return ""
-        if self.trials()[number].state.is_finished():  # it has failed before, and is run again for the table
+        if self.trials()[number].state.is_finished():  # the job failed before, and runs again for the table
             return ""
         trial = self.optuna.Trial(self.study, self.trials()[number]._trial_id)
-        trial.report(figures[name], step)
+        trial.report(metrics[name], step)
         return "pruned" if trial.should_prune() else ""
 
-    def tell(self, number: int, figures: dict[str, float], status: str, *, failed: bool) -> None:
-        """How a job has ended; one that was told before is left as it is."""
+    def tell(self, number: int, metrics: dict[str, float], status: str, *, failed: bool) -> None:
+        """Tell the study how a job ended; the first result counts."""
         states = self.optuna.trial.TrialState
         if number >= len(self.trials()) or self.trials()[number].state.is_finished():
             return
-        value = figures.get(self.metric.name, math.nan)
+        value = metrics.get(self.metric.name, math.nan)
         if failed or not math.isfinite(value):
             self.study.tell(number, state=states.FAIL)
         elif status == "pruned":
@@ -190,7 +187,7 @@ class Search:
 
 @dataclass
 class TrialSource:
-    """Further jobs of a sweep, each planned when there is room for it; the study is told how they end."""
+    """Draws further jobs of a sweep when an executor is free, and tells the study how they end."""
 
     command: str
     search: Search
@@ -199,19 +196,19 @@ class TrialSource:
     typed: plan.TrustedOverrides | None
 
     def planned(self, params: dict[str, Any]) -> PlannedJob:
-        """The job with these parameters; what is wrong with it the job itself tells, unless it is not to be trusted."""
-        composed = self.composer.compose(self.search.space.words(params))
+        """Compose a job. Its faults are left to the job to report, unless its overrides come from a file."""
+        composed = self.composer.compose(self.search.space.job_overrides(params))
         planned, faults = plan.check(composed, self.command, self.typed)
         if self.typed is not None and faults:
             raise ConfigError("\n".join(faults))
         return planned
 
     def draw(self) -> tuple[Entry, Composed] | None:
-        """A further job, in the journal; None when there are enough."""
-        asked = self.search.ask(self.journal.entries)
-        if asked is None:
+        """Add a new job to the journal and return it; None after the last trial."""
+        trial = self.search.ask(self.journal.entries)
+        if trial is None:
             return None
-        number, params = asked
+        number, params = trial
         planned = self.planned(params)
         self.journal.plan([plan.entry(number, planned, params)])
         return self.journal.entries[number], planned.composed
@@ -223,7 +220,7 @@ class TrialSource:
         self.search.tell(number, outcome.metrics, outcome.status, failed=outcome.failed)
 
     def tell_all(self) -> None:
-        """Tell the study what the journal knows: a kill may have come in between."""
+        """Tell the study all results in the journal, as a kill may have lost some."""
         for number, entry in self.journal.entries.items():
             if entry.outcome is not None and not entry.outcome.interrupted:
                 self.tell(number, entry.outcome)

@@ -1,4 +1,4 @@
-"""A sweep from its words to its table: plan, folder, journal, jobs, results. `dltrain train -m` ends up here."""
+"""Run a sweep (`dltrain train -m`): plan, folder, journal, jobs, results."""
 
 import contextlib
 import shutil
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 def run(request: Request, sweeping: Sweeping) -> int:
-    """Plan, check and run a sweep; returns the exit code. Raises UserError before the first job where it cannot be."""
+    """Plan, check and run a sweep; return the exit code. Raises UserError, before the first job, for a faulty sweep."""
     composer = Composer(sweeping)
     raw = sweeping.settings
     space = _space(composer, raw)
-    words = list(plan.grid(composer)) if space is None else [space.words(params) for params in space.corners()]
-    typed = None if request.beside is None else _typed(composer, raw, request.beside)
+    jobs = plan.grid(composer) if space is None else map(space.job_overrides, space.corners())
+    typed = None if request.typed_keys is None else _typed(composer, raw, request.typed_keys)
     with select.threads_restored():
-        planned, twice = plan.checked(map(composer.compose, words), request.command, typed)
+        planned, duplicates = plan.checked(map(composer.compose, jobs), request.command, typed)
         settings = Sweep(**raw)
         _check_settings(request, settings, planned)
         if settings.dry:
-            return _show(planned, twice, space)
+            return _show(planned, duplicates, space)
         with (
             _folder(request) as folder,
             folders.locked(folder / ".lock", wait=False),
@@ -45,14 +45,14 @@ def run(request: Request, sweeping: Sweeping) -> int:
         ):
             journal.require(drawn=space is not None)
             sweep_file.write(request, folder, sweeping.overrides)
-            if twice and space is None:
-                print(f"{twice} jobs are the same as others and are left out")
+            if duplicates and space is None:
+                print(f"left out {duplicates} duplicate job{'s' * (duplicates != 1)}")
             return _run_jobs(request, settings, folder, journal, composer, planned, space, typed)
 
 
 @contextlib.contextmanager
 def _folder(request: Request) -> Iterator[Path]:
-    """The folder to go on in, or a new one, which goes again where something is wrong before the first job begins."""
+    """Yield the folder of the sweep; a new one is removed if an error comes before the first job."""
     if request.folder is not None:
         folders.refuse_links(request.folder)
         yield request.folder
@@ -75,30 +75,30 @@ def _space(composer: Composer, raw: Any) -> "Space | None":
     return search.Space(composer)
 
 
-def _typed(composer: Composer, raw: Any, beside: Collection[str]) -> plan.TrustedOverrides:
-    """What counts of a sweep whose words come from a file: what is typed now, not what a config of its choice says.
+def _typed(composer: Composer, raw: Any, keys: Collection[str]) -> plan.TrustedOverrides:
+    """Return the trust and keys typed now, for a sweep with overrides from a file.
 
-    Raises ConfigError where such a config says how the sweep runs.
+    Raises ConfigError if a config file that those overrides choose says how the sweep runs.
     """
     typed = {override.key_or_group: override.value() for override in composer.parsed()}
     usual = read_yaml(registry.config_folder() / "sweep" / "default.yaml")
     for key, value in raw.items() if isinstance(raw, dict) else ():
         if f"sweep.{key}" not in (*typed, *sweep_file.OWN) and value != usual.get(key):
-            raise ConfigError(f"sweep.{key}={value}: is set by a file that this sweep names. Type it yourself")
+            raise ConfigError(f"sweep.{key}={value}: comes from a file that the sweep names. Type it yourself")
     trust: Any = typed.get("trust") or []
-    return plan.TrustedOverrides([trust] if isinstance(trust, str) else list(map(str, trust)), beside)
+    return plan.TrustedOverrides([trust] if isinstance(trust, str) else list(map(str, trust)), keys)
 
 
 def _check_settings(request: Request, settings: Sweep, planned: Sequence[PlannedJob]) -> None:
-    """Raise ConfigError for settings that do not fit each other or the jobs."""
+    """Raise ConfigError for settings that contradict each other or the jobs."""
     remote.require(settings.executor, settings.options or {})
     name, config = settings.metric, planned[0].composed.config
     if name is not None and not name.startswith(("val_", "test_")):
-        raise ConfigError(f"sweep.metric={name}: must be a figure of val or test, such as val_accuracy or test_loss")
+        raise ConfigError(f"sweep.metric={name}: must be a metric of val or test, such as val_accuracy or test_loss")
     if settings.search == "grid" and settings.pruner is None:
         return
     if settings.search == "grid":
-        raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.search=random or tpe, which knows what is bad")
+        raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.search=random or tpe")
     if request.command != "train":
         raise ConfigError(f"sweep.search={settings.search}: only for dltrain train")
     if (name is None or name.startswith("val_")) and not config["data"].get("val"):
@@ -107,16 +107,17 @@ def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned
         raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.executor=local and a metric of val")
 
 
-def _show(planned: Sequence[PlannedJob], twice: int, space: "Space | None") -> int:
-    """Print the jobs, for sweep.dry."""
+def _show(planned: Sequence[PlannedJob], duplicates: int, space: "Space | None") -> int:
+    """Print the jobs for sweep.dry; return the exit code."""
     if space is not None:
         for key, distribution in space.distributions.items():
             print(f"{key}  {distribution}")
-        print(f"{len(planned)} corners of the space are fine")
+        print(f"checked {len(planned)} corners of the search space, all valid")
         return 0
-    for number, it in enumerate(planned):
-        print(f"job {number}  {' '.join(it.composed.overrides)}")
-    print(f"{len(planned)} jobs" + (f"; {twice} more would be the same again" if twice else ""))
+    for number, job in enumerate(planned):
+        print(f"job {number}  {' '.join(job.composed.overrides)}")
+    left_out = f"; left out {duplicates} duplicate{'s' * (duplicates != 1)}" if duplicates else ""
+    print(f"{len(planned)} job{'s' * (len(planned) != 1)}{left_out}")
     return 0
 
 
@@ -130,7 +131,7 @@ def _run_jobs(
     space: "Space | None",
     typed: plan.TrustedOverrides | None,
 ) -> int:
-    # From here on torch is needed: what is wrong with a sweep has been told.
+    # From here on torch is needed; the faults of the sweep have been reported.
     from dltrain.sweeps import scheduler, search
     from dltrain.sweeps.live_view import View
     from dltrain.sweeps.search import TrialSource
@@ -149,11 +150,12 @@ def _run_jobs(
     queue = [number for number in queue if number in composed]
     total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
     if request.folder is not None:
-        print(f"resumes {folder}: {len(queue)} of {len(journal.entries)} jobs are to be run")
+        count = len(journal.entries)
+        print(f"resuming {folder}: {len(queue)} of {count} job{'s' * (count != 1)} left to run")
     if left:
-        print(f"{len(left)} jobs that are not done are not among the words, and stay as they are")
+        print(f"left out {len(left)} unfinished job{'s' * (len(left) != 1)}, not covered by the overrides")
     jobs = len(queue) + (total - len(journal.entries))
-    configs = [it.config for it in composed.values()] or [it.composed.config for it in planned]
+    configs = [job.config for job in composed.values()] or [job.composed.config for job in planned]
     cut_off = False
     with recorded_signals() as signals:
         if queue or drawn is not None:
@@ -161,9 +163,9 @@ def _run_jobs(
             executor = select.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
             view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
             with contextlib.closing(executor), contextlib.closing(view):
-                conductor = scheduler.Scheduler(command, folder, journal, composed, executor, settings, view, drawn)
-                conductor.queue.extend(queue)
-                cut_off = conductor.run(signals)
+                running = scheduler.Scheduler(command, folder, journal, composed, executor, settings, view, drawn)
+                running.queue.extend(queue)
+                cut_off = running.run(signals)
     entries = list(journal.entries.values())
     _show_results(folder, entries, settings)
     if signals or cut_off:
@@ -180,23 +182,23 @@ def _run_jobs(
 
 
 def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> None:
-    """Write the table and the page of the jobs that have ended, and print the table."""
+    """Print the table of the jobs that have ended, and write results.csv and the page."""
     from dltrain.sweeps import pages, results
 
     results.write_results(folder / "results.csv", entries)
-    found = [entry.metrics for entry in entries]
-    by = results.metric(found, settings.metric, settings.direction)
+    metrics = [entry.metrics for entry in entries]
+    by = results.metric(metrics, settings.metric, settings.direction)
     jobs = results.run_rows(folder, entries)
     results.show(entries, jobs, by)
     print(f"table: {folder / 'results.csv'}")
     pages.write_after(folder, jobs, by)
-    known = sorted({name for figures in found for name in figures})
+    known = sorted({name for values in metrics for name in values})
     if settings.metric is not None and known and settings.metric not in known:
-        print(f"sweep.metric={settings.metric}: no job has such a figure; there are {', '.join(known)}")
+        print(f"sweep.metric={settings.metric}: no job has this metric; available: {', '.join(known)}")
 
 
 def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
-    """What a search improves: the validation's accuracy of a classification, else its loss."""
+    """Return the metric that a search improves: by default val_accuracy of a classification, else val_loss."""
     from dltrain.sweeps.results import metric
 
     usual = "val_accuracy" if config["task"]["name"] == "classification" else "val_loss"
@@ -204,14 +206,14 @@ def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
 
 
 def _numbered(planned: Sequence[PlannedJob], journal: Journal) -> dict[int, Composed]:
-    """The jobs by number: a known digest keeps its own, the others are planned behind them."""
+    """Return the jobs by number; known jobs keep theirs, new ones are added to the journal with the next numbers."""
     known = {entry.digest: entry.number for entry in journal.entries.values()}
     free = max(journal.entries, default=-1) + 1
     added = []
-    for it in planned:
-        if it.digest not in known:
-            known[it.digest] = free
-            added.append(plan.entry(free, it))
+    for job in planned:
+        if job.digest not in known:
+            known[job.digest] = free
+            added.append(plan.entry(free, job))
             free += 1
     journal.plan(added)
-    return {known[it.digest]: it.composed for it in planned}
+    return {known[job.digest]: job.composed for job in planned}

@@ -1,4 +1,4 @@
-"""sweep.json: the words a sweep was started with, so that it can go on without typing them again."""
+"""sweep.json: the overrides a sweep was started with, so that it resumes without typing them again."""
 
 import json
 import re
@@ -14,64 +14,63 @@ from dltrain.runtime import atomic_files, folders, torchrun
 from dltrain.runtime.errors import ConfigError, InputError
 
 FORMAT = 1
-ADDRESS = "logger.mlflow.tracking_uri"  # to which figures go: never for a file to say
+ADDRESS = "logger.mlflow.tracking_uri"  # where metrics are sent: never taken from a file
 WRITTEN = ("output", "resume")
-# Of the sweep's own keys: what it is made of. How it runs is chosen at each start, never by a folder.
+# The keys that define a sweep. Those that say how it runs are chosen at each start, never by a folder.
 OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction", "pruner", "seed"))
 
 
 @dataclass(frozen=True)
 class Request:
-    """A sweep as it was typed; where its words are those of the folder it goes on in, `beside` are the keys typed."""
+    """A sweep as the user asks for it; `typed_keys` are the keys typed beside overrides from `folder`, else None."""
 
     command: str
     flags: list[str]
-    words: list[str]
+    overrides: list[str]
     folder: Path | None = None
-    beside: frozenset[str] | None = None
+    typed_keys: frozenset[str] | None = None
 
 
 def parse_request(command: str, argv: list[str]) -> Request:
-    """What a command line asks for. Raises InputError or ConfigError for a folder that cannot be gone on with."""
+    """Parse a command line. Raises InputError or ConfigError for a folder that cannot be resumed."""
     torchrun.require_single_process("-m")
-    flags, words = split_argv([argument for argument in argv if argument != "hydra.mode=MULTIRUN"])
+    flags, overrides = split_argv([argument for argument in argv if argument != "hydra.mode=MULTIRUN"])
     if {"-m", "--multirun"}.isdisjoint(flags):
         flags.append("-m")
-    typed = {_key(word): word.partition("=")[2].strip("'\"") for word in words}
+    typed = {_key(override): override.partition("=")[2].strip("'\"") for override in overrides}
     if (text := typed.get("sweep.resume", "null")) == "null":
-        return Request(command, flags, words)
-    folder = _found(text)
+        return Request(command, flags, overrides)
+    folder = _sweep_folder(text)
     path, config_dir = folder / "sweep.json", parse_flags(command, flags).config_dir
-    if [word for word in words if not _is_of_start(word)]:
+    if not all(map(_is_of_start, overrides)):
         if path.exists():
             _read(path, command, config_dir)
-        return Request(command, flags, words, folder)
+        return Request(command, flags, overrides, folder)
     stored = _read(path, command, config_dir)
-    before = [word for word in stored if _key(word) not in typed and (_key(word) in OWN or not _is_of_start(word))]
-    before += [word for word in stored if _is_kept_output(word, typed)]
+    kept = [each for each in stored if _key(each) not in typed and (_key(each) in OWN or not _is_of_start(each))]
+    kept += [each for each in stored if _is_kept_output(each, typed)]
     if not {ADDRESS, "logger"} & set(typed) and ADDRESS in map(_key, stored):
         print(f"{ADDRESS} is not taken from {path}: type it again, or MLflow's own default is used")
-    for word in stored:  # what is written to is never for a file to say
-        if _key(word) in WRITTEN and _key(word) not in typed:
-            raise ConfigError(f"{path}: has {word}, which must be typed. Type it again, if it is right: '{word}'")
-    return Request(command, flags, before + words, folder, frozenset(typed))
+    for override in stored:  # a file never says what jobs write to
+        if _key(override) in WRITTEN and _key(override) not in typed:
+            advice = f"must be typed on the command line. If it is right, type it again: '{override}'"
+            raise ConfigError(f"{path}: contains {override}, which {advice}")
+    return Request(command, flags, kept + overrides, folder, frozenset(typed))
 
 
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
-def _is_of_start(word: str) -> bool:
-    """Whether a word says how a sweep runs or what its jobs write, or is none: typed beside a file's words."""
-    key = _key(word)
-    return (
-        word.startswith("-") or key.startswith(("sweep", "hydra")) or key in ("trust", *WRITTEN) or _is_of_output(key)
-    )
+def _is_of_start(argument: str) -> bool:
+    """True if an argument concerns this start alone: a flag, how the sweep runs, or what its jobs write."""
+    key = _key(argument)
+    return argument[:1] == "-" or key.startswith(("sweep", "hydra")) or key in ("trust", *WRITTEN) or _is_of_output(key)
 
 
-def _is_kept_output(word: str, typed: Collection[str]) -> bool:
-    """Whether a word of a file says what jobs write, and no word that is typed says otherwise."""
-    key = _key(word)
+def _is_kept_output(override: str, typed: Collection[str]) -> bool:
+    """True if an override of a file says what jobs write, and no typed one replaces it."""
+    key = _key(override)
     return _is_of_output(key) and key not in (*typed, ADDRESS) and not (key.startswith("logger") and "logger" in typed)
 
 
@@ -79,11 +78,11 @@ def _is_of_output(key: str) -> bool:
     return key == "report" or key.partition(".")[0] == "logger"
 
 
-def _found(text: str) -> Path:
+def _sweep_folder(text: str) -> Path:
     if text == "last":
         sweeps = folders.newest_first(Path("outputs", "sweeps"))
         if not sweeps:
-            raise InputError("sweep.resume=last: there is no sweep in outputs/sweeps. Give its folder")
+            raise InputError("sweep.resume=last: outputs/sweeps contains no sweep. Give the folder of one")
         return sweeps[0]
     folder = folders.expand_user(text)
     if not folder.is_dir():
@@ -94,29 +93,30 @@ def _found(text: str) -> Path:
 def _read(path: Path, command: str, config_dir: str | None) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        words = [_moved(str(word), config_dir) for word in content["overrides"]]
+        overrides = [_moved(str(override), config_dir) for override in content["overrides"]]
         cwd = Path(content.get("cwd", "."))
     except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise InputError(f"{path}: {reason}. Type the words of the sweep again, with sweep.resume") from error
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise InputError(f"{path}: {reason}. Repeat the overrides of the sweep, with sweep.resume") from error
     if content.get("command") != command:
-        raise ConfigError(f"sweep.resume={path.parent}: is no sweep of dltrain {command}")
-    for word in words:
-        if "@" in word.partition("=")[0]:
-            raise InputError(f"{path}: {word} puts an option elsewhere. Type the words of the sweep again")
-        option = word.partition("=")[2].strip("'\"")
-        if _key(word) in (*GROUPS, "device", "sweep", "experiment") and (option[:1] in "/~" or ".." in option):
-            raise InputError(f"{path}: {word} leads out of the folders with configs. Type the words of the sweep again")
+        raise ConfigError(f"sweep.resume={path.parent}: is not a sweep of dltrain {command}")
+    advice = "Repeat the overrides of the sweep"
+    for override in overrides:
+        if "@" in override.partition("=")[0]:
+            raise InputError(f"{path}: {override} moves an option to another node. {advice}")
+        option = override.partition("=")[2].strip("'\"")
+        if _key(override) in (*GROUPS, "device", "sweep", "experiment") and (option[:1] in "/~" or ".." in option):
+            raise InputError(f"{path}: {override} refers to a file outside the config folders. {advice}")
     if cwd != Path() and cwd != Path.cwd():
-        print(f"{path.parent} was started in {cwd}; paths in its words now begin in this folder")
-    return words
+        print(f"{path.parent} was started in {cwd}; relative paths in its overrides now start at the current folder")
+    return overrides
 
 
-def _moved(word: str, config_dir: str | None) -> str:
+def _moved(override: str, config_dir: str | None) -> str:
     """Return an override with the name of an experiment that moved to textbook/ after the sweep began."""
-    key, equals, value = word.partition("=")
-    if _key(word) != "experiment":
-        return word
+    key, equals, value = override.partition("=")
+    if _key(override) != "experiment":
+        return override
     names = options("experiment", [config_folder(), *([Path(config_dir)] if config_dir else [])])
 
     def moved(name: str) -> str:
@@ -125,23 +125,23 @@ def _moved(word: str, config_dir: str | None) -> str:
     return key + equals + re.sub(r"""[^,'"()\[\] ]+""", lambda match: moved(match[0]), value)
 
 
-def command_to_resume(request: Request, folder: Path, words: Sequence[str], trusted: Collection[str] = ()) -> str:
-    """What is typed to go on in a sweep's folder: with the words and flags that are never taken from there.
+def command_to_resume(request: Request, folder: Path, overrides: Sequence[str], trusted: Collection[str] = ()) -> str:
+    """Return the command that resumes a sweep, with the flags and overrides that are never taken from its folder.
 
-    `trusted` are the packages of a person's own code that its jobs run.
+    `trusted` are the packages of user code that its jobs run.
     """
     flags = [flag for flag in request.flags if flag not in ("-m", "--multirun")]
-    again = [word for word in words if _key(word) in (*WRITTEN, ADDRESS, "trust")]
+    again = [override for override in overrides if _key(override) in (*WRITTEN, ADDRESS, "trust")]
     if trusted and "trust" not in map(_key, again):
         again.append(f"trust=[{','.join(sorted(trusted))}]")
     return shlex.join(["dltrain", request.command, *flags, f"sweep.resume={folder}", *again])
 
 
-def write(request: Request, folder: Path, words: Sequence[str]) -> None:
-    """Write sweep.json: `words` as they were typed, without those that are about this start alone. Needs the lock."""
+def write(request: Request, folder: Path, overrides: Sequence[str]) -> None:
+    """Write sweep.json with the typed overrides but those of this start alone. The caller holds the lock."""
     for name in ("sweep.json", "results.csv", "report.html"):
         atomic_files.remove_leftovers(folder / name)
-    kept = [word for word in words if _key(word) in OWN or not _key(word).startswith("sweep.")]
+    kept = [each for each in overrides if _key(each) in OWN or not _key(each).startswith("sweep.")]
     content = {"format": FORMAT, "command": request.command, "overrides": kept}
     content |= {"cwd": str(Path.cwd()), "dltrain": __version__}
     atomic_files.atomic_write(folder / "sweep.json", (json.dumps(content, indent=2) + "\n").encode())

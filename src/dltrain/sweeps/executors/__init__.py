@@ -1,1 +1,1 @@
-"""Who runs the jobs of a sweep: local processes, Ray, Slurm, a launcher of Hydra."""
+"""Executors, which run the jobs of a sweep: local processes, Ray or Slurm."""

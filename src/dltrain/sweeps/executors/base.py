@@ -1,4 +1,4 @@
-"""The interface of an executor."""
+"""The interface of executors."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -8,22 +8,22 @@ from dltrain.sweeps.executors.worker import JobMetrics, Task
 
 
 class Executor(Protocol):
-    """Whoever runs jobs: processes here, or an engine for other machines."""
+    """Runs jobs, in processes on this machine or through an engine on others."""
 
     @property
     def free(self) -> int:
-        """How many more jobs can start."""
+        """Return how many more jobs can start."""
 
     def start(self, task: Task) -> None: ...
 
     def wait(self) -> Iterator[tuple[int, JobMetrics | JobResult]]:
-        """What running jobs have told, and how jobs ended, by number; waits a moment for it."""
+        """Wait a moment, and yield new metrics and results with the number of the job."""
 
     def age(self, number: int) -> float:
-        """Seconds for which a job has been running."""
+        """Return for how many seconds a job has been running."""
 
     def answer(self, number: int, verdict: str) -> None:
-        """Tell a job that waits after a validation to go on (""), or with what status to end."""
+        """Answer a job that waits after a validation: "" to continue, or the status to end with."""
 
     def kill(self, number: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The data set of a worker's last job, for its next one: most jobs of a sweep use the same."""
+"""Cache of the data set of a worker's last job: most jobs of a sweep use the same one."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from dltrain.training import build
 
 
 class DataCache:
-    """Loads data as `build.data` does; keeps the splits as they were read, and as they were divided last."""
+    """Load data as `build.data` does, and keep the splits as read and as last divided."""
 
     def __init__(self) -> None:
         self.read_from = self.divided_as = ""
@@ -17,12 +17,12 @@ class DataCache:
         self.divided: build.Data | None = None
 
     def __call__(self, node: dict[str, Any], seed: int) -> build.Data:
-        # A person's own code may draw random numbers: then another seed is other data.
-        own = {"seed": seed} if ":" in node["name"] else {}
-        read_from = json.dumps([node, own], sort_keys=True, default=str)
+        # A user's data set may draw random numbers: another seed then gives other data.
+        seeded = {"seed": seed} if ":" in node["name"] else {}
+        read_from = json.dumps([node, seeded], sort_keys=True, default=str)
         divided_as = json.dumps([node, seed], sort_keys=True, default=str)
         if read_from != self.read_from:
-            self.splits, self.divided, self.divided_as = {}, None, ""  # before others take their place in memory
+            self.splits, self.divided, self.divided_as = {}, None, ""  # free the memory before the next are read
             self.read_from = read_from
         if self.divided is None or divided_as != self.divided_as:
             self.divided = None

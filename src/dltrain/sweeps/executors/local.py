@@ -1,8 +1,8 @@
-"""Processes on this machine that run jobs, one at a time each.
+"""Worker processes on this machine, each running one job at a time.
 
-They are forked from a parent that has imported everything, so that a job starts at once; that parent must never have
-run a parallel tensor operation nor touched CUDA, after which a forked process hangs or fails. A worker that dies, is
-killed or hangs takes its job with it and nothing else.
+They are forked from a parent that has imported everything, so that a job starts at once. The parent must never have run
+a parallel tensor operation or touched CUDA: a forked process would hang or fail. A worker that dies, is killed or hangs
+affects no other job.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from dltrain.commands.jobs import JobResult
 from dltrain.sweeps.executors.worker import JobMetrics, Task, work
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 10.0  # for a worker that is asked to end
+GRACE_SECONDS = 10.0  # until a worker that was asked to end is killed
 
 
 @dataclass
@@ -34,33 +34,33 @@ class Worker:
 
 @dataclass
 class Workers:
-    """`count` processes, started when there is work; `gpus` are the names of devices they share out."""
+    """Run jobs in up to `count` processes, started when needed, which share the devices named in `gpus`."""
 
     count: int
     threads: int | None
     gpus: list[str] = field(default_factory=list)
-    awaits_verdict: bool = False  # whether a job waits after each validation to be told to go on
+    awaits_verdict: bool = False  # a job waits for `answer` after each validation
     workers: list[Worker | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.workers = [None] * self.count
         self.context: Any = multiprocessing.get_context("fork" if can_fork() else "spawn")
-        # It is closed when this process ends, however it ends: that tells the workers.
+        # It closes when this process ends, however it ends: the workers notice and end too.
         self.lifeline, self.held = self.context.Pipe(duplex=False)
 
     @property
     def free(self) -> int:
-        """How many more jobs can start."""
+        """Return how many more jobs can start."""
         return sum(worker is None or worker.task is None for worker in self.workers)
 
     def start(self, task: Task) -> None:
         """Start a job in a free worker."""
-        slot = next(i for i, it in enumerate(self.workers) if it is None or it.task is None)
+        slot = next(i for i, worker in enumerate(self.workers) if worker is None or worker.task is None)
         worker = self.workers[slot]
-        if worker is None or not worker.process.is_alive():  # while it had nothing to do
+        if worker is None or not worker.process.is_alive():  # it died while idle
             worker = self.workers[slot] = self._fork(slot)
         worker.task, worker.began = task, time.monotonic()
-        with contextlib.suppress(OSError):  # it has just died, and `wait` will find out
+        with contextlib.suppress(OSError):  # it has just died; `wait` will notice
             worker.connection.send(task)
 
     def _fork(self, slot: int) -> Worker:
@@ -70,14 +70,14 @@ class Workers:
         settings = (theirs, self.lifeline, inherited, self.threads, gpu, self.awaits_verdict)
         process = self.context.Process(target=work, args=settings, name=f"dltrain worker {slot}")
         with warnings.catch_warnings():
-            # From Python 3.12 on it is told that a forked thread may hang; numpy's know how to be forked.
+            # Python 3.12 warns that a fork beside threads may hang; the threads of numpy survive one.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
         return Worker(process, ours)
 
     def wait(self) -> Iterator[tuple[int, JobMetrics | JobResult]]:
-        """What jobs have told, and how jobs ended, by number; waits a little for it."""
+        """Wait a moment, and yield new metrics and results with the number of the job."""
         busy = [worker for worker in self.workers if worker is not None]
         ready = wait([worker.connection for worker in busy], POLL_SECONDS)
         for worker in busy:
@@ -85,7 +85,7 @@ class Workers:
             if worker.connection in ready:
                 try:
                     message = worker.connection.recv()
-                except (EOFError, OSError):  # it is dying, or its job has closed what is not its own
+                except (EOFError, OSError):  # it is dying, or its job has closed the pipe
                     self._signal(worker, signal.SIGKILL)
             if message is None and not worker.process.is_alive():
                 message = self._reap(worker)
@@ -97,13 +97,13 @@ class Workers:
             yield number, message
 
     def _reap(self, worker: Worker) -> JobResult:
-        """How a worker's job ended that has died; what it started is killed."""
+        """Return the result of a dead worker's job, and kill the processes that it left."""
         worker.process.join()
         with contextlib.suppress(OSError):
             os.killpg(worker.process.pid, signal.SIGKILL)
         outcome = result_of_exit(worker.process.exitcode)
         with contextlib.suppress(EOFError, OSError):
-            while worker.connection.poll():  # it may have ended its job before it died
+            while worker.connection.poll():  # the job may have ended before the worker died
                 message = worker.connection.recv()
                 outcome = message if isinstance(message, JobResult) else outcome
         worker.connection.close()
@@ -111,11 +111,11 @@ class Workers:
         return outcome
 
     def age(self, number: int) -> float:
-        """Seconds for which a job has been running."""
+        """Return for how many seconds a job has been running."""
         return time.monotonic() - self._of(number).began
 
     def answer(self, number: int, verdict: str) -> None:
-        """Let a job that waits after a validation go on, or end as `verdict` says."""
+        """Answer a job that waits after a validation: "" to continue, or the status to end with."""
         if self.awaits_verdict:
             with contextlib.suppress(OSError):
                 self._of(number).connection.send(verdict)
@@ -125,7 +125,7 @@ class Workers:
         self._signal(self._of(number), signal.SIGKILL)
 
     def _of(self, number: int) -> Worker:
-        return next(it for it in self.workers if it is not None and it.task is not None and it.task.number == number)
+        return next(each for each in self.workers if each and each.task and each.task.number == number)
 
     def interrupt(self) -> None:
         """Ask all jobs to save and end."""
@@ -135,10 +135,10 @@ class Workers:
                     os.kill(worker.process.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        """End all workers; one that has a job is killed."""
+        """End all workers; those with a job are killed."""
         for worker in self.workers:
             if worker is not None:
-                worker.connection.close()  # an idle one ends by itself
+                worker.connection.close()  # ends an idle worker
                 if worker.task is not None:
                     self._signal(worker, signal.SIGKILL)
         for worker in self.workers:
@@ -156,13 +156,13 @@ class Workers:
 
 
 def can_fork() -> bool:
-    """Whether a forked process can compute: elsewhere than on Linux, or after CUDA was touched, it cannot."""
+    """True if a forked process can compute: only on Linux, and before CUDA is touched."""
     torch = sys.modules.get("torch")
     return sys.platform == "linux" and not (torch and torch.cuda.is_initialized())
 
 
 def result_of_exit(code: int | None) -> JobResult:
-    """The outcome of a job whose process ended without one; a negative code is a signal's number."""
+    """Return the result of a job whose process ended without sending one; a negative code is a signal."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
@@ -171,7 +171,7 @@ def result_of_exit(code: int | None) -> JobResult:
 
 
 def gpu_names() -> list[str]:
-    """The GPUs of this machine, found out by a process of its own: who asks can no longer be forked."""
+    """Return the GPUs of this machine, counted in another process: counting makes a process unfit for a fork."""
     if not can_fork():
         import torch
 

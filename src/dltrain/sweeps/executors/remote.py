@@ -1,6 +1,6 @@
-"""Jobs on other machines, by engines that are there for it: Ray, and Slurm through submitit.
+"""Jobs on other machines, through Ray or through submitit on Slurm.
 
-Folders must lie on a file system that all machines share. A job whose worker dies is lost there; here it is an outcome.
+Folders must lie on a file system that all machines share. A job whose worker dies is reported as failed.
 """
 
 import contextlib
@@ -35,19 +35,19 @@ def require(executor: str, options: dict[str, Any]) -> None:
         raise ConfigError(
             f"sweep.executor={executor}: is not installed; in dltrain's checkout: pip install '.[{executor}]'"
         )
-    if executor == "ray" and (found := re.fullmatch(r"([\w.-]+):(\d+)", str(options.get("address")))):
+    if executor == "ray" and (address := re.fullmatch(r"([\w.-]+):(\d+)", str(options.get("address")))):
         try:  # Ray itself would try for minutes
-            socket.create_connection((found[1], int(found[2])), timeout=5).close()
+            socket.create_connection((address[1], int(address[2])), timeout=5).close()
         except OSError as error:
-            raise DeviceError(f"sweep.executor=ray: nobody answers at {options['address']} ({error})") from error
+            raise DeviceError(f"sweep.executor=ray: no cluster answers at {options['address']} ({error})") from error
     if executor == "slurm" and options.get("cluster", "slurm") == "slurm" and not shutil.which("sbatch"):
-        raise DeviceError("sweep.executor=slurm: there is no sbatch here. Start it on a login node of the cluster")
+        raise DeviceError("sweep.executor=slurm: there is no sbatch here. Start the sweep on a login node")
 
 
 def _run_there(cwd: str, places: dict[str, str], task: Task) -> JobResult:
     os.chdir(cwd)
     os.environ.update(places)
-    task.log.touch()  # tells that it has begun
+    task.log.touch()  # shows that the job has begun
     return run(task)
 
 
@@ -59,14 +59,14 @@ def _touched(path: Path) -> float:
 
 
 def _places() -> dict[str, str]:
-    """Where data and caches lie: a cluster that runs already was started without knowing."""
-    told = {name: os.environ[name] for name in PLACES if name in os.environ}
-    return {name: str(expand_user(text).absolute()) if text else "" for name, text in told.items()}
+    """Return the paths of data and caches for the workers: a running cluster does not have these variables."""
+    paths = {name: os.environ[name] for name in PLACES if name in os.environ}
+    return {name: str(expand_user(text).absolute()) if text else "" for name, text in paths.items()}
 
 
 @dataclass
 class Ray:
-    """A Ray cluster: the one that `options` or RAY_ADDRESS name, else an instance on this machine."""
+    """Run jobs on the Ray cluster that `options` or RAY_ADDRESS name, else on an instance on this machine."""
 
     count: int | None
     threads: int
@@ -74,11 +74,11 @@ class Ray:
     options: dict[str, Any]
     jobs: dict[int, Any] = field(default_factory=dict)
     began: dict[int, float] = field(default_factory=dict)
-    queued: dict[int, tuple[Path, float]] = field(default_factory=dict)  # logs of jobs, and when they were touched last
+    queued: dict[int, tuple[Path, float]] = field(default_factory=dict)  # log of each job, and when it was last touched
 
     def __post_init__(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray would hide the GPUs of a job that asks for none; a job of ours decides by its own config.
+        # Ray would hide the GPUs from a job that asks for none; here the config of the job decides.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
@@ -91,12 +91,12 @@ class Ray:
         resources = ray.cluster_resources()
         self.gpus = self.gpus if resources.get("GPU") else 0
         most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-        if most < self.threads:  # Ray would wait for such a machine, and say nothing
-            told = f"a job wants {self.threads} CPUs (device.threads), the largest machine has {most:g}"
-            if "num_cpus" in self.options:  # an instance of our own: what was there already may grow
+        if most < self.threads:  # Ray would silently wait for such a machine
+            message = f"a job needs {self.threads} CPUs (device.threads), the largest machine has {most:g}"
+            if "num_cpus" in self.options:  # a new instance: only an existing cluster may grow
                 ray.shutdown()
-                raise DeviceError(f"sweep.executor=ray: {told}")
-            log.warning("sweep.executor=ray: %s; Ray waits for a larger one", told)
+                raise DeviceError(f"sweep.executor=ray: {message}")
+            log.warning("sweep.executor=ray: %s; Ray waits for a larger one", message)
         slots = resources["GPU"] if self.gpus else resources.get("CPU", 1) / self.threads
         self.count = self.count or max(1, int(slots))
         self.remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(_run_there)
@@ -151,9 +151,9 @@ class Ray:
 
 @dataclass
 class Slurm:
-    """Jobs of a Slurm cluster; `options` are submitit's, such as slurm_partition and timeout_min.
+    """Run jobs on a Slurm cluster; `options` are those of submitit, such as slurm_partition and timeout_min.
 
-    With cluster=local they are processes of this machine, to try it out.
+    With cluster=local jobs are processes on this machine, for a trial.
     """
 
     count: int | None
@@ -201,7 +201,7 @@ class Slurm:
         try:
             outcome: JobResult = job.result()
             return outcome
-        except errors.FailedJobError as error:  # an exception that is not a job's own: it could not begin
+        except errors.FailedJobError as error:  # not raised by the job itself, which could not begin
             return JobResult(1, first_line(error))
         except errors.UncompletedJobError:
             return INTERRUPTED if "CANCEL" in str(job.state) else JobResult(137, f"{LOST} ({job.state})")

@@ -1,4 +1,4 @@
-"""Which executor runs the jobs of a sweep, with how many workers and threads; what is imported before it forks."""
+"""Choice of a sweep's executor, its workers and threads; imports before it forks."""
 
 import contextlib
 import functools
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @functools.cache
 def all_threads() -> int:
-    """How many threads torch would use here; from now on this process uses one.
+    """Return how many threads torch would use here, and let this process use one.
 
-    A pool of threads does not survive a fork: a person's module that multiplies matrices when it is imported would let
-    every worker hang.
+    A thread pool does not survive a fork: a user's module that multiplies matrices on import would let every worker
+    hang.
     """
     import_torch()
     import torch
@@ -32,7 +32,7 @@ def all_threads() -> int:
 
 @contextlib.contextmanager
 def threads_restored() -> Iterator[None]:
-    """Give this process its threads back at the end, if they were taken."""
+    """Restore the number of threads of this process at the end, if `all_threads` reduced it."""
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ def threads_restored() -> Iterator[None]:
 
 
 def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
-    """Import all that jobs need, once for all workers."""
+    """Import the modules that jobs need, once for all workers."""
     all_threads()
     if command == "train":
         import dltrain.training.finish
@@ -59,26 +59,26 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
         for name in set(registry.names(group)) & chosen:
             registry.partial_call(group, {"name": name})
         if group == "data" and chosen & {"cifar10", "cifar100", "svhn"}:
-            import torchvision.datasets  # noqa: F401  (which it imports only when it is called)
+            import torchvision.datasets  # noqa: F401  (these data sets import it only when called)
 
 
 def executor(
     configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, jobs: int, waits: bool
 ) -> "Executor":
-    """The executor that is asked for, for so many jobs; `waits` where they ask after each validation to go on."""
-    # A reference is followed where there is one: that takes milliseconds, and jobs may be thousands.
+    """Return the executor of the settings for `jobs` jobs; with `waits` jobs await a verdict after each validation."""
+    # Only configs with references are resolved: that takes milliseconds, and there may be thousands of jobs.
     devices = [(resolve(config) if "${" in repr(config["device"]) else config)["device"] for config in configs]
-    own_threads = max((device["threads"] or 0 for device in devices), default=0)
+    threads = max((device["threads"] or 0 for device in devices), default=0)
     wants_gpu = any(device["name"] != "cpu" for device in devices)
     if settings.executor == "local":
         from dltrain.sweeps.executors.local import Workers, gpu_names
 
         gpus = gpu_names() if wants_gpu else []
-        available = len(gpus) or max(1, all_threads() // max(1, own_threads))
+        available = len(gpus) or max(1, all_threads() // max(1, threads))
         count = settings.workers or available
         return Workers(max(1, min(count, jobs)), max(1, all_threads() // count), gpus, waits)
     from dltrain.sweeps.executors import remote
 
     if settings.executor == "ray":
-        return remote.Ray(settings.workers, own_threads or 1, int(wants_gpu), settings.options or {})
-    return remote.Slurm(settings.workers, own_threads or 1, int(wants_gpu), settings.options or {}, folder)
+        return remote.Ray(settings.workers, threads or 1, int(wants_gpu), settings.options or {})
+    return remote.Slurm(settings.workers, threads or 1, int(wants_gpu), settings.options or {}, folder)

@@ -1,4 +1,4 @@
-"""What a process does that runs jobs: one after another, all that they print going to their logs."""
+"""A worker process: runs jobs one after another and redirects their output to their logs."""
 
 import contextlib
 import faulthandler
@@ -21,7 +21,7 @@ from dltrain.runtime.startup import import_torch
 
 @dataclass(frozen=True)
 class Task:
-    """A job as it is sent to whoever runs it; `log` takes all it prints."""
+    """A job as the executor gets it; `log` is the file for its output."""
 
     command: str
     number: int
@@ -33,7 +33,7 @@ class Task:
 
 @dataclass(frozen=True)
 class JobMetrics:
-    """A record of a running job, as it is told to the parent."""
+    """Metrics of a running job, as a worker sends them to its parent."""
 
     split: str
     epoch: float
@@ -48,15 +48,15 @@ def work(
     gpu: str | None,
     awaits_verdict: bool,
 ) -> None:
-    """What a worker does: jobs, until there are no more or its parent is gone."""
+    """Run jobs in a worker until there are no more or the parent is gone."""
     for other in inherited:
         other.close()
-    os.setpgid(0, 0)  # Ctrl-C in a terminal is for the parent, which tells us
+    os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the parent alone, which signals the workers
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     assert sys.__stdout__ is not None and sys.__stderr__ is not None
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # our parent may have put others in their place
-    logging.getLogger("dltrain").handlers.clear()  # a job has its own
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the parent may have replaced them
+    logging.getLogger("dltrain").handlers.clear()  # each job adds its own
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -83,11 +83,11 @@ def work(
 def _end_with_parent(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
-    os.killpg(0, signal.SIGKILL)  # and what our jobs have started; a run has checkpoints
+    os.killpg(0, signal.SIGKILL)  # with all that jobs have started; a run has checkpoints
 
 
 def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) -> JobResult:
-    """Run a task in this process, all it prints going to its log."""
+    """Run a task in this process, with its output in its log."""
     import_torch()
     import torch
 
@@ -98,16 +98,16 @@ def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) 
     with _printed_to(task.log):
         try:
             with signals_as_exceptions():
-                # Errors are not printed: the run's log has them.
+                # Errors are not printed: they are in the log of the run.
                 settings = {"typed": task.typed, "folder": task.folder, **hooks}
                 return run_job(task.command, task.config, exit_code, **settings)[0]
         except SystemExit as end:
-            return JobResult(1, f"its code left with exit code {end.code}", seconds=time.perf_counter() - began)
+            return JobResult(1, f"its code exited with code {end.code}", seconds=time.perf_counter() - began)
 
 
 @contextlib.contextmanager
 def _printed_to(path: Path) -> Iterator[None]:
-    """Let what this process prints, also from C and where it crashes, go to the end of a file."""
+    """Append the output of this process to a file, also from C code and from a crash."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = os.dup(1), os.dup(2)
