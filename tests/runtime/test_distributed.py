@@ -257,7 +257,7 @@ WORDS += ("optim.lr=0.003", "batch_size=12", "accumulate=2")  # 45 steps
 @pytest.mark.slow
 def test_three_processes_stopped_and_resumed_give_the_same_bits(lives: Nursery, tmp_path: Path) -> None:
     told = run(lives, tmp_path / "whole", *WORDS, world=3)
-    assert "batch norm goes by a process's own part" in told[0]
+    assert "batch norm uses each rank's part" in told[0]
     assert told[1:] == ["", ""]
     run(lives, tmp_path / "stopped", *WORDS, "limit_steps=13", world=3)
     folder = run_folder(tmp_path / "stopped")
@@ -441,7 +441,7 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_result(
         seconds.append(time.perf_counter() - killed)
         told = life.log.read_text()
         assert agent.returncode == 0, told
-        assert "started again by torchrun: goes on with outputs" in told
+        assert "started again by torchrun: continuing from outputs" in told
         assert "Traceback" not in told
         assert len(list(folder.glob("outputs/*/*"))) == 1
         assert outcome(folder) == expected

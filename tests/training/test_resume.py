@@ -349,15 +349,15 @@ def test_a_custom_optimizer_with_higher_precision_state_resumes_to_the_same_bits
 
 def test_lost_records_are_reported(dltrain: Command) -> None:
     folder = dltrain("train", *HALF).folder
-    assert "lost records" not in dltrain("train", f"resume={folder}", "limit_steps=6").out
+    assert "lacks records" not in dltrain("train", f"resume={folder}", "limit_steps=6").out
     (folder / "metrics.jsonl").unlink()
     result = dltrain("train", f"resume={folder}", ON)
-    assert (result.code, "lost records from before step 6" in (folder / "train.log").read_text()) == (0, True)
+    assert (result.code, "lacks records from before step 6" in (folder / "train.log").read_text()) == (0, True)
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (lambda model: model.pop("layers.3.bias"), "layers.3.bias is missing"),
-    "extra": (lambda model: model.update(mine=torch.zeros(2)), "mine is unknown to the model"),
+    "extra": (lambda model: model.update(mine=torch.zeros(2)), "the model has no mine"),
     "shape": (
         lambda model: model.update({"layers.3.bias": torch.zeros(9)}),
         "layers.3.bias is torch.float32 (9,), the model has torch.float32 (10,)",
@@ -523,7 +523,7 @@ def test_a_checkpoint_and_the_summary_have_the_same_environment(dltrain: Command
             ["optim=sgd", "optim.decay_biases=false", "optim.weight_decay=0"],
             ["optim.weight_decay=0.001"],
             2,
-            "optim.weight_decay cannot become 0, or more than 0",
+            "optim.weight_decay cannot change from or to 0",
         ),
     ],
 )

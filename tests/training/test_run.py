@@ -212,7 +212,7 @@ def test_a_last_batch_of_one_is_refused_if_batch_norm_sees_a_single_pixel(
     words = ["train", f"data.limit={count}", "data.val=0", "epochs=1", "batch_size=64", "limit_steps=3"]
     result = dltrain(*words, "model=resnet", "model.widths=[4,4,4,4,4,4]", "model.blocks=1")
     assert result.code == code
-    assert ("of 129 examples one is left alone in the last batch" in result.err) == (code == 2)
+    assert ("129 examples leave a single one in the last batch" in result.err) == (code == 2)
     assert dltrain(*words, "model=cnn", "model.widths=[4]", "model.batch_norm=true").code == 0
 
 
@@ -301,7 +301,7 @@ def test_an_override_that_resume_does_not_allow_is_code_2(dltrain: Command) -> N
         result = dltrain("train", f"resume={folder}", word)
         key = word.partition("=")[0]
         assert (result.code, f"resume: {key} cannot be combined with it" in result.err) == (2, True)
-    assert "epochs=1: the run has done 3.00 already" in dltrain("train", f"resume={folder}", "epochs=1").err
+    assert "epochs=1: the run has already done 3.00 epochs" in dltrain("train", f"resume={folder}", "epochs=1").err
     assert "resume=123: must be the folder of a run" in dltrain("train", "resume=123").err
 
 
@@ -487,7 +487,7 @@ def arrays(split):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("strange", "data: the test split has classes 0, 1, 2, 3; trained are 0, 1, 2, in that order"),
+        ("strange", "data: the test split has the classes 0, 1, 2, 3; the model was trained on 0, 1, 2, in that order"),
         ("pair", "data: expected (images, labels, class names), the first two tensors; got (Tensor, Tensor)"),
         ("arrays", "got (ndarray, ndarray, list)"),
     ],
@@ -532,7 +532,7 @@ def test_faulty_user_code_is_code_2_and_reported(dltrain: Command, code: str, me
 def test_batch_norm_with_one_example_left_over_is_refused_before_training(dltrain: Command) -> None:
     arguments = ("train", "model=mlp", "model.batch_norm=true", "data.val=0", "epochs=1")
     result = dltrain(*arguments, "data.limit=65", "batch_size=64")
-    assert (result.code, "of 65 examples one is left alone in the last batch" in result.err) == (2, True)
+    assert (result.code, "65 examples leave a single one in the last batch" in result.err) == (2, True)
     assert dltrain(*arguments, "data.limit=66", "batch_size=64").code == 0
     assert dltrain(*arguments, "data.limit=68", "batch_size=32", "accumulate=2").code == 0
     assert dltrain(*arguments, "data.limit=67", "batch_size=32", "accumulate=2").code == 2

@@ -1,1 +1,1 @@
-"""One run: config in, run folder out."""
+"""One training run, from its config to its folder."""

@@ -1,4 +1,4 @@
-"""A checked config to the parts of a run: data, model, optimizer. Shared by train, eval and predict."""
+"""Builds the parts of a run from a checked config: data, model, optimizer. Shared by train, eval and predict."""
 
 import functools
 import hashlib
@@ -20,12 +20,12 @@ from dltrain.training.checks import check_classes
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4
-SEEN, SEEN_NUMBERS = 5000, 1 << 26  # pictures that a network may begin from, and the numbers in them
+INIT_IMAGES, INIT_VALUES = 5000, 1 << 26  # limits of what `initialize` passes: images, and values in them
 
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a data set, and what a network trained on them must know to be used on others."""
+    """The splits of a data set, and what a network trained on them needs on other data."""
 
     train: Examples
     val: Examples | None
@@ -39,12 +39,12 @@ class Data:
 
     @property
     def outputs(self) -> int:
-        """Classes, or numbers to predict."""
+        """Number of classes, or of values to predict."""
         return len(self.train.classes) or self.train.targets.shape[-1]
 
     @functools.cached_property
     def range(self) -> list[float] | None:
-        """Least and greatest number in the training set's images that is finite; None of bytes."""
+        """Smallest and largest finite value in the training images; None for uint8."""
         images = self.train.images
         if images.dtype == torch.uint8:
             return None
@@ -61,15 +61,15 @@ class Data:
 
 
 def digest(examples: Examples) -> str:
-    """SHA-256 of examples: their shape, class names, bytes and targets."""
-    found = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
+    """Return the SHA-256 of examples: shape, class names, images and targets."""
+    sha256 = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
     for tensor in (examples.images, examples.targets):
-        found.update(tensor.contiguous().numpy().data)
-    return found.hexdigest()
+        sha256.update(tensor.contiguous().numpy().data)
+    return sha256.hexdigest()
 
 
 def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
-    """All splits, in memory. Raises InputError for missing or damaged files, ConfigError for a split that fails."""
+    """Load all splits. Raises InputError for missing or damaged files, ConfigError for a split that cannot be made."""
     source = source or registry.partial_call("data", node)
     train, val = split_train_val(source, val=node["val"], limit=node["limit"], seed=seed)
     test = read_split(source, "test")
@@ -82,17 +82,17 @@ def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
     return Data(train, val, test, normalization(train.images, mean=node["mean"], std=node["std"]))
 
 
-def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], own: settings.Train) -> TensorLoader:
-    """Batches of the training set, shuffled, augmented as the data's node says, and shared among all processes."""
-    # Older checkpoints have less.
-    asked = {key.name: node[key.name] for key in fields(Augmentation) if key.name in node}
+def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], train: settings.Train) -> TensorLoader:
+    """Return a loader of the training set: shuffled, augmented as in `node`, divided among the ranks."""
+    # Older checkpoints have fewer keys.
+    options = {key.name: node[key.name] for key in fields(Augmentation) if key.name in node}
     return TensorLoader(
         data.train,
         place.device,
-        batch_size=own.batch_size * own.accumulate,
+        batch_size=train.batch_size * train.accumulate,
         statistics=data.statistics,
-        augmentation=Augmentation(**asked),
-        seed=own.seed,
+        augmentation=Augmentation(**options),
+        seed=train.seed,
         processes=place.processes,
     )
 
@@ -100,18 +100,18 @@ def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], o
 def evaluation_batches(
     examples: Examples, place: devices.Runtime, statistics: Statistics, batch_size: int
 ) -> TensorLoader:
-    """Batches of a split to be evaluated: without augmentation, and larger than in training."""
+    """Return a loader for evaluation: without augmentation, with larger batches than in training."""
     size = min(EVAL_BATCHES * batch_size, len(examples.images))
     return TensorLoader(examples, place.device, batch_size=size, statistics=statistics)
 
 
 def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """A network with fresh weights on the CPU. Raises ConfigError where its keys do not fit the data."""
+    """Build a network with fresh weights on the CPU. Raises ConfigError if its keys do not fit the data."""
     try:
         network = registry.partial_call("model", node, input_shape=input_shape, num_classes=outputs)()
     except ConfigError:
         raise
-    except Exception as error:  # a constructor's own check, or whatever a user's code does
+    except Exception as error:  # a check in the constructor, or any error in the code of a user
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ConfigError(f"model={node['name']} cannot be built for data of {input_shape}: {kind}{error}") from error
     if not isinstance(network, nn.Module):
@@ -120,20 +120,20 @@ def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> n
 
 
 def initialize(network: nn.Module, data: Data) -> None:
-    """Let a network with a method `initialize_from_images(images)` see the training set's first ones, normalised."""
-    if callable(begin := getattr(network, "initialize_from_images", None)):
-        few = max(1, min(SEEN, SEEN_NUMBERS // math.prod(data.input_shape)))
-        batches = TensorLoader(data.train, torch.device("cpu"), batch_size=few, statistics=data.statistics)
-        begin(next(batches.in_order())[0])
+    """Call `initialize_from_images(images)` of a network that has it, with the first training images, normalised."""
+    if callable(initialize_from := getattr(network, "initialize_from_images", None)):
+        count = max(1, min(INIT_IMAGES, INIT_VALUES // math.prod(data.input_shape)))
+        batches = TensorLoader(data.train, torch.device("cpu"), batch_size=count, statistics=data.statistics)
+        initialize_from(next(batches.in_order())[0])
 
 
 def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer, each group with its `initial_lr`. Raises ConfigError for keys that exclude each other."""
+    """Build the optimizer, with `initial_lr` in each group. Raises ConfigError for keys that exclude each other."""
     no_dynamo.skip_dynamo_import()
     factors = {key: node[key] for key in ("head_factor", "bias_factor", "norm_factor") if key in node}
-    own = {key: value for key, value in node.items() if key not in factors}
+    options = {key: value for key, value in node.items() if key not in factors}
     try:
-        built: torch.optim.Optimizer = registry.partial_call("optim", own)(network.named_parameters())
+        built: torch.optim.Optimizer = registry.partial_call("optim", options)(network.named_parameters())
     except (ValueError, TypeError) as error:
         raise ConfigError(f"optim={node['name']}: {error}") from error
     if not isinstance(built, torch.optim.Optimizer):
@@ -144,12 +144,12 @@ def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer
     return built
 
 
-def describe(model_name: str, data_name: str, network: nn.Module, found: Data) -> list[str]:
-    """Lines for a person on the model and the data."""
-    sizes = {"train": found.train, "val": found.val, "test": found.test}
-    counts = ", ".join(f"{len(part.images):,} {split}" for split, part in sizes.items() if part is not None)
-    shape = "x".join(map(str, found.input_shape))
-    outputs = f"{found.outputs} classes" if found.train.classes else f"{found.outputs} numbers to predict"
+def describe(model_name: str, data_name: str, network: nn.Module, data: Data) -> list[str]:
+    """Return log lines that describe the model and the data."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    counts = ", ".join(f"{len(part.images):,} {split}" for split, part in splits.items() if part is not None)
+    shape = "x".join(map(str, data.input_shape))
+    outputs = f"{data.outputs} classes" if data.train.classes else f"{data.outputs} values to predict"
     return [
         f"model   {model_name}, {count_parameters(network):,} parameters",
         f"data    {data_name}, {counts} examples of {shape}, {outputs}",
@@ -157,5 +157,5 @@ def describe(model_name: str, data_name: str, network: nn.Module, found: Data) -
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Numbers that training can change."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

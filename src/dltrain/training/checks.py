@@ -1,4 +1,4 @@
-"""Do model, task and data fit each other? Asked before the first step."""
+"""Checks before the first step that model, task and data fit each other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,19 +13,19 @@ from dltrain.runtime.errors import ConfigError, InputError, first_line
 
 
 def check_classes(classes: Sequence[str], examples: Examples, split: str) -> None:
-    """Raise InputError where a split has other classes than the training had: its figures would be wrong."""
-    strangers = [name for name in examples.classes if name not in classes]
-    if strangers or examples.classes != tuple(classes)[: len(examples.classes)]:
+    """Raise InputError if a split has other classes than the training set, as its metrics would be wrong."""
+    unknown = [name for name in examples.classes if name not in classes]
+    if unknown or examples.classes != tuple(classes)[: len(examples.classes)]:
         raise InputError(
-            f"data: the {split} split has classes {', '.join(examples.classes[:20])}; "
-            f"trained are {', '.join(classes[:20])}, in that order"
+            f"data: the {split} split has the classes {', '.join(examples.classes[:20])}; "
+            f"the model was trained on {', '.join(classes[:20])}, in that order"
         )
 
 
 def check_fit(
     network: nn.Module, node: dict[str, Any], task: Task, targets: Tensor, shape: Sequence[int], outputs: int
 ) -> None:
-    """Raise ConfigError where model, task and data (`shape` of an input) do not fit; costs a pass of two examples."""
+    """Raise ConfigError if model, task and data (`shape` of an input) do not fit; runs two examples forward."""
     network.eval()
     device = next(network.parameters(), targets).device
     try:
@@ -43,25 +43,25 @@ def check_fit(
 def check_last_batch(
     network: nn.Module, shape: Sequence[int], examples: int, batch_size: int, accumulate: int, processes: int = 1
 ) -> None:
-    """Raise ConfigError where an epoch ends with one example alone, of which batch norm has no variance.
+    """Raise ConfigError if a batch has a single example and batch norm, which then has no variance, fails on it.
 
-    It has one where a picture still has several pixels; so the network is asked, about an example of `shape`.
+    Batch norm works where an image still has several pixels, so the network is tried with an example of `shape`.
     """
     whole = batch_size * accumulate
     last = examples % whole or min(whole, examples)
-    # With several processes the parts of whole batches can be as small.
+    # With several processes, the parts of whole batches can be that small too.
     batches = {last} if processes == 1 else {last, min(whole, examples)}
-    owned = {
+    parts = {
         max(1, batch * (rank + 1) // processes - batch * rank // processes)
         for batch in batches
         for rank in range(processes)
     }
-    alone = any((own % -(-own // accumulate) or -(-own // accumulate)) == 1 for own in owned)
-    if alone and has_batch_norm(network) and not _takes_one(network, shape):
-        where = "the last batch" if processes == 1 else f"a batch that {processes} processes share"
+    has_single = any((part % -(-part // accumulate) or -(-part // accumulate)) == 1 for part in parts)
+    if has_single and has_batch_norm(network) and not _takes_one(network, shape):
+        where = "the last batch" if processes == 1 else f"a batch divided among {processes} processes"
         raise ConfigError(
-            f"batch_size={batch_size}: of {examples} examples one is left alone in {where}, "
-            "which batch norm cannot use; choose another"
+            f"batch_size={batch_size}: {examples} examples leave a single one in {where}, "
+            "which batch norm cannot use; choose another batch size"
         )
 
 
@@ -72,11 +72,11 @@ def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:
             network(torch.zeros(1, *shape))
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
-    except Exception:  # a fault of another kind: the first step will tell
+    except Exception:  # another error: the first step will raise it
         return True
     return True
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether what it computes of an example depends on the others of its batch."""
+    """True if the output for an example depends on the other examples of its batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

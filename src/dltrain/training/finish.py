@@ -1,4 +1,4 @@
-"""The end of a run: the test, once, on the best weights; the summary, the page, and what the trackers want to know."""
+"""The end of a run: one test of the best weights, the summary, the page and the trackers."""
 
 import logging
 import math
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 
 def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[str, Any]:
-    """Test once, on the best weights; write and show the summary, and the page of the run.
+    """Test the best weights; write and print the summary, and write the page of the run.
 
-    Of several processes only the first, who has an `output`, does more than test.
+    With several processes only the first, which has an `output`, does more than test.
     """
     model, progress = run.state.model, run.progress
     if weights := progress.best_weights or run.state.ema_weights:
         model.load_state_dict(weights)
     if run.data.test is not None and status != "interrupted":
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
-        figures = evaluate(model, batches, run.task, run.runtime)
-        progress.latest["test"] = figures
-        if odd := [key for key, value in figures.items() if not math.isfinite(value)]:
-            log.warning("test %s: no finite number, so it is null in what is written", ", ".join(odd))
+        metrics = evaluate(model, batches, run.task, run.runtime)
+        progress.latest["test"] = metrics
+        if nonfinite := [key for key, value in metrics.items() if not math.isfinite(value)]:
+            log.warning("test %s is not finite; it is written as null", ", ".join(nonfinite))
         if output is not None:
-            output.write(Record("test", progress.best["step"], progress.best["epoch"], figures))
+            output.write(Record("test", progress.best["step"], progress.best["epoch"], metrics))
     rate = progress.rate()
     summary = {
         "status": status,
@@ -53,20 +53,20 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
         return summary
     folder, trackers = output.folder, output.trackers
     run_files.write_json(folder / "summary.json", summary)
-    wanted = status != "interrupted" and (run.settings.report or trackers.running)
-    found, mistakes = _analyze(run) if wanted else ({}, [])
+    is_shown = status != "interrupted" and (run.settings.report or trackers.running)
+    results, mistakes = _analyze(run) if is_shown else ({}, [])
     trackers.finish(summary, mistakes)
     names = run.config.values["model"]["name"], run.config.values["data"]["name"]
     console.show_end(f"{names[0]} on {names[1]}: {status}", summary, folder)
-    if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config.stored, found):
+    if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config.stored, results):
         log.info("page        %s", folder / run_page.NAME)
     return summary
 
 
 def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
-    """What the best weights do on the test set, else on the validation set, and pictures of mistakes.
+    """Analyze the best weights on the test set, else on the validation set; return also images of mistakes.
 
-    What goes wrong here is a warning.
+    An error is only logged as a warning.
     """
     split, examples = ("test", run.data.test) if run.data.test is not None else ("val", run.data.val)
     if examples is None:
@@ -74,11 +74,11 @@ def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
     batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
     task = run.config.values["task"]["name"]
     try:
-        with memory_errors("It is left out"):
-            found = analysis.analyze(
+        with memory_errors("The analysis is left out"):
+            results = analysis.analyze(
                 run.state.model, examples, batches, run.data.train.classes, task, run.runtime, split=split
             )
-            return found, analysis.mistaken_pictures(examples, found)
-    except Exception as error:  # a person's own attention_map, for one; the run is done
+            return results, analysis.mistaken_pictures(examples, results)
+    except Exception as error:  # such as one in attention_map of a user's model; the run is done
         log.warning("no analysis of the %s set: %s", split, " ".join(f"{type(error).__name__}: {error}".split())[:300])
         return {}, []

@@ -1,4 +1,4 @@
-"""Losses that are NaN or infinite: which tensor was it first? Costs nothing until it has happened."""
+"""Finds the first tensor that made a loss NaN or infinite. Costs nothing until that happens."""
 
 import math
 from itertools import islice
@@ -12,7 +12,7 @@ from dltrain.runtime.devices import Generators, Runtime, restore_generators
 from dltrain.runtime.errors import UserError
 
 NOT_FOUND = "not found when the step was computed again"
-ADVICE = "Lower optim.lr or set clip_norm; what was saved before is kept"
+ADVICE = "Lower optim.lr or set clip_norm; earlier checkpoints are kept"
 
 
 def name_tensor(
@@ -27,8 +27,8 @@ def name_tensor(
 ) -> str:
     """Compute `step` (counted from 1) again and name the first tensor in it that is not finite.
 
-    The updates from that step on were masked, so that the weights are still those before it. `since` is a step of the
-    same epoch that was done, with the generators after it: dropout draws again what it drew.
+    The updates from that step on were masked, so the weights are still those before it. `since` is an earlier step of
+    the same epoch with the generator states after it, so that dropout repeats its masks.
     """
     if named := _first(dict(state.model.named_parameters())):
         return f"parameter {named}"
@@ -38,7 +38,7 @@ def name_tensor(
     state.optimizer.zero_grad()
     epoch, first = divmod(done, len(train))
     *before, (inputs, targets) = islice(train.epoch(epoch, first), step - done)
-    with torch.no_grad():  # for what they draw from the generators
+    with torch.no_grad():  # to advance the generators
         for earlier, _ in before:
             for part in micro_batches(earlier, accumulate):
                 with runtime.autocast():
@@ -52,16 +52,16 @@ def name_tensor(
 
 
 def _in_part(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task, runtime: Runtime) -> str:
-    """Where a forward and a backward pass stop being finite; empty where they do not."""
-    found: list[str] = []
+    """Name the first tensor of a forward and backward pass that is not finite; empty if all are."""
+    names: list[str] = []
 
-    def look(name: str, module: nn.Module, output: object) -> None:
+    def check(name: str, module: nn.Module, output: object) -> None:
         tensors = output if isinstance(output, (tuple, list)) else [output]
         if not all(_is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
-            found.append(f"the output of {name or 'the model'} ({type(module).__name__})")
+            names.append(f"the output of {name or 'the model'} ({type(module).__name__})")
 
     hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: look(name, module, output))
+        module.register_forward_hook(lambda module, _, output, name=name: check(name, module, output))
         for name, module in model.named_modules()
     ]
     with runtime.autocast():
@@ -69,13 +69,13 @@ def _in_part(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task, runt
     for hook in hooks:
         hook.remove()
     if not _is_finite(loss):
-        found.append("the loss")
+        names.append("the loss")
     loss.backward()
-    # The one nearest to the loss is where it began.
-    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    # The gradient nearest to the loss is the first.
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     if named := _first(dict(reversed(gradients.items()))):
-        found.append(f"the gradient of {named}")
-    return found[0] if found else ""
+        names.append(f"the gradient of {named}")
+    return names[0] if names else ""
 
 
 def _first(tensors: dict[str, Tensor]) -> str:
@@ -87,11 +87,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 class NonFiniteMetric(UserError):
-    """A figure that is NaN or infinite."""
+    """A metric is NaN or infinite."""
 
 
 def require_finite_metrics(record: Record) -> None:
-    """Raise NoNumber for a figure that is none, such as a validation loss."""
+    """Raise NonFiniteMetric if a metric, such as the validation loss, is NaN or infinite."""
     for key, value in record.values.items():
         if not math.isfinite(value):
             raise NonFiniteMetric(f"{record.split} {key} is {value} at step {record.step}: training diverged\n{ADVICE}")

@@ -1,4 +1,4 @@
-"""How far a run has come besides its weights: the best so far, patience, and the figures of the summary."""
+"""Progress of a run besides its weights: best so far, patience, and the metrics of the summary."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from dltrain.optim.step import Task, TrainState
 
 @dataclass
 class Progress:
-    """Plain data and tensors, kept in every checkpoint; `best_weights` stay empty without a validation set."""
+    """Plain data and tensors, saved in every checkpoint; `best_weights` stay empty without a validation set."""
 
-    best: dict[str, Any] = field(default_factory=dict)  # split, step, epoch and figures
+    best: dict[str, Any] = field(default_factory=dict)  # split, step, epoch and metrics
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    latest: dict[str, dict[str, float]] = field(default_factory=dict)  # split to figures
+    latest: dict[str, dict[str, float]] = field(default_factory=dict)  # metrics by split
     stale_epochs: int = 0
     train_seconds: float = 0.0
     examples_per_second: float = 0.0  # of the fastest epoch so far
@@ -24,14 +24,14 @@ class Progress:
     epoch_seconds: float = 0.0
 
     def rate(self) -> float | None:
-        """Examples per second of the fastest epoch, where none is over of what there is; None before any record."""
+        """Return examples per second of the fastest epoch, or of the unfinished first one; None before any record."""
         return self.examples_per_second or (self.epoch_examples / self.epoch_seconds if self.epoch_seconds else None)
 
     def note(self, record: Record, task: Task, state: TrainState) -> None:
-        """Take in a record; a better validation figure keeps a copy of the weights that it is of."""
+        """Update the progress with a record; a better validation metric keeps a copy of its weights."""
         self.latest[record.split] = record.values
         position = {"split": record.split, "step": record.step, "epoch": record.epoch}
-        is_number = all(math.isfinite(value) for value in record.values.values())
+        is_finite = all(math.isfinite(value) for value in record.values.values())
         if record.split == "train":
             self.train_seconds += record.seconds
             self.epoch_examples += record.examples
@@ -39,11 +39,11 @@ class Progress:
             if record.epoch == int(record.epoch):
                 self.examples_per_second = max(self.examples_per_second, self.epoch_examples / self.epoch_seconds)
                 self.epoch_examples, self.epoch_seconds = 0, 0.0
-            # Without validation the last is the best; where all its steps were skipped, the one before has its weights.
-            if is_number and not self.best_weights:
+            # Without validation the last record is the best, unless all its steps were skipped: no weights changed.
+            if is_finite and not self.best_weights:
                 self.best = position | record.values
         elif record.split == "val":
-            if is_number and (not self.best_weights or task.score(record.values) > task.score(self.best)):
+            if is_finite and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
                 self.best_weights = {key: value.detach().cpu().clone() for key, value in state.eval_weights().items()}
                 self.stale_epochs = 0

@@ -1,4 +1,4 @@
-"""Where a run begins: a folder to go on in, with its checkpoint, and the same data in all processes."""
+"""Opens the run folder to resume, with its checkpoint, and checks that all ranks have the same data."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ OF_TRACKERS = ("metrics.csv", "mlflow_run_id")
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a resumed run goes on: its folder, the checkpoint's file and content."""
+    """Where a resumed run continues: its folder, and the file and content of its checkpoint."""
 
     folder: Path
     path: Path
@@ -30,7 +30,7 @@ class ResumePoint:
 
 @contextlib.contextmanager
 def open_resume_point(text: object, processes: Processes) -> Iterator[ResumePoint]:
-    """Where the run folder that `resume` names goes on; of several processes the first reads it for all."""
+    """Open the run folder that `resume` names; with several processes the first reads it for all."""
     if processes.world_size == 1:
         with _opened(text) as start:
             yield start
@@ -43,7 +43,7 @@ def open_resume_point(text: object, processes: Processes) -> Iterator[ResumePoin
     else:
         buffer = io.BytesIO(distributed.broadcast_bytes(b"", processes))
         content = torch.load(buffer, map_location="cpu", weights_only=True)
-        if content["sums"] is not None:  # those of all are with the first
+        if content["sums"] is not None:  # the first rank has the sums of all
             content["sums"].zero_()
         folder = Path(str(text))
         yield ResumePoint(folder, folder / "checkpoints" / "last.pt", content)
@@ -51,7 +51,7 @@ def open_resume_point(text: object, processes: Processes) -> Iterator[ResumePoin
 
 @contextlib.contextmanager
 def _opened(text: object) -> Iterator[ResumePoint]:
-    """The run folder that `resume` names, locked, with the newest of its checkpoints that is whole."""
+    """Lock the run folder that `resume` names and load the newest checkpoint in it that is undamaged."""
     if not isinstance(text, str) or not text:
         raise ConfigError(f"resume={text}: must be the folder of a run")
     path = checkpoint.find(Path(text), "last.pt").absolute()
@@ -70,11 +70,10 @@ def _opened(text: object) -> Iterator[ResumePoint]:
 
 
 def require_same_data_on_all_ranks(digests: dict[str, str], processes: Processes) -> None:
-    """Raise InputError where processes, which may be on several machines, have not all the same data."""
-    found = distributed.all_gather_text(repr(sorted(digests.items())), processes)
-    others = [str(rank) for rank, each in enumerate(found) if each != found[0]]
+    """Raise InputError unless all processes, which may be on several machines, have the same data."""
+    all_digests = distributed.all_gather_text(repr(sorted(digests.items())), processes)
+    others = [str(rank) for rank, text in enumerate(all_digests) if text != all_digests[0]]
     if others:
         raise InputError(
-            f"data: that of process {', '.join(others[:8])} is not the same as that of process 0\n"
-            "Give all machines the same files"
+            f"data: rank {', '.join(others[:8])} has other data than rank 0\nGive all machines the same files"
         )

@@ -1,4 +1,4 @@
-"""One training run: plain dict in, run folder out. Has the parts built, loops over `fit`, records, saves."""
+"""One training run, from its config to its folder: builds the parts, loops over `fit`, records and saves."""
 
 import contextlib
 import logging
@@ -40,16 +40,16 @@ def train(
     watch: Watch = lambda record: "",
     load: Load = build.data,
 ) -> dict[str, Any]:
-    """Train as a complete config says and return what is in summary.json, with the run's `folder`.
+    """Train a model as a complete config says; return the content of summary.json and the `folder` of the run.
 
     Args:
         config: what `dltrain.compose` returns; its references, such as ${oc.env:HOME}, are stored as they are
-        typed: keys to take from `config`, needed with `resume`: all others are the resumed run's
-        folder: where to write, an existing folder; None makes a dated one
-        watch: gets every record, and ends the run by returning a status for it
+        typed: keys to take from `config`, required with `resume`; the resumed run sets all others
+        folder: existing folder to write to; None creates a dated one
+        watch: receives every record; ends the run by returning a status
         load: reads the data
 
-    Raises UserError; its `exit_code` says which kind.
+    Raises UserError, whose `exit_code` tells the kind of error.
     """
     began = time.perf_counter()
     if isinstance(config, dict):
@@ -58,9 +58,9 @@ def train(
         config = resolved(config, "train", typed or ())
     processes = torchrun.processes()
     with run_files.run_log() as log_to, contextlib.ExitStack() as stack:
-        # A sweep knows the folders of its jobs.
+        # A sweep knows the folders of its jobs, and passes them.
         if (again := distributed.begin_run(processes, recall=folder is None)) is not None:
-            log.warning("started again by torchrun: goes on with %s", again)
+            log.warning("started again by torchrun: continuing from %s", again)
             config = saved_config.restart_config(config, again)
         stack.enter_context(distributed.process_group(processes))
         start = None
@@ -76,17 +76,17 @@ def train(
                 output = closing.enter_context(open_run_dir(run, start, folder, log_to))
                 output.log_start(run, resumed=start is not None)
             where = output.folder if output else "the run's folder"
-            with memory_errors(f"Lower batch_size and raise accumulate; what was saved is kept in {where}"):
+            with memory_errors(f"Lower batch_size and raise accumulate; the checkpoints are kept in {where}"):
                 if start is None or start.content["config"] != config.stored:
-                    # From now on the run can be resumed as it was asked for last; earlier checkpoints stay.
+                    # From now on the run can be resumed with its new config; earlier checkpoints stay.
                     _save(run, output, keep=1)
                 if output is not None:
                     distributed.remember_folder(str(output.folder), processes)
                 status = _loop(run, output, sync, began, watch)
-                from dltrain.training import finish  # not above: the first step needs nothing that draws the page
+                from dltrain.training import finish  # imported here so that the page does not delay the first step
 
                 summary = finish.finish(run, output, status, began)
-        sync(at_once=True)  # until now the first rank has written and drawn
+        sync(at_once=True)  # the first rank has written the files until now
     if sync.signals:
         number = Signals(sync.signals[0])
         raise Interrupted(f"stopped by {number.name} after saving; continue with resume={where}", SIGNALS[number])
@@ -135,13 +135,13 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
                     _save(run, output, settings.keep)
                 distributed.seed_rank(processes, settings.seed, state.step)
         sync(at_once=True)
-        state.parallel = None  # it holds the group
+        state.parallel = None  # it holds the process group
         if not progress.best_weights and progress.best.get("step") != state.step:
             # Stopped between two records: the latest weights are tested.
             progress.best = {"split": "train", "step": state.step, "epoch": state.step / steps}
         _save(run, output, settings.keep)
     except (NonFiniteLoss, nonfinite.NonFiniteMetric) as error:
-        if progress.best_weights and output is not None:  # it may be newer than the last checkpoint
+        if progress.best_weights and output is not None:  # they may be newer than the last checkpoint
             output.save_best(run)
         if isinstance(error, nonfinite.NonFiniteMetric):
             raise
@@ -151,10 +151,11 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
 
 
 def _nonfinite_error(error: NonFiniteLoss, run: Run, output: RunDir | None, since: tuple[int, Generators]) -> UserError:
-    """Name the first tensor that is not finite, and what to do; `since` is where the interval of the step began."""
+    """Return an error with the first tensor that is not finite; `since` is the start of the interval of the step."""
     tensor = nonfinite.name_tensor(
         run.state, run.train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate
     )
-    named = [each for each in distributed.all_gather_text(tensor, run.runtime.processes) if each != nonfinite.NOT_FOUND]
+    tensors = distributed.all_gather_text(tensor, run.runtime.processes)
+    named = [name for name in tensors if name != nonfinite.NOT_FOUND]
     where = output.folder if output else "FOLDER"
     return UserError(f"{error}, first in {(named or [tensor])[0]}\n{nonfinite.ADVICE}: resume={where} optim.lr=…")

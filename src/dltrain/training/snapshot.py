@@ -1,4 +1,4 @@
-"""The parts of a run, and their image in a checkpoint: all that a run needs to go on to the bit."""
+"""The parts of a run, and their state in a checkpoint: all that is needed to resume bit-identically."""
 
 import logging
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from dltrain.training.resume_point import ResumePoint
 
 log = logging.getLogger(__name__)
 
-# What optimizers keep of each weight; a momentum where there is one.
+# What optimizers keep for each weight, besides a momentum buffer.
 MOMENTS: dict[type, set[str]] = {
     torch.optim.SGD: set(),
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
@@ -49,7 +49,7 @@ class Run:
 
 
 def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
-    """Return what last.pt holds. Every rank must call it: metrics of all ranks are added up on the first.
+    """Return what last.pt holds. Every rank must call it: the first sums the metrics of all.
 
     `position` is the length of metrics.jsonl. Raises NonFiniteLoss, so that no such weights replace good ones.
     """
@@ -72,7 +72,7 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
 
 
 def best_checkpoint(run: Run) -> dict[str, Any]:
-    """What best.pt holds; without validation the last weights are the best."""
+    """Return what best.pt holds; without validation the last weights are the best."""
     weights = run.progress.best_weights or run.state.eval_weights()
     return {"model": weights, "best": run.progress.best, "digests": {"data": run.data.digests}, **_common(run)}
 
@@ -101,12 +101,12 @@ def restore(run: Run, start: ResumePoint) -> None:
         if content["config"]["optim"]["name"] == run.config.values["optim"]["name"]:
             restore_optimizer(state.optimizer, content["optimizer"])
         else:
-            log.warning("resume: the optimizer is another one and starts without moments")
-        _check_figures(run, content)
+            log.warning("resume: another optimizer: it starts without moments")
+        _check_metrics(run, content)
         for name in ("sums", "faults"):
-            kept = content[name]
-            setattr(state, name, None if kept is None else kept.to(run.runtime.device))
-        if run.settings.on_nonfinite == "stop":  # steps that were skipped before are no reason to stop now
+            tensor = content[name]
+            setattr(state, name, None if tensor is None else tensor.to(run.runtime.device))
+        if run.settings.on_nonfinite == "stop":  # steps that were skipped earlier must not stop the run now
             state.faults = None
         if run.settings.ema is not None and (averages := content.get("averages")) is not None:
             state.ema_weights = {key: value.to(run.runtime.device) for key, value in averages.items()}
@@ -114,40 +114,40 @@ def restore(run: Run, start: ResumePoint) -> None:
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{start.path}: cannot be gone on from ({first_line(error)})") from error
+        raise InputError(f"{start.path}: cannot be resumed ({first_line(error)})") from error
 
 
-def _check_figures(run: Run, content: dict[str, Any]) -> None:
-    """Raise ValueError, or what a task raises, for figures with which the run would fail later."""
+def _check_metrics(run: Run, content: dict[str, Any]) -> None:
+    """Raise ValueError, or what a task raises, for metrics with which the run would fail later."""
     sums, faults, progress = content["sums"], content["faults"], content["progress"]
     if sums is not None:
         if sums.dtype != torch.float64 or sums.ndim != 1:
-            raise ValueError("sums of another kind")
-        run.task.metrics([max(1.0, float(sums[0])), *sums[1:].tolist()])  # fails for another number of them
+            raise ValueError("invalid sums of metrics")
+        run.task.metrics([max(1.0, float(sums[0])), *sums[1:].tolist()])  # raises for a wrong number of sums
     if faults is not None and ((faults.dtype, faults.ndim) != (torch.float32, 0) or not 0 <= faults < torch.inf):
-        raise ValueError("faults of another kind")
+        raise ValueError("invalid count of non-finite losses")
     numbers = [progress[key] for key in ("train_seconds", "examples_per_second", "epoch_seconds")]
-    figures = [progress["best"], *progress["latest"].values()]
-    numbers += [value for part in figures for key, value in part.items() if key != "split"]
+    metrics = [progress["best"], *progress["latest"].values()]
+    numbers += [value for part in metrics for key, value in part.items() if key != "split"]
     if not all(type(value) in (int, float) for value in numbers):
-        raise ValueError("figures that are no numbers")
+        raise ValueError("metrics that are not numbers")
     if (best := progress["best"]) and best["split"] not in ["train", "val"]:
-        raise ValueError("figures of a split that is none")
+        raise ValueError("metrics of an unknown split")
     if best and not all(type(best[key]) in (int, float) for key in ("step", "epoch")):
-        raise ValueError("figures that are no numbers")
+        raise ValueError("metrics that are not numbers")
     if progress["best_weights"]:
         run.task.score(best)
-    own = run.state.model.state_dict()
+    state = run.state.model.state_dict()
     for weights in (progress["best_weights"], content.get("averages")):
         if not weights:
             continue
-        kinds = [{key: (each.shape, each.dtype) for key, each in tensors.items()} for tensors in (weights, own)]
-        if kinds[0] != kinds[1]:
+        types = [{key: (each.shape, each.dtype) for key, each in tensors.items()} for tensors in (weights, state)]
+        if types[0] != types[1]:
             raise ValueError("best weights that are not the model's")
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
-    """What the bits of a result depend on besides config and data."""
+    """Return what a bit-identical result depends on besides config and data."""
     where = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else system_info.cpu_name()
     return {
         **system_info.versions(),
@@ -159,28 +159,28 @@ def environment(runtime: Runtime) -> dict[str, Any]:
 
 
 def warn_changed_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:
-    """Say why a resumed run will not equal the unbroken one; raise ConfigError where it must."""
+    """Log why a resumed run will differ from an uninterrupted one; raise ConfigError if it must not."""
     changed = [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
     if not changed:
         return
     line = f"resume: not bit-identical because {'; '.join(changed)}"
     if deterministic:
-        raise ConfigError(f"{line}\ndevice.deterministic=true asks for equal bits. Set it to false to go on")
+        raise ConfigError(f"{line}\ndevice.deterministic=true requires identical bits. Set it to false to continue")
     log.warning("%s", line)
 
 
 def require_same_data(now: dict[str, str], before: dict[str, str]) -> None:
-    """Raise InputError where the data is not what the run was trained on."""
+    """Raise InputError if the data is not what the run was trained on."""
     changed = [split for split in before if before[split] != now.get(split)]
     if changed:
         raise InputError(
-            f"resume: the data has changed since ({', '.join(changed)}): it would be another run\n"
+            f"resume: the data has changed since ({', '.join(changed)}): this would be a different run\n"
             "Bring the data back, or start a new run with init="
         )
 
 
 def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str]) -> None:
-    """Raise ValueError for moments that are not as the weights are: fused kernels believe it and write anywhere."""
+    """Raise ValueError unless moments match the weights: fused kernels rely on that and would write anywhere."""
     if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
         raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
     for key, each in moments.items():
@@ -192,40 +192,41 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
             fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
             fits = fits and each.stride() == parameter.stride()
         if not fits:
-            raise ValueError(f"moments of another kind than the weights ({key})")
+            raise ValueError(f"moments of another type than the weights ({key})")
 
 
 def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take a saved optimizer's moments, but keep the config's rates: load_state_dict would undo a new optim.lr."""
+    """Restore the moments of a saved optimizer, but keep the options of the config, such as a new optim.lr."""
     if len(saved["param_groups"]) != len(built.param_groups):
         raise ConfigError(
-            "resume: optim.weight_decay cannot become 0, or more than 0, where biases do not decay "
+            "resume: optim.weight_decay cannot change from or to 0 when biases do not decay "
             "(optim.decay_biases=false). Start a new run with init="
         )
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
     parameters = [parameter for group in built.param_groups for parameter in group["params"]]
-    moments = [each for kept in saved["state"].values() for each in kept.values() if isinstance(each, Tensor)]
+    moments = [each for entry in saved["state"].values() for each in entry.values() if isinstance(each, Tensor)]
     if any(map(torch.is_complex, moments)) and not any(map(torch.is_complex, parameters)):
-        raise ValueError("moments of complex numbers")  # torch would leave a part of them out, with a warning
+        raise ValueError("moments of complex numbers")  # torch would drop the imaginary parts with a warning
     built.load_state_dict(saved)
-    if type(built) not in MOMENTS:  # to which torch gives the weights' type, also where it was a finer one
+    if type(built) not in MOMENTS:  # torch casts their state to the type of the weights, even from a finer one
         numbers = [number for group in saved["param_groups"] for number in group["params"]]
         for number, parameter in zip(numbers, parameters, strict=True):
             for key, each in saved["state"].get(number, {}).items():
                 if isinstance(each, Tensor) and each.dtype != built.state[parameter][key].dtype:
                     built.state[parameter][key] = each.to(parameter.device)
-    for parameter, kept in built.state.items():
-        for key, each in kept.items():  # laid out in memory as the weights now are
-            # A person's own optimizer may keep what is of all weights under a name, and sparse tensors.
+    for parameter, entry in built.state.items():
+        for key, each in entry.items():  # in the memory layout of the weights
+            # An optimizer of a user may keep state of all weights under a name, and sparse tensors.
             is_dense = isinstance(each, Tensor) and isinstance(parameter, Tensor) and each.layout == torch.strided
             if is_dense and each.shape == parameter.shape and each.stride() != parameter.stride():
-                kept[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
-    if isinstance(built, torch.optim.RMSprop) and any(own.get("momentum") for own in options):
-        for parameter, kept in built.state.items():  # as SGD does by itself for a momentum that comes later
-            kept.setdefault("momentum_buffer", torch.zeros_like(parameter))
+                entry[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
+    has_momentum = any(group.get("momentum") for group in options)
+    if isinstance(built, torch.optim.RMSprop) and has_momentum:
+        for parameter, entry in built.state.items():  # as SGD itself does for a momentum set later
+            entry.setdefault("momentum_buffer", torch.zeros_like(parameter))
     if type(built) in MOMENTS:
-        needed = MOMENTS[type(built)] | ({"momentum_buffer"} if any(own.get("momentum") for own in options) else set())
+        needed = MOMENTS[type(built)] | ({"momentum_buffer"} if has_momentum else set())
         for parameter, moments in built.state.items():
             _check_moments(parameter, moments, needed)
-    for group, own in zip(built.param_groups, options, strict=True):
-        group.update(own)
+    for group, option in zip(built.param_groups, options, strict=True):
+        group.update(option)

@@ -1,4 +1,4 @@
-"""Reasons to end a run early, and the time to save: signals, limits, patience. Imports no torch."""
+"""Decides when a run ends early and when it saves: signals, limits, patience. Imports no torch."""
 
 import time
 from collections.abc import Callable
@@ -22,16 +22,16 @@ def reason_to_stop(settings: Train, signals: list[int], step: int, seconds: floa
 
 
 def in_seconds(time: str | float) -> float:
-    """A number of seconds, or a text such as 30s, 5m or 1h."""
+    """Return seconds from a number of them, or a text such as 30s, 5m or 1h."""
     return float(time[:-1]) * UNITS[time[-1]] if isinstance(time, str) else float(time)
 
 
 def every(interval: int | str) -> Callable[[int], bool]:
-    """A function of the step that is true once each interval: of steps, or of time such as 30s."""
+    """Return a function of the step that is true once per interval: of steps, or of time such as 30s."""
     if isinstance(interval, int):
         return lambda step: step % interval == 0
     longest = in_seconds(interval)
-    # The first is due soon, the next ones at doubling distances: a run that is killed early, again and again, goes on.
+    # The first is due soon, then intervals double, so that a run that is killed early again and again makes progress.
     seconds = min(0.5, longest)
     last = time.monotonic()
 
