@@ -168,7 +168,7 @@ def test_without_normalization_the_input_is_passed_to_the_network_unchanged(
     assert session("plain.onnx").get_inputs()[0].type == "tensor(float)"
     assert run(session("plain.onnx"), inputs) == pytest.approx(outputs(network(folder), inputs), abs=1e-5)
     (mean,), (std,) = (json.loads(metadata("plain.onnx")[key]) for key in ("mean", "std"))
-    assert f"with mean {mean:.6g}, std {std:.6g}; x is a byte / 255" in result.out
+    assert f"with mean {mean:.6g}, std {std:.6g}; x is uint8 / 255" in result.out
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_numbers_that_are_no_bytes_stay_numbers(dltrain: Command, trained: Train
     result = dltrain("export", f"ckpt={folder}")
     split = line("test", count=9)
     assert split is not None
-    assert "input     images (N, 1, 1, 1), float32, numbers as in the data set, normalised inside" in result.out
+    assert "input     images (N, 1, 1, 1), float32, values as in the data set, normalised inside" in result.out
     expected = outputs(network(folder), split.images - 0.5)
     assert run(session(), split.images) == pytest.approx(expected, abs=1e-5)
 
@@ -266,9 +266,10 @@ def test_without_the_test_split_random_pixels_verify_it(dltrain: Command, tmp_pa
     result = dltrain("export", f"ckpt={folder}")
     assert result.code == 0
     assert (
-        f"no test examples to verify it on: MNIST is not in {root}/MNIST/raw: an export downloads nothing" in result.out
+        f"no test examples to verify the file with: MNIST is not in {root}/MNIST/raw: export does not download data"
+        in result.out
     )
-    assert "verified  1,000 pictures of random pixels" in result.out
+    assert "verified  1,000 images of random pixels" in result.out
     assert not root.exists()
 
 
@@ -294,8 +295,8 @@ BUILD: Callable[..., bytes] = onnx_graph.build
     ("broken", "told"),
     [
         (wrong, "its outputs differ from the network's by 0.01"),
-        (fixed, "onnxruntime does not run it: "),
-        (lambda *args, **settings: b"no graph", "onnxruntime does not run it: "),
+        (fixed, "onnxruntime cannot run it: "),
+        (lambda *args, **settings: b"no graph", "onnxruntime cannot run it: "),
     ],
     ids=["other weights", "one size of batch", "no graph"],
 )
@@ -397,7 +398,7 @@ def test_a_network_too_large_for_one_file_is_reported(
 ) -> None:
     monkeypatch.setattr(onnx_graph, "LARGEST", 1000)
     result = dltrain("export", f"ckpt={run_folder}")
-    assert (result.code, "its weights are more than the 2 GiB" in result.err) == (2, True)
+    assert (result.code, "its weights exceed the 2 GiB" in result.err) == (2, True)
 
 
 def test_normalize_is_for_onnx_alone(dltrain: Command, run_folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_damaged_image_is_a_named_row_and_the_others_are_predicted(dltrain: Co
     assert rows["01x.png"]["error"]
     assert not rows["01x.png"]["class_1"]
     assert all(row["class_1"] for name, row in rows.items() if name != "01x.png")
-    assert "4 pictures, 1 damaged" in result.out
+    assert "4 images, 1 damaged" in result.out
 
 
 def test_input_may_be_a_pattern(dltrain: Command, run_folder: Path) -> None:
@@ -102,7 +102,7 @@ def test_no_image_is_code_66(dltrain: Command, run_folder: Path) -> None:
     Path("empty").mkdir()
     for text in ("nowhere.png", "empty", "'empty/*.png'"):
         result = dltrain("predict", f"ckpt={run_folder}", f"input={text}")
-        assert (result.code, "no picture found" in result.err) == (66, True)
+        assert (result.code, "no image found" in result.err) == (66, True)
 
 
 def test_only_damaged_images_are_code_66_and_still_written(dltrain: Command, run_folder: Path) -> None:
@@ -219,7 +219,7 @@ def test_only_json_is_on_stdout_and_it_has_the_rows_of_the_file(dltrain: Command
     assert [{key: str(value) for key, value in row.items() if value != ""} for row in rows] == [
         {key: value for key, value in row.items() if value} for row in read()
     ]
-    assert "3 pictures, 1 damaged" in result.err
+    assert "3 images, 1 damaged" in result.err
 
 
 def test_json_of_an_image_of_any_name_is_a_document(dltrain: Command, run_folder: Path) -> None:

@@ -173,7 +173,7 @@ def test_nothing_is_left_behind(dltrain: Command) -> None:
         ("sweep.seed=1", "sweep.seed=1: only works in a sweep. Add -m, or leave it out"),
         ("-m seed=1,2", "--summary: describes one run. Leave out -m and sweep.resume"),
         ("sweep.resume=last", "--summary: describes one run. Leave out -m and sweep.resume"),
-        ("resume=outputs", "--summary: shows what a new run would train. Leave out resume"),
+        ("resume=outputs", "--summary: describes a new run. Leave out resume"),
     ],
 )
 def test_a_mistake_is_reported_as_for_a_run(dltrain: Command, line: str, told: str) -> None:

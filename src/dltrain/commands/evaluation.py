@@ -1,4 +1,4 @@
-"""`dltrain eval`: checkpoints, alone, to their figures on a split."""
+"""`dltrain eval`: computes the metrics of checkpoints on a split."""
 
 import logging
 import math
@@ -57,9 +57,9 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
             continue
         document.append(result)
         ranked.append((score, result))
-    ranked.sort(key=lambda each: each[0], reverse=True)
+    ranked.sort(key=lambda pair: pair[0], reverse=True)
     if ranked:
-        rows = {result["checkpoint"]: _figures(result) for _, result in ranked}
+        rows = {result["checkpoint"]: _metrics(result) for _, result in ranked}
         console.show_metrics(f"{config.values['split']}, best first", rows)
     if errors:
         message = f"{len(errors)} of {len(document)} checkpoints could not be evaluated; the first: {errors[0]}"
@@ -68,7 +68,7 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
 
 
 def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """What is written of one checkpoint, and its task's score, greater being better."""
+    """Return the result of one checkpoint and its score, of which greater is better."""
     began = time.perf_counter()
     split, views = config.values["split"], config.values["tta"]
     loaded = load_trained(ckpt, config)
@@ -78,30 +78,30 @@ def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, .
     task, examples, batches = _ready(loaded, config)
     known = loaded.content["data"]
     model = loaded.model if views == "none" else tta.AveragedViews(loaded.model, views)
-    outputs: list[Tensor] = []  # as `evaluate` makes them, for one pass in all
+    outputs: list[Tensor] = []  # collected during `evaluate`, so that one pass suffices
     if is_classification:
         model.register_forward_hook(lambda module, inputs, output: outputs.append(output.float().cpu()))
     with devices.memory_errors("Lower batch_size"):
-        figures = evaluate(model, batches, task, loaded.runtime)
+        metrics = evaluate(model, batches, task, loaded.runtime)
     result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": split, "tta": views}
-    result |= {"examples": len(examples.images), **figures}
+    result |= {"examples": len(examples.images), **metrics}
     if is_classification:
-        of_classes = analysis.classified(torch.cat(outputs), examples.targets, known["classes"])
-        result |= {"classes": of_classes.pop("per_class"), **of_classes}
+        analyzed = analysis.classified(torch.cat(outputs), examples.targets, known["classes"])
+        result |= {"classes": analyzed.pop("per_class"), **analyzed}
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
     result |= system_info.environment()
     path = loaded.path.parent / file_name(loaded.path, split, views)
     try:
         run_files.write_json(path, result)
-        log.info("figures %s", path)
-    except OutputError as error:  # of a run that others keep: what was found is shown
+        log.info("metrics %s", path)
+    except OutputError as error:  # the folder of the run may be read-only: still print the result
         log.warning("%s", error)
-    score = tuple(value if math.isfinite(value) else -math.inf for value in task.score(figures))
+    score = tuple(value if math.isfinite(value) else -math.inf for value in task.score(metrics))
     return result, score
 
 
 def analyze_checkpoint(config: Config) -> dict[str, Any]:
-    """What `analysis.analyze` finds of a checkpoint on a split, for the page of a run. Raises UserError."""
+    """Analyze a checkpoint on a split, for the page of a run. Raises UserError."""
     loaded = load_trained(config.values["ckpt"], config)
     _, examples, batches = _ready(loaded, config)
     classes, task, split = loaded.content["data"]["classes"], loaded.values["task"]["name"], config.values["split"]
@@ -110,22 +110,20 @@ def analyze_checkpoint(config: Config) -> dict[str, Any]:
 
 
 def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, TensorLoader]:
-    """The task of a checkpoint and the examples of a split, also as batches; checked to fit the network."""
+    """Return the task of a checkpoint, and the examples of a split and their loader, checked to fit the network."""
     task: Task = registry.partial_call("task", loaded.values["task"])()
     split = config.values["split"]
     with download.forbidden(saved_config.read_only_reason(loaded.values, config.typed)):
         examples = load_examples(loaded, split)
-    # Own code may draw other examples each time; other data that are typed are meant to differ.
+    # A user's code may return other examples each time; with data.root on the command line they are meant to differ.
     may_differ = ":" in loaded.values["data"]["name"] or "data.root" in config.typed
     digest = loaded.content.get("digests", {}).get("data", {}).get(split)  # older checkpoints have none
     if not may_differ and digest not in (None, build.digest(examples)):
-        # Of a folder of pictures to which some were added, others may be held back.
-        told = "%s: not the examples of the training's; some that it was trained on may be among these"
-        log.warning(told, split)
-    if examples.images.shape[1:] != tuple(loaded.content["data"]["input_shape"]):
-        found, expected = tuple(examples.images.shape[1:]), tuple(loaded.content["data"]["input_shape"])
-        raise InputError(f"data: has images of {found}, the model was trained on {expected}")
+        # In a folder to which images were added, other ones are held back.
+        log.warning("%s: not the examples of the training; the model may have been trained on some of these", split)
     known = loaded.content["data"]
+    if (actual := tuple(examples.images.shape[1:])) != (expected := tuple(known["input_shape"])):
+        raise InputError(f"data: has images of {actual}, the model was trained on {expected}")
     checks.check_classes(known["classes"], examples, split)
     node, shape = loaded.values["model"], known["input_shape"]
     checks.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
@@ -134,25 +132,25 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
 
 
 def file_name(checkpoint: Path, split: str, views: str) -> str:
-    """Where figures are written, so that no evaluation takes the place of another.
+    """Return the name of the result file, different for each kind of evaluation so that none replaces another.
 
     eval.json is best.pt on the test set; others are eval-val.json, eval-test-flip.json, last-eval.json.
     """
-    of = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
+    prefix = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
     augmented = "" if views == "none" else f"-{views}"
-    return f"{of}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"
+    return f"{prefix}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"
 
 
-def _figures(result: dict[str, Any]) -> dict[str, float]:
-    """What of a result is a column of a table."""
-    plain = {key: value for key, value in result.items() if key not in ("examples", "seconds")}
-    figures = {key: value for key, value in plain.items() if isinstance(value, int | float)}
-    return figures | ({"calibration_error": result["calibration"]["error"]} if "calibration" in result else {})
+def _metrics(result: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of a result, which are the columns of a table."""
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    metrics = {key: value for key, value in numbers.items() if key not in ("examples", "seconds")}
+    return metrics | ({"calibration_error": result["calibration"]["error"]} if "calibration" in result else {})
 
 
 def _show(result: dict[str, Any]) -> None:
     views = "" if result["tta"] == "none" else f", tta={result['tta']}"
-    console.show_metrics(f"{result['checkpoint']}{views}", {result["split"]: _figures(result)})
+    console.show_metrics(f"{result['checkpoint']}{views}", {result["split"]: _metrics(result)})
     if "classes" not in result:
         return
     classes = result["classes"]
@@ -161,7 +159,7 @@ def _show(result: dict[str, Any]) -> None:
     worst = sorted(classes, key=lambda name: classes[name]["f1"])[:SHOWN_CLASSES]
     if len(classes) > SHOWN_CLASSES:
         console.show_metrics(
-            f"per class, the {SHOWN_CLASSES} of the lowest f1", {name: classes[name] for name in worst}
+            f"per class, the {SHOWN_CLASSES} with the lowest f1", {name: classes[name] for name in worst}
         )
     else:
         console.show_metrics("per class", classes)
@@ -169,19 +167,19 @@ def _show(result: dict[str, Any]) -> None:
 
 MOST_COLUMNS = 20
 MOST_ROWS = 20
-SHORT = 4  # letters of a class that heads a column; longer ones are numbered
+SHORT = 4  # letters of a class name as column header; with longer names columns are numbered
 
 
 def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """A confusion matrix, rows the true classes and columns the predicted ones.
+    """Return a confusion matrix as a table, rows the true classes and columns the predicted ones.
 
-    Of more than 20 classes, or on a terminal that is too narrow for it, its worst cells.
+    With more than 20 classes, or on a terminal that is too narrow, the table lists the largest errors instead.
     """
     if len(classes) > MOST_COLUMNS:
         return _worst(classes, counts)
     matrix, console = _matrix(classes, counts), Console()
-    anywhere = console.options.update(max_width=10_000)  # else it is measured as it would be squeezed
-    too_wide = console.is_terminal and console.measure(matrix, options=anywhere).maximum > console.width
+    unlimited = console.options.update(max_width=10_000)  # else the squeezed table is measured
+    too_wide = console.is_terminal and console.measure(matrix, options=unlimited).maximum > console.width
     return _worst(classes, counts) if too_wide else matrix
 
 
@@ -208,7 +206,7 @@ def _worst(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
     cells.sort(key=lambda cell: (-cell[0], cell[1:]))
     shown = Table("true", "predicted", title="most frequent confusions", title_justify="left")
     shown.add_column("examples", justify="right")
-    shown.add_column("share of true", justify="right")
+    shown.add_column("fraction of true", justify="right")
     for count, true, predicted in cells[:MOST_ROWS]:
         names = (printable(classes[true]), printable(classes[predicted]))
         shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")

@@ -1,4 +1,4 @@
-"""One job of any subcommand: a config in, an outcome out, in whatever process."""
+"""Runs one job of any subcommand, from its config to its result, in any process."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: an exit code; a run's status, or why it failed; its metrics by split, such as test_accuracy."""
+    """How a job ended: exit code; status of the run, or why it failed; metrics by split, such as test_accuracy."""
 
     code: int
     status: str
@@ -36,22 +36,22 @@ class JobResult:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended by a fault; an interrupted job has not, it is not done."""
+        """True if the job ended with an error; an interrupted job has not failed, it is unfinished."""
         return bool(self.code) and not self.interrupted
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it, after saving."""
+        """True if a signal ended the job after saving."""
         return self.code in SIGNALS.values()
 
     @property
     def description(self) -> str:
-        """The status, of a failed job with its code."""
+        """The status, with the exit code if the job failed."""
         return f"failed ({self.code}): {self.status}" if self.failed else self.status
 
     @property
     def reason(self) -> str:
-        """Why it failed; empty where it has not."""
+        """Why the job failed; empty if it did not."""
         return f"exit code {self.code}: {self.status}" if self.failed else ""
 
 
@@ -66,7 +66,7 @@ def run_job(
 ) -> tuple[JobResult, Any]:
     """Run a job; return how it ended and its JSON-able document, None if it has none.
 
-    `report_error` gets a mistake that the user can mend, or a signal, and returns the exit code.
+    `report_error` receives an error that the user can fix, or a signal, and returns the exit code.
     """
     began = time.perf_counter()
 
@@ -88,19 +88,19 @@ def run_job(
 
 
 def _as_written(text: str, config: dict[str, Any]) -> str:
-    """A text in which references of the config, such as ${oc.env:HOME}, stand for what they led to."""
+    """Return a text with resolved values replaced by their references in the config, such as ${oc.env:HOME}."""
     if "${" not in repr(config):
         return text
-    with contextlib.suppress(UserError):  # one that leads nowhere, of which the text tells
+    with contextlib.suppress(UserError):  # a reference that cannot be resolved: the text says so
         for written, value in _leaves(config, resolve(config)):
             if isinstance(written, str) and "${" in written and isinstance(value, str):
-                for told in (str(expand_user(value)), value, os.path.normpath(value)):  # as a message may have it
-                    text = text.replace(told, written) if len(told) > 3 else text  # less is no secret
+                for form in (str(expand_user(value)), value, os.path.normpath(value)):  # as messages show paths
+                    text = text.replace(form, written) if len(form) > 3 else text  # less is not a secret
     return text
 
 
 def _leaves(node: Any, other: Any) -> Iterator[tuple[Any, Any]]:
-    """Values of two trees that stand in the same place, the other's where one has a tree and it has none."""
+    """Yield the values at the same place of two trees; at a subtree that only one has, it and its counterpart."""
     if isinstance(node, dict) and isinstance(other, dict):
         for key in node.keys() & other.keys():
             yield from _leaves(node[key], other[key])
@@ -123,13 +123,13 @@ def dispatch(
 ) -> tuple[Any, dict[str, Any]]:
     """Resolve and check a config, then train, evaluate, predict or export as it says.
 
-    Returns the JSON-able document of a command that has one, else None, and a summary: metrics by split, and a run's
-    status and folder. The command `summary` is `train --summary`.
+    Returns the JSON-able document of a command that has one, else None, and a summary: metrics by split, and the
+    status and folder of a run. The command `summary` is `train --summary`.
     """
     if saved_config.custom_imports(config):
         import_torch()  # the check imports the user's code, which imports torch
     checked = resolved(config, "train" if command == "summary" else command, typed, origin)
-    import_torch()  # not before: a mistake need not wait for it
+    import_torch()  # after the check, so that mistakes are reported at once
     if command == "summary":
         from dltrain.commands.summary import summarize
 
@@ -155,13 +155,13 @@ def dispatch(
 
 
 def job_metrics(command: str, summary: dict[str, Any]) -> dict[str, float]:
-    """Figures of a job by split: of a training the test's, and the validation's of the weights that were tested."""
+    """Return the metrics of a job by split: of a training those on test and validation of the tested weights."""
     splits = dict(summary)
     if command == "train":
         best = summary.get("best") or {}
         splits = {"test": summary.get("test") or {}, "val": best if best.get("split") == "val" else {}}
     return {
-        f"{split}_{key}": math.nan if value is None else value  # as JSON has it
+        f"{split}_{key}": math.nan if value is None else value  # null in JSON
         for split, values in splits.items()
         if isinstance(values, dict)
         for key, value in values.items()
@@ -170,11 +170,11 @@ def job_metrics(command: str, summary: dict[str, Any]) -> dict[str, float]:
 
 
 def read_result(command: str, folder: Path) -> JobResult | None:
-    """The outcome of a job that is done, by what its folder says: nobody may have noted it."""
+    """Return the result of a finished job from its folder, as it may be recorded nowhere else; None if unfinished."""
     try:
         summary: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if summary["status"] == "interrupted":
             return None
         return JobResult(0, summary["status"], job_metrics(command, summary), summary["total_seconds"], str(folder))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not what a run writes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not written by a run
         return None

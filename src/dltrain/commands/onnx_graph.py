@@ -1,4 +1,4 @@
-"""A network as an ONNX file: built, and run beside the network itself. Knows tensors; knows no config, no files."""
+"""Exports a network to ONNX and compares both outputs. Knows tensors; knows no config, no files."""
 
 import contextlib
 import io
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from dltrain.runtime.errors import ConfigError, first_line
 
 # float32 keeps 24 bits: kernels that add in another order differ by some 1e-7 of the largest output (1e-7 to 7e-7 over
-# the built-in models). A thousand times that is no rounding any more; a wrong layout or a lost layer is of order one.
+# the built-in models). A thousand times that is not rounding; a wrong layout or a lost layer is of order one.
 TOLERANCE = 1e-4
-LARGEST = (1 << 31) - (1 << 24)  # bytes of weights: protobuf holds 2 GiB in one file, the graph is small beside them
-BATCHES = (1, 7, 256)  # sizes it is run with, the last of them again and again
+LARGEST = (1 << 31) - (1 << 24)  # bytes of weights: protobuf is limited to 2 GiB per file, and the graph is small
+BATCHES = (1, 7, 256)  # sizes to run the file with; the last one is repeated
 
 
 class ExportError(Exception):
-    """A network that cannot become an ONNX file, or a file that does not do what the network does."""
+    """A network cannot be exported to ONNX, or the file computes something else."""
 
 
 class Normalized(nn.Module):
-    """A network behind the multiplication and addition that its data gets in training.
+    """A network that also normalises its inputs, by the multiplication and addition used in training.
 
     Args:
-        scale: (C, 1, 1), of each channel
+        scale: (C, 1, 1), for each channel
         shift: (C, 1, 1)
     """
 
@@ -38,13 +38,13 @@ class Normalized(nn.Module):
         self.scale, self.shift = nn.Buffer(scale), nn.Buffer(shift)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images.float() * self.scale + self.shift)  # (B, C, H, W) of bytes or floats
+        return self.network(images.float() * self.scale + self.shift)  # (B, C, H, W), uint8 or float
 
 
 def require_packages() -> Any:
-    """onnxruntime. Raises ConfigError where it, or what writes ONNX files, is not installed."""
-    # From 1.29 on it would keep an identifier in the home folder and send its maker the names in each graph. It looks
-    # at this once, when it is imported.
+    """Return onnxruntime. Raises ConfigError if it, onnx or onnxscript is not installed."""
+    # Otherwise it would, from 1.29 on, keep an identifier in the home folder and send the names in each graph to its
+    # vendor. It reads this variable on import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnx  # noqa: F401
@@ -59,19 +59,19 @@ def require_packages() -> Any:
 
 
 def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping[str, str]) -> bytes:
-    """An ONNX file of a network, for batches of any size: input `images`, one output.
+    """Return a network as an ONNX file for batches of any size, with the input `images` and one output.
 
-    The same network gives the same bytes: what the exporter notes of this machine's source files is taken out.
-    Raises Unusable for a network that torch cannot export.
+    The same network gives the same bytes: what the exporter records of local source files is removed.
+    Raises ExportError for a network that torch cannot export.
     """
-    if sum(each.nbytes for each in network.state_dict().values()) > LARGEST:
-        raise ExportError("its weights are more than the 2 GiB that one ONNX file holds")
+    if sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGEST:
+        raise ExportError("its weights exceed the 2 GiB that an ONNX file can hold")
     network.eval()
     try:
-        with _in_silence():
+        with _silenced():
             program = torch.onnx.export(
                 network,
-                (torch.cat([example, example]),),  # a batch of one would be taken for a fixed size
+                (torch.cat([example, example]),),  # a batch of one would become a fixed size
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 input_names=["images"],
@@ -85,36 +85,36 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
             for key, value in metadata.items():
                 program.model.metadata_props[key] = value
             return program.model_proto.SerializeToString()
-    except Exception as error:  # torch raises nearly anything for a network of somebody's own
+    except Exception as error:  # torch raises many types for a model of a user
         raise ExportError(first_line(error.__cause__ or error)) from error
 
 
 def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
-    """Greatest difference between an ONNX file's outputs and the expected ones (N, ...), over batches of several sizes.
+    """Return the largest difference of the outputs of an ONNX file from `expected` (N, ...), over several batch sizes.
 
-    Raises Unusable where it is more than rounding explains, or where onnxruntime does not run the file.
+    Raises ExportError if it is larger than rounding explains, or if onnxruntime cannot run the file.
     """
     onnxruntime = require_packages()
-    onnxruntime.set_default_logger_severity(4)  # it writes to the process's own stderr
+    onnxruntime.set_default_logger_severity(4)  # it writes to stderr of the process
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, threads
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         parts = [session.run(None, {"images": part.numpy()})[0] for part in _batches(inputs)]
-    except Exception as error:  # its own exceptions share no base class
-        raise ExportError(f"onnxruntime does not run it: {first_line(error)}") from error
-    found = torch.cat([torch.from_numpy(part) for part in parts])
-    if found.shape != expected.shape:
-        raise ExportError(f"its outputs are {tuple(found.shape)}, the network's {tuple(expected.shape)}")
-    greatest = float((found - expected).abs().max())
+    except Exception as error:  # its exceptions have no common base class
+        raise ExportError(f"onnxruntime cannot run it: {first_line(error)}") from error
+    outputs = torch.cat([torch.from_numpy(part) for part in parts])
+    if outputs.shape != expected.shape:
+        raise ExportError(f"its outputs are {tuple(outputs.shape)}, the network's {tuple(expected.shape)}")
+    largest = float((outputs - expected).abs().max())
     limit = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not greatest <= limit:  # NaN is no agreement
-        raise ExportError(f"its outputs differ from the network's by {greatest:.2g}, at most {limit:.2g} is rounding")
-    return greatest
+    if not largest <= limit:  # also for NaN
+        raise ExportError(f"its outputs differ from the network's by {largest:.2g}, at most {limit:.2g} is rounding")
+    return largest
 
 
 def _batches(inputs: Tensor) -> Iterator[Tensor]:
-    """All inputs, in batches of the sizes in BATCHES."""
+    """Yield all inputs, in batches of the sizes in BATCHES."""
     sizes = itertools.chain(BATCHES, itertools.repeat(BATCHES[-1]))
     start = 0
     while start < len(inputs):
@@ -124,8 +124,8 @@ def _batches(inputs: Tensor) -> Iterator[Tensor]:
 
 
 @contextlib.contextmanager
-def _in_silence() -> Iterator[None]:
-    """The exporter reports its progress and what it thinks of torch's own code: not for who wants a file."""
+def _silenced() -> Iterator[None]:
+    """Suppress the progress of the exporter and its warnings about torch itself, which are of no use to users."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a network asked about several views of each picture. Knows tensors alone."""
+"""Test-time augmentation: predictions averaged over several views of each image. Knows tensors only."""
 
 import math
 from typing import Literal
@@ -11,13 +11,13 @@ MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # pixels to the right and down
 
 
 class AveragedViews(nn.Module):
-    """A classifier whose probabilities are the mean of those for each view; returns their logarithms (B, K).
+    """A classifier that averages the probabilities over all views; returns their logarithms (B, K).
 
-    A softmax leaves them as they are, so that losses and figures are computed as of any network's outputs.
+    A softmax gives the probabilities back, so losses and metrics are computed as for any outputs.
 
     Args:
-        views: `flip` for the picture and its mirror image, `shift` for it and its four copies moved by one pixel,
-            `flip_shift` for both of each
+        views: `flip` for the image and its mirror image, `shift` for the image and its four copies moved by one pixel,
+            `flip_shift` for all of these and their mirror images
     """
 
     def __init__(self, model: nn.Module, views: Literal["flip", "shift", "flip_shift"]) -> None:
@@ -28,11 +28,11 @@ class AveragedViews(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         views = [images, *(shifted(images, *by) for by in MOVES)] if self.shift else [images]
         views += [view.flip(3) for view in views] if self.flip else []
-        shares = torch.stack([self.model(view).float().log_softmax(dim=1) for view in views])  # (V, B, K)
-        return shares.logsumexp(dim=0) - math.log(len(views))
+        log_probabilities = torch.stack([self.model(view).float().log_softmax(dim=1) for view in views])  # (V, B, K)
+        return log_probabilities.logsumexp(dim=0) - math.log(len(views))
 
 
 def shifted(images: Tensor, right: int, down: int) -> Tensor:
-    """Images (B, C, H, W) moved by a pixel; what comes in is the pixel at the edge again, whatever the background."""
+    """Return images (B, C, H, W) moved by a pixel; pixels at the edge are replicated."""
     _, _, H, W = images.shape
     return F.pad(images, [1, 1, 1, 1], mode="replicate")[..., 1 - down : 1 - down + H, 1 - right : 1 - right + W]
