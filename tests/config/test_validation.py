@@ -111,7 +111,7 @@ def test_all_problems_are_found_together(config: dict[str, Any]) -> None:
         "optim.lrr: no such key; did you mean optim.lr?",
         "optim.momentum=x: must be a number >= 0, < 1",
         "optim.nesterov is required: look ahead along the momentum (needs momentum > 0)",
-        "patience is required: epochs without a better validation figure after which to stop; null for never",
+        "patience is required: stop after this many epochs without a better validation metric; null for never",
         "sed: no such key; did you mean seed?",
     ]
 

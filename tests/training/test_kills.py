@@ -223,7 +223,7 @@ def test_a_signal_at_a_random_moment_saves_and_the_resumed_run_ends_with_the_sam
         f"{count} signals, {stopped} runs stopped by them: all equal; from signal to exit: median "
         f"{1000 * delays[len(delays) // 2]:.0f} ms, longest {1000 * delays[-1]:.0f} ms"
     )
-    assert stopped > count / 2
+    assert stopped >= count / 2
 
 
 @counts(2, 6, 100)
