@@ -66,8 +66,9 @@ def test_a_hanging_job_of_an_executor_fails_like_a_local_one(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_time_in_the_queue_of_an_executor_does_not_count_as_job_time(tmp_path: Path) -> None:
     write_faulty(tmp_path)
-    overrides = [*MODEL, "+model.how=nap-1,nap-2,nap-3,nap-4", "device=cpu", "device.threads=1", "sweep.job_timeout=10"]
-    engine = ["sweep.executor=ray", "sweep.workers=3", "sweep.options={num_cpus: 1}"]
+    naps = ",".join(f"nap-{job}" for job in range(8))  # 3 s each, one after another: the last one waits for 21 s
+    overrides = [*MODEL, f"+model.how={naps}", "device=cpu", "device.threads=1", "sweep.job_timeout=20"]
+    engine = ["sweep.executor=ray", "sweep.workers=8", "sweep.options={num_cpus: 1}"]
     process = run_alone("train", "-m", *overrides, *engine, cwd=tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr
 
