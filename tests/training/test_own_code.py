@@ -145,7 +145,7 @@ def test_no_image_is_predicted_by_a_network_trained_on_floats_of_another_scale(
     folder = trained(own, *words)
     write_pictures(Path("shots"))
     result = own("predict", f"ckpt={folder}", "input=shots", "trust=[mine]")
-    assert (result.code, "trained on numbers from" in result.err) == (2, True)
+    assert (result.code, "trained on values from" in result.err) == (2, True)
     assert own("eval", f"ckpt={folder}", "trust=[mine]").code == 0
 
 
@@ -153,7 +153,7 @@ def test_an_export_of_a_network_trained_on_floats_takes_floats_even_without_its_
     folder = trained(own, "+data.greatest=255", "data.mean=[110]", "data.std=[50]", "+data.left_out=test")
     assert own("export", f"ckpt={folder}", "trust=[mine]").code == 0
     assert session().get_inputs()[0].type == "tensor(float)"
-    assert "numbers as in the data set" in metadata()["input"]
+    assert "values as in the data set" in metadata()["input"]
 
 
 @pytest.mark.parametrize(
