@@ -20,7 +20,7 @@ SIZE = [8, 8]
 @pytest.fixture
 def log() -> Iterator[list[str]]:
     """What the reader logs, as lines "LEVEL message"; at the place where it logs, whatever is set up above."""
-    logger = logging.getLogger("dltrain.data.datasets.folder")
+    logger = logging.getLogger("dltrain.data.image_reader")
     lines: list[str] = []
 
     class Collect(logging.Handler):

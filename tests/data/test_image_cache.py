@@ -69,7 +69,7 @@ def test_damaged_images_are_named_at_each_start(root: Path, kept: Path, caplog: 
     told = []
     for _ in range(2):
         caplog.clear()
-        with caplog.at_level(logging.INFO, "dltrain.data.datasets.folder"):
+        with caplog.at_level(logging.INFO, "dltrain.data.image_reader"):
             read(root), read(root, "test")
         told.append([record.getMessage() for record in caplog.records if record.levelno == logging.WARNING])
     assert len(told[0]) == 3

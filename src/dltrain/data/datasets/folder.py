@@ -1,26 +1,16 @@
 """Your own images: a sub-folder for each class, in train/, val/ and test/ folders or all in one."""
 
-import logging
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import PIL
 import torch
 from annotated_types import Interval, Len
-from rich.progress import track
-from torch import Tensor
 
-from dltrain.data import image_cache, image_files
-from dltrain.data.image_cache import DecodedImages
+from dltrain.data import image_files
+from dltrain.data.image_reader import read_images
 from dltrain.data.splits import Examples, stratified
 from dltrain.runtime.errors import InputError
 from dltrain.runtime.folders import expand_user
-
-log = logging.getLogger(__name__)
 
 TEST_FRACTION = 0.2
 
@@ -50,24 +40,7 @@ def folder(
     if not files:
         return None
     paths = [path for path, _ in files]
-    decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
-    settings = (PIL.__version__, decode.keywords)
-    cache = image_cache.cache_path(base.name, base.absolute(), split, settings)
-    key = image_cache.fingerprint(base, paths, settings)
-    decoded = None if cache is None else image_cache.read(cache, key)
-    source, may_cache = "from the cache", False
-    if decoded is None:
-        source = "decoded"
-        decoded, may_cache = _decode_all(paths, decode, split)
-    for index, why in decoded.left_out.items():
-        # Without root, which may contain a secret from the environment.
-        log.warning("left out %s: %s", Path(paths[index]).relative_to(base), why)
-    count = len(decoded.images)
-    log.info("%s: %d images %s, damaged files left out: %d", split, count, source, len(decoded.left_out))
-    if not count:
-        raise InputError(f"{root}: none of the {len(files)} images of the {split} split can be read")
-    if may_cache and cache is not None:
-        image_cache.write(cache, key, decoded)
+    decoded = read_images(base, paths, split, size=size, channels=channels, fit=fit)
     labels = [label for index, (_, label) in enumerate(files) if index not in decoded.left_out]
     return Examples(decoded.images, torch.tensor(labels), classes)
 
@@ -107,31 +80,3 @@ def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str
         return files, classes
     test = set(stratified(torch.tensor([label for _, label in files]), round(TEST_FRACTION * len(files)), 0).tolist())
     return [file for index, file in enumerate(files) if (index in test) == (split == "test")], classes
-
-
-Decode = Callable[[str], Tensor | ValueError]
-
-
-def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[DecodedImages, bool]:
-    """Decode files in threads, as decoding releases the GIL; return the images, and True if no retry can add any."""
-    with image_files.without_pillow_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(
-            track(
-                pool.map(decode, paths),
-                description=f"reading {split}",
-                total=len(paths),
-                transient=True,
-                disable=not os.isatty(1),
-            )
-        )
-    images = [image for image in results if isinstance(image, Tensor)]
-    left_out = {index: str(why) for index, why in enumerate(results) if isinstance(why, ValueError)}
-    is_final = not any(isinstance(why, image_files.Unreadable) for why in results)
-    return DecodedImages(torch.stack(images) if images else torch.empty(0), left_out), is_final
-
-
-def _try_decode(path: str, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:
-    try:
-        return image_files.decode(path, channels=channels, size=size, fit=fit)
-    except ValueError as error:
-        return error
