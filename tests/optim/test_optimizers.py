@@ -208,5 +208,5 @@ def test_a_restored_optimizer_continues_like_the_saved_one(saved: dict[str, Any]
 
 
 def test_another_number_of_groups_is_refused(saved: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"optim\.weight_decay cannot change from or to 0.*Start a new run with init="):
+    with pytest.raises(ConfigError, match=r"weight_decay cannot change from or to 0.*Start a new run with init="):
         restored(saved, decay_biases=False)
