@@ -210,7 +210,6 @@ def test_a_worker_that_dies_between_two_jobs_costs_no_job(tmp_path: Path, monkey
             while outcome is None:
                 outcome = next((it for _, it in pool.wait() if isinstance(it, JobResult)), None)
             assert (outcome.code, outcome.status) == (0, "done")
-            (worker,) = pool.workers
-            assert worker is not None
+            (worker,) = pool.workers.values()
             os.kill(worker.process.pid, signal.SIGKILL)
             worker.process.join()

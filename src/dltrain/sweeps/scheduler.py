@@ -13,7 +13,8 @@ from dltrain.config.composition import Composed
 from dltrain.config.settings import Sweep
 from dltrain.runtime.errors import sanitized
 from dltrain.sweeps import results
-from dltrain.sweeps.executors.base import Executor
+from dltrain.sweeps.executors.local import Workers
+from dltrain.sweeps.executors.remote import Ray, Slurm
 from dltrain.sweeps.executors.worker import JobMetrics, Task
 from dltrain.sweeps.journal import Entry, Journal
 from dltrain.sweeps.live_view import View
@@ -40,7 +41,7 @@ class Scheduler:
     folder: Path
     journal: Journal
     composed: dict[int, Composed]  # of the jobs that are not done
-    executor: Executor
+    executor: Workers | Ray | Slurm
     settings: Sweep
     view: View
     source: JobSource | None = None

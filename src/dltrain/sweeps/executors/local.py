@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -40,10 +41,9 @@ class Workers:
     threads: int | None
     gpus: list[str] = field(default_factory=list)
     awaits_verdict: bool = False  # a job waits for `answer` after each validation
-    workers: list[Worker | None] = field(init=False)
+    workers: dict[int, Worker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.workers = [None] * self.count
         self.context: Any = multiprocessing.get_context("fork" if can_fork() else "spawn")
         # It closes when this process ends, however it ends: the workers notice and end too.
         self.lifeline, self.held = self.context.Pipe(duplex=False)
@@ -51,14 +51,14 @@ class Workers:
     @property
     def free(self) -> int:
         """Return how many more jobs can start."""
-        return sum(worker is None or worker.task is None for worker in self.workers)
+        return self.count - sum(worker.task is not None for worker in self.workers.values())
 
     def start(self, task: Task) -> None:
         """Start a job in a free worker."""
-        slot = next(i for i, worker in enumerate(self.workers) if worker is None or worker.task is None)
+        slot = next(i for i in range(self.count) if i not in self.workers or self.workers[i].task is None)
+        if slot not in self.workers or not self.workers[slot].process.is_alive():  # it died while idle
+            self.workers[slot] = self._fork(slot)
         worker = self.workers[slot]
-        if worker is None or not worker.process.is_alive():  # it died while idle
-            worker = self.workers[slot] = self._fork(slot)
         worker.task, worker.began = task, time.monotonic()
         with contextlib.suppress(OSError):  # it has just died; `wait` will notice
             worker.connection.send(task)
@@ -78,9 +78,8 @@ class Workers:
 
     def wait(self) -> Iterator[tuple[int, JobMetrics | JobResult]]:
         """Wait a moment, and yield new metrics and results with the number of the job."""
-        busy = [worker for worker in self.workers if worker is not None]
-        ready = wait([worker.connection for worker in busy], POLL_SECONDS)
-        for worker in busy:
+        ready = wait([worker.connection for worker in self.workers.values()], POLL_SECONDS)
+        for slot, worker in [*self.workers.items()]:
             message: Any = None
             if worker.connection in ready:
                 try:
@@ -88,7 +87,7 @@ class Workers:
                 except (EOFError, OSError):  # it is dying, or its job has closed the pipe
                     self._signal(worker, signal.SIGKILL)
             if message is None and not worker.process.is_alive():
-                message = self._reap(worker)
+                message = self._reap(self.workers.pop(slot))
             if message is None or worker.task is None:
                 continue
             number = worker.task.number
@@ -107,7 +106,6 @@ class Workers:
                 message = worker.connection.recv()
                 outcome = message if isinstance(message, JobResult) else outcome
         worker.connection.close()
-        self.workers[self.workers.index(worker)] = None
         return outcome
 
     def age(self, number: int) -> float:
@@ -125,28 +123,26 @@ class Workers:
         self._signal(self._of(number), signal.SIGKILL)
 
     def _of(self, number: int) -> Worker:
-        return next(each for each in self.workers if each and each.task and each.task.number == number)
+        return next(each for each in self.workers.values() if each.task and each.task.number == number)
 
     def interrupt(self) -> None:
         """Ask all jobs to save and end."""
-        for worker in self.workers:
-            if worker is not None and worker.task is not None:
+        for worker in self.workers.values():
+            if worker.task is not None:
                 with contextlib.suppress(OSError):
                     os.kill(worker.process.pid, signal.SIGTERM)
 
     def close(self) -> None:
         """End all workers; those with a job are killed."""
-        for worker in self.workers:
-            if worker is not None:
-                worker.connection.close()  # ends an idle worker
-                if worker.task is not None:
-                    self._signal(worker, signal.SIGKILL)
-        for worker in self.workers:
-            if worker is not None:
-                worker.process.join(GRACE_SECONDS)
+        for worker in self.workers.values():
+            worker.connection.close()  # ends an idle worker
+            if worker.task is not None:
                 self._signal(worker, signal.SIGKILL)
-                worker.process.join()
-        self.workers = [None] * self.count
+        for worker in self.workers.values():
+            worker.process.join(GRACE_SECONDS)
+            self._signal(worker, signal.SIGKILL)
+            worker.process.join()
+        self.workers.clear()
         self.held.close()
         self.lifeline.close()
 
@@ -172,25 +168,13 @@ def result_of_exit(code: int | None) -> JobResult:
 
 def gpu_names() -> list[str]:
     """Return the GPUs of this machine, counted in another process: counting makes a process unfit for a fork."""
-    if not can_fork():
-        import torch
-
-        count = torch.cuda.device_count()
-    else:
-        context = multiprocessing.get_context("fork")
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_count_gpus, args=(theirs,))
-        process.start()
-        theirs.close()
-        count = 0
-        with contextlib.suppress(EOFError):
-            count = ours.recv()
-        process.join()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
-
-
-def _count_gpus(connection: Connection) -> None:
     import torch
 
-    connection.send(torch.cuda.device_count())
+    count = 0
+    if not can_fork():
+        count = torch.cuda.device_count()
+    else:
+        with contextlib.suppress(BrokenProcessPool), ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as other:
+            count = other.submit(torch.cuda.device_count).result()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]

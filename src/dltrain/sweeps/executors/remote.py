@@ -1,4 +1,4 @@
-"""Jobs on other machines, through Ray or through submitit on Slurm.
+"""Jobs on other machines, through Ray or through submitit on Slurm, with the methods of `local.Workers`.
 
 Folders must lie on a file system that all machines share. A job whose worker dies is reported as failed.
 """
@@ -65,8 +65,8 @@ def _places() -> dict[str, str]:
 
 
 @dataclass
-class Ray:
-    """Run jobs on the Ray cluster that `options` or RAY_ADDRESS name, else on an instance on this machine."""
+class _Engine:
+    """Jobs that an engine keeps in its own queue until it starts them; none of them waits for a verdict."""
 
     count: int | None
     threads: int
@@ -74,6 +74,23 @@ class Ray:
     options: dict[str, Any]
     jobs: dict[int, Any] = field(default_factory=dict)
     began: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        assert self.count is not None
+        return self.count - len(self.jobs)
+
+    def age(self, number: int) -> float:
+        return time.monotonic() - self.began.get(number, math.inf)  # none while it is queued
+
+    def answer(self, number: int, verdict: str) -> None:
+        pass
+
+
+@dataclass
+class Ray(_Engine):
+    """Run jobs on the Ray cluster that `options` or RAY_ADDRESS name, else on an instance on this machine."""
+
     queued: dict[int, tuple[Path, float]] = field(default_factory=dict)  # log of each job, and when it was last touched
 
     def __post_init__(self) -> None:
@@ -101,11 +118,6 @@ class Ray:
         self.count = self.count or max(1, int(slots))
         self.remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=0)(_run_there)
 
-    @property
-    def free(self) -> int:
-        assert self.count is not None
-        return self.count - len(self.jobs)
-
     def start(self, task: Task) -> None:
         self.jobs[task.number] = self.remote.remote(str(Path.cwd()), _places(), task)
         self.began.pop(task.number, None)
@@ -132,12 +144,6 @@ class Ray:
         except errors.RayError as error:
             return JobResult(1, first_line(error))
 
-    def age(self, number: int) -> float:
-        return time.monotonic() - self.began.get(number, math.inf)  # none while it waits in Ray's queue
-
-    def answer(self, number: int, verdict: str) -> None:
-        pass
-
     def kill(self, number: int) -> None:
         self.ray.cancel(self.jobs[number], force=True)
 
@@ -149,20 +155,14 @@ class Ray:
         self.ray.shutdown()
 
 
-@dataclass
-class Slurm:
+@dataclass(kw_only=True)
+class Slurm(_Engine):
     """Run jobs on a Slurm cluster; `options` are those of submitit, such as slurm_partition and timeout_min.
 
     With cluster=local jobs are processes on this machine, for a trial.
     """
 
-    count: int | None
-    threads: int
-    gpus: int
-    options: dict[str, Any]
     folder: Path
-    jobs: dict[int, Any] = field(default_factory=dict)
-    began: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         import submitit
@@ -177,11 +177,6 @@ class Slurm:
         except (NameError, ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise ConfigError(f"sweep.options: {first_line(error)}") from error
         self.count = self.count or 256  # the cluster has its own queue
-
-    @property
-    def free(self) -> int:
-        assert self.count is not None
-        return self.count - len(self.jobs)
 
     def start(self, task: Task) -> None:
         self.jobs[task.number] = self.executor.submit(_run_there, str(Path.cwd()), _places(), task)
@@ -205,12 +200,6 @@ class Slurm:
             return JobResult(1, first_line(error))
         except errors.UncompletedJobError:
             return INTERRUPTED if "CANCEL" in str(job.state) else JobResult(137, f"{LOST} ({job.state})")
-
-    def age(self, number: int) -> float:
-        return time.monotonic() - self.began.get(number, math.inf)
-
-    def answer(self, number: int, verdict: str) -> None:
-        pass
 
     def kill(self, number: int) -> None:
         self.jobs[number].cancel()

@@ -12,7 +12,8 @@ from dltrain.config.settings import Sweep
 from dltrain.runtime.startup import import_torch
 
 if TYPE_CHECKING:
-    from dltrain.sweeps.executors.base import Executor
+    from dltrain.sweeps.executors.local import Workers
+    from dltrain.sweeps.executors.remote import Ray, Slurm
 
 
 @functools.cache
@@ -64,7 +65,7 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
 
 def executor(
     configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, jobs: int, waits: bool
-) -> "Executor":
+) -> "Workers | Ray | Slurm":
     """Return the executor of the settings for `jobs` jobs; with `waits` jobs await a verdict after each validation."""
     # Only configs with references are resolved: that takes milliseconds, and there may be thousands of jobs.
     devices = [(resolve(config) if "${" in repr(config["device"]) else config)["device"] for config in configs]
@@ -79,6 +80,5 @@ def executor(
         return Workers(max(1, min(count, jobs)), max(1, all_threads() // count), gpus, waits)
     from dltrain.sweeps.executors import remote
 
-    if settings.executor == "ray":
-        return remote.Ray(settings.workers, threads or 1, int(wants_gpu), settings.options or {})
-    return remote.Slurm(settings.workers, threads or 1, int(wants_gpu), settings.options or {}, folder)
+    engine = settings.workers, threads or 1, int(wants_gpu), settings.options or {}
+    return remote.Ray(*engine) if settings.executor == "ray" else remote.Slurm(*engine, folder=folder)
