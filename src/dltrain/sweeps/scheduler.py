@@ -5,7 +5,6 @@ from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from dltrain.commands.jobs import JobResult, read_result
 from dltrain.config import saved_config
@@ -16,21 +15,12 @@ from dltrain.sweeps import results
 from dltrain.sweeps.executors.local import Workers
 from dltrain.sweeps.executors.remote import Ray, Slurm
 from dltrain.sweeps.executors.worker import JobMetrics, Task
-from dltrain.sweeps.journal import Entry, Journal
+from dltrain.sweeps.journal import Journal
 from dltrain.sweeps.live_view import View
+from dltrain.sweeps.search import Search
 from dltrain.training.stopping import in_seconds
 
 WRONG_CONFIG = 2  # a retry would not help
-
-
-class JobSource(Protocol):
-    """Supplies further jobs once all known ones have begun: a search."""
-
-    def draw(self) -> tuple[Entry, Composed] | None: ...
-
-    def judge(self, number: int, epoch: float, values: dict[str, float]) -> str: ...
-
-    def tell(self, number: int, outcome: JobResult) -> None: ...
 
 
 @dataclass
@@ -44,7 +34,7 @@ class Scheduler:
     executor: Workers | Ray | Slurm
     settings: Sweep
     view: View
-    source: JobSource | None = None
+    search: Search | None = None  # supplies further jobs once all known ones have begun
     queue: deque[int] = field(default_factory=deque)
     running: dict[int, float] = field(default_factory=dict)  # by number: start
     attempts: Counter[int] = field(default_factory=Counter)  # since this start
@@ -73,7 +63,7 @@ class Scheduler:
     def _next(self) -> int | None:
         if self.queue:
             return self.queue.popleft()
-        drawn = self.source.draw() if self.source is not None else None
+        drawn = self.search.draw() if self.search is not None else None
         if drawn is None:
             return None
         entry, self.composed[entry.number] = drawn
@@ -101,7 +91,7 @@ class Scheduler:
     def _on_metrics(self, number: int, message: JobMetrics) -> None:
         self.view.on_metrics(number, message.epoch, message.split, message.values)
         if message.split == "val":
-            verdict = self.source.judge(number, message.epoch, message.values) if self.source is not None else ""
+            verdict = self.search.judge(number, message.epoch, message.values) if self.search is not None else ""
             self.executor.answer(number, verdict)
 
     def _end(self, number: int, outcome: JobResult) -> None:
@@ -132,8 +122,8 @@ class Scheduler:
         self.view.on_end(number, outcome)
         if self.command != "train":
             self._print_log(number)
-        if self.source is not None and not outcome.interrupted:
-            self.source.tell(number, outcome)
+        if self.search is not None and not outcome.interrupted:
+            self.search.tell(number, outcome)
         if not outcome.interrupted:
             self.composed.pop(number, None)
         if outcome.failed and self.settings.stop_on_failure and not self.stopping:

@@ -7,8 +7,6 @@ own would draw the same again after a restart.
 import logging
 import math
 import warnings
-from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-OF_PRUNING = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner"}
+OF_PRUNING = {None: "NopPruner", "median": "MedianPruner", "halving": "SuccessiveHalvingPruner"}
 
 
 def require() -> None:
@@ -38,6 +36,7 @@ def require() -> None:
         raise ConfigError("sweep.search: needs Optuna; in dltrain's checkout: pip install '.[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
 class Space:
@@ -109,43 +108,66 @@ def _ends(distribution: Any) -> list[Any]:
 
 
 class Search:
-    """An Optuna study of `settings.trials` trials in `folder`; a trial has the number of its job."""
+    """Draws further jobs of a sweep when an executor is free, and tells its study how they end.
 
-    def __init__(self, folder: Path, settings: Sweep, space: Space, metric: Metric) -> None:
+    The study in `folder` has `settings.trials` trials; a trial has the number of its job. With `typed` the overrides
+    come from a file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Sweep,
+        space: Space,
+        metric: Metric,
+        journal: Journal,
+        typed: plan.TrustedOverrides | None,
+    ) -> None:
         import optuna
 
         self.optuna, self.folder, self.settings, self.space, self.metric = optuna, folder, settings, space, metric
+        self.journal, self.typed = journal, typed
         direction: Any = "minimize" if metric.smaller_is_better else "maximize"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study = optuna.create_study(
-                storage=f"sqlite:///{(folder / 'study.db').absolute()}",
-                study_name="dltrain",
-                direction=direction,
-                load_if_exists=True,
-                pruner=self._pruner(),
-            )
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{(folder / 'study.db').absolute()}",
+            study_name="dltrain",
+            direction=direction,
+            load_if_exists=True,
+            pruner=getattr(optuna.pruners, OF_PRUNING[settings.pruner])(),
+        )
         if self.study.direction.name.lower() != direction:
             raise ConfigError(f"sweep.direction={direction}: the study in {folder} has the other. Start a new sweep")
-
-    def _pruner(self) -> Any:
-        if self.settings.pruner is None:
-            return self.optuna.pruners.NopPruner()
-        return getattr(self.optuna.pruners, OF_PRUNING[self.settings.pruner])()
 
     def _sampler(self, number: int) -> Any:
         seed = (self.settings.seed * 1_000_003 + number) % 2**32
         if self.settings.search == "random":
             return self.optuna.samplers.RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
-            return self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # other trials run at the same time
+        return self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # other trials run at the same time
 
     def trials(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)
 
-    def ask(self, known: Collection[int]) -> tuple[int, dict[str, Any]] | None:
-        """Return number and parameters of a new job, None after the last trial. `known` are the numbers of jobs."""
+    def planned(self, params: dict[str, Any]) -> PlannedJob:
+        """Compose a job. Its faults are left to the job to report, unless its overrides come from a file."""
+        composed = self.space.composer.compose(self.space.job_overrides(params))
+        planned, faults = plan.check(composed, "train", self.typed)
+        if self.typed is not None and faults:
+            raise ConfigError("\n".join(faults))
+        return planned
+
+    def draw(self) -> tuple[Entry, Composed] | None:
+        """Add a new job to the journal and return it; None after the last trial."""
+        trial = self._ask()
+        if trial is None:
+            return None
+        number, params = trial
+        planned = self.planned(params)
+        self.journal.plan([plan.entry(number, planned, params)])
+        return self.journal.entries[number], planned.composed
+
+    def _ask(self) -> tuple[int, dict[str, Any]] | None:
+        """Return number and parameters of a new job, None after the last trial."""
+        known = self.journal.entries
         # A kill between asking and planning leaves a trial without a job: that trial comes first.
         begun = [trial for trial in self.trials() if not trial.state.is_finished() and trial.number not in known]
         number = begun[0].number if begun else len(self.trials())
@@ -160,64 +182,29 @@ class Search:
         except ValueError as error:
             raise ConfigError(f"{self.folder}: its study was made with other values: {first_line(error)}") from error
 
-    def judge(self, number: int, step: int, metrics: dict[str, float]) -> str:
-        """Return `pruned` if the job is not worth continuing by its metric after `step` epochs, else ""."""
+    def judge(self, number: int, epoch: float, metrics: dict[str, float]) -> str:
+        """Return `pruned` if the job is not worth continuing by its metric after some epochs, else ""."""
         split, _, name = self.metric.name.partition("_")
         if self.settings.pruner is None or split != "val" or not math.isfinite(metrics.get(name, math.nan)):
             return ""
         if self.trials()[number].state.is_finished():  # the job failed before, and runs again for the table
             return ""
         trial = self.optuna.Trial(self.study, self.trials()[number]._trial_id)
-        trial.report(metrics[name], step)
+        trial.report(metrics[name], round(epoch))
         return "pruned" if trial.should_prune() else ""
 
-    def tell(self, number: int, metrics: dict[str, float], status: str, *, failed: bool) -> None:
+    def tell(self, number: int, outcome: JobResult) -> None:
         """Tell the study how a job ended; the first result counts."""
         states = self.optuna.trial.TrialState
         if number >= len(self.trials()) or self.trials()[number].state.is_finished():
             return
-        value = metrics.get(self.metric.name, math.nan)
-        if failed or not math.isfinite(value):
+        value = outcome.metrics.get(self.metric.name, math.nan)
+        if outcome.failed or not math.isfinite(value):
             self.study.tell(number, state=states.FAIL)
-        elif status == "pruned":
+        elif outcome.status == "pruned":
             self.study.tell(number, state=states.PRUNED)
         else:
             self.study.tell(number, value)
-
-
-@dataclass
-class TrialSource:
-    """Draws further jobs of a sweep when an executor is free, and tells the study how they end."""
-
-    command: str
-    search: Search
-    composer: Composer
-    journal: Journal
-    typed: plan.TrustedOverrides | None
-
-    def planned(self, params: dict[str, Any]) -> PlannedJob:
-        """Compose a job. Its faults are left to the job to report, unless its overrides come from a file."""
-        composed = self.composer.compose(self.search.space.job_overrides(params))
-        planned, faults = plan.check(composed, self.command, self.typed)
-        if self.typed is not None and faults:
-            raise ConfigError("\n".join(faults))
-        return planned
-
-    def draw(self) -> tuple[Entry, Composed] | None:
-        """Add a new job to the journal and return it; None after the last trial."""
-        trial = self.search.ask(self.journal.entries)
-        if trial is None:
-            return None
-        number, params = trial
-        planned = self.planned(params)
-        self.journal.plan([plan.entry(number, planned, params)])
-        return self.journal.entries[number], planned.composed
-
-    def judge(self, number: int, epoch: float, values: dict[str, float]) -> str:
-        return self.search.judge(number, round(epoch), values)
-
-    def tell(self, number: int, outcome: JobResult) -> None:
-        self.search.tell(number, outcome.metrics, outcome.status, failed=outcome.failed)
 
     def tell_all(self) -> None:
         """Tell the study all results in the journal, as a kill may have lost some."""

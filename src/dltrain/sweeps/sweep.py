@@ -132,20 +132,19 @@ def _run_jobs(
     typed: plan.TrustedOverrides | None,
 ) -> int:
     # From here on torch is needed; the faults of the sweep have been reported.
-    from dltrain.sweeps import scheduler, search
+    from dltrain.sweeps import scheduler
     from dltrain.sweeps.live_view import View
-    from dltrain.sweeps.search import TrialSource
+    from dltrain.sweeps.search import Search
 
     command = request.command
     composed = _numbered(planned, journal) if space is None else {}
     queue = scheduler.unfinished(command, folder, journal, retry_failed=settings.retry_failed)
     kept = sum(entry.outcome is not None and entry.number not in queue for entry in journal.entries.values())
-    drawn = None
+    search = None
     if space is not None:
-        study = search.Search(folder, settings, space, _metric(settings, planned[0].composed.config))
-        drawn = TrialSource(command, study, composer, journal, typed)
-        composed = {number: drawn.planned(journal.entries[number].params).composed for number in queue}
-        drawn.tell_all()
+        search = Search(folder, settings, space, _metric(settings, planned[0].composed.config), journal, typed)
+        composed = {number: search.planned(journal.entries[number].params).composed for number in queue}
+        search.tell_all()
     left = [number for number in queue if number not in composed]
     queue = [number for number in queue if number in composed]
     total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
@@ -158,12 +157,12 @@ def _run_jobs(
     configs = [job.config for job in composed.values()] or [job.composed.config for job in planned]
     cut_off = False
     with recorded_signals() as signals:
-        if queue or drawn is not None:
+        if queue or search is not None:
             select.prepare(configs, command)
             executor = select.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
             view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
             with contextlib.closing(executor), contextlib.closing(view):
-                running = scheduler.Scheduler(command, folder, journal, composed, executor, settings, view, drawn)
+                running = scheduler.Scheduler(command, folder, journal, composed, executor, settings, view, search)
                 running.queue.extend(queue)
                 cut_off = running.run(signals)
     entries = list(journal.entries.values())

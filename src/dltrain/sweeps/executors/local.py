@@ -174,7 +174,8 @@ def gpu_names() -> list[str]:
     if not can_fork():
         count = torch.cuda.device_count()
     else:
-        with contextlib.suppress(BrokenProcessPool), ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as other:
+        context = multiprocessing.get_context("fork")
+        with contextlib.suppress(BrokenProcessPool), ProcessPoolExecutor(1, context) as other:
             count = other.submit(torch.cuda.device_count).result()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
