@@ -5,13 +5,12 @@ import io
 import os
 from csv import DictReader, DictWriter
 from pathlib import Path
-from typing import Any
 
-from dltrain.report.trackers.lines import Line
+from dltrain.report.trackers.lines import Line, Tracker
 from dltrain.runtime import atomic_files
 
 
-class CSV:
+class CSV(Tracker):
     """A table of all records in metrics.csv, for spreadsheets."""
 
     def __init__(self, folder: Path) -> None:
@@ -41,12 +40,3 @@ class CSV:
             writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().encode()
-
-    def saved(self) -> None:
-        pass
-
-    def finish(self, summary: dict[str, Any], mistakes: list[Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

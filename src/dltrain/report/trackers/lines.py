@@ -1,10 +1,10 @@
-"""Lines of metrics.jsonl and the config, in the form that trackers show. Imports no torch."""
+"""What trackers have in common: the lines of metrics.jsonl and the config as they show them. Imports no torch."""
 
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dltrain.config.dotted import leaves
 from dltrain.runtime.errors import printable
@@ -15,6 +15,20 @@ PLACE = ("split", "step", "epoch")
 SPLITS = ("train", "val", "test")
 NAME = re.compile(r"[^\W\d][\w.-]{0,99}")
 UNSHOWN = ("logger", "sweep", "resume", "trust")  # keys of a config that do not affect a metric
+
+
+class Tracker(Protocol):
+    """Receives every line of metrics.jsonl, in a resumed run first the earlier ones."""
+
+    def write(self, line: Line) -> None: ...
+
+    def saved(self) -> None:
+        """Called when a checkpoint covers all lines written so far: they will not be computed again."""
+
+    def finish(self, summary: dict[str, Any], mistakes: list[tuple[Any, str]]) -> None:
+        """Called at the end of the run; `mistakes` are images, uint8 (C, H, W), each with its title."""
+
+    def close(self) -> None: ...
 
 
 def read(path: Path) -> Iterator[Line]:

@@ -7,28 +7,14 @@ import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dltrain.config import registry
 from dltrain.report.trackers import lines
-from dltrain.report.trackers.lines import Line
+from dltrain.report.trackers.lines import Line, Tracker
 from dltrain.runtime.errors import ConfigError, printable
 
 log = logging.getLogger(__name__)
-
-
-class Tracker(Protocol):
-    """Receives every line of metrics.jsonl, in a resumed run first the earlier ones."""
-
-    def write(self, line: Line) -> None: ...
-
-    def saved(self) -> None:
-        """Called when a checkpoint covers all lines written so far: they will not be computed again."""
-
-    def finish(self, summary: dict[str, Any], mistakes: list[tuple[Any, str]]) -> None:
-        """Called at the end of the run; `mistakes` are images, uint8 (C, H, W), each with its title."""
-
-    def close(self) -> None: ...
 
 
 class Trackers:

@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dltrain.report.trackers.lines import Line, flat, metrics
+from dltrain.report.trackers.lines import Line, Tracker, flat, metrics
 
-FLUSH_SECONDS = 5.0  # between two flushes: each waits for the disk, some milliseconds
+# Between two flushes: each waits for the disk, some milliseconds. A checkpoint needs none: what is lost with the buffer
+# is written again on resume.
+FLUSH_SECONDS = 5.0
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in tensorboard/ of the run's folder: curves, hyperparameters, images of mistakes."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
@@ -47,9 +49,6 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
 
         self.file.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
-
-    def saved(self) -> None:
-        pass  # what is lost with the buffer is written again on resume
 
     def finish(self, summary: dict[str, Any], mistakes: list[tuple[Any, str]]) -> None:
         """Write the hyperparameters with the final metrics, and images, uint8 (C, H, W), each with its title."""
