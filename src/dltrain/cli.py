@@ -58,19 +58,31 @@ def main(argv: list[str]) -> int:
 def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
     if command in COMMANDS and HELP & set(rest):
-        return _help(command, [word for word in rest if word not in HELP])
-    if command in registry.COMMANDS:
+        from dltrain.commands import help_pages
+
+        others = [word for word in rest if word not in HELP]
+        print(help_pages.page(command, _preview(command, others) if command in registry.COMMANDS else None))
+    elif command in registry.COMMANDS:
         explained, arguments = usage.split_explain(rest)
-        return _explain(command, arguments, explained) if explained else _run(command, arguments)
-    if command in ("-sc", "--shell-completion"):
+        if not explained:
+            return _run(command, arguments)
+        _explain(command, arguments, explained)
+    elif command in ("-sc", "--shell-completion"):
         return _complete(argv)
-    if command == "list":
-        return _list(rest)
-    if command == "inspect":
-        return _inspect(rest)
-    if command == "report":
-        return _report(rest)
-    if command in (*HELP, "help"):
+    elif command == "list":
+        from dltrain.commands import listing
+
+        print(listing.text(rest, registry.config_folder()))
+    elif command == "inspect":
+        from dltrain.commands import inspection
+
+        for line in inspection.lines(inspection.checked_path(rest)):
+            print(printable(line))
+    elif command == "report":
+        from dltrain.sweeps import comparison
+
+        comparison.report(rest)
+    elif command in (*HELP, "help"):
         from dltrain.commands import help_pages
 
         print(help_pages.overview())
@@ -93,20 +105,12 @@ def _report_error(error: UserError | KeyboardInterrupt) -> int:
     return exit_code(error)
 
 
-def _help(command: str, arguments: list[str]) -> int:
-    from dltrain.commands import help_pages
-
-    print(help_pages.page(command, _preview(command, arguments) if command in registry.COMMANDS else None))
-    return 0
-
-
-def _explain(command: str, arguments: list[str], keys: list[str]) -> int:
+def _explain(command: str, arguments: list[str], keys: list[str]) -> None:
     from dltrain.commands import explanation
 
     composed = _preview(command, arguments)
     explanations = [list(explanation.lines(command, composed, key)) for key in keys]
     print("\n\n".join("\n".join(map(printable, lines)) for lines in explanations))
-    return 0
 
 
 def _preview(command: str, arguments: list[str]) -> "Composed":
@@ -128,29 +132,6 @@ def _diagnosed(command: str, arguments: list[str]) -> "Iterator[None]":
         from dltrain.config import diagnostics
 
         raise diagnostics.explain(command, arguments, error) from error
-
-
-def _list(arguments: list[str]) -> int:
-    from dltrain.commands import listing
-    from dltrain.config.registry import config_folder
-
-    print(listing.text(arguments, config_folder()))
-    return 0
-
-
-def _inspect(arguments: list[str]) -> int:
-    from dltrain.commands import inspection
-
-    for line in inspection.lines(inspection.checked_path(arguments)):
-        print(printable(line))
-    return 0
-
-
-def _report(arguments: list[str]) -> int:
-    from dltrain.sweeps import comparison
-
-    comparison.report(arguments)
-    return 0
 
 
 def _complete(argv: list[str]) -> int:
@@ -196,8 +177,11 @@ def _run(command: str, argv: list[str]) -> int:
         word for word in argv if not (word == "--summary" and is_summary) and not (word == "--json" and as_json)
     ]
     with startup.gc_paused(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        composed = _composed(command, arguments)
-        if isinstance(composed, int):
+        from dltrain.config import composition
+
+        with _diagnosed(command, arguments):
+            composed = composition.run(command, arguments)
+        if isinstance(composed, int):  # one of Hydra's flags has printed something instead
             return composed
         code, document = _job(job, composed, of_sweep)
     if as_json and document is not None:
@@ -205,14 +189,6 @@ def _run(command: str, argv: list[str]) -> int:
 
         print(run_files.as_json(document))
     return code
-
-
-def _composed(command: str, argv: list[str]) -> "Composed | int":
-    """Return the config of a job, or the exit code if one of Hydra's flags prints something instead."""
-    from dltrain.config import composition
-
-    with _diagnosed(command, argv):
-        return composition.run(command, argv)
 
 
 def _sweep(command: str, argv: list[str]) -> int:

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 
 from dltrain.runtime.errors import ConfigError
 
+CONFIG = (
+    ("GROUP=OPTION", "choose an option of a group"),
+    ("KEY=VALUE", "set a key"),
+)
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -12,14 +17,10 @@ class Usage:
 
     summary: str
     examples: tuple[tuple[str, str], tuple[str, str], tuple[str, str]]  # a command line, what it does
-    takes: tuple[tuple[str, str], ...]
+    takes: tuple[tuple[str, str], ...] = CONFIG
     flags: tuple[tuple[str, str], ...] = ()
 
 
-CONFIG = (
-    ("GROUP=OPTION", "choose an option of a group"),
-    ("KEY=VALUE", "set a key"),
-)
 CONFIG_FLAGS = (
     ("--explain KEY", "show the value of a key, or of all keys of a group, where it comes from and what it means"),
     ("-m", "run a sweep: every combination of values such as a,b or range(3)"),
@@ -37,8 +38,7 @@ COMMANDS = {
             ("train -m model=mlp,lenet 'seed=range(3)'", "run a sweep: every combination, ranked in a table"),
             (f"train resume={RUN} epochs=30", "continue a run, for more epochs"),
         ),
-        CONFIG,
-        (
+        flags=(
             (
                 "--summary",
                 "print the layers, shapes, parameters and FLOPs, with --json as JSON; train nothing",
@@ -56,8 +56,7 @@ COMMANDS = {
             ),
             ("eval 'ckpt=[one.pt,two.pt]'", "rank several checkpoints"),
         ),
-        CONFIG,
-        (JSON, *CONFIG_FLAGS),
+        flags=(JSON, *CONFIG_FLAGS),
     ),
     "predict": Usage(
         "classify images",
@@ -69,8 +68,7 @@ COMMANDS = {
                 "all files that match; dark drawings on light paper are inverted",
             ),
         ),
-        CONFIG,
-        (JSON, *CONFIG_FLAGS),
+        flags=(JSON, *CONFIG_FLAGS),
     ),
     "export": Usage(
         "export a network for other programs, and verify the file",
@@ -82,8 +80,7 @@ COMMANDS = {
             (f"export ckpt={RUN} format=safetensors", "the weights, with class names and config"),
             (f"export ckpt={RUN} format=state_dict output=a.pth", "only the weights, as torch.save writes them"),
         ),
-        CONFIG,
-        CONFIG_FLAGS,
+        flags=CONFIG_FLAGS,
     ),
     "report": Usage(
         "compare runs and sweeps in a table and an HTML page",
