@@ -95,11 +95,6 @@ def _sweeps() -> Iterator[str]:
     return (str(sweep) for sweep in newest_first(Path("outputs", "sweeps")) if (sweep / "sweep.json").is_file())
 
 
-def _all() -> Iterator[str]:
-    """Return runs and sweeps together, newest first."""
-    return map(str, newest_first(Path("outputs"), Path("outputs", "sweeps")))
-
-
 # The candidates after a key or a subcommand.
 FOLDERS: dict[str, Callable[[], Iterable[str]]] = {
     "ckpt": lambda: _runs("best.pt"),
@@ -107,7 +102,7 @@ FOLDERS: dict[str, Callable[[], Iterable[str]]] = {
     "init": lambda: (f"{run}/checkpoints/best.pt" for run in _runs("best.pt")),
     "sweep.resume": lambda: itertools.chain(["last"] if any(_sweeps()) else [], _sweeps()),
     "inspect": lambda: _runs("best.pt"),
-    "report": _all,
+    "report": lambda: map(str, newest_first(Path("outputs"), Path("outputs", "sweeps"))),
 }
 
 

@@ -153,16 +153,13 @@ def _show(result: dict[str, Any]) -> None:
     console.show_metrics(f"{result['checkpoint']}{views}", {result["split"]: _metrics(result)})
     if "classes" not in result:
         return
-    classes = result["classes"]
+    title, classes = "per class", result["classes"]
     if "confusion" in result:
         console.show_table(table(list(classes), result["confusion"]))
-    worst = sorted(classes, key=lambda name: classes[name]["f1"])[:SHOWN_CLASSES]
     if len(classes) > SHOWN_CLASSES:
-        console.show_metrics(
-            f"per class, the {SHOWN_CLASSES} with the lowest f1", {name: classes[name] for name in worst}
-        )
-    else:
-        console.show_metrics("per class", classes)
+        title += f", the {SHOWN_CLASSES} with the lowest f1"
+        classes = dict(sorted(classes.items(), key=lambda item: item[1]["f1"])[:SHOWN_CLASSES])
+    console.show_metrics(title, classes)
 
 
 MOST_COLUMNS = 20

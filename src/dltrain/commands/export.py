@@ -46,10 +46,9 @@ def export(config: Config) -> Path:
     with memory_errors("Set format=safetensors, which needs less memory"):
         if kind == "onnx":
             content, lines = _onnx(loaded, path, normalize=values["normalize"])
-        elif kind == "safetensors":
-            content, lines = _safetensors(loaded), _weights_lines(loaded, path)
         else:
-            content, lines = _state_dict(loaded), _weights_lines(loaded, path)
+            content = _safetensors(loaded) if kind == "safetensors" else _state_dict(loaded)
+            lines = [f"input     {_layout(loaded)}{_classes(loaded)}", f"use it    dltrain train init={path}"]
     try:
         atomic_files.atomic_write(path, content)
     except ValueError as error:  # a zero byte in its name
@@ -74,7 +73,7 @@ def _onnx(loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, 
         network, images = onnx_graph.Normalized(network, scale, shift), examples.images
         layout = "uint8, 0..255" if is_bytes else "float32, values as in the data set"
         layout += ", normalised inside"
-    output = "logits" if _task(loaded) == "classification" else "outputs"
+    output = "logits" if loaded.values["task"]["name"] == "classification" else "outputs"
     with torch.no_grad():
         expected = torch.cat([loaded.model(inputs) for inputs, _ in batches.in_order()])
     layout = f"images (N, {_sides(images.shape[1:])}), {layout}"
@@ -146,18 +145,10 @@ def _metadata(loaded: TrainedModel) -> dict[str, str]:
         "classes": json.dumps(loaded.content["data"]["classes"]),
         "mean": json.dumps(mean),
         "std": json.dumps(std),
-        "task": _task(loaded),
+        "task": loaded.values["task"]["name"],
         "model": loaded.values["model"]["name"],
         "dltrain": __version__,
     }
-
-
-def _weights_lines(loaded: TrainedModel, path: Path) -> list[str]:
-    """Return the log lines that describe a file of weights."""
-    return [
-        f"input     {_layout(loaded)}{_classes(loaded)}",
-        f"use it    dltrain train init={path}",
-    ]
 
 
 def _layout(loaded: TrainedModel) -> str:
@@ -179,7 +170,3 @@ def _classes(loaded: TrainedModel) -> str:
     names = loaded.content["data"]["classes"]
     shown = ", ".join(names[:SHOWN_CLASSES]) + (", …" if len(names) > SHOWN_CLASSES else "")
     return f"; classes {shown}" if names else ""
-
-
-def _task(loaded: TrainedModel) -> str:
-    return str(loaded.values["task"]["name"])

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dltrain.config import registry, saved_config
 from dltrain.config.resolution import resolve, resolved
@@ -18,10 +18,6 @@ from dltrain.runtime.errors import Interrupted, PartialFailure, UserError, first
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
-
-if TYPE_CHECKING:
-    from dltrain.engine import Record
-    from dltrain.training.build import Data
 
 
 @dataclass(frozen=True)
@@ -117,12 +113,11 @@ def dispatch(
     *,
     typed: Collection[str],
     origin: registry.Origin = lambda key: "",
-    folder: Path | None = None,
-    watch: "Callable[[Record], str] | None" = None,
-    load: "Callable[[dict[str, Any], int], Data] | None" = None,
+    **of_training: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Resolve and check a config, then train, evaluate, predict or export as it says.
 
+    `of_training` are further arguments of `training.run.train`; the other commands ignore them.
     Returns the JSON-able document of a command that has one, else None, and a summary: metrics by split, and the
     status and folder of a run. The command `summary` is `train --summary`.
     """
@@ -137,8 +132,7 @@ def dispatch(
     if command == "train":
         from dltrain.training.run import train
 
-        hooks: Any = {name: hook for name, hook in (("watch", watch), ("load", load)) if hook is not None}
-        return None, train(checked, folder=folder, **hooks)
+        return None, train(checked, **of_training)
     if command == "eval":
         from dltrain.commands.evaluation import evaluate_checkpoints
 

@@ -42,24 +42,21 @@ def schema_of_configs(configs: Path) -> dict[str, Any]:
     conditions: list[dict[str, Any]] = []
     for group, place in nodes.items():
         options = registry.options(group, [configs])
-        defaults = [defaults_of(path) for path in options.values()]
+        defaults = {option: defaults_of(path) for option, path in options.items()}
         if place is not None:
-            properties[group] = _object(builtin(*place).keys, defaults[0]) | {"additionalProperties": False}
+            keys = builtin(*place).keys
+            properties[group] = _object(keys, next(iter(defaults.values()))) | {"additionalProperties": False}
             continue
         if registry.GROUPS[group].several:
-            properties[group] = _several(group, dict(zip(options, defaults, strict=True)))
+            nodes_of_options = _options(group, {option: node.get(option, {}) for option, node in defaults.items()})
+            properties[group] = {"type": "object", "properties": nodes_of_options, "additionalProperties": False}
             continue
         definitions[group] = _any_option(group)
         properties[group] = {"$ref": f"#/$defs/{group}"}
-        for option, path in options.items():
-            if (signature := registry.of_option(group, option)) is not None:
-                keys = _object(signature.keys, defaults_of(path))
-                keys["properties"] = {"name": {"type": "string"}} | keys["properties"]
-                definitions[f"{group}.{option}"] = keys | {
-                    "description": signature.summary,
-                    "additionalProperties": False,
-                }
-                conditions.append(_if_chosen(group, option))
+        for option, schema in _options(group, defaults).items():
+            schema["properties"] = {"name": {"type": "string"}} | schema["properties"]
+            definitions[f"{group}.{option}"] = schema
+            conditions.append(_if_chosen(group, option))
     properties |= _object(top_level.keys, defaults_of(configs / "train.yaml"))["properties"]
     return {
         "$schema": DRAFT,
@@ -135,16 +132,14 @@ def _any_option(group: str) -> dict[str, Any]:
     }
 
 
-def _several(group: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a node that has a node for each of several options."""
-    signatures = {option: registry.of_option(group, option) for option in defaults}
-    nodes = {
-        option: _object(signature.keys, defaults[option].get(option, {}))
+def _options(group: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of each option of a group whose keys are known."""
+    return {
+        option: _object(signature.keys, defaults[option])
         | {"description": signature.summary, "additionalProperties": False}
-        for option, signature in signatures.items()
-        if signature is not None
+        for option in defaults
+        if (signature := registry.of_option(group, option)) is not None
     }
-    return {"type": "object", "properties": nodes, "additionalProperties": False}
 
 
 def _if_chosen(group: str, option: str) -> dict[str, Any]:

@@ -113,14 +113,10 @@ def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -
     return largest
 
 
-def _batches(inputs: Tensor) -> Iterator[Tensor]:
-    """Yield all inputs, in batches of the sizes in BATCHES."""
-    sizes = itertools.chain(BATCHES, itertools.repeat(BATCHES[-1]))
-    start = 0
-    while start < len(inputs):
-        size = next(sizes)
-        yield inputs[start : start + size]
-        start += size
+def _batches(inputs: Tensor) -> list[Tensor]:
+    """Split all inputs into batches of the sizes in BATCHES."""
+    *first, rest = inputs.tensor_split(tuple(itertools.accumulate(BATCHES[:-1])))
+    return [batch for batch in (*first, *rest.split(BATCHES[-1])) if len(batch)]
 
 
 @contextlib.contextmanager

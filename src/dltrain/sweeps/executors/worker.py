@@ -93,7 +93,6 @@ def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) 
 
     if threads is not None:
         torch.set_num_threads(threads)
-    hooks = hooks if task.command == "train" else {}
     began = time.perf_counter()
     with _printed_to(task.log):
         try:
