@@ -40,15 +40,15 @@ def opening(runs: int) -> None:
     from browser import chromium, opened
     from pages import write_set
 
-    from dltrain.report.run_rows import differing_keys
-    from dltrain.sweeps import pages
-    from dltrain.sweeps.results import Metric
+    from dltrain.report.html import comparison_page
+    from dltrain.report.run_rows import Metric, differing_keys
 
     with tempfile.TemporaryDirectory() as name, chromium() as browser:
         path = Path(name) / "report.html"
         members = write_set(Path(name), 500)
+        by = Metric("val_accuracy", smaller_is_better=False)
         began = time.perf_counter()
-        pages.write(path, "500", members, differing_keys(members), Metric("val_accuracy", smaller_is_better=False))
+        comparison_page.write(path, "500", members, differing_keys(members), by)
         print(f"500 runs: written in {time.perf_counter() - began:.2f} s, {path.stat().st_size / 1e6:.2f} MB")
         seconds = []
         for _ in range(runs):

@@ -11,10 +11,8 @@ import pytest
 
 from dltrain.report.html import charts, comparison_page, page, run_page
 from dltrain.report.run_reader import leaves, read_records, read_run
-from dltrain.report.run_rows import RunRow, differing_keys, group_by_seed
+from dltrain.report.run_rows import Metric, RunRow, differing_keys, group_by_seed
 from dltrain.runtime.errors import InputError, OutputError
-from dltrain.sweeps import pages
-from dltrain.sweeps.results import Metric
 from support import pages as folders
 from support.command import Command
 
@@ -201,7 +199,7 @@ def test_another_s_file_is_not_replaced(tmp_path: Path) -> None:
 def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path, 24)
     (members[5].folder / "report.html").touch()
-    pages.write(tmp_path / "report.html", "Twenty-four", members, differing_keys(members), ACCURACY)
+    comparison_page.write(tmp_path / "report.html", "Twenty-four", members, differing_keys(members), ACCURACY)
     text = (tmp_path / "report.html").read_text()
     rows = [row for row in table_rows(text) if row and row[0].startswith("job ") and len(row) > 5]
     accuracies = [float(row[5]) for row in rows if row[5]]
@@ -220,7 +218,7 @@ def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path)
 
 def test_the_page_of_500_runs_is_below_3_megabytes_and_of_a_run_below_2(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path / "set", 500)
-    pages.write(tmp_path / "report.html", "Five hundred", members, differing_keys(members), ACCURACY)
+    comparison_page.write(tmp_path / "report.html", "Five hundred", members, differing_keys(members), ACCURACY)
     assert (tmp_path / "report.html").stat().st_size < 3e6
     run = folders.write_run(tmp_path / "run", [str(digit) for digit in range(10)])
     assert len(text_of(run).encode()) < 2e6
@@ -233,7 +231,7 @@ def test_a_key_that_only_one_option_has_is_no_difference_of_its_own() -> None:
     ]
     keys = differing_keys(members)
     assert keys == ["model.name", "model.width", "optim.lr"]
-    assert [key for key in keys if not pages._is_implied(key, keys, members)] == ["model.name", "optim.lr"]
+    assert [key for key in keys if not comparison_page._is_implied(key, keys, members)] == ["model.name", "optim.lr"]
 
 
 def test_leaves_are_dotted_keys() -> None:
@@ -483,7 +481,7 @@ def test_only_runs_that_are_done_and_of_other_seeds_are_averaged(tmp_path: Path)
 def test_runs_of_one_name_have_a_curve_each(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path, 3)
     same = [RunRow(it.folder, "one name", it.config, it.status, it.metrics, 1.0) for it in members]
-    pages.write(tmp_path / "report.html", "three", same, ["seed"], ACCURACY)
+    comparison_page.write(tmp_path / "report.html", "three", same, ["seed"], ACCURACY)
     (curves, _) = [
         spec for spec in specs((tmp_path / "report.html").read_text()) if "a line for each" in spec["description"]
     ]

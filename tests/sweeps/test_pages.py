@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from dltrain.report.html import charts, run_page
-from dltrain.report.run_rows import differing_keys
-from dltrain.sweeps import pages
-from dltrain.sweeps.results import Metric
+from dltrain.report.html import charts, comparison_page, run_page
+from dltrain.report.run_rows import Metric, differing_keys
 from support import pages as folders
 from support.browser import chromium, not_drawn, opened
 
@@ -35,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written_set(folder: Path, count: int) -> Path:
     members = folders.write_set(folder, count)
-    pages.write(folder / "report.html", f"{count} runs", members, differing_keys(members), ACCURACY)
+    comparison_page.write(folder / "report.html", f"{count} runs", members, differing_keys(members), ACCURACY)
     return folder / "report.html"
 
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from dltrain.commands.jobs import JobResult
-from dltrain.report.run_rows import differing_keys, group_by_seed, interval
+from dltrain.report.run_rows import differing_keys, group_by_seed, interval, metric
 from dltrain.sweeps import results
 from dltrain.sweeps.journal import Entry
 from dltrain.sweeps.live_view import View
@@ -33,10 +33,10 @@ def test_jobs_are_ranked_by_validation_and_those_without_a_metric_come_last() ->
         entry(2, "c", val_accuracy=0.8, test_accuracy=0.1),
         entry(3, "d", val_accuracy=math.nan),
     ]
-    by = results.metric([entry.metrics for entry in entries])
+    by = metric([entry.metrics for entry in entries])
     assert (by.name, by.smaller_is_better) == ("val_accuracy", False)
     assert [it.number for it in results.ranked(entries, by)] == [2, 0, 1, 3]
-    by = results.metric([entry.metrics for entry in entries], "test_accuracy", "minimize")
+    by = metric([entry.metrics for entry in entries], "test_accuracy", "minimize")
     assert [it.number for it in results.ranked(entries, by)][:2] == [2, 0]
 
 
@@ -87,7 +87,7 @@ def test_results_are_written_whole_with_brackets_commas_and_quotes(tmp_path: Pat
 
 def test_a_large_table_is_cut_and_says_so() -> None:
     entries = [entry(number, f"seed={number}", val_loss=number) for number in range(100)]
-    shown = results.table(entries, results.metric([entry.metrics for entry in entries]))
+    shown = results.table(entries, metric([entry.metrics for entry in entries]))
     assert shown.row_count == results.MOST_ROWS
     assert shown.caption == "70 more in results.csv"
 

@@ -1,8 +1,8 @@
-"""Several runs side by side: a row for each, the keys in which they differ, and means over seeds."""
+"""Several runs side by side: a row for each, the metric that ranks them, how they differ, and means over seeds."""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,29 @@ class RunRow:
     def is_done(self) -> bool:
         """True if the metrics are those of a whole run."""
         return bool(self.metrics) and self.status not in ("failed", "interrupted", "pruned", "not done")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric that ranks jobs, such as val_accuracy."""
+
+    name: str
+    smaller_is_better: bool
+
+    def key(self, metrics: Mapping[str, Any]) -> float:
+        """Return a key that sorts the best first, and jobs without the metric last."""
+        value = metrics.get(self.name)
+        if not isinstance(value, int | float) or math.isnan(value):
+            return math.inf
+        return value if self.smaller_is_better else -value
+
+
+def metric(metrics: Iterable[Mapping[str, Any]], name: str | None = None, direction: str | None = None) -> Metric:
+    """Return the metric `name`; by default the first that exists, of val, test and train, accuracy before loss."""
+    known = {key for values in metrics for key in values}
+    usual = [f"{split}_{key}" for split in ("val", "test", "train") for key in ("accuracy", "loss")]
+    name = name or next((key for key in usual if key in known), "val_accuracy")
+    return Metric(name, direction == "minimize" if direction else not name.endswith(("accuracy", "r2")))
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dltrain.config import safe_yaml
 from dltrain.config.dotted import leaves
 from dltrain.config.registry import GROUPS
 from dltrain.report.console import format_number, show_table
-from dltrain.report.html import page, run_page
+from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import text, write_analysis
-from dltrain.report.run_rows import RunRow, SeedGroup, differing_keys, group_by_seed, value_text
+from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, metric, value_text
 from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
 from dltrain.runtime.folders import expand_user
-from dltrain.sweeps import journal, pages
-from dltrain.sweeps.results import Metric, metric, names_of, overrides_of, run_rows, seed_table
+from dltrain.sweeps import journal
+from dltrain.sweeps.results import names_of, overrides_of, run_rows, seed_table
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run or a sweep, or contains some"
 DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
@@ -113,10 +113,10 @@ def _write_page(
         run_page.write(path, folder, _nested(folder), _analyze(folder))
     elif not others and (entries := journal.read(folder)):
         path = output or folder / run_page.NAME
-        pages.write_sweep(path, folder, run_rows(folder, entries), by)
+        comparison_page.write_sweep(path, folder, run_rows(folder, entries), by)
     else:
         path = output or Path(run_page.NAME)
-        pages.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", runs, keys, by)
+        comparison_page.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", runs, keys, by)
     return path
 
 

@@ -14,10 +14,11 @@ from rich.text import Text
 
 from dltrain.commands.jobs import JobResult
 from dltrain.report.console import format_number
+from dltrain.report.run_rows import metric
 from dltrain.runtime import terminal
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
-from dltrain.sweeps.results import metric, ranked
+from dltrain.sweeps.results import ranked
 
 REDRAW_SECONDS = 0.2
 MOST_SHOWN = 16  # running jobs
@@ -59,8 +60,8 @@ class View:
         entry = self.entries[number]
         by = metric([outcome.metrics], self.metric, self.direction)
         best = f"{by.name} {format_number(outcome.metrics[by.name])}" if by.name in outcome.metrics else ""
-        place, took = f"{self._ended()}/{self.total}", f"{outcome.seconds:.1f} s"
-        parts = (place, f"job {number}", outcome.description, best, took, self._overrides(entry))
+        ended, took = sum(each.outcome is not None for each in self.entries.values()), f"{outcome.seconds:.1f} s"
+        parts = (f"{ended}/{self.total}", f"job {number}", outcome.description, best, took, self._overrides(entry))
         self.log("  ".join(part for part in parts if part))
 
     def log(self, line: str) -> None:
@@ -100,9 +101,6 @@ class View:
             value = format_number(first.metrics[by.name])
             best = Text(f"best  job {first.number}  {by.name} {value}  {self._overrides(first)}")
         return Group(heading, table, best)
-
-    def _ended(self) -> int:
-        return sum(entry.outcome is not None for entry in self.entries.values())
 
     def _left(self, ended: int) -> str:
         """Estimate the time left from the jobs that ended since this start."""

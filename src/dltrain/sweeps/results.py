@@ -4,7 +4,6 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,13 @@ from rich.table import Table
 
 from dltrain.config.hints import is_number
 from dltrain.report.console import format_number, show_table
-from dltrain.report.run_rows import RunRow, SeedGroup, differing_keys, group_by_seed
+from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
 
 SPLITS = ("train_", "val_", "test_")
 MOST_ROWS = 30  # of a table on the terminal; results.csv has them all
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The metric that ranks jobs, such as val_accuracy."""
-
-    name: str
-    smaller_is_better: bool
-
-    def key(self, metrics: Mapping[str, Any]) -> float:
-        """Return a key that sorts the best first, and jobs without the metric last."""
-        value = metrics.get(self.name)
-        if not isinstance(value, int | float) or math.isnan(value):
-            return math.inf
-        return value if self.smaller_is_better else -value
-
-
-def metric(metrics: Iterable[Mapping[str, Any]], name: str | None = None, direction: str | None = None) -> Metric:
-    """Return the metric `name`; by default the first that exists, of val, test and train, accuracy before loss."""
-    known = {key for values in metrics for key in values}
-    usual = [f"{split}_{key}" for split in ("val", "test", "train") for key in ("accuracy", "loss")]
-    name = name or next((key for key in usual if key in known), "val_accuracy")
-    return Metric(name, direction == "minimize" if direction else not name.endswith(("accuracy", "r2")))
 
 
 def row(entry: Entry) -> dict[str, Any]:

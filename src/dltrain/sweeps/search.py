@@ -15,11 +15,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from dltrain.commands.jobs import JobResult
 from dltrain.config.composition import Composed
 from dltrain.config.settings import Sweep
+from dltrain.report.run_rows import Metric
 from dltrain.runtime.errors import ConfigError, first_line
 from dltrain.sweeps import plan
 from dltrain.sweeps.journal import Entry, Journal
 from dltrain.sweeps.plan import Composer, ParsedOverride, PlannedJob
-from dltrain.sweeps.results import Metric
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -21,7 +21,7 @@ from dltrain.sweeps.plan import Composer, PlannedJob
 from dltrain.sweeps.sweep_file import Request
 
 if TYPE_CHECKING:
-    from dltrain.sweeps.results import Metric
+    from dltrain.report.run_rows import Metric
     from dltrain.sweeps.search import Space
 
 
@@ -182,15 +182,17 @@ def _run_jobs(
 
 def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> None:
     """Print the table of the jobs that have ended, and write results.csv and the page."""
-    from dltrain.sweeps import pages, results
+    from dltrain.report.html import comparison_page
+    from dltrain.report.run_rows import metric
+    from dltrain.sweeps import results
 
     results.write_results(folder / "results.csv", entries)
     metrics = [entry.metrics for entry in entries]
-    by = results.metric(metrics, settings.metric, settings.direction)
+    by = metric(metrics, settings.metric, settings.direction)
     jobs = results.run_rows(folder, entries)
     results.show(entries, jobs, by)
     print(f"table: {folder / 'results.csv'}")
-    pages.write_after(folder, jobs, by)
+    comparison_page.write_after(folder, jobs, by)
     known = sorted({name for values in metrics for name in values})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has this metric; available: {', '.join(known)}")
@@ -198,7 +200,7 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
 
 def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
     """Return the metric that a search improves: by default val_accuracy of a classification, else val_loss."""
-    from dltrain.sweeps.results import metric
+    from dltrain.report.run_rows import metric
 
     usual = "val_accuracy" if config["task"]["name"] == "classification" else "val_loss"
     return metric([], settings.metric or usual, settings.direction)

@@ -62,8 +62,7 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
         return None
     single = all(len(points) < 2 for points in curves.values())
     return {
-        **_frame(f"{title} over epochs, a line for each run", values),
-        "height": 320,
+        **_frame(f"{title} over epochs, a line for each run", values, 320),
         "mark": {"type": "point" if single else "line", "strokeWidth": 1.2, "opacity": 0.8},
         "encoding": {
             "x": _quantity("x", "epoch"),
@@ -107,8 +106,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
         },
     }
     return {
-        **_frame("Confusion matrix: true classes by predicted ones", values),
-        "height": 340,
+        **_frame("Confusion matrix: true classes by predicted ones", values, 340),
         "encoding": {
             "x": {"field": "p", "type": "nominal", "title": "predicted", "sort": None, "axis": across},
             "y": {"field": "t", "type": "nominal", "title": "true", "sort": None, "axis": axis},
@@ -140,15 +138,14 @@ def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
         "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "tooltip": None},
         "encoding": {"x": {"field": "a", **fraction}, "y": {"field": "y", **fraction}},
     }
-    return {**_frame("Reliability: accuracy by confidence", values), "height": 300, "layer": [bars, diagonal]}
+    return {**_frame("Reliability: accuracy by confidence", values, 300), "layer": [bars, diagonal]}
 
 
 def points(pairs: Iterable[Sequence[float]]) -> Spec:
     """Return a chart of predicted numbers over true ones."""
     values = [{"x": true, "y": predicted} for true, predicted in pairs if finite(true) and finite(predicted)]
     return {
-        **_frame("Predicted over true values", values),
-        "height": 300,
+        **_frame("Predicted over true values", values, 300),
         "mark": {"type": "point", "filled": True, "size": 24},
         "encoding": {
             "x": _quantity("x", "true"),
@@ -204,8 +201,8 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _frame(description: str, values: Sequence[Any]) -> Spec:
-    return {"description": description, "data": {"values": list(values)}, "width": "container", "height": 220}
+def _frame(description: str, values: Sequence[Any], height: int = 220) -> Spec:
+    return {"description": description, "data": {"values": list(values)}, "width": "container", "height": height}
 
 
 def _quantity(field: str, title: str) -> Spec:

@@ -9,12 +9,42 @@ from urllib.parse import quote
 
 from dltrain.config.hints import to_cli
 from dltrain.report.html import charts, page
+from dltrain.report.html.run_page import NAME
 from dltrain.report.run_reader import read_records
-from dltrain.report.run_rows import RunRow, SeedGroup, group_by_seed, value_text
-from dltrain.runtime.errors import InputError
+from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, value_text
+from dltrain.runtime.errors import InputError, UserError
 
 MOST_KEYS = 12  # keys that get a chart each
 MOST_COLOURS = 5  # values of another key within such a chart
+
+
+def write_after(folder: Path, jobs: Sequence[RunRow], by: Metric) -> None:
+    """Write the page of a sweep that has just ended; print an error instead of raising it, as the sweep is done."""
+    try:
+        write_sweep(folder / NAME, folder, jobs, by)
+        print(f"page:  {folder / NAME}")
+    except Exception as error:  # a chart that cannot be drawn must not cost a sweep
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        print(f"{NAME} was not written: {' '.join(reason.split())[:300]}")
+
+
+def write_sweep(path: Path, folder: Path, jobs: Sequence[RunRow], by: Metric) -> None:
+    """Write the page of a sweep's jobs. Raises UserError."""
+    write(path, f"Sweep {'/'.join(folder.parts[-2:])}", jobs, differing_keys(jobs), by)
+
+
+def write(path: Path, title: str, runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> None:
+    """Write the page of several runs, the best first. Raises UserError."""
+    ranked = sorted(runs, key=lambda run: by.key(run.metrics))
+    keys = [key for key in keys if not _is_implied(key, keys, runs)]
+    page.write(path, text(title, ranked, keys, by.name, path.parent))
+
+
+def _is_implied(key: str, keys: Sequence[str], runs: Sequence[RunRow]) -> bool:
+    """True if a key differs only because one option of its group has it and another does not."""
+    group, dot, _ = key.partition(".")
+    values = {repr(run.config[key]) for run in runs if key in run.config}
+    return bool(dot) and f"{group}.name" in keys and key != f"{group}.name" and len(values) == 1
 
 
 def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], metric: str, place: Path) -> str:
@@ -38,28 +68,23 @@ def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], metric: str, p
             metric=metric,
             keys=list(keys),
             names=names,
-            rows=[_row(run, keys, names, place) for run in runs],
+            runs=runs,
             failed=failed,
             curves=_curves(runs, metric),
             against=_against(groups, [key for key in keys if key != "seed"], metric),
             seeds=[group for group in groups if group.count > 1],
             value_text=value_text,
+            link=lambda run: _link(run.folder, place),
         )
     except page.UNFIT as error:
         raise InputError(f"{title}: a file has content that no run writes ({type(error).__name__})") from error
 
 
-def _row(run: RunRow, keys: Sequence[str], names: Sequence[str], place: Path) -> dict[str, Any]:
-    report = run.folder / "report.html"
-    target = report if report.exists() else run.folder
-    return {
-        "label": run.label,
-        "link": "./" + quote(os.fsencode(os.path.relpath(target, place))),
-        "status": run.status,
-        "values": [value_text(run.config.get(key)) for key in keys],
-        "metrics": [run.metrics.get(name) for name in names],
-        "seconds": None if math.isnan(run.seconds) else round(run.seconds, 1),
-    }
+def _link(folder: Path, place: Path) -> str:
+    """Return a link from `place` to the page of a run, or to its folder if it has no page."""
+    report = folder / NAME
+    target = report if report.exists() else folder
+    return "./" + quote(os.fsencode(os.path.relpath(target, place)))
 
 
 def _curves(runs: Sequence[RunRow], metric: str) -> list[charts.Spec]:

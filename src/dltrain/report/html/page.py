@@ -7,7 +7,6 @@ lets a browser run the two scripts below only, and load nothing.
 import base64
 import functools
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "as_json": as_json}
+    environment.filters |= {"number": number, "percent": percent}
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str}  # of the filter `tojson`
     return environment
 
 
@@ -88,9 +88,3 @@ def number(value: Any) -> str:
 def percent(value: Any) -> str:
     """Return a fraction as percent with two decimals; empty for anything that is not a finite number."""
     return f"{100 * value:.2f} %" if charts.finite(value) else ""
-
-
-def as_json(value: Any) -> Markup:
-    """Return data as JSON for a script element; no text in it can end the element."""
-    text = json.dumps(value, separators=(",", ":"), default=str)
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

@@ -93,9 +93,7 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
     if "confusion" in analysis and len(classes) <= MOST_CLASSES:
         shown["confusion"] = charts.confusion(analysis["confusion"], classes)
     if "per_class" in analysis:
-        columns = ("precision", "recall", "f1", "examples")
-        shown["per_class"] = [(name, [row[key] for key in columns]) for name, row in analysis["per_class"].items()]
-        shown["columns"] = columns
+        shown["per_class"] = analysis["per_class"]
     if "calibration" in analysis:
         shown["calibration_error"] = float(analysis["calibration"]["error"])
         shown["reliability"] = charts.reliability(analysis["calibration"]["bins"])
