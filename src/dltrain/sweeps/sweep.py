@@ -11,6 +11,7 @@ from dltrain.config import registry, saved_config
 from dltrain.config.composition import Composed, Sweeping
 from dltrain.config.safe_yaml import read_yaml
 from dltrain.config.settings import Sweep
+from dltrain.report.run_rows import metric
 from dltrain.runtime import folders
 from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
@@ -21,7 +22,6 @@ from dltrain.sweeps.plan import Composer, PlannedJob
 from dltrain.sweeps.sweep_file import Request
 
 if TYPE_CHECKING:
-    from dltrain.report.run_rows import Metric
     from dltrain.sweeps.search import Space
 
 
@@ -142,7 +142,10 @@ def _run_jobs(
     kept = sum(entry.outcome is not None and entry.number not in queue for entry in journal.entries.values())
     search = None
     if space is not None:
-        search = Search(folder, settings, space, _metric(settings, planned[0].composed.config), journal, typed)
+        is_classification = planned[0].composed.config["task"]["name"] == "classification"
+        usual = "val_accuracy" if is_classification else "val_loss"
+        improved = metric([], settings.metric or usual, settings.direction)
+        search = Search(folder, settings, space, improved, journal, typed)
         composed = {number: search.planned(journal.entries[number].params).composed for number in queue}
         search.tell_all()
     left = [number for number in queue if number not in composed]
@@ -183,7 +186,6 @@ def _run_jobs(
 def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> None:
     """Print the table of the jobs that have ended, and write results.csv and the page."""
     from dltrain.report.html import comparison_page
-    from dltrain.report.run_rows import metric
     from dltrain.sweeps import results
 
     results.write_results(folder / "results.csv", entries)
@@ -196,14 +198,6 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
     known = sorted({name for values in metrics for name in values})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has this metric; available: {', '.join(known)}")
-
-
-def _metric(settings: Sweep, config: dict[str, Any]) -> "Metric":
-    """Return the metric that a search improves: by default val_accuracy of a classification, else val_loss."""
-    from dltrain.report.run_rows import metric
-
-    usual = "val_accuracy" if config["task"]["name"] == "classification" else "val_loss"
-    return metric([], settings.metric or usual, settings.direction)
 
 
 def _numbered(planned: Sequence[PlannedJob], journal: Journal) -> dict[int, Composed]:

@@ -31,17 +31,14 @@ def render(template: str, **content: Any) -> str:
     scripts = [_asset("vega.js"), _asset("page.js")] if VEGA.exists() else [_asset("page.js")]
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            style=Markup(_asset("page.css")),
-            scripts=[Markup(script) for script in scripts],
-            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}",
-            has_charts=VEGA.exists(),
-            version=__version__,
-            **content,
-        )
+    page = _environment().get_template(template)
+    return page.render(
+        style=Markup(_asset("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}",
+        has_charts=VEGA.exists(),
+        version=__version__,
+        **content,
     )
 
 

@@ -12,7 +12,7 @@ class DataCache:
     """Load data as `build.data` does, and keep the splits as read and as last divided."""
 
     def __init__(self) -> None:
-        self.read_from = self.divided_as = ""
+        self.read_from, self.seed = "", 0
         self.splits: dict[str, Any] = {}
         self.divided: build.Data | None = None
 
@@ -20,14 +20,13 @@ class DataCache:
         # A user's data set may draw random numbers: another seed then gives other data.
         seeded = {"seed": seed} if ":" in node["name"] else {}
         read_from = json.dumps([node, seeded], sort_keys=True, default=str)
-        divided_as = json.dumps([node, seed], sort_keys=True, default=str)
         if read_from != self.read_from:
-            self.splits, self.divided, self.divided_as = {}, None, ""  # free the memory before the next are read
+            self.splits, self.divided = {}, None  # free the memory before the next are read
             self.read_from = read_from
-        if self.divided is None or divided_as != self.divided_as:
+        if self.divided is None or seed != self.seed:
             self.divided = None
             self.divided = build.data(node, seed, self._kept(registry.partial_call("data", node)))
-            self.divided_as = divided_as
+            self.seed = seed
         return self.divided
 
     def _kept(self, source: Source) -> Source:
