@@ -1,5 +1,6 @@
 """Cache of the data set of a worker's last job: most jobs of a sweep use the same one."""
 
+import functools
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ class DataCache:
 
     def __init__(self) -> None:
         self.read_from, self.seed = "", 0
-        self.splits: dict[str, Any] = {}
+        self.source: Source | None = None
         self.divided: build.Data | None = None
 
     def __call__(self, node: dict[str, Any], seed: int) -> build.Data:
@@ -21,18 +22,11 @@ class DataCache:
         seeded = {"seed": seed} if ":" in node["name"] else {}
         read_from = json.dumps([node, seeded], sort_keys=True, default=str)
         if read_from != self.read_from:
-            self.splits, self.divided = {}, None  # free the memory before the next are read
+            self.divided = None  # free the memory before the next are read
+            self.source = functools.cache(registry.partial_call("data", node))
             self.read_from = read_from
         if self.divided is None or seed != self.seed:
             self.divided = None
-            self.divided = build.data(node, seed, self._kept(registry.partial_call("data", node)))
+            self.divided = build.data(node, seed, self.source)
             self.seed = seed
         return self.divided
-
-    def _kept(self, source: Source) -> Source:
-        def read(split: str) -> Any:
-            if split not in self.splits:
-                self.splits[split] = source(split)
-            return self.splits[split]
-
-        return read
