@@ -209,8 +209,7 @@ def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, 
     if of_sweep:
         of = "train" if command == "summary" else command
         faults = validation.find_problems(resolution.resolve(composed.config), of, composed.origin)
-        lines = map(str, faults) if faults else [f"{of_sweep[0]}: only works in a sweep. Add -m, or leave it out"]
-        raise ConfigError("\n".join(lines))
+        raise ConfigError("\n".join(faults) or f"{of_sweep[0]}: only works in a sweep. Add -m, or leave it out")
     from dltrain.report.console import start_logging
 
     start_logging()

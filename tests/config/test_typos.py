@@ -106,7 +106,8 @@ def checked_value(line: list[str], config: dict[str, Any], key: str, words: tupl
         wrong = copy.deepcopy(config)
         parent, _, last = key.rpartition(".")
         (wrong[parent] if parent else wrong)[last] = typo
-        return "\n".join(fault.text for fault in validation.find_problems(wrong, line[0]) if fault.key == key)
+        faults = validation.find_problems(wrong, line[0])
+        return "\n".join(fault.removeprefix(key) for fault in faults if fault.startswith(f"{key}="))
 
     names = tuple(word for word in words if word not in NOT_WORDS)
     return Place("value", tuple(line), f"{key}={{}}", names, words, answer)

@@ -20,7 +20,7 @@ from dltrain.config.hints import to_cli
 from dltrain.config.overrides import hydra_argv, parse_flags, quote_override
 from dltrain.config.registry import config_folder
 from dltrain.config.safe_yaml import UnsafeConfig
-from dltrain.config.validation import TYPED, Problem, suggest
+from dltrain.config.validation import TYPED, suggest
 from dltrain.runtime.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         return ConfigError(str(error))
     arguments = parse_flags(command, hydra_argv(argv))
     overrides, unreadable = _parsed(arguments.overrides)
-    faults: list[Problem] = []
+    faults: list[str] = []
     keys: list[Override] = []
     composed: dict[str, Any] | None = None
     with contextlib.suppress(*COMPOSE_ERRORS), hydra_loader(arguments.config_dir) as loader:
@@ -48,7 +48,8 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     if composed is not None:
         faults += _key_faults(composed, command, keys)
     faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
-    return ConfigError("\n".join(dict.fromkeys(map(str, faults))) if faults else " ".join(str(error).split()))
+    lines = dict.fromkeys(" ".join(fault.splitlines()) for fault in faults)
+    return ConfigError("\n".join(lines) if faults else " ".join(str(error).split()))
 
 
 def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
@@ -66,16 +67,16 @@ def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
     return overrides, unreadable
 
 
-def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[Problem]]:
+def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[str]]:
     """Return overrides that choose options, and problems of those that cannot; each comes with its group's options."""
     valid, faults = [], []
     for override, names in chosen:
         group = override.key_or_group
         if group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
-            faults.append(Problem(group, f": no such key{suggest(group, nodes)}"))
+            faults.append(f"{group}: no such key{suggest(group, nodes)}")
             continue
         wrong = [value for value in _values(override) if value not in names]
-        faults += [Problem(group, _no_option(it, names)) for it in wrong]
+        faults += [f"{group}{_no_option(it, names)}" for it in wrong]
         if not wrong and not override.is_delete():
             several = isinstance(override.value(), list)
             option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
@@ -83,25 +84,25 @@ def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -
     return valid, faults
 
 
-def _unreadable_fault(word: str, known: list[str]) -> Problem:
+def _unreadable_fault(word: str, known: list[str]) -> str:
     key, equals, _ = word.lstrip("+~").partition("=")
     # Hydra reads no part of a key that begins with a digit; a typo of ours may.
     hint = suggest(key, known) if equals and key not in known else ""
     is_open = any(word.count(one) > word.count(other) for one, other in ("()", "[]", "{}"))
-    return Problem(word, ": a bracket is not closed" if is_open else f": cannot be read as KEY=VALUE{hint}")
+    return f"{word}: a bracket is not closed" if is_open else f"{word}: cannot be read as KEY=VALUE{hint}"
 
 
-def _in_experiment(command: str, config_dir: str | None, message: str) -> list[Problem]:
+def _in_experiment(command: str, config_dir: str | None, message: str) -> list[str]:
     """Find the problem in an experiment's defaults list from Hydra's message; `config_dir` has more configs."""
     place = " (in the defaults of the experiment)"
     if command != "train":
         return []
     if "@experiment." in message:  # where Hydra puts them without the first line
-        return [Problem("experiment", f': its YAML must begin with "{registry.WHOLE}"')]
+        return [f'experiment: its YAML must begin with "{registry.WHOLE}"']
     if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", message)) and found[1] in registry.GROUPS:
-        return [Problem(found[1], _no_option(found[2], _option_names(found[1], config_dir)) + place)]
+        return [f"{found[1]}{_no_option(found[2], _option_names(found[1], config_dir))}{place}"]
     if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", message):
-        return [Problem(found[1], f": no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}")]
+        return [f"{found[1]}: no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}"]
     return []
 
 
@@ -132,7 +133,7 @@ def _swept(override: Override) -> list[str]:
         return [override.input_line.partition("=")[2] if override.input_line else ""]
 
 
-def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[Problem]:
+def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[str]:
     """Check the overrides of keys, each applied to the composed config."""
     known = known_keys(config, command)
     faults = []
@@ -143,29 +144,29 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override])
             continue
         if override.is_delete():
             if not has(config, key):
-                faults.append(Problem(f"~{key}", f": no such key{_hint(key, config, known)}"))
+                faults.append(f"~{key}: no such key{_hint(key, config, known)}")
             elif at(config, key) is None:
-                faults.append(Problem(f"~{key}", ": is null already"))
+                faults.append(f"~{key}: is null already")
             continue
         node: Any = config if override.is_add() or has(config, key) else None
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):  # +optim.lr.x has no place either
-            faults.append(Problem(key, f": no such key{_hint(key, config, known)} (from the command line)"))
+            faults.append(f"{key}: no such key{_hint(key, config, known)} (from the command line)")
             continue
         values: list[Any] = []
         for one in _each(override):
             try:
                 values.append(OmegaConf.to_container(OmegaConf.create({"value": one.value()})))
             except OmegaConfBaseException as error:  # ${ without an end
-                faults.append(Problem(key, f"={one.value()}: {str(error).splitlines()[0]}"))
+                faults.append(f"{key}={one.value()}: {str(error).splitlines()[0]}")
         last = key.rpartition(".")[2]
         swept += [(node, last, value["value"]) for value in values[1:]]
         if values:
             node[last] = values[0]["value"]
     typed = [override.key_or_group for override in overrides]
 
-    def check() -> list[Problem]:
+    def check() -> list[str]:
         return validation.find_problems(config, command, lambda key: TYPED if key in typed else "")
 
     faults += check()

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from dltrain.config import signatures
@@ -12,23 +11,6 @@ from dltrain.config.signatures import Param, Signature
 from dltrain.runtime.errors import ConfigError
 
 TYPED = "the command line"  # the origin of a typed key
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a config: the key, what is wrong and what to do."""
-
-    key: str
-    text: str
-
-    def __str__(self) -> str:
-        return " ".join(f"{self.key}{self.text}".splitlines())
-
-
-def raise_problems(faults: list[Problem]) -> None:
-    """Raise a ConfigError with all problems, one a line, if there are any."""
-    if faults:
-        raise ConfigError("\n".join(str(fault) for fault in faults))
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -52,10 +34,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def validate(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
     """Raise a ConfigError with all problems of a config, one a line."""
-    raise_problems(find_problems(config, command, origin))
+    if faults := find_problems(config, command, origin):
+        raise ConfigError("\n".join(faults))
 
 
-def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[Problem]:
+def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> list[str]:
     """Return all problems of a composed and resolved config; `origin` says where a key's value comes from."""
 
     def where(key: str) -> str:
@@ -69,7 +52,7 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
     is_lost = isinstance(own, dict | list) and not any(TYPED in where(f"experiment.{key}") for key in own)
     if command == "train" and is_lost:
         del top["experiment"]
-        faults.append(Problem("experiment", f': its YAML must begin with "{WHOLE}", and hold keys and their values'))
+        faults.append(f'experiment: its YAML must begin with "{WHOLE}", and hold keys and their values')
     others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
     faults += _check_keys("", top, settings, where, others)
     for node, place in nodes.items():
@@ -77,7 +60,7 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
         if node in OPTIONAL and node not in config:
             continue
         if not isinstance(value, dict):
-            faults.append(Problem(node, f"={to_cli(value)}: must be a group of keys{where(node)}"))
+            faults.append(f"{node}={to_cli(value)}: must be a group of keys{where(node)}")
             continue
         if place is not None:
             faults += _check_keys(f"{node}.", value, signatures.builtin(*place), where, settings.keys)
@@ -85,39 +68,37 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
             faults += _check_several(node, value, where, settings.keys)
         else:
             faults += _check_option(node, value, where, settings.keys)
-    return faults
+    return [" ".join(fault.splitlines()) for fault in faults]
 
 
-def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Problem]:
+def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[str]:
     name, key = node.get("name"), f"{group}.name"
     if not isinstance(name, str) or name == REQUIRED:
-        return [Problem(key, f" is required: set it to module:name, your own code, or to an option's name{where(key)}")]
+        return [f"{key} is required: set it to module:name, your own code, or to an option's name{where(key)}"]
     try:
         found = signature(group, name)
     except ConfigError as error:
-        return [Problem(key, f"={error}")]
+        return [f"{key}={error}"]
     if found is None:
-        return [Problem(key, f"={name}: no such {group}{suggest(name, names(group))}{where(key)}")]
+        return [f"{key}={name}: no such {group}{suggest(name, names(group))}{where(key)}"]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
 
 
-def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Iterable[str]) -> list[Problem]:
+def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Iterable[str]) -> list[str]:
     faults = []
     for name, node in nodes.items():
         key = f"{group}.{name}"
         found = signature(group, name) if builtin(group, name) else None
         if found is None:
-            faults.append(Problem(key, f": no such {group}{suggest(name, names(group))}{where(key)}"))
+            faults.append(f"{key}: no such {group}{suggest(name, names(group))}{where(key)}")
         elif not isinstance(node, dict):
-            faults.append(Problem(key, f"={to_cli(node)}: must be a group of keys{where(key)}"))
+            faults.append(f"{key}={to_cli(node)}: must be a group of keys{where(key)}")
         else:
             faults += _check_keys(f"{key}.", node, found, where, others)
     return faults
 
 
-def _check_keys(
-    prefix: str, node: dict[str, Any], found: Signature, where: Origin, others: Iterable[str]
-) -> list[Problem]:
+def _check_keys(prefix: str, node: dict[str, Any], found: Signature, where: Origin, others: Iterable[str]) -> list[str]:
     faults = []
     known = {prefix + key: rule for key, rule in found.keys.items()}
     for name, value in node.items():
@@ -125,16 +106,16 @@ def _check_keys(
         if key in known:
             faults += _check_value(key, value, known[key], where)
         elif not found.takes_any:
-            faults.append(Problem(key, f": no such key{suggest(key, [*known, *others])}{where(key)}"))
-    missing = [key for key, rule in known.items() if rule.required and key.removeprefix(prefix) not in node]
-    return faults + [
-        Problem(key, f" is required: {known[key].meaning or describe(known[key].hint)}") for key in missing
-    ]
+            faults.append(f"{key}: no such key{suggest(key, [*known, *others])}{where(key)}")
+    for key, rule in known.items():
+        if rule.required and key.removeprefix(prefix) not in node:
+            faults += _check_value(key, REQUIRED, rule, where)
+    return faults
 
 
-def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[Problem]:
+def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[str]:
     if value == REQUIRED:
-        return [Problem(key, f" is required: {rule.meaning or describe(rule.hint)}")]
+        return [f"{key} is required: {rule.meaning or describe(rule.hint)}"]
     if conforms(value, rule.hint):
         return []
     shown, advice = to_cli(value), ""
@@ -142,7 +123,7 @@ def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[Probl
         advice = f"; as text: '{key}=\"{shown}\"'"
     elif isinstance(value, str) and is_number(value):
         shown, advice = f'"{value}"', ", not text"
-    return [Problem(key, f"={shown}: must be {describe(rule.hint)}{advice}{where(key)}")]
+    return [f"{key}={shown}: must be {describe(rule.hint)}{advice}{where(key)}"]
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:

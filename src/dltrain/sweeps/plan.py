@@ -204,7 +204,7 @@ def check(composed: Composed, command: str, typed: TrustedOverrides | None = Non
         run_trackers.require(composed.config)
         if saved_config.custom_imports(values):
             select.all_threads()  # before the import
-        faults = [str(fault) for fault in validation.find_problems(values, command, composed.origin)]
+        faults = validation.find_problems(values, command, composed.origin)
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
     kept = saved_config.without_added(values)

@@ -51,7 +51,7 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
     saved_config.require_trusted(values, config.values["trust"])  # resolved, since a reference could hide a name
     if problems := validation.find_problems(values, "train"):
         more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        first = "; ".join(" ".join(str(problem).split())[:200] for problem in problems[:2])
+        first = "; ".join(" ".join(problem.split())[:200] for problem in problems[:2])
         raise InputError(f"{path}: its config is refused: {first}{more}")
     if root := config.values.get("data", {}).get("root"):
         if "root" not in values["data"]:
