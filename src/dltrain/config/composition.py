@@ -34,11 +34,8 @@ from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.folders import expand_user
 
 VERSION_BASE = "1.3"
-COMPOSE_ERRORS = (
-    HydraException,
-    OmegaConfBaseException,
-    ValueError,
-)  # what Hydra raises for a command line it cannot use
+# What Hydra raises for a command line that it cannot use.
+COMPOSE_ERRORS = HydraException, OmegaConfBaseException, ValueError
 
 
 @dataclass(frozen=True)
@@ -49,16 +46,6 @@ class Composed:
     overrides: list[str]
     typed: list[str]  # dotted keys
     origin: Provenance
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """The parsed arguments of a subcommand; `implied` are overrides that a resumed run adds."""
-
-    config_name: str
-    flags: argparse.Namespace
-    overrides: list[str]
-    implied: list[str]
 
 
 @dataclass(frozen=True)
@@ -79,26 +66,30 @@ def run(command: str, argv: list[str]) -> Composed | int:
     Raises one of COMPOSE_ERRORS at the first mistake; `diagnostics.explain` finds the others.
     """
     try:
-        line = parse(command, argv)
-        with hydra_loader(line.flags.config_dir) as loader:
-            if _print(line):
+        flags, implied = parse(command, argv)
+        with hydra_loader(flags.config_dir) as loader:
+            if _print(flags):
                 return 0
-            if line.flags.multirun:  # cut short, as in --multi
+            if flags.multirun:  # cut short, as in --multi
                 raise ConfigError("--multirun: must be written out, or as -m")
-            return compose_job(loader, line.config_name, line.overrides, line.implied)
+            return compose_job(loader, flags.config_name, flags.overrides, implied)
     except SystemExit as stop:  # after --version, or for a --package that is not there
         return 2 if stop.code else 0
 
 
-def parse(command: str, argv: list[str]) -> CommandLine:
-    """Split the arguments of a subcommand. Raises ConfigError for flags that cannot be used."""
+def parse(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the arguments of a subcommand; return also the overrides among them that a resumed run adds.
+
+    Raises ConfigError for flags that cannot be used.
+    """
     try:
         Path.cwd()
     except FileNotFoundError as error:
         raise InputError("the current folder is no longer there; cd to one that is") from error
     implied = options_of_resumed(argv)
     flags = parse_flags(command, hydra_argv([*implied, *argv]))
-    return CommandLine(flags.config_name or command, flags, flags.overrides, implied)
+    flags.config_name = flags.config_name or command
+    return flags, implied
 
 
 @contextlib.contextmanager
@@ -114,18 +105,18 @@ def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
         yield loader
 
 
-def _print(line: CommandLine) -> bool:
+def _print(flags: argparse.Namespace) -> bool:
     """Let Hydra print what a flag such as --cfg asks for; False if no flag does. Nothing runs."""
     engine = GlobalHydra.instance().hydra
     assert engine is not None
-    flags, config, root = line.flags, (line.config_name, line.overrides), logging.getLogger()
+    config, root = (flags.config_name, flags.overrides), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
         if flags.hydra_help:
             flags.overrides = []  # it shows a config of Hydra's own, in which none has a place
             engine.hydra_help(None, get_args_parser(), flags)
         elif flags.help:
-            engine.app_help(line.config_name, get_args_parser(), flags)
+            engine.app_help(flags.config_name, get_args_parser(), flags)
         elif flags.cfg:
             engine.show_cfg(*config, flags.cfg, flags.package, flags.resolve)
         elif flags.info:
@@ -143,16 +134,16 @@ def _print(line: CommandLine) -> bool:
 @contextlib.contextmanager
 def sweeping(command: str, argv: list[str]) -> Iterator[Sweeping]:
     """Compose the first job of a sweep, for its settings; yield what the other jobs are composed with."""
-    line = parse(command, argv)
-    with hydra_loader(line.flags.config_dir) as loader:
-        first = first_values(loader, line.overrides)
-        config = loader.load_configuration(line.config_name, first, run_mode=RunMode.MULTIRUN)
+    flags, implied = parse(command, argv)
+    with hydra_loader(flags.config_dir) as loader:
+        first = first_values(loader, flags.overrides)
+        config = loader.load_configuration(flags.config_name, first, run_mode=RunMode.MULTIRUN)
         sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         overrides = [f"{key}={'null' if value is None else value}" for key, value in (sweeper["params"] or {}).items()]
-        of_hydra = [word for word in line.overrides if word.lstrip("+~").startswith("hydra")]
-        overrides += [word for word in line.overrides if word not in of_hydra]
+        of_hydra = [word for word in flags.overrides if word.lstrip("+~").startswith("hydra")]
+        overrides += [word for word in flags.overrides if word not in of_hydra]
         settings = OmegaConf.to_container(config.sweep, resolve=True)
-        yield Sweeping(loader, line.config_name, settings, of_hydra, overrides, line.implied)
+        yield Sweeping(loader, flags.config_name, settings, of_hydra, overrides, implied)
 
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
@@ -191,9 +182,9 @@ def preview(command: str, argv: list[str]) -> Composed:
 
     Raises ConfigError for an unknown flag, else as `run`.
     """
-    line = parse(command, argv)
-    with hydra_loader(line.flags.config_dir) as loader:
-        return compose_job(loader, line.config_name, first_values(loader, line.overrides), line.implied)
+    flags, implied = parse(command, argv)
+    with hydra_loader(flags.config_dir) as loader:
+        return compose_job(loader, flags.config_name, first_values(loader, flags.overrides), implied)
 
 
 def compose_job(loader: ConfigLoader, config_name: str, texts: list[str], implied: Sequence[str] = ()) -> Composed:
