@@ -76,13 +76,8 @@ def builtin(source: str, name: str) -> Signature:
     if not (PACKAGE / source).is_file():
         raise SignatureNotFound(source)
     tree = _parsed(source)
-    aliases = {
-        target.id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    assignments = [node for node in tree.body if isinstance(node, ast.Assign)]
+    aliases = {target.id: node.value for node in assignments for target in node.targets if isinstance(target, ast.Name)}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and matches_name(node.name, name):
             return _read(node, aliases)
@@ -111,12 +106,11 @@ def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) ->
     for function in functions:
         arguments = function.args
         positional = arguments.posonlyargs + arguments.args
-        first_default = len(positional) - len(arguments.defaults)
-        for index, argument in enumerate(positional):
+        without_default = [None] * (len(positional) - len(arguments.defaults))
+        defaults = [*without_default, *arguments.defaults, *arguments.kw_defaults]
+        for argument, default in zip(positional + arguments.kwonlyargs, defaults, strict=True):
             if argument.arg != "self":
-                found[argument.arg] = argument.annotation, index < first_default
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-            found[argument.arg] = argument.annotation, default is None
+                found[argument.arg] = argument.annotation, default is None
         takes_any = arguments.kwarg is not None
     if not functions:  # a dataclass: its fields are its arguments
         for field in node.body:
@@ -139,9 +133,8 @@ def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
             return KNOWN[name]
         case ast.Name(id=name) if name in aliases:
             return _hint(aliases[name], aliases)
-        case ast.Subscript(value=base, slice=ast.Tuple(elts=elements)):
-            generic = _hint(base, aliases)
-            return generic if generic is Any else generic[tuple(_hint(element, aliases) for element in elements)]
+        case ast.Tuple(elts=elements):
+            return tuple(_hint(element, aliases) for element in elements)
         case ast.Subscript(value=base, slice=inner):
             generic = _hint(base, aliases)
             return generic if generic is Any else generic[_hint(inner, aliases)]
@@ -197,15 +190,14 @@ def user_object(path: str) -> Any:
 
 def user_signature(found: Any) -> Signature:
     """Return the signature of a user's function or class."""
-    function = found.__init__ if inspect.isclass(found) else found
+    document = inspect.getdoc(found) or ""
     try:
         parameters = dict(inspect.signature(found).parameters)
     except (TypeError, ValueError):  # built in C
-        return Signature(inspect.getdoc(found) or "", {}, takes_any=True)
+        return Signature(document, {}, takes_any=True)
     hints: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # hints with names that are not imported: then every value is allowed
-        hints = typing.get_type_hints(function, include_extras=True)
-    document = inspect.getdoc(found) or ""
+        hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
     meanings = argument_meanings(document, parameters)
     keys = {
         name: Param(hints.get(name, Any), parameter.default is parameter.empty, meanings.get(name, ""))
