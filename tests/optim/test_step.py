@@ -19,8 +19,7 @@ from dltrain.engine import fit
 from dltrain.optim import schedules
 from dltrain.optim.step import TrainState
 from dltrain.optim.tasks import Classification
-from dltrain.runtime import memory
-from dltrain.runtime import precision as placement
+from dltrain.runtime import devices, memory
 from dltrain.runtime.devices import Runtime
 from dltrain.training import build
 
@@ -270,7 +269,7 @@ def test_auto_chooses_bf16_for_networks_measured_to_be_faster(
 ) -> None:
     native(monkeypatch, "avx512_bf16")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = placement.resolve_precision(Runtime(CPU.device, "auto", 1), network, batch_size, "classification")
+    found = devices.resolve_precision(Runtime(CPU.device, "auto", 1), network, batch_size, "classification")
     assert found.precision == precision
     assert found.describe().startswith(f"cpu, 1 thread, {precision} (auto: ")
 
@@ -279,7 +278,7 @@ def test_auto_chooses_bf16_for_networks_measured_to_be_faster(
 def test_auto_is_fp32_on_a_cpu_without_bf16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native(monkeypatch, "avx512_f", "avx2")
     network = build.model(NETWORKS[name], (3, 14, 12), 10)
-    found = placement.resolve_precision(Runtime(CPU.device, "auto", 1), network, 512, "classification")
+    found = devices.resolve_precision(Runtime(CPU.device, "auto", 1), network, 512, "classification")
     assert (found.precision, found.reason) == ("fp32", "this CPU has no bf16")
 
 
@@ -297,8 +296,7 @@ def test_auto_is_fp32_on_intel_without_amx_where_bf16_was_measured_to_be_slower(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True) | {"cpu_name": cpu})
     network = build.model(NETWORKS["mlp"], (3, 14, 12), 10)
     assert (
-        placement.resolve_precision(Runtime(CPU.device, "auto", 1), network, 512, "classification").precision
-        == precision
+        devices.resolve_precision(Runtime(CPU.device, "auto", 1), network, 512, "classification").precision == precision
     )
 
 
@@ -306,7 +304,7 @@ def test_auto_is_fp32_on_intel_without_amx_where_bf16_was_measured_to_be_slower(
 def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> None:
     named = Runtime(CPU.device, precision, 1)
     for task in ("classification", "regression"):
-        assert placement.resolve_precision(named, build.model(CNN, (3, 14, 12), 10), batch_size, task) == named
+        assert devices.resolve_precision(named, build.model(CNN, (3, 14, 12), 10), batch_size, task) == named
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -314,7 +312,7 @@ def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> Non
 def test_auto_is_fp32_for_regression(device: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native(monkeypatch, "avx512_bf16")
     network = build.model(NETWORKS["mlp"], (3, 14, 12), 10)
-    found = placement.resolve_precision(Runtime(torch.device(device), "auto", 1), network, 512, task)
+    found = devices.resolve_precision(Runtime(torch.device(device), "auto", 1), network, 512, task)
     assert (found.precision, found.reason) == ("fp32", f"{task} needs more digits than bf16 has")
 
 

@@ -15,7 +15,6 @@ from dltrain.data.splits import Examples, read_split, split_train_val
 from dltrain.runtime import devices
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.memory import to_device
-from dltrain.runtime.precision import resolve_precision
 from dltrain.training import build, weights
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
     runtime = devices.restored_device(config.values["device"], content["runtime"], config.typed)
     known = content["data"]
     claimed = weights.check_weights(values["model"], known, content["model"], path)
-    runtime = resolve_precision(runtime, claimed, values["batch_size"], values["task"]["name"])
+    runtime = devices.resolve_precision(runtime, claimed, values["batch_size"], values["task"]["name"])
     del claimed
     if runtime.precision != (trained := content["runtime"]["precision"]):
         log.warning("computed in %s, trained in %s: metrics differ in their last digits", runtime.precision, trained)

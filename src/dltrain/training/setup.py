@@ -11,10 +11,9 @@ from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.optim.step import TrainState
 from dltrain.runtime import distributed, torchrun
-from dltrain.runtime.devices import memory_errors, restored_device, seed_everything
+from dltrain.runtime.devices import memory_errors, resolve_precision, restored_device, seed_everything
 from dltrain.runtime.errors import ConfigError
 from dltrain.runtime.memory import to_device
-from dltrain.runtime.precision import resolve_precision
 from dltrain.training import build, checks, snapshot, weights
 from dltrain.training.progress import Progress
 from dltrain.training.resume_point import ResumePoint, require_same_data_on_all_ranks
