@@ -31,22 +31,18 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     arguments = parse_flags(command, hydra_argv(argv))
     overrides, unreadable = _parsed(arguments.overrides)
     faults: list[str] = []
-    keys: list[Override] = []
     composed: dict[str, Any] | None = None
     with contextlib.suppress(*COMPOSE_ERRORS), hydra_loader(arguments.config_dir) as loader:
-        options = [loader.get_group_options(override.key_or_group) for override in overrides]
-        for override, names in zip(overrides, options, strict=True):
-            if override.key_or_group == "experiment":  # Hydra lists none of a sub-folder
-                names[:] = _option_names("experiment", arguments.config_dir)
-        keys += [override for override, names in zip(overrides, options, strict=True) if not names]
-        chosen = [(override, names) for override, names in zip(overrides, options, strict=True) if names]
-        option_overrides, wrong = _options(chosen, registry.COMMANDS[command][2])
-        faults += wrong
+        options = {override.key_or_group: loader.get_group_options(override.key_or_group) for override in overrides}
+        if "experiment" in options:  # Hydra lists none of a sub-folder
+            options["experiment"] = _option_names("experiment", arguments.config_dir)
+        option_overrides, faults = _options(overrides, options, registry.COMMANDS[command][2])
         composed = compose_job(loader, command, option_overrides).config
     known = [] if composed is None else known_keys(composed, command)
     faults += [_unreadable_fault(text, known) for text in unreadable]
     if composed is not None:
-        faults += _key_faults(composed, command, keys)
+        keys = [override for override in overrides if not options[override.key_or_group]]
+        faults += _key_faults(composed, command, keys, known)
     faults += [] if faults else _in_experiment(command, arguments.config_dir, str(error))
     lines = dict.fromkeys(" ".join(fault.splitlines()) for fault in faults)
     return ConfigError("\n".join(lines) if faults else " ".join(str(error).split()))
@@ -67,11 +63,15 @@ def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
     return overrides, unreadable
 
 
-def _options(chosen: list[tuple[Override, list[str]]], nodes: Collection[str]) -> tuple[list[str], list[str]]:
-    """Return overrides that choose options, and problems of those that cannot; each comes with its group's options."""
+def _options(
+    overrides: list[Override], options: dict[str, list[str]], nodes: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Return overrides that choose options, and problems of those that cannot; `options` are those of each group."""
     valid, faults = [], []
-    for override, names in chosen:
+    for override in overrides:
         group = override.key_or_group
+        if not (names := options[group]):  # a key
+            continue
         if group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
             faults.append(f"{group}: no such key{suggest(group, nodes)}")
             continue
@@ -133,9 +133,8 @@ def _swept(override: Override) -> list[str]:
         return [override.input_line.partition("=")[2] if override.input_line else ""]
 
 
-def _key_faults(config: dict[str, Any], command: str, overrides: list[Override]) -> list[str]:
+def _key_faults(config: dict[str, Any], command: str, overrides: list[Override], known: list[str]) -> list[str]:
     """Check the overrides of keys, each applied to the composed config."""
-    known = known_keys(config, command)
     faults = []
     swept: list[tuple[dict[str, Any], str, Any]] = []  # where a further value of a key would stand, and the value
     for override in overrides:
@@ -191,10 +190,9 @@ def _each(override: Override) -> list[Override]:
 def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
     """Say what to do about an unknown key: it can be added, is misspelt, or belongs to other options."""
     group, _, parameter = key.partition(".")
-    if group not in registry.GROUPS or not parameter:
-        return suggest(key, known)
-    name = config[group].get("name") if isinstance(config.get(group), dict) else None
-    if not isinstance(name, str):  # a command without options of this group
+    node = config.get(group)
+    name = node.get("name") if isinstance(node, dict) else None
+    if group not in registry.GROUPS or not parameter or not isinstance(name, str):  # a command has no such options
         return suggest(key, known)
     with contextlib.suppress(ConfigError):
         found = registry.signature(group, name)
