@@ -183,12 +183,9 @@ def _read(path: Path) -> Any:
                 raise UnsafePickle("its end, which holds the SHA-256, is missing or altered")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror}). Change its rights") from error
     except OSError as error:  # the disk's or the network's, perhaps for a moment: no reason to take an older file
-        raise InputError(
-            f"{path}: could not be read ({error.strerror or error}). Try again, or take another"
-        ) from error
+        advice = "Change its rights" if isinstance(error, PermissionError) else "Try again, or take another"
+        raise InputError(f"{path}: could not be read ({error.strerror or error}). {advice}") from error
     except UnsafePickle as error:
         raise DamagedFile(f"{path}: not a checkpoint, or a damaged one: {error}. Take another") from error
     except Exception as error:  # torch raises nearly anything

@@ -31,14 +31,12 @@ class ResumePoint:
 @contextlib.contextmanager
 def open_resume_point(text: object, processes: Processes) -> Iterator[ResumePoint]:
     """Open the run folder that `resume` names; with several processes the first reads it for all."""
-    if processes.world_size == 1:
+    if processes.rank == 0:
         with _opened(text) as start:
-            yield start
-    elif processes.rank == 0:
-        with _opened(text) as start:
-            buffer = io.BytesIO()
-            torch.save(start.content, buffer)
-            distributed.broadcast_bytes(buffer.getvalue(), processes)
+            if processes.world_size > 1:
+                buffer = io.BytesIO()
+                torch.save(start.content, buffer)
+                distributed.broadcast_bytes(buffer.getvalue(), processes)
             yield start
     else:
         buffer = io.BytesIO(distributed.broadcast_bytes(b"", processes))

@@ -214,19 +214,17 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
             for key, each in saved["state"].get(number, {}).items():
                 if isinstance(each, Tensor) and each.dtype != built.state[parameter][key].dtype:
                     built.state[parameter][key] = each.to(parameter.device)
+    has_momentum = any(group.get("momentum") for group in options)
     for parameter, entry in built.state.items():
+        if isinstance(built, torch.optim.RMSprop) and has_momentum:  # as SGD itself does for a momentum set later
+            entry.setdefault("momentum_buffer", torch.zeros_like(parameter))
         for key, each in entry.items():  # in the memory layout of the weights
             # An optimizer of a user may keep state of all weights under a name, and sparse tensors.
             is_dense = isinstance(each, Tensor) and isinstance(parameter, Tensor) and each.layout == torch.strided
             if is_dense and each.shape == parameter.shape and each.stride() != parameter.stride():
                 entry[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
-    has_momentum = any(group.get("momentum") for group in options)
-    if isinstance(built, torch.optim.RMSprop) and has_momentum:
-        for parameter, entry in built.state.items():  # as SGD itself does for a momentum set later
-            entry.setdefault("momentum_buffer", torch.zeros_like(parameter))
-    if type(built) in MOMENTS:
-        needed = MOMENTS[type(built)] | ({"momentum_buffer"} if has_momentum else set())
-        for parameter, moments in built.state.items():
-            _check_moments(parameter, moments, needed)
+        if type(built) in MOMENTS:
+            needed = MOMENTS[type(built)] | ({"momentum_buffer"} if has_momentum else set())
+            _check_moments(parameter, entry, needed)
     for group, option in zip(built.param_groups, options, strict=True):
         group.update(option)
