@@ -6,6 +6,7 @@ allows every value.
 
 import math
 import re
+import sys
 import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Interval, Len
 
 WIDEST = 1 << 1000  # longer ones fit into no float
+LARGEST = sys.float_info.max  # not infinite, nor a whole number of hundreds of digits
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,12 @@ def conforms(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < WIDEST
     if isinstance(hint, type) and (hint in (bool, str, list, dict) or hint.__module__ == "torch"):
         return isinstance(value, hint)
     return True
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return False
 
 
 def is_number(text: str) -> bool:

@@ -88,7 +88,8 @@ def resume_config(stored: dict[str, Any], given: dict[str, Any], typed: Collecti
         raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
     stored = with_added(stored)
     joined = merge_overrides(stored, given, [key for key in typed if key not in ("resume", "trust")])
-    changed = _differences(stored, joined)
+    before, after = _leaves(stored), _leaves(joined)
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if fixed := [key for key in changed if key in FIXED_GROUPS or key.partition(".")[0] in FIXED]:
         raise ConfigError(f"resume: {', '.join(fixed)} cannot change in a resumed run. Start a new one with init=")
     if changed:
@@ -140,12 +141,6 @@ def warn_changed_interpolations(values: dict[str, Any], before: dict[str, str], 
         )
     if changed:
         log.warning("resume: %s had another value when the run was saved", ", ".join(changed))
-
-
-def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Return the dotted keys that matter and differ between two configs."""
-    before, after = _leaves(one), _leaves(other)
-    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
 def _leaves(config: dict[str, Any]) -> dict[str, Any]:

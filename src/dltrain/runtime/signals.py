@@ -21,21 +21,17 @@ class SignalInterrupt(KeyboardInterrupt):
         self.exit_code = SIGNALS[signal.Signals(number)]
 
 
-def _interrupt_behind(error: BaseException | None) -> SignalInterrupt | None:
-    """Return the signal that led to an error: an interrupted library may fail again while it cleans up."""
-    while error is not None and not isinstance(error, SignalInterrupt):
-        error = error.__context__
-    return error
-
-
 def exit_code(error: UserError | KeyboardInterrupt) -> int:
     return getattr(error, "exit_code", SIGNALS[signal.SIGINT])  # a plain KeyboardInterrupt has none
 
 
 def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
     """Map an exception to what the user should see: a signal, a UserError or an OS error; None for a bug."""
-    if (interrupt := _interrupt_behind(error)) is not None:
-        return interrupt
+    cause: BaseException | None = error
+    while cause is not None:  # an interrupted library may fail again while it cleans up
+        if isinstance(cause, SignalInterrupt):
+            return cause
+        cause = cause.__context__
     if isinstance(error, UserError | KeyboardInterrupt):
         return error
     return system_error_message(error) if isinstance(error, OSError) and error.filename is not None else None
