@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, Len
 from torch import Tensor
 
+from dltrain.config.dotted import at, has
 from dltrain.config.hints import conforms, describe
 
 Count = Annotated[int, Interval(ge=0)]
@@ -71,13 +72,9 @@ def _is_line(value: object) -> bool:
 def validation_error(content: dict[str, Any]) -> str:
     """Return the first thing that is wrong with the content of a checkpoint, empty where nothing is."""
     for key, hint in (OF_EACH | OF_LAST if "optimizer" in content else OF_EACH).items():
-        *parents, last = key.split(".")
-        node: Any = content
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
+        if not has(content, key):
             return f"{key} is missing"
-        if not conforms(node[last], hint):
+        if not conforms(at(content, key), hint):
             return f"{key} must be {describe(hint)}"
     if not conforms(content.get("averages"), dict[str, Any] | None):  # the first of format 2 have none
         return "averages must be weights by name"

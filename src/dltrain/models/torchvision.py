@@ -13,10 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 SIDES = {"vit": "image_size", "maxvit": "input_size"}  # architectures that must know the image size
-BRANCHES = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
+WITH_BRANCHES = ("googlenet", "inception_v3")  # trained with auxiliary classifiers, which are left out
 
 
 def torchvision(
@@ -41,7 +38,7 @@ def torchvision(
         raise ValueError(f"model.arch={arch}: torchvision has no such classifier; did you mean {', '.join(near)}?")
     if channels not in (1, 3):
         raise ValueError(f"torchvision classifiers take images of 1 or 3 channels, the data has {channels}")
-    options: dict[str, Any] = dict(BRANCHES.get(arch, {}))
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if arch in WITH_BRANCHES else {}
     if (key := SIDES.get(arch.partition("_")[0])) is not None:
         options[key] = sides[0] if key == "image_size" else tuple(sides)
     with _NumbersOnCpu() if arch.startswith("regnet") else contextlib.nullcontext():

@@ -50,12 +50,6 @@ class Interrupted(UserError):
         self.exit_code = exit_code
 
 
-def system_error_message(error: OSError) -> UserError:
-    """Convert an OSError that nothing else handled, such as a file missing in user code or a failing disk."""
-    is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
-    return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
-
-
 def first_line(error: object) -> str:
     """Return the first line of an error's message, shortened to fit a table row, or else its type."""
     line = (sanitized(str(error)).strip().splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from dltrain.runtime import terminal
-from dltrain.runtime.errors import UserError, system_error_message
+from dltrain.runtime.errors import InputError, OutputError, UserError
 
 # Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
 # asks it to; SIGHUP arrives when the terminal of a run is closed.
@@ -34,7 +34,11 @@ def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
         cause = cause.__context__
     if isinstance(error, UserError | KeyboardInterrupt):
         return error
-    return system_error_message(error) if isinstance(error, OSError) and error.filename is not None else None
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    # One that nothing else handled, such as a file missing in user code or a failing disk.
+    is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
 
 
 def _outlive_terminal(number: int) -> None:

@@ -14,9 +14,8 @@ from dltrain.runtime import atomic_files, distributed, folders
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.torchrun import Processes
 
-OF_RUN = ("checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml")
-OF_PAGES = (".hydra/origins.json", "analysis.json", "report.html")
-OF_TRACKERS = ("metrics.csv", "mlflow_run_id")
+WRITTEN = ["checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml", ".hydra/origins.json"]
+WRITTEN += ["analysis.json", "report.html", "metrics.csv", "mlflow_run_id"]  # atomically, in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def _opened(text: object) -> Iterator[ResumePoint]:
         raise unfit
     folders.refuse_links(folder)
     with folders.locked(folder / ".lock", wait=False):
-        for name in (*OF_RUN, *OF_PAGES, *OF_TRACKERS):
+        for name in WRITTEN:
             atomic_files.remove_leftovers(folder / name)
         path, content = checkpoint.load_newest(path)
         if "optimizer" not in content:
