@@ -33,7 +33,6 @@ from dltrain.config.safe_yaml import UnsafeConfig, read_yaml
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.folders import expand_user
 
-VERSION_BASE = "1.3"
 # What Hydra raises for a command line that it cannot use.
 COMPOSE_ERRORS = HydraException, OmegaConfBaseException, ValueError
 
@@ -95,7 +94,7 @@ def parse(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]
 @contextlib.contextmanager
 def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
     """Yield Hydra's loader of configs/ and then `config_dir`, within the limits of `hydra_sandbox`."""
-    with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
+    with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         if config_dir is not None:
             search_path = loader.get_search_path()

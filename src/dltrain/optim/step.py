@@ -194,16 +194,13 @@ def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor 
 
 def _update(optimizer: torch.optim.Optimizer, fault: Tensor | bool) -> None:
     """Make a step of the optimizer, unless `fault` is 1."""
-    if fault is False:
-        optimizer.step()
-        return
     # In the first step of SGD a masked kernel would leave the new momentum buffers uninitialised.
     is_first = not optimizer.state and any(group.get("momentum") for group in optimizer.param_groups)
     if isinstance(fault, Tensor) and getattr(optimizer, "_step_supports_amp_scaling", False) and not is_first:
         # As torch.amp.GradScaler sets it: fused kernels read it on the device and then change nothing.
         optimizer.found_inf = fault  # type: ignore[attr-defined]
         optimizer.step()
-    elif not fault:  # other optimizers have no such flag: this waits for the GPU at each step
+    elif not fault:  # on the GPU other optimizers have no such flag: this waits for it at each step
         optimizer.step()
 
 

@@ -144,18 +144,6 @@ def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer
     return built
 
 
-def describe(model_name: str, data_name: str, network: nn.Module, data: Data) -> list[str]:
-    """Return log lines that describe the model and the data."""
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    counts = ", ".join(f"{len(part.images):,} {split}" for split, part in splits.items() if part is not None)
-    shape = "x".join(map(str, data.input_shape))
-    outputs = f"{data.outputs} classes" if data.train.classes else f"{data.outputs} values to predict"
-    return [
-        f"model   {model_name}, {count_parameters(network):,} parameters",
-        f"data    {data_name}, {counts} examples of {shape}, {outputs}",
-    ]
-
-
 def count_parameters(network: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -47,10 +47,8 @@ def check_last_batch(
 
     Batch norm works where an image still has several pixels, so the network is tried with an example of `shape`.
     """
-    whole = batch_size * accumulate
-    last = examples % whole or min(whole, examples)
-    # With several processes, the parts of whole batches can be that small too.
-    batches = {last} if processes == 1 else {last, min(whole, examples)}
+    whole = min(batch_size * accumulate, examples)
+    batches = {whole, examples % whole or whole}  # with several processes, parts of whole batches can be that small too
     parts = {
         max(1, batch * (rank + 1) // processes - batch * rank // processes)
         for batch in batches
@@ -70,10 +68,8 @@ def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:
         with devices.preserved_state(network), torch.no_grad():
             network.train()
             network(torch.zeros(1, *shape))
-    except ValueError as error:
-        return "more than 1 value per channel" not in str(error)
-    except Exception:  # another error: the first step will raise it
-        return True
+    except Exception as error:  # another one the first step will raise
+        return not (isinstance(error, ValueError) and "more than 1 value per channel" in str(error))
     return True
 
 

@@ -31,9 +31,14 @@ class RunDir:
 
     def log_start(self, run: Run, *, resumed: bool) -> None:
         """Log the model, the data, the device and the folder."""
-        names = run.config.values["model"]["name"], run.config.values["data"]["name"]
-        for line in (*build.describe(*names, run.state.model, run.data), f"device  {run.runtime.describe()}"):
-            log.info(line)
+        values, data = run.config.values, run.data
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        counts = ", ".join(f"{len(part.images):,} {split}" for split, part in splits.items() if part is not None)
+        shape = "x".join(map(str, data.input_shape))
+        outputs = f"{data.outputs} classes" if data.train.classes else f"{data.outputs} values to predict"
+        log.info("model   %s, %s parameters", values["model"]["name"], f"{build.count_parameters(run.state.model):,}")
+        log.info("data    %s, %s examples of %s, %s", values["data"]["name"], counts, shape, outputs)
+        log.info("device  %s", run.runtime.describe())
         if run.runtime.processes.world_size > 1 and checks.has_batch_norm(run.state.model):
             log.info("batch norm uses each rank's part of a batch: the result differs from that of one process")
         log.info("folder  %s%s", self.folder, f", resumed at step {run.state.step}" if resumed else "")
