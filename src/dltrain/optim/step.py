@@ -3,6 +3,7 @@
 A step whose loss is NaN or infinite must change nothing. The device decides that, so the CPU never waits for the GPU.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -102,7 +103,6 @@ def train_step(
     # Batch norms update their statistics in the forward pass, before the loss is known.
     buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
     parts: list[StepOutput] = []
-    watched: Tensor | None = None  # not finite if any loss, or the norm of the gradient, is not
     parallel, done = state.parallel, 0
     for part_inputs, part_targets in zip(
         micro_batches(inputs, accumulate), micro_batches(targets, accumulate), strict=True
@@ -122,10 +122,9 @@ def train_step(
         # A weight, or a view of one, would change with the update before its metrics are computed.
         outputs = outputs.detach() if outputs._base is None and not outputs.is_leaf else outputs.detach().clone()
         parts.append(StepOutput(loss.detach(), outputs, part_targets))
-        watched = parts[-1].loss if watched is None else watched + parts[-1].loss
-    assert watched is not None
-    if parallel is not None:
-        watched = parallel.module.mean_loss()
+    # Not finite if any loss, or the norm of the gradient, is not.
+    losses = (part.loss for part in parts)
+    watched = parallel.module.mean_loss() if parallel is not None else functools.reduce(torch.add, losses)
     if clip_norm is not None:
         watched = watched + torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
     fault = _count_fault(state, watched, sticky=on_nonfinite == "stop")

@@ -196,8 +196,7 @@ class Replica(nn.Module):
         self.probe = nn.Parameter(torch.zeros((), device=device))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = self.model(inputs)
-        return output
+        return self.model(inputs)
 
     def global_loss(self, loss: Tensor, weight: float) -> Tensor:
         """Return what to differentiate for a loss of the given weight in the mean over all ranks."""
@@ -217,11 +216,10 @@ def wrap_ddp(model: nn.Module, shape: tuple[int, ...], runtime: Runtime) -> "Dis
     """
     if runtime.processes.world_size == 1:
         return None
-    device = runtime.device
-    devices = [device] if device.type == "cuda" else None
     from torch.nn.parallel import DistributedDataParallel
 
-    parallel = DistributedDataParallel(Replica(model, device), device_ids=devices)
+    device = runtime.device
+    parallel = DistributedDataParallel(Replica(model, device), device_ids=[device] if device.type == "cuda" else None)
     # DDP rebuilds its buckets after the first pass, and with them the order in which three or more ranks add. A trial
     # pass does this now, so that a resumed run adds in the same order as an uninterrupted one.
     with preserved_state(model):

@@ -93,9 +93,14 @@ def _common(run: Run) -> dict[str, Any]:
 
 
 def restore(run: Run, start: ResumePoint) -> None:
-    """Set model, optimizer, generators and progress to a checkpoint."""
+    """Set model, optimizer, generators and progress to a checkpoint. Raises InputError if the data is another."""
     state, content = run.state, start.content
-    require_same_data(run.data.digests, content["digests"].get("data", {}))
+    before = content["digests"].get("data", {})
+    if changed := [split for split in before if before[split] != run.data.digests.get(split)]:
+        raise InputError(
+            f"resume: the data has changed since ({', '.join(changed)}): this would be a different run\n"
+            "Bring the data back, or start a new run with init="
+        )
     try:
         state.model.load_state_dict(content["model"])
         if content["config"]["optim"]["name"] == run.config.values["optim"]["name"]:
@@ -167,16 +172,6 @@ def warn_changed_environment(now: dict[str, Any], before: dict[str, Any], *, det
     if deterministic:
         raise ConfigError(f"{line}\ndevice.deterministic=true requires identical bits. Set it to false to continue")
     log.warning("%s", line)
-
-
-def require_same_data(now: dict[str, str], before: dict[str, str]) -> None:
-    """Raise InputError if the data is not what the run was trained on."""
-    changed = [split for split in before if before[split] != now.get(split)]
-    if changed:
-        raise InputError(
-            f"resume: the data has changed since ({', '.join(changed)}): this would be a different run\n"
-            "Bring the data back, or start a new run with init="
-        )
 
 
 def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str]) -> None:
