@@ -11,7 +11,6 @@ from dltrain.config.dotted import at, has
 from dltrain.config.hints import conforms, describe
 
 Count = Annotated[int, Interval(ge=0)]
-Threads = Annotated[int, Interval(ge=1, le=1024)]
 LARGEST_INPUT = 1 << 26  # numbers in one example
 Side = Annotated[int, Interval(ge=1, le=LARGEST_INPUT)]
 MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us per value
@@ -25,7 +24,7 @@ OF_EACH: dict[str, Any] = {
     "data.outputs": Annotated[int, Interval(ge=1, le=1 << 24)],
     "data.statistics": Annotated[list[list[float]], Len(2, 2)],
     "runtime.precision": Literal["fp32", "bf16"],
-    "runtime.threads": Threads,
+    "runtime.threads": Annotated[int, Interval(ge=1, le=1024)],
     "environment": dict,
 }
 # Only in last.pt: the state to resume from.
