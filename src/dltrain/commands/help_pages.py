@@ -3,6 +3,7 @@
 Made of signatures, docstrings, YAML files and usage.py. Imports no torch.
 """
 
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -82,7 +83,7 @@ def _meaning(key: str, rule: Param, composed: Composed) -> str:
 
 def _page(title: str, sections: Iterable[Section]) -> str:
     """Lay out sections to the width of the terminal."""
-    columns = min(terminal.width(), WIDEST)
+    columns = min(shutil.get_terminal_size().columns, WIDEST)
     start, end = ("\033[1m", "\033[0m") if terminal.is_interactive(sys.stdout) else ("", "")
     lines = textwrap.wrap(title, columns)
     for heading, rows in sections:

@@ -5,6 +5,7 @@ import datetime
 import io
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -233,12 +234,12 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
 def show_table(table: Table) -> None:
     """Print a table, at its full width if there is no terminal to fit into."""
     with contextlib.suppress(OSError):  # as for lines
-        if not terminal.has_box_drawing(sys.stdout):
+        if not (sys.stdout.encoding or "utf-8").lower().startswith("utf"):  # it lacks the characters for boxes
             table.box = box.ASCII2
         if terminal.is_interactive(sys.stdout):
             Console(markup=False).print(table)  # brackets in a path or the name of a class are not colours
             return
         text = io.StringIO()
-        columns = terminal.width() if sys.stdout.isatty() else 200
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
         Console(file=text, width=columns, markup=False, force_terminal=False).print(table)
         print(text.getvalue(), end="")

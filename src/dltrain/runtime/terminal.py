@@ -1,15 +1,12 @@
-"""Query a terminal: is it interactive, how wide is it, what fits. Knows streams and text only."""
+"""Query a terminal: is it interactive, is it closed, what fits in a line. Knows streams and text only."""
 
 import errno
 import io
 import os
-import shutil
 import sys
 import termios
 from collections.abc import Sequence
 from typing import TextIO
-
-DUMB = ("dumb", "unknown")
 
 
 def make_streams_usable() -> None:
@@ -23,19 +20,9 @@ def make_streams_usable() -> None:
             stream.reconfigure(errors="replace")
 
 
-def has_box_drawing(stream: TextIO) -> bool:
-    """True if a stream's encoding has box-drawing characters."""
-    return (stream.encoding or "utf-8").lower().startswith("utf")
-
-
 def is_interactive(stream: TextIO) -> bool:
     """True if control codes may be written: a terminal that knows them and no NO_COLOR (no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in DUMB
-
-
-def width() -> int:
-    """Return the columns of the terminal: COLUMNS if set, 80 without a terminal."""
-    return shutil.get_terminal_size().columns
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def is_closed(descriptor: int) -> bool:
