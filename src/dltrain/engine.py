@@ -84,6 +84,7 @@ def fit(
     steps = len(train)
     total = steps * epochs
     update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
+    alone = runtime.processes.world_size == 1
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -91,7 +92,7 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
-            count, weight = train.rank_weight(state.step % steps)
+            count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
             parts = update(state, inputs, targets, task, runtime, weight=weight)
             # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
             state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
