@@ -1,6 +1,7 @@
 """Fixtures: the command line in this process, generated data sets in their real formats, the real data sets."""
 
 import contextlib
+import gc
 import os
 import shutil
 import socket
@@ -14,9 +15,16 @@ from dltrain import cli
 from dltrain.data import download, idx
 from support import generated
 from support.command import Command, Result, Trained
+from support.lives import Nursery, nursery
 from support.real_data import REAL_DATA, REAL_SUMS
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime, which some tests import directly, would send usage data
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays until the end: torch's modules and thousands of collected tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -59,6 +67,13 @@ def trained(dltrain: Command, finished_runs: tuple[Path, dict[tuple[str, ...], P
         return Path(shutil.copytree(home / runs[overrides], runs[overrides], dirs_exist_ok=False))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def lives() -> Iterator[Nursery]:
+    """Return a server that starts processes in milliseconds."""
+    with nursery() as ready:
+        yield ready
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from dltrain.config import registry
 from dltrain.runtime import errors, signals
 from support import commands
 from support.command import Command
+from support.tiers import mostly_slow
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -61,7 +62,7 @@ def _modules_forgotten() -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", mostly_slow(PAGES, fast=PAGES[::3]), ids=lambda page: str(page.relative_to(DOCS)))
 @pytest.mark.usefixtures("_modules_forgotten")
 def test_the_commands_of_a_page_compose(dltrain: Command, tmp_path: Path, page: Path) -> None:
     commands.write_files(tmp_path, page.read_text())

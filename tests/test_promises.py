@@ -25,7 +25,7 @@ PROMISES = {
         "training/test_kills.py::test_resumes_inside_one_epoch_end_with_the_same_result",
     ),
     "A run that is killed again and again after twice its start-up time still makes progress": (
-        "training/test_kills.py::test_a_run_killed_at_twice_its_startup_time_progresses",
+        "training/test_stopping.py::test_by_default_a_run_saves_half_a_second_after_its_start",
         "training/test_kills.py::test_a_run_that_is_killed_again_and_again_progresses",
     ),
     "A checkpoint leaves nothing out": (
@@ -41,7 +41,7 @@ PROMISES = {
         "training/test_kills.py::test_a_second_signal_ends_the_run_immediately_and_leaves_a_valid_checkpoint",
     ),
     "Two runs never share a folder": (
-        "training/test_kills.py::test_runs_started_in_one_second_get_separate_folders",
+        "training/test_run.py::test_two_runs_in_one_second_get_two_folders",
         "training/test_kills.py::test_runs_started_in_one_second_get_separate_folders",
     ),
     "A save is all or nothing, whichever system call fails": (
@@ -98,7 +98,7 @@ PROMISES = {
         "training/test_resume.py::test_out_of_memory_is_reported_and_the_last_checkpoint_resumes",
     ),
     "A job of a sweep that dies takes nothing else with it": (
-        "sweeps/test_faults.py::test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows",
+        "sweeps/test_faults.py::test_jobs_that_die_in_several_ways_are_rows_and_the_others_finish",
         "sweeps/test_faults.py::test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows",
     ),
     "A sweep whose parent process is killed can be continued": (
@@ -118,11 +118,11 @@ PROMISES = {
         "sweeps/test_sweeps.py::test_a_job_equals_the_same_run_started_alone_with_the_same_threads",
     ),
     "A run under torchrun with a killed worker ends equal": (
-        "runtime/test_distributed.py::test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_result",
+        "runtime/test_distributed.py::test_a_process_that_torchrun_starts_again_continues_its_run_to_the_same_result",
         "runtime/test_distributed.py::test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_result",
     ),
     "A signal to one of several processes stops them all, with one checkpoint": (
-        "runtime/test_distributed.py::test_a_signal_to_one_process_stops_all_with_one_checkpoint",
+        "runtime/test_distributed.py::test_a_signal_to_one_rank_is_known_to_all_ranks_in_the_same_step",
         "runtime/test_distributed.py::test_a_signal_to_one_process_stops_all_with_one_checkpoint",
     ),
     "Trackers hold the metrics of metrics.jsonl, none twice": (

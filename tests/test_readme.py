@@ -9,6 +9,7 @@ import pytest
 
 from support import commands
 from support.command import Command
+from support.tiers import mostly_slow
 from test_architecture import ARROWS
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def test_a_command_of_the_readme_works(dltrain: Command, finished: Path, tmp_pat
     sys.modules.pop("my_nets", None)
 
 
-@pytest.mark.parametrize("row", RECIPES + TEXTBOOK)
+@pytest.mark.parametrize("row", mostly_slow(RECIPES + TEXTBOOK, fast=[RECIPES[0], TEXTBOOK[0]]))
 def test_the_command_of_a_result_composes(dltrain: Command, row: str) -> None:
     result = dltrain(*commands.quick(f"dltrain train {row}"))
     assert result.code == 0, result.err

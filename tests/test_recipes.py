@@ -65,9 +65,24 @@ def test_one_seed_has_no_deviation(recipes: ModuleType) -> None:
     assert recipes.accuracy([a_run(0, 0.97)]) == "97.00 %"
 
 
-def test_a_recipe_runs_seed_0_alone_and_the_other_seeds_as_a_sweep(
-    recipes: ModuleType,
+def test_a_recipe_runs_seed_0_alone_and_the_other_seeds_in_one_command(
+    recipes: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commands = []
+
+    def run(command: str, folder: str) -> tuple[list[str], float]:
+        commands.append(command)
+        return (["1", "2"], 7.0) if "seed=" in command else (["0"], 1.23)
+
+    monkeypatch.setattr(recipes, "run", run)
+    monkeypatch.setattr(recipes, "row", lambda command, path, seconds: {"seed": path, "seconds": seconds})
+    found = list(recipes.measured("dltrain train epochs=1", 3))
+    assert commands == ["dltrain train epochs=1", "dltrain train -m epochs=1 seed=1,2"]
+    assert found == [{"seed": "0", "seconds": 1.2}, *({"seed": seed, "seconds": None} for seed in ("1", "2"))]
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_seed_0_alone_and_the_other_seeds_as_a_sweep(recipes: ModuleType) -> None:
     command = "dltrain train data=digits data.val=0 limit_steps=2 epochs=1 device.threads=1 report=false logger=none"
     found = list(recipes.measured(command, 3))
     assert [each["seed"] for each in found] == [0, 1, 2]

@@ -26,6 +26,7 @@ from dltrain.runtime.errors import UserError
 from dltrain.training import restore
 from support.faults import forked
 from support.hostile import SMALL, digested, entries, of_pickle, packed, saved, text
+from support.tiers import mostly_slow
 
 FREE = 48 << 20  # bytes that reading a small file may take besides: buffers, and what its values are in Python
 SECONDS = 1.0  # of processor time: other processes do not count
@@ -269,8 +270,9 @@ SHORT = ["a view of stride 0", "a view of overlaps", "a storage of more than the
 SHORT += ["a text a thousand times", "entries that overlap", "a long text", "many dimensions"]
 
 
-def test_a_few_archive_bombs_are_refused_immediately(tmp_path: Path) -> None:
-    refuse_archives(tmp_path, SHORT)
+@pytest.mark.parametrize("names", mostly_slow([SHORT[::3], SHORT], fast=[SHORT[::3]]), ids=len)
+def test_a_few_archive_bombs_are_refused_immediately(tmp_path: Path, names: list[str]) -> None:
+    refuse_archives(tmp_path, names)
 
 
 SHORT_CONTENTS = ["references that double", "hidden=[10**6, 10**6]", "depth=10**9", "layers=10**9", "threads=10**9"]
@@ -282,8 +284,13 @@ SHORT_CONTENTS += [
 ]
 
 
-def test_a_few_checkpoint_bombs_are_refused_immediately(tmp_path: Path, honest: dict[str, Any]) -> None:
-    refuse_contents(tmp_path, honest, SHORT_CONTENTS)
+@pytest.mark.parametrize(
+    "names", mostly_slow([SHORT_CONTENTS[::2], SHORT_CONTENTS], fast=[SHORT_CONTENTS[::2]]), ids=len
+)
+def test_a_few_checkpoint_bombs_are_refused_immediately(
+    tmp_path: Path, honest: dict[str, Any], names: list[str]
+) -> None:
+    refuse_contents(tmp_path, honest, names)
 
 
 def test_the_memory_measurement_detects_a_bomb(tmp_path: Path) -> None:

@@ -164,13 +164,13 @@ def test_a_hostile_file_is_refused_when_it_is_read(run_folder: Path, route: str)
     refused(run_folder, route, files(run_folder))
 
 
-@pytest.mark.parametrize("route", mostly_slow(["eval", "predict", "export", "resume", "init"], fast=["eval", "resume"]))
+@pytest.mark.parametrize("route", mostly_slow(["eval", "predict", "export", "resume", "init"], fast=["resume"]))
 def test_a_hostile_file_is_refused_by_each_command(run_folder: Path, route: str) -> None:
     cases = files(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::27]})
 
 
-@pytest.mark.parametrize("route", mostly_slow(["eval", "predict", "export", "resume"], fast=["eval", "resume"]))
+@pytest.mark.parametrize("route", mostly_slow(["eval", "predict", "export", "resume"], fast=["eval"]))
 def test_a_few_configs_cannot_choose_code(run_folder: Path, route: str) -> None:
     cases = names(run_folder)
     refused(run_folder, route, {name: cases[name] for name in list(cases)[::17]})

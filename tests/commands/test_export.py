@@ -129,7 +129,7 @@ def agree(dltrain: Command, trained: Trained, root: Path, words: list[str]) -> R
     return result
 
 
-FAST = ("mlp", "lenet")
+FAST = ("mlp",)
 
 
 @pytest.mark.parametrize("model", mostly_slow(MODELS, fast=FAST))
@@ -184,7 +184,11 @@ def test_numbers_that_are_no_bytes_stay_numbers(dltrain: Command, trained: Train
 
 
 @pytest.mark.parametrize(
-    ("words", "output", "shape"), [(["model=mlp"], "logits", [10]), (MODELS["autoencoder"], "outputs", [1, 28, 28])]
+    ("words", "output", "shape"),
+    [
+        (["model=mlp"], "logits", [10]),
+        pytest.param(MODELS["autoencoder"], "outputs", [1, 28, 28], marks=pytest.mark.slow),
+    ],
 )
 def test_an_onnx_file_has_one_named_input_and_output_and_any_batch(
     dltrain: Command, trained: Trained, words: list[str], output: str, shape: list[int]
@@ -295,7 +299,7 @@ BUILD: Callable[..., bytes] = onnx_graph.build
     ("broken", "told"),
     [
         (wrong, "its outputs differ from the network's by 0.01"),
-        (fixed, "onnxruntime cannot run it: "),
+        pytest.param(fixed, "onnxruntime cannot run it: ", marks=pytest.mark.slow),
         (lambda *args, **settings: b"no graph", "onnxruntime cannot run it: "),
     ],
     ids=["other weights", "one size of batch", "no graph"],

@@ -15,6 +15,7 @@ from dltrain.config.composition import compose
 from dltrain.config.hints import conforms
 from dltrain.config.registry import config_folder
 from support.command import Command
+from support.tiers import mostly_slow
 
 EXPERIMENTS = sorted(config_folder().glob("experiment/**/*.yaml"))
 
@@ -47,7 +48,7 @@ def composed() -> list[list[str]]:
     return words
 
 
-@pytest.mark.parametrize("words", composed(), ids=" ".join)
+@pytest.mark.parametrize("words", mostly_slow(composed(), fast=composed()[::6]), ids=" ".join)
 def test_every_composed_config_conforms(validator: Draft202012Validator, words: list[str]) -> None:
     assert [error.message for error in validator.iter_errors(compose("train", words))] == []
 

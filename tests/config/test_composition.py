@@ -160,7 +160,7 @@ def check(line: list[str], share: list[int]) -> None:
         reads_back(line, config)
 
 
-@counts(8, 60, 2000)
+@counts(4, 60, 2000)
 def test_a_composition_is_a_config_that_reads_back_or_a_named_error(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,7 +109,7 @@ def assert_refused(dltrain: Command, folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("sweep", mostly_slow([False, True], fast=[False]), ids=["run", "sweep"])
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", mostly_slow(HOSTILE, fast=list(HOSTILE)[::2]))
 def test_a_hostile_hydra_node_on_the_command_line_is_refused(
     dltrain: Command, tmp_path: Path, case: str, sweep: bool
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_hostile_hydra_node_on_the_command_line_is_refused(
 
 
 @pytest.mark.parametrize("sweep", mostly_slow([False, True], fast=[False]), ids=["run", "sweep"])
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", mostly_slow(HOSTILE, fast=list(HOSTILE)[1::4]))
 def test_a_hostile_hydra_node_in_an_untrusted_experiment_is_refused(
     dltrain: Command, tmp_path: Path, case: str, sweep: bool
 ) -> None:
@@ -296,7 +296,10 @@ def test_defaults_lists_that_include_each_other_endlessly_are_refused(dltrain: C
     assert "more than 500 files" in assert_refused(dltrain, tmp_path, "--config-dir", "mine", "experiment=gift")
 
 
-@pytest.mark.parametrize("text", [merges(7, 10), "x: " + "[" * 5000, "a: 2001-99-99", "- 1", "x" * (2 << 20)])
+DAMAGED_CONFIGS = [merges(7, 10), "x: " + "[" * 5000, "a: 2001-99-99", "- 1", "x" * (2 << 20)]
+
+
+@pytest.mark.parametrize("text", mostly_slow(DAMAGED_CONFIGS, fast=DAMAGED_CONFIGS[:1]))
 def test_the_config_file_of_a_run_that_is_resumed_cannot_stop_it(dltrain: Command, text: str) -> None:
     """The config that counts is the one in the checkpoint."""
     folder = dltrain("train", *QUICK).folder

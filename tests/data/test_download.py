@@ -28,6 +28,7 @@ from dltrain.data.datasets.mnist import mnist
 from dltrain.runtime.errors import InputError
 from support import generated
 from support.loopback import failing
+from support.tiers import counts, mostly_slow
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -153,11 +154,12 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", mostly_slow(PLANS, fast=["silent", "busy and cut"]))
 def test_a_server_that_fails_twice_is_asked_again(
     plan: str, offer: Offer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "SILENCE", 1.0)
+    if plan == "silent":
+        monkeypatch.setattr(download, "SILENCE", 1.0)
     with failing(offer.served, tmp_path / "journal", PLANS[plan]) as address:
         offer.point_to(address)
         assert exit_code(forked(lambda: offer.arrived(tmp_path / "root"))) == 0
@@ -220,7 +222,7 @@ def test_a_damaged_packed_file_is_downloaded_again_or_kept_without_a_network(off
 # --- processes that are killed
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(100, marks=torture)])
+@counts(2, 6, 100)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_download_interrupted_at_any_moment_leaves_no_invalid_data(
     number: signal.Signals, count: int, offer: Offer, tmp_path: Path

@@ -17,6 +17,7 @@ from dltrain.data.splits import Examples
 from dltrain.runtime.errors import InputError
 from support import generated
 from support.command import Command
+from support.tiers import mostly_slow
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_a_damaged_file_of_them_counts_as_none_and_is_written_anew(
     assert (len(decodings) == before) == (damage != "a folder")
 
 
-@pytest.mark.parametrize("place", range(0, 100, 3))
+@pytest.mark.parametrize("place", mostly_slow(range(0, 100, 3), fast=range(0, 100, 15)))
 def test_any_altered_byte_gives_the_same_images_or_none(root: Path, kept: Path, place: int) -> None:
     first = read(root)
     (file,) = kept.iterdir()

@@ -15,6 +15,7 @@ from dltrain.checkpoints import checkpoint
 from dltrain.runtime.errors import ConfigError
 from dltrain.training import build, weights
 from support.command import Command
+from support.tiers import mostly_slow
 
 SMALL = "shufflenet_v2_x0_5"
 ARCHITECTURES = models.list_models(module=models)
@@ -42,7 +43,7 @@ def pictures(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("arch", EACH)
+@pytest.mark.parametrize("arch", mostly_slow(EACH, fast=EACH[::4]))
 def test_every_classifier_of_torchvision_has_our_classes(arch: str) -> None:
     side = 299 if arch == "inception_v3" else 224
     with torch.device("meta"):

@@ -15,6 +15,7 @@ from dltrain.report.run_rows import Metric, RunRow, differing_keys, group_by_see
 from dltrain.runtime.errors import InputError, OutputError
 from support import pages as folders
 from support.command import Command
+from support.tiers import mostly_slow
 
 ACCURACY = Metric("val_accuracy", smaller_is_better=False)
 CONFIG = {"model": {"name": "mlp", "width": 8}, "data": {"name": "digits"}, "seed": 3}
@@ -421,7 +422,9 @@ def test_a_pipe_or_a_link_in_a_folder_is_not_read(dltrain: Command, tmp_path: Pa
     assert "is not a regular file" in dltrain("report", "run").err
 
 
-@pytest.mark.parametrize("name", ["a,b", "7", "outputs-${oc.env:HOME}", "x=y"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["a,b", "7", "outputs-${oc.env:HOME}", "x=y"], fast=["outputs-${oc.env:HOME}"])
+)
 def test_a_folder_name_that_looks_like_an_override_is_analysed(dltrain: Command, tmp_path: Path, name: str) -> None:
     folder = dltrain("train", "model=mlp", "epochs=1", "data.limit=50", "report=false", "logger=none").folder
     folder.rename(tmp_path / name)

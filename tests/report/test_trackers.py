@@ -256,7 +256,7 @@ def test_an_unreachable_tracking_server_is_reported_without_its_password(
 @pytest.mark.parametrize(
     "address", ["http://me:word@host", "postgresql+psycopg://a:b@c/d", "https://:word@host:5000/x"]
 )
-@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("sweep", mostly_slow([[], ["-m"]], fast=[[]]), ids=["run", "sweep"])
 def test_a_password_is_refused_before_it_gets_into_a_file(dltrain: Command, address: str, sweep: list[str]) -> None:
     result = dltrain(*QUICK, *sweep, "logger=mlflow", f"logger.mlflow.tracking_uri={address}")
     assert result.code == 2
@@ -286,7 +286,11 @@ def test_a_missing_extra_is_reported_before_training(dltrain: Command, monkeypat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["logger=tensorbord"], "logger=tensorbord: no such option; did you mean tensorboard?"),
+        pytest.param(
+            ["logger=tensorbord"],
+            "logger=tensorbord: no such option; did you mean tensorboard?",
+            marks=pytest.mark.slow,
+        ),
         (["logger=[csv,tensorbord]"], "logger=tensorbord: no such option; did you mean tensorboard?"),
         (["logger=[csv,mlflow]", "logger.mlflow.experimnt=x"], "did you mean logger.mlflow.experiment?"),
         (["logger=mlflow", "logger.mlflow.experiment=3"], "logger.mlflow.experiment=3: must be text"),
@@ -304,7 +308,7 @@ def test_a_misspelt_logger_is_reported_with_the_right_name(dltrain: Command, wor
     assert len(result.err.splitlines()) <= 3
 
 
-@pytest.mark.parametrize("word", ["logger=none", "logger=[]", "~logger"])
+@pytest.mark.parametrize("word", mostly_slow(["logger=none", "logger=[]", "~logger"], fast=["logger=[]"]))
 def test_a_run_without_a_logger_keeps_only_its_records(dltrain: Command, word: str) -> None:
     folder = dltrain(*QUICK, word).folder
     assert not (folder / "tensorboard").exists()

@@ -112,7 +112,7 @@ def test_images_are_augmented_on_the_meta_device_without_reading_values(name: st
     assert done(trained)
 
 
-@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("on_nonfinite", mostly_slow(["stop", "skip"], fast=["skip"]))
 def test_accumulation_clipping_and_ema_work_on_the_meta_device(on_nonfinite: str) -> None:
     trained = state("resnet", widths=[4], blocks=1)
     options = {"accumulate": 5, "clip_norm": 1.0, "on_nonfinite": on_nonfinite}

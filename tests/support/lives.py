@@ -79,7 +79,7 @@ def nursery() -> Iterator[Nursery]:
         assert server.stdin is not None
         server.stdout.readline()  # printed once everything is imported
         yield Nursery(server)
-        server.stdin.close()
+        server.kill()  # to shut down takes it seconds
 
 
 def run_folder(folder: Path) -> Path | None:

@@ -17,8 +17,8 @@ from dltrain.config.composition import compose
 from dltrain.sweeps.executors import local
 from dltrain.sweeps.executors.worker import Task
 from support.command import Command
+from support.lives import Nursery
 from support.sweeping import MODEL, QUICK, processes_in, rows, run_alone, sweep_folder, write_faulty
-from support.tiers import mostly_slow
 
 # A model that meets its end in its first step: how is a key of its own.
 REASONS = {
@@ -39,7 +39,22 @@ def _faulty(tmp_path: Path) -> None:
     write_faulty(tmp_path)
 
 
-@pytest.mark.parametrize("count", mostly_slow([1, 3], fast=[3]))
+def test_jobs_that_die_in_several_ways_are_rows_and_the_others_finish(dltrain: Command, tmp_path: Path) -> None:
+    ways = ["exit", "none", "children", "leave", "none"]
+    how = ",".join(f"{way}-{place}" for place, way in enumerate(ways))
+    result = dltrain("train", "-m", *MODEL, f"+model.how={how}", "sweep.workers=2", "device.threads=1")
+    assert result.code == 1
+    assert [row["status"] for row in rows(sweep_folder(result))] == [REASONS.get(way, "done") for way in ways]
+    assert processes_in(tmp_path) == []
+
+
+def test_a_job_that_hangs_is_killed_and_a_row(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *MODEL, "+model.how=hang", "sweep.job_timeout=0.5", "device.threads=1")
+    assert [row["status"] for row in rows(sweep_folder(result))] == [REASONS["hang"].replace("after 5", "after 0.5")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 3])
 def test_twenty_jobs_with_nine_kinds_of_failures_all_become_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
@@ -148,13 +163,13 @@ def test_a_first_ctrl_c_saves_all_jobs_and_a_resume_gives_the_same_result(tmp_pa
     assert "resumed at step" in (folder / found[0]["folder"] / "train.log").read_text()
 
 
-def test_workers_die_with_their_parent(tmp_path: Path) -> None:
+def test_workers_die_with_their_parent(lives: Nursery, tmp_path: Path) -> None:
     arguments = ["-m", *MODEL, "+model.how=hang-1,family-2,spin-3", "device.threads=1", "sweep.workers=3"]
-    process = subprocess.Popen([sys.executable, "-m", "dltrain", "train", *arguments], cwd=tmp_path)
+    process = lives.start(tmp_path, "train", *arguments)
     while len(list(tmp_path.glob("outputs/sweeps/*/*/*/metrics.jsonl"))) < 3:
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    lives.wait(process)
     deadline = time.monotonic() + 60
     while (left := processes_in(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.02)

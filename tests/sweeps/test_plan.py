@@ -33,7 +33,7 @@ def planned(line: list[str], use: Callable[[plan.Composer], int]) -> int:
         return use(plan.Composer(sweeping))
 
 
-@pytest.mark.parametrize("line", mostly_slow(LINES, fast=LINES[4:7]), ids=" ".join)
+@pytest.mark.parametrize("line", mostly_slow(LINES, fast=LINES[5:7]), ids=" ".join)
 def test_each_job_is_composed_as_by_hydra(line: list[str]) -> None:
     def compare(composer: plan.Composer) -> int:
         jobs = [(overrides, composer.compose(overrides)) for overrides in plan.grid(composer)]

@@ -6,16 +6,16 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dltrain.commands.jobs import JobResult
+from dltrain.runtime.folders import locked
 from dltrain.sweeps import sweep_file
 from dltrain.sweeps.journal import Entry, Journal
 from support.command import Command
-from support.lives import Nursery, nursery
+from support.lives import Nursery
 from support.sweeping import (
     MODEL,
     QUICK,
@@ -27,15 +27,10 @@ from support.sweeping import (
     wait_for_no_orphan,
     write_faulty,
 )
+from support.tiers import mostly_slow
 
 WORDS = ("model=mlp", "model.hidden=[8]", "data.limit=200", "device.threads=1", "checkpoint_every=20")
 CLOCK = ("seconds", "folder")
-
-
-@pytest.fixture(scope="module")
-def lives() -> Iterator[Nursery]:
-    with nursery() as found:
-        yield found
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -83,7 +78,7 @@ def check_killed_sweep(lives: Nursery, tmp_path: Path, kills: int, sweep: tuple[
     print(f"{met} kills")
 
 
-@pytest.mark.parametrize(("kills", "seeds"), [(2, 2), pytest.param(4, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "seeds"), [(1, 1), pytest.param(4, 4, marks=pytest.mark.slow)])
 def test_a_killed_sweep_resumes_to_the_same_table(lives: Nursery, tmp_path: Path, kills: int, seeds: int) -> None:
     check_killed_sweep(lives, tmp_path, kills, ("epochs=20", "optim.lr=0.1,0.01", f"seed=range({seeds})"), seed=0)
 
@@ -216,9 +211,10 @@ def test_a_sweep_folder_runs_user_code_only_if_trusted(dltrain: Command, tmp_pat
     assert (tmp_path / "IMPORTED").exists()
 
 
-@pytest.mark.parametrize(
-    "override", ["hydra.callbacks.x=1", "--config-dir=mine", "sweep.executor=ray", "+sweep.options={a: 1}"]
-)
+IGNORED = ("hydra.callbacks.x=1", "--config-dir=mine", "sweep.executor=ray", "+sweep.options={a: 1}")
+
+
+@pytest.mark.parametrize("override", mostly_slow(IGNORED, fast=IGNORED[2:3]))
 def test_a_sweep_folder_cannot_set_how_it_runs(dltrain: Command, tmp_path: Path, override: str) -> None:
     (tmp_path / "sent").mkdir()
     overrides = [*QUICK, "device.threads=1", "seed=1", override]
@@ -257,23 +253,22 @@ def test_a_config_named_by_a_sweep_folder_cannot_set_trust_or_how_it_runs(dltrai
     assert not (tmp_path / "IMPORTED").exists()
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "../elsewhere"},
-        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "/tmp"},
-        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": 3},
-        {"event": "planned", "job": "0", "overrides": [], "digest": "x", "folder": "x"},
-        {"event": "planned", "job": 0, "overrides": [1], "digest": "x", "folder": "x"},
-        {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "x", "params": 3},
-        {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": [1]},
-        {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": {"val_loss": "x"}},
-        {"event": "ended", "job": 0, "code": "0", "status": "done"},
-        {"event": "begun", "job": 7},
-        [],
-    ],
-    ids=str,
-)
+FORGED: list[object] = [
+    {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "../elsewhere"},
+    {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "/tmp"},
+    {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": 3},
+    {"event": "planned", "job": "0", "overrides": [], "digest": "x", "folder": "x"},
+    {"event": "planned", "job": 0, "overrides": [1], "digest": "x", "folder": "x"},
+    {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "x", "params": 3},
+    {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": [1]},
+    {"event": "ended", "job": 0, "code": 0, "status": "done", "figures": {"val_loss": "x"}},
+    {"event": "ended", "job": 0, "code": "0", "status": "done"},
+    {"event": "begun", "job": 7},
+    [],
+]
+
+
+@pytest.mark.parametrize("line", mostly_slow(FORGED, fast=[FORGED[0], FORGED[7]]), ids=str)
 def test_a_forged_journal_is_refused(dltrain: Command, tmp_path: Path, line: object) -> None:
     send(tmp_path / "sent", [*QUICK, "seed=1"])
     first = {"event": "planned", "job": 0, "overrides": [], "digest": "x", "folder": "0_x"}
@@ -295,6 +290,14 @@ def test_a_sweep_of_another_command_is_refused(dltrain: Command, tmp_path: Path)
         assert (result.code, "is not a sweep of dltrain eval" in result.err) == (2, True), result.err
 
 
+def test_a_sweep_in_a_folder_that_another_one_uses_is_refused(dltrain: Command, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    with locked(tmp_path / "sweep" / ".lock", wait=False):
+        assert dltrain("train", "-m", *QUICK, "seed=1,2", "sweep.resume=sweep").code == 74
+    assert not (tmp_path / "sweep" / "journal.jsonl").exists()
+
+
+@pytest.mark.slow
 def test_two_sweeps_never_use_the_same_folder(lives: Nursery, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     write_faulty(tmp_path)

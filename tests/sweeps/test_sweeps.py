@@ -9,7 +9,6 @@ import torch
 
 from support.command import Command
 from support.sweeping import QUICK, rows, sweep_folder
-from support.tiers import mostly_slow
 
 
 def test_every_job_has_a_folder_named_by_number_and_overrides_and_a_row(dltrain: Command) -> None:
@@ -67,14 +66,23 @@ def test_a_refused_sweep_leaves_nothing_behind(dltrain: Command) -> None:
     assert not list(Path("outputs").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("workers", mostly_slow([1, 2], fast=[2]))
+MODELS = ("mlp", "lenet", "lstm", "attention")
+
+
+@pytest.mark.parametrize(
+    ("workers", "models", "seeds"),
+    [
+        (1, ("mlp", "lstm"), (4,)),
+        pytest.param(1, MODELS, (4, 5), marks=pytest.mark.slow),
+        pytest.param(2, MODELS, (4, 5), marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_equals_the_same_run_started_alone_with_the_same_threads(
-    dltrain: Command, tmp_path: Path, workers: int
+    dltrain: Command, tmp_path: Path, workers: int, models: tuple[str, ...], seeds: tuple[int, ...]
 ) -> None:
     """Whatever ran before it in its worker, and whoever read its data."""
     same = ("data.limit=200", "data.flip=true", "data.crop=1", "epochs=2", "optim=adam", "device.threads=1")
-    models, seeds = ("mlp", "lenet", "lstm", "attention"), (4, 5)
-    overrides = (f"model={','.join(models)}", "seed=4,5", f"sweep.workers={workers}")
+    overrides = (f"model={','.join(models)}", f"seed={','.join(map(str, seeds))}", f"sweep.workers={workers}")
     folder = sweep_folder(dltrain("train", "-m", *same, *overrides))
     for row, (model, seed) in zip(rows(folder), itertools.product(models, seeds), strict=True):
         alone = dltrain("train", *same, f"model={model}", f"seed={seed}").folder

@@ -23,7 +23,7 @@ TEXTBOOK = {
     "textbook/autoencoder_mnist": ("autoencoder", "mnist", "adam", 0.001, 64, 10),
     "textbook/adam_mnist": ("mlp", "mnist", "adam", 0.001, 64, 5),
 }
-FAST = [name for name in NAMES if name.endswith(("linear_regression", "mlp_small_mnist"))]
+FAST = [name for name in NAMES if name.endswith("mlp_small_mnist")]
 RECIPES = [name for name in NAMES if name.startswith(("mnist_", "cifar10_"))]
 
 
@@ -31,7 +31,7 @@ def test_every_experiment_is_a_recipe_or_a_textbook_experiment_and_none_is_missi
     assert set(NAMES) - set(RECIPES) == set(TEXTBOOK)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", mostly_slow(RECIPES, fast=RECIPES[::5]))
 def test_a_recipe_uses_the_data_in_its_name_without_a_validation_split(name: str) -> None:
     config = compose("train", [f"+experiment={name}"])
     assert name.split("_")[0] == config["data"]["name"]
@@ -39,7 +39,7 @@ def test_a_recipe_uses_the_data_in_its_name_without_a_validation_split(name: str
     assert find_problems(config, "train") == []
 
 
-@pytest.mark.parametrize("name", TEXTBOOK)
+@pytest.mark.parametrize("name", mostly_slow(TEXTBOOK, fast=list(TEXTBOOK)[::4]))
 def test_a_textbook_experiment_composes_to_its_known_settings(name: str) -> None:
     config = compose("train", [f"+experiment={name}"])
     found = (config["model"]["name"], config["data"]["name"], config["optim"]["name"], config["optim"]["lr"])

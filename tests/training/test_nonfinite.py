@@ -23,6 +23,7 @@ from dltrain.optim.tasks import Classification
 from dltrain.runtime.devices import Runtime, generator_states, seed_everything
 from dltrain.training import build, nonfinite, snapshot
 from support.command import Command
+from support.tiers import mostly_slow
 
 CPU = Runtime(torch.device("cpu"), "fp32", 1)
 TASK = Classification(label_smoothing=0.0)
@@ -601,6 +602,9 @@ def strict(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
+PARTS = ("accumulate=2", "batch_size=5", "+model.dropout=0.3")
+
+
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
@@ -609,7 +613,7 @@ def strict(path: Path) -> list[dict[str, Any]]:
         ("weight", "parameter head.weight"),
     ],
 )
-@pytest.mark.parametrize("more", [(), ("accumulate=2", "batch_size=5", "+model.dropout=0.3")], ids=["plain", "parts"])
+@pytest.mark.parametrize("more", mostly_slow([(), PARTS], fast=[PARTS]), ids=["plain", "parts"])
 def test_a_custom_network_that_turns_nan_ends_the_run_in_two_lines(
     own: Command, monkeypatch: pytest.MonkeyPatch, fault: str, named: str, more: tuple[str, ...]
 ) -> None:
@@ -665,7 +669,7 @@ def test_a_recomputed_step_repeats_dropout_from_the_command_line(own: Command) -
 SPOTTED = ("model=mlp", "model.batch_norm=true", "model.dropout=0.2", *OWN, "data.name=own_nets:spotted")
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6, 8, 14])
+@pytest.mark.parametrize("stop", mostly_slow([1, 3, 6, 8, 14], fast=[6]))
 def test_a_resumed_run_that_skips_equals_an_uninterrupted_one(own: Command, stop: int) -> None:
     skip = ("on_nonfinite=skip", "log_every=4")
     whole = own(*SPOTTED, *skip).folder

@@ -17,6 +17,7 @@ from dltrain.checkpoints import checkpoint
 from dltrain.training import build
 from support import generated
 from support.command import Command
+from support.tiers import mostly_slow
 
 QUICK = ("model=mlp", "model.hidden=[8]", "data.limit=100", "epochs=3", "batch_size=25", "device.threads=1")
 QUICK += ("report=false", "logger=none")
@@ -223,9 +224,9 @@ def test_all_keys_that_would_make_another_run_are_refused_by_name(dltrain: Comma
     ("word", "values", "fixed"),
     [
         ("optim.lr=${oc.decode:${oc.env:MINE}}", ("0.03", "0.04"), False),
-        ("clip_norm=${oc.decode:${oc.env:MINE}}", ("1.0", "null"), False),
-        ("seed=${oc.decode:${oc.env:MINE}}", ("3", "4"), True),
-        ("data.limit=${oc.decode:${oc.env:MINE}}", ("100", "99"), True),
+        pytest.param("clip_norm=${oc.decode:${oc.env:MINE}}", ("1.0", "null"), False, marks=pytest.mark.slow),
+        pytest.param("seed=${oc.decode:${oc.env:MINE}}", ("3", "4"), True, marks=pytest.mark.slow),
+        pytest.param("data.limit=${oc.decode:${oc.env:MINE}}", ("100", "99"), True, marks=pytest.mark.slow),
         ("model.hidden=${oc.decode:${oc.env:MINE}}", ("[8]", "[9]"), True),
     ],
 )
@@ -482,7 +483,7 @@ def test_another_error_in_user_code_is_not_taken_for_out_of_memory(
     assert "Traceback" in result.err
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("stop", mostly_slow([1, 4, 6], fast=[4]))
 def test_a_network_that_draws_from_random_and_numpy_resumes_to_the_same_bits(own: Command, stop: int) -> None:
     net = (*OWN, "model.name=my_own_nets:Drawing")
     whole = own(*net).folder

@@ -167,7 +167,7 @@ def test_patience_stops_after_epochs_without_improvement(dltrain: Command) -> No
 
 
 STOPS = [*(("mlp", stop) for stop in (1, 3, 6, 11, 17)), ("lenet", 7), ("lstm", 9), ("attention", 3)]
-SOME_SLOW = [pytest.param(*at, marks=[] if at in (("mlp", 11), ("lstm", 9)) else pytest.mark.slow) for at in STOPS]
+SOME_SLOW = [pytest.param(*at, marks=[] if at == ("lstm", 9) else pytest.mark.slow) for at in STOPS]
 
 
 @pytest.mark.parametrize(("model", "stop"), SOME_SLOW)
@@ -216,7 +216,7 @@ def test_a_last_batch_of_one_is_refused_if_batch_norm_sees_a_single_pixel(
     assert dltrain(*words, "model=cnn", "model.widths=[4]", "model.batch_norm=true").code == 0
 
 
-@pytest.mark.parametrize("key", ["head_factor", "bias_factor", "norm_factor"])
+@pytest.mark.parametrize("key", mostly_slow(["head_factor", "bias_factor", "norm_factor"], fast=["bias_factor"]))
 def test_learning_rate_factors_are_kept_in_a_resumed_run(dltrain: Command, key: str) -> None:
     folder = dltrain("train", *QUICK, "optim.bias_factor=2", "limit_steps=6").folder
     result = dltrain("train", f"resume={folder}", "limit_steps=null", f"optim.{key}=3")
@@ -349,7 +349,7 @@ def test_divergence_ends_the_run_with_the_loss_and_advice(dltrain: Command) -> N
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, 143, marks=pytest.mark.slow),
     ],
@@ -582,7 +582,9 @@ def test_every_model_trains_evaluates_and_resumes_on_cuda(dltrain: Command) -> N
         assert dltrain("eval", f"ckpt={folder}", "device=cuda").code == 0
 
 
-@pytest.mark.parametrize("words", [("data.val=0", "log_every=2"), ("data.val=0.1", "log_every=100")])
+@pytest.mark.parametrize(
+    "words", [("data.val=0", "log_every=2"), pytest.param(("data.val=0.1", "log_every=100"), marks=pytest.mark.slow)]
+)
 def test_a_test_between_two_records_is_recorded_with_its_step(dltrain: Command, words: tuple[str, ...]) -> None:
     folder = dltrain("train", "model=mlp", "model.hidden=[8]", "limit_steps=3", *words).folder
     for steps in (3, 5):

@@ -15,6 +15,7 @@ import pytest
 
 from dltrain import cli
 from dltrain.commands import jobs
+from dltrain.config.composition import compose
 from dltrain.runtime.errors import ConfigError
 from dltrain.runtime.signals import SIGNALS, SignalInterrupt, exit_code, recorded_signals, signals_as_exceptions
 from dltrain.training.stopping import every, reason_to_stop
@@ -71,6 +72,13 @@ def due_at(interval: str, times: list[float], monkeypatch: pytest.MonkeyPatch) -
 def test_an_interval_in_seconds_counts_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [0.4, 0.5, 1.4, 1.5, 3.5, 7.5, 15.5, 31.4, 31.5, 61.4, 61.5, 91.4, 91.5, 200.0, 229.0]
     assert due_at("30s", times, monkeypatch) == [0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 200.0]
+
+
+def test_by_default_a_run_saves_half_a_second_after_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So one that is killed at twice its start-up time, again and again, makes progress. Then intervals double."""
+    interval = compose("train", [])["checkpoint_every"]
+    assert isinstance(interval, str)
+    assert due_at(interval, [0.25 * quarter for quarter in range(1, 17)], monkeypatch) == [0.5, 1.5, 3.5]
 
 
 @pytest.mark.parametrize(("interval", "seconds"), [("1.5s", 1.5), ("2m", 120.0), ("0.5h", 1800.0)])
