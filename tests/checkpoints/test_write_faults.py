@@ -323,7 +323,7 @@ def fall_back(source: Path, folder: Path, count: int, draw: random.Random, caplo
     used, found = checkpoint.load_newest(last)
     assert used == candidates[count]
     assert equal(found, good)
-    assert caplog.messages[-1] == f"{last} cannot be used: going on from the one before, {used}"
+    assert caplog.messages[-1] == f"{last} cannot be used: continuing from the one before, {used}"
     left = [path.with_name(f"{path.name}.damaged").is_file() for path in candidates[:count]]
     assert left == [kind != "delete" for kind in kinds]
 
@@ -356,7 +356,7 @@ def test_a_run_with_damaged_newest_checkpoints_ends_with_the_same_result(
         harm(path, kind, draw)
     go_on_undamaged(dltrain, stopped, undisturbed)
     written = (stopped / "train.log").read_text()
-    assert re.search(rf"last\.pt cannot be used: going on from the one before, .*/last-{count}\.pt", written)
+    assert re.search(rf"last\.pt cannot be used: continuing from the one before, .*/last-{count}\.pt", written)
 
 
 def test_with_every_checkpoint_damaged_a_resume_is_code_66_and_touches_nothing(dltrain: Command, stopped: Path) -> None:

@@ -1,7 +1,7 @@
 """Verify the archive of a checkpoint and its digest before torch may load it, and read its values without torch.
 
-torch.load allocates what a file claims, and calls any function of a long list that a file names. So the archive is
-checked here first: uncompressed entries, plain values, plain tensors that lie within their entry, nothing else.
+torch.load allocates whatever size a file claims, and calls any function on its allow-list that a file names. So the
+archive is checked here first: uncompressed entries, plain values, tensors that lie within their entry, nothing else.
 `dltrain inspect` reads checkpoints in the same way. Knows files; imports no torch.
 """
 
@@ -18,22 +18,22 @@ from dltrain.checkpoints.pickle_reader import UnsafePickle, values
 TRAILER = b"\ndltrain sha256 "  # then 64 hexadecimal digits and a line feed
 TRAILER_SIZE = len(TRAILER) + 64 + 1
 MOST_ENTRIES = 1 << 16
-MOST_DIRECTORY = MOST_ENTRIES * 128  # bytes; an entry of torch's has 46 and its name, rarely a few more
+MOST_DIRECTORY = MOST_ENTRIES * 128  # bytes; torch's entries take 46 and their name, rarely a few more
 MOST_PICKLED = 1 << 24  # bytes of data.pkl: names and plain values, not tensors
 BEGIN = b"PK\3\4"  # without it torch takes a file for one of its old formats, whatever follows
-END = b"PK\5\6"  # begins the end record of 22 bytes; torch writes no comment behind it
+END = b"PK\5\6"  # begins the end record of 22 bytes; torch writes no comment after it
 ENTRY = re.compile(r"[^/\0\\]+/(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/\w+|data/\d+)")
 
 
 def trailer(archive: bytes | memoryview) -> bytes:
-    """Return the line with the SHA-256 that is written behind an archive."""
+    """Return the line with the SHA-256 of an archive, which is written after it."""
     return TRAILER + hashlib.sha256(archive).hexdigest().encode() + b"\n"
 
 
 def verified_size(file: BinaryIO) -> tuple[int, str | None]:
-    """Return the size of the archive in a file and the digest that it was saved with, None without one.
+    """Return the size of the archive in a file and the digest that it was saved with; None if it has none.
 
-    Raises UnsafePickle where the bytes are not those that were saved.
+    Raises UnsafePickle if the bytes are not those that were saved.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - TRAILER_SIZE))

@@ -1,7 +1,7 @@
 """Save checkpoints atomically, and load them after verifying every byte, without running code from the file.
 
 A file is an archive that `torch.load` reads, followed by a trailer with the SHA-256 of the archive. It holds tensors
-and plain data only. Bare weights are read too, also as .safetensors. Knows files; knows no model, no console.
+and plain data only. Bare weights are read too, including .safetensors. Knows files; knows no model, no console.
 """
 
 import io
@@ -33,7 +33,7 @@ class DamagedFile(InputError):
 def save(path: Path, content: dict[str, Any], *, keep: int = 1, check: bool = False) -> None:
     """Write a checkpoint and keep the `keep - 1` before it: last-1.pt is the one that last.pt replaced.
 
-    Nothing is deleted before the new file is complete and in its place. Raises OutputError where that fails, and with
+    Nothing is deleted before the new file is complete and in place. Raises OutputError if that fails, and with
     `check` ConfigError for content that could not be loaded again.
     """
     buffer = io.BytesIO()
@@ -65,14 +65,14 @@ def _require_readable(buffer: io.BytesIO, content: dict[str, Any]) -> None:
     if problem:
         raise ConfigError(
             f"a checkpoint of this run could not be loaded again: {problem}\n"
-            "The model, the optimizer or the data has a state that is not made of tensors and plain values alone"
+            "The model, the optimizer or the data has a state that is not made only of tensors and plain values"
         )
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, tensors on the CPU.
+    """Return the content of a checkpoint, with its tensors on the CPU.
 
-    Raises InputError for a file that is missing, damaged, of another format or no checkpoint.
+    Raises InputError for a file that is missing, damaged, of another format or not a checkpoint.
     """
     content = _read(path)
     if not isinstance(content, dict) or "model" not in content or "config" not in content:
@@ -89,7 +89,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the path and content of a checkpoint, or of the newest one before it if it is missing or damaged.
+    """Return the path and content of a checkpoint; if it is missing or damaged, of the newest intact one before it.
 
     Damaged files are renamed, so that they never replace a good one later: the caller must hold the run's lock.
     """
@@ -104,7 +104,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
             failure = damage
             continue
         if candidate != path:
-            log.warning("%s cannot be used: going on from the one before, %s", path, candidate)
+            log.warning("%s cannot be used: continuing from the one before, %s", path, candidate)
         with atomic_files.output_errors(path):
             for other in damaged:
                 other.replace(other.with_name(f"{other.name}.damaged"))
@@ -115,7 +115,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Return the weights in a checkpoint, a .safetensors file or a bare state dict that torch saved.
 
-    With a checkpoint comes its description of the data that it was trained on. Raises InputError for other files.
+    For a checkpoint also returns the description of the data it was trained on. Raises InputError for other files.
     """
     weights = content = _read(path)
     if isinstance(content, dict):
@@ -131,9 +131,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def find(path: Path, name: str) -> Path:
-    """Return the checkpoint file that a path means: the file itself, or `name` in a checkpoints/ or run folder.
+    """Return the checkpoint file that a path refers to: the file itself, or `name` in a checkpoints/ or run folder.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     path = expand_user(path)
     if path.is_file():
@@ -184,11 +184,11 @@ def _read(path: Path) -> Any:
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:  # the disk's or the network's, perhaps for a moment: no reason to take an older file
-        advice = "Change its rights" if isinstance(error, PermissionError) else "Try again, or take another"
+        advice = "Change its permissions" if isinstance(error, PermissionError) else "Try again, or take another"
         raise InputError(f"{path}: could not be read ({error.strerror or error}). {advice}") from error
     except UnsafePickle as error:
         raise DamagedFile(f"{path}: not a checkpoint, or a damaged one: {error}. Take another") from error
     except Exception as error:  # torch raises nearly anything
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise InputError(f"{path}: there is too little memory to read it") from error
+            raise InputError(f"{path}: there is not enough memory to read it") from error
         raise DamagedFile(f"{path}: not a checkpoint, or a damaged one: {first_line(error)}. Take another") from error

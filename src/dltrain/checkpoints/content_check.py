@@ -49,7 +49,7 @@ OF_LAST: dict[str, Any] = {
 
 
 def _leaves(node: Any) -> Iterator[Any]:
-    """Yield all keys and values of a tree but its containers; one that is referenced twice is visited twice."""
+    """Yield all keys and values of a tree except containers; a part that is referenced twice is visited twice."""
     if isinstance(node, dict | list | tuple):
         for part in (*node, *node.values()) if isinstance(node, dict) else node:
             yield from _leaves(part)
@@ -69,13 +69,13 @@ def _is_line(value: object) -> bool:
 
 
 def validation_error(content: dict[str, Any]) -> str:
-    """Return the first thing that is wrong with the content of a checkpoint, empty where nothing is."""
+    """Return the first problem with the content of a checkpoint, or an empty text."""
     for key, hint in (OF_EACH | OF_LAST if "optimizer" in content else OF_EACH).items():
         if not has(content, key):
             return f"{key} is missing"
         if not conforms(at(content, key), hint):
             return f"{key} must be {describe(hint)}"
-    if not conforms(content.get("averages"), dict[str, Any] | None):  # the first of format 2 have none
+    if not conforms(content.get("averages"), dict[str, Any] | None):  # the earliest of format 2 have none
         return "averages must be weights by name"
     if not conforms(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # as above
         return "data.range must be two numbers"
@@ -92,7 +92,7 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"config must have texts of at most {LONGEST_TEXT:,} characters"
     if content["runtime"].keys() != {"precision", "threads"}:
         return "runtime must be precision and threads"
-    digests = content.get("digests", {})  # nor have the first best.pt
+    digests = content.get("digests", {})  # the earliest best.pt have none either
     if not isinstance(digests, dict) or not all(map(_is_plain, (content["environment"], *digests.values()))):
         return "environment and digests must be plain values by name"
     shape, (mean, std) = content["data"]["input_shape"], content["data"]["statistics"]

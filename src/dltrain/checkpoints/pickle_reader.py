@@ -1,7 +1,7 @@
-"""Read what torch.save pickled without unpickling it, with an interpreter of the few instructions that torch writes.
+"""Read what torch.save pickled without unpickling it, with an interpreter for the few instructions that torch writes.
 
-Plain values come out as they are, tensors as their dtype and shape. Everything else is refused, above all names of
-code. Knows bytes; imports no torch.
+Plain values come out as they are, tensors as their dtype and shape. Everything else is refused, above all references
+to code. Knows bytes; imports no torch.
 """
 
 import pickletools
@@ -137,7 +137,7 @@ class _Unpickler:
         return _Storage(name, numbers)
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """What one of the three known functions would return; nothing is called."""
+        """Return what one of the three known functions would return, without calling it."""
         match function, arguments:
             case _Global("collections OrderedDict"), ():
                 return {}
@@ -163,7 +163,7 @@ def _check_attributes(state: Any) -> None:
 
 
 def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """True if a view lies in its storage and uses each number once: a stride of 0 makes a million of one number."""
+    """True if a view lies in its storage and uses each number once: stride 0 would repeat one number without limit."""
     if not all(type(each) is int and each >= 0 for each in (offset, *shape, *stride)) or len(shape) != len(stride):
         return False
     if 0 in shape:
@@ -177,7 +177,7 @@ def _fits(numbers: int, offset: int, shape: tuple[int, ...], stride: tuple[int, 
 
 
 def _check_amount(content: Any) -> None:
-    """Raise UnsafePickle for values that are nested too deep or too many, counted as often as they are referenced."""
+    """Raise UnsafePickle if values are nested too deeply or too many; each counts as often as it is referenced."""
     amounts: dict[int, tuple[int, int]] = {}  # values, and characters in them
     inside: set[int] = set()
     stack: list[tuple[Any, bool]] = [(content, False)]
