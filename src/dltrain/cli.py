@@ -1,6 +1,6 @@
 """The command `dltrain`: subcommands and exit codes.
 
-torch is imported when a job starts, not before: help, lists, completion and mistakes answer at once.
+torch is imported when a job starts, not before, so that help, lists, completion and error messages appear at once.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ HELP = {"-h", "--help"}
 
 
 def console() -> None:
-    """Entry point of the console script."""
+    """Run the command line of the console script, and exit with its code."""
     code = 0
     terminal.make_streams_usable()
     try:
@@ -60,7 +60,7 @@ def _dispatch(argv: list[str]) -> int:
     if command in COMMANDS and HELP & set(rest):
         from dltrain.commands import help_pages
 
-        others = [word for word in rest if word not in HELP]
+        others = [argument for argument in rest if argument not in HELP]
         print(help_pages.page(command, _preview(command, others) if command in registry.COMMANDS else None))
     elif command in registry.COMMANDS:
         explained, arguments = usage.split_explain(rest)
@@ -114,7 +114,7 @@ def _explain(command: str, arguments: list[str], keys: list[str]) -> None:
 
 
 def _preview(command: str, arguments: list[str]) -> "Composed":
-    """Compose a command line, for a sweep its first job. Raises ConfigError with all its mistakes."""
+    """Compose a command line; of a sweep, only the first job. Raises ConfigError with all its mistakes."""
     from dltrain.config import composition
 
     with _diagnosed(command, arguments):
@@ -146,7 +146,7 @@ def _complete(argv: list[str]) -> int:
         except composition.COMPOSE_ERRORS:  # a half-typed line need not compose
             return 2
 
-    shell = next((word.partition("=")[2] for word in argv if word.startswith("query=")), None)
+    shell = next((flag.partition("=")[2] for flag in argv if flag.startswith("query=")), None)
     if shell is None:  # install or uninstall
         script = io.StringIO()
         with contextlib.redirect_stdout(script):
@@ -162,7 +162,7 @@ def _run(command: str, argv: list[str]) -> int:
     """Run a job, or with -m a sweep; return the exit code. With --json only the job's document goes to stdout."""
     is_summary = command == "train" and "--summary" in argv
     as_json = "--json" in argv and (is_summary or command in ("eval", "predict"))
-    of_sweep = [word for word in argv if word.lstrip("+").startswith("sweep.")]
+    of_sweep = [override for override in argv if override.lstrip("+").startswith("sweep.")]
     is_sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
     if is_sweep and not {"--hydra-help", "--version"} & set(argv):
         if is_summary:
@@ -174,7 +174,7 @@ def _run(command: str, argv: list[str]) -> int:
         return _sweep(command, argv)
     job = "summary" if is_summary else command
     arguments = [
-        word for word in argv if not (word == "--summary" and is_summary) and not (word == "--json" and as_json)
+        flag for flag in argv if not (flag == "--summary" and is_summary) and not (flag == "--json" and as_json)
     ]
     with startup.gc_paused(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         from dltrain.config import composition

@@ -367,7 +367,7 @@ def test_eval_warns_if_a_split_differs_from_the_training(dltrain: Command, train
             Image.new("L", (8, 8), level + number).save(tmp_path / "pictures" / label / f"{number}.png")
     words = ("data=folder", f"data.root={tmp_path / 'pictures'}", "data.size=[8,8]", "model=linear", "epochs=1")
     folder = trained(*words)
-    told = "test: not the examples of the training;"
+    told = "test: not the examples of the training run;"
     same = dltrain("eval", f"ckpt={folder}")
     assert (same.code, told in same.out + same.err) == (0, False)
     Image.new("L", (8, 8), 99).save(tmp_path / "pictures" / "dark" / "another.png")

@@ -43,7 +43,7 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
     output = io.StringIO()
     # Hydra gets neither flags that it does not know nor arguments with spaces; no candidate depends on them.
     others = [each for flag, each in itertools.pairwise(arguments) if flag != "--explain" or each.startswith("-")]
-    before = [each for each in others if each not in NOT_HYDRAS and re.fullmatch(PLAIN, each)]
+    before = [argument for argument in others if argument not in NOT_HYDRAS and re.fullmatch(PLAIN, argument)]
     os.environ["COMP_LINE"] = " ".join(["dltrain", *before, current])
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
         hydra(command, ["-sc", f"query={shell}", *(f"--config-dir={folder}" for folder in folders_typed)])
@@ -55,14 +55,14 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
 
 
 def _experiments(partial: str, configs: Iterable[Path]) -> list[str]:
-    """Return `experiment=` or its options as they continue an argument; Hydra lists none of a sub-folder."""
+    """Return `experiment=`, or its options, if they complete an argument; Hydra lists none in a sub-folder."""
     key = "+experiment=" if partial.startswith("+") else "experiment="
     names = registry.options("experiment", configs) if "=" in partial else [""]
     return [key + name for name in names if (key + name).startswith(partial)]
 
 
 def _split(line: str) -> list[str]:
-    """Split a command line as a shell does; at spaces alone while a quote is open."""
+    """Split a command line as a shell does; only at spaces while a quote is open."""
     try:
         return shlex.split(line)
     except ValueError:  # an open quote
@@ -70,7 +70,7 @@ def _split(line: str) -> list[str]:
 
 
 def in_order(script: str) -> str:
-    """Return Hydra's completion script, made to keep the order of candidates in bash; an old bash sorts them."""
+    """Return Hydra's completion script, changed to keep the order of candidates in bash; an old bash sorts them."""
     ordered = re.search(r"complete (-o nospace .*hydra_bash_completion .*)", script)
     return f"{script}complete -o nosort {ordered[1]} 2>/dev/null || true\n" if ordered else script
 
@@ -107,35 +107,35 @@ FOLDERS: dict[str, Callable[[], Iterable[str]]] = {
 
 
 def _inside(partial: str) -> list[str]:
-    """Return the folders and checkpoints whose path begins with what is typed."""
+    """Return the folders and checkpoints whose path begins with the typed text."""
     typed, _, name = partial.rpartition("/")
     with contextlib.suppress(OSError, RuntimeError):
         folder = Path(partial[: len(partial) - len(name)] or ".").expanduser()
         paths = sorted(path for path in folder.iterdir() if path.name.startswith(name))
         paths = [path for path in paths if name or path.name[0] != "."]
         ends = [(path.name, "/" if path.is_dir() else "") for path in paths if path.is_dir() or path.suffix in WEIGHTS]
-        return [f"{typed}{'/' * ('/' in partial)}{each}{end}" for each, end in ends[:MOST_FOLDERS]]
+        return [f"{typed}{'/' * ('/' in partial)}{found}{end}" for found, end in ends[:MOST_FOLDERS]]
     return []
 
 
-def _belongs(word: str, nodes: dict[str, tuple[str, str] | None]) -> bool:
-    """True unless Hydra's candidate is a group of another subcommand, or an experiment: it offers all of configs/."""
-    name = word.partition("=")[0].partition("/")[0].partition(".")[0]
-    if word in ("common", "hydra", "hydra/") or name == "experiment":
+def _belongs(candidate: str, nodes: dict[str, tuple[str, str] | None]) -> bool:
+    """True unless Hydra's candidate is a group of another subcommand, or an experiment: Hydra offers all configs."""
+    name = candidate.partition("=")[0].partition("/")[0].partition(".")[0]
+    if candidate in ("common", "hydra", "hydra/") or name == "experiment":
         return False
     return not (name in (*registry.GROUPS, "device") and name not in nodes) and not (
-        name in nodes and "=" in word and nodes[name] is not None and name in registry.GROUPS
+        name in nodes and "=" in candidate and nodes[name] is not None and name in registry.GROUPS
     )
 
 
 def _config_folders(arguments: Sequence[str]) -> list[str]:
     """Return the folders that follow --config-dir (or -cd)."""
-    joined = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
+    joined = [flag.partition("=")[2] for flag in arguments if flag.startswith("--config-dir=")]
     return joined + [value for flag, value in itertools.pairwise(arguments) if flag in ("--config-dir", "-cd")]
 
 
 def values(command: str, argument: str) -> list[str]:
-    """Return `model.cell=gru` and so on for `model.cell=`, where a key has a fixed list of values."""
+    """Return completions such as `model.cell=gru` for `model.cell=`, if the key has a fixed list of values."""
     key, equals, partial = argument.lstrip("+").partition("=")
     if not equals:
         return []
@@ -151,7 +151,7 @@ def values(command: str, argument: str) -> list[str]:
 
 
 def _options(node: str, place: tuple[str, str] | None) -> list[signatures.Signature]:
-    """Return the signatures that a node can have: the options of its group, or the one that is at `place`."""
+    """Return the signatures that a node can have: the options of its group, or the one at `place`."""
     if place is not None:
         return [signatures.builtin(*place)]
     return [option for name in registry.names(node) if (option := registry.signature(node, name)) is not None]

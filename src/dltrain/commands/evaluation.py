@@ -35,9 +35,9 @@ SHOWN_CLASSES = 50
 def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
-    Returns a JSON-able document and the result of the best checkpoint. The document is the result; if `ckpt` is a list,
-    that of each checkpoint in its order, and one table ranks them. One that cannot be evaluated does not stop the
-    others: its entry has `checkpoint` and `error`, and PartialFailure is raised at the end, with the document.
+    Returns a JSON-able document and the result of the best checkpoint. The document is that result; for a list of
+    checkpoints it has the result of each in order, and one table ranks them. One that cannot be evaluated does not stop
+    the others: its entry has `checkpoint` and `error`, and PartialFailure is raised at the end, with the document.
     """
     ckpt = config.values["ckpt"]
     if isinstance(ckpt, str):
@@ -68,7 +68,7 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
 
 
 def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """Return the result of one checkpoint and its score, of which greater is better."""
+    """Return the result of one checkpoint and its score; a greater score is better."""
     began = time.perf_counter()
     split, views = config.values["split"], config.values["tta"]
     loaded = load_trained(ckpt, config)
@@ -119,8 +119,8 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
     may_differ = ":" in loaded.values["data"]["name"] or "data.root" in config.typed
     digest = loaded.content.get("digests", {}).get("data", {}).get(split)  # older checkpoints have none
     if not may_differ and digest not in (None, build.digest(examples)):
-        # In a folder to which images were added, other ones are held back.
-        log.warning("%s: not the examples of the training; the model may have been trained on some of these", split)
+        # Adding images to a folder changes which ones are held out.
+        log.warning("%s: not the examples of the training run; the model may have been trained on some of them", split)
     known = loaded.content["data"]
     if (actual := tuple(examples.images.shape[1:])) != (expected := tuple(known["input_shape"])):
         raise InputError(f"data: has images of {actual}, the model was trained on {expected}")
@@ -168,7 +168,7 @@ SHORT = 4  # letters of a class name as column header; with longer names columns
 
 
 def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """Return a confusion matrix as a table, rows the true classes and columns the predicted ones.
+    """Return a confusion matrix as a table, with true classes as rows and predicted ones as columns.
 
     With more than 20 classes, or on a terminal that is too narrow, the table lists the largest errors instead.
     """

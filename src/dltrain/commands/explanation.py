@@ -12,20 +12,20 @@ from dltrain.runtime.errors import ConfigError
 
 
 def lines(command: str, composed: Composed, key: str) -> Iterator[str]:
-    """Explain a key, or a group and all its keys. Raises ConfigError if there is none of that name."""
+    """Explain a key, or a group and all its keys. Raises ConfigError if there is no such key."""
     nodes = registry.nodes(command, composed.config)
     group = key.removesuffix(".name") if key.removesuffix(".name") in registry.GROUPS else key
     rules = registry.keys(command, composed.config)
     if group in composed.origin.chosen:
         yield from _group(group, composed)
-        for each in (rule for rule in rules if rule.startswith(f"{group}.")):
+        for member in (name for name in rules if name.startswith(f"{group}.")):
             yield ""
-            yield from _key(each, composed, rules)
+            yield from _key(member, composed, rules)
     elif key in rules:
         yield from _key(key, composed, rules)
     elif key in nodes and key:
-        for each in nodes[key].keys:
-            yield from _key(f"{key}.{each}", composed, rules)
+        for name in nodes[key].keys:
+            yield from _key(f"{key}.{name}", composed, rules)
     else:
         known = [*rules, *(node for node in nodes if node), *composed.origin.chosen]
         raise ConfigError(f"{key}: no such key{suggest(key, known)}")
@@ -54,6 +54,6 @@ def _key(key: str, composed: Composed, rules: dict[str, Param]) -> Iterator[str]
     if default is not None and default[0] != registry.REQUIRED:
         yield f"  default  {to_cli(default[0])} ({default[1]})"
     if composed.config.get("resume") is not None and not any(
-        f"{key}.".startswith(f"{each}.") for each in composed.typed
+        f"{key}.".startswith(f"{typed}.") for typed in composed.typed
     ):
         yield "  resume   keeps the value of the run, not this one"

@@ -51,7 +51,7 @@ def export(config: Config) -> Path:
             lines = [f"input     {_layout(loaded)}{_classes(loaded)}", f"use it    dltrain train init={path}"]
     try:
         atomic_files.atomic_write(path, content)
-    except ValueError as error:  # a zero byte in its name
+    except ValueError as error:  # a NUL byte in its name
         raise OutputError(f"output={path}: cannot be written ({error})") from error
     log.info("%-9s %s, %s bytes", "file", path, f"{len(content):,}")
     for line in lines:
@@ -118,7 +118,7 @@ def _examples(loaded: TrainedModel) -> tuple[Examples, str]:
 
 
 def _safetensors(loaded: TrainedModel) -> bytes:
-    """Return the weights as safetensors, with all that is needed to use them as metadata: JSON except `format`."""
+    """Return the weights as safetensors; the metadata has what their use needs, lists and the config as JSON."""
     from safetensors.torch import save
 
     # Copies, because safetensors refuses views and weights that share memory.

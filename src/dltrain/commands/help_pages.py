@@ -1,6 +1,6 @@
 """`dltrain SUBCOMMAND --help`: examples, groups with their options, every key with its type, range, value and meaning.
 
-Made of signatures, docstrings, YAML files and usage.py. Imports no torch.
+Generated from signatures, docstrings, YAML files and usage.py. Imports no torch.
 """
 
 import shutil

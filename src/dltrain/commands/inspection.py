@@ -1,4 +1,4 @@
-"""`dltrain inspect`: show what a checkpoint contains, without torch and without building or running any of it."""
+"""`dltrain inspect`: shows what a checkpoint contains, without torch and without building or running any of it."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MOST_VALUES = 10_000  # of a config that is shown
 
 
 def lines(path: Path) -> Iterator[str]:
-    """Yield the description of a checkpoint or a bare state dict. Raises InputError for a file that is not readable."""
+    """Yield the description of a checkpoint or a bare state dict. Raises InputError for a file that cannot be read."""
     try:
         with path.open("rb") as file:
             size, digest = archive.verified_size(file)
@@ -30,9 +30,9 @@ def lines(path: Path) -> Iterator[str]:
     yield f"digest       SHA-256 {digest}, verified" if digest else "digest       none: damage would not be noticed"
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; expected a checkpoint or a state dict")
-    ours = isinstance(content.get("config"), dict)
-    yield f"kind         {_kind(content) if ours else 'weights, not a checkpoint of dltrain'}"
-    if ours:
+    is_ours = isinstance(content.get("config"), dict)
+    yield f"kind         {_kind(content) if is_ours else 'weights, not a checkpoint of dltrain'}"
+    if is_ours:
         for key in ("environment", "data", "runtime"):
             if isinstance(node := content.get(key), dict):
                 yield f"{key:<12} {_short(node)}"
@@ -41,7 +41,7 @@ def lines(path: Path) -> Iterator[str]:
         yield f"{'best':<12} {_short(best) if isinstance(best, dict) and best else 'none yet'}"
         yield from _custom_code(content["config"])
         yield from _config(content["config"])
-    weights = content.get("model") if ours else content
+    weights = content.get("model") if is_ours else content
     yield from _weights(weights if isinstance(weights, dict) else {})
 
 
@@ -92,9 +92,9 @@ def _short(node: dict[Any, Any]) -> str:
 
 
 def checked_path(arguments: list[str]) -> Path:
-    """Return the checkpoint that the one argument names, with or without `ckpt=` before it.
+    """Return the checkpoint that the only argument names, with or without `ckpt=` before it.
 
-    Raises ConfigError without exactly one argument, InputError for a file that is not there.
+    Raises ConfigError without exactly one argument, InputError for a missing file.
     """
     if len(arguments) != 1:
         raise ConfigError("inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")

@@ -78,7 +78,7 @@ def run_job(
             is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
             document = shown.document if isinstance(shown, PartialFailure) else None
             return ended(report_error(shown), "interrupted" if is_stop else first_line(shown)), document
-        if torchrun.should_report(error):  # a bug, ours or in the user's code: print all there is to know
+        if torchrun.should_report(error):  # a bug, ours or in the user's code: print the traceback
             traceback.print_exc()
         return ended(1, first_line(f"{type(error).__name__}: {error}")), None
 
@@ -91,12 +91,12 @@ def _as_written(text: str, config: dict[str, Any]) -> str:
         for written, value in _leaves(config, resolve(config)):
             if isinstance(written, str) and "${" in written and isinstance(value, str):
                 for form in (str(expand_user(value)), value, os.path.normpath(value)):  # as messages show paths
-                    text = text.replace(form, written) if len(form) > 3 else text  # less is not a secret
+                    text = text.replace(form, written) if len(form) > 3 else text  # shorter ones are no secrets
     return text
 
 
 def _leaves(node: Any, other: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the values at the same place of two trees; at a subtree that only one has, it and its counterpart."""
+    """Yield pairs of values at the same place of two trees; a subtree that only one has comes with its counterpart."""
     if isinstance(node, dict) and isinstance(other, dict):
         for key in node.keys() & other.keys():
             yield from _leaves(node[key], other[key])
@@ -113,11 +113,11 @@ def dispatch(
     *,
     typed: Collection[str],
     origin: registry.Origin = lambda key: "",
-    **of_training: Any,
+    **train_options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Resolve and check a config, then train, evaluate, predict or export as it says.
 
-    `of_training` are further arguments of `training.run.train`; the other commands ignore them.
+    `train_options` are further arguments of `training.run.train`; the other commands ignore them.
     Returns the JSON-able document of a command that has one, else None, and a summary: metrics by split, and the
     status and folder of a run. The command `summary` is `train --summary`.
     """
@@ -132,7 +132,7 @@ def dispatch(
     if command == "train":
         from dltrain.training.run import train
 
-        return None, train(checked, **of_training)
+        return None, train(checked, **train_options)
     if command == "eval":
         from dltrain.commands.evaluation import evaluate_checkpoints
 
@@ -149,7 +149,7 @@ def dispatch(
 
 
 def job_metrics(command: str, summary: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics of a job by split: of a training those on test and validation of the tested weights."""
+    """Return the metrics of a job by split; of a training run, those of the tested weights on test and validation."""
     splits = dict(summary)
     if command == "train":
         best = summary.get("best") or {}

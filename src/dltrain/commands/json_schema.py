@@ -1,6 +1,6 @@
 """`dltrain list --schema`: a JSON schema of training configs and experiments, with which editors complete and check.
 
-The schema is of draft 2020-12 and made of the same signatures and YAML files as the checks, the help and the defaults.
+The schema follows draft 2020-12; it is made from the signatures and YAML files of the checks, help and defaults.
 """
 
 import types
@@ -81,7 +81,7 @@ def value_schema(hint: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(get_args(hint))}
     if origin in (Union, types.UnionType):
-        return {"anyOf": [value_schema(each) for each in get_args(hint)]}
+        return {"anyOf": [value_schema(choice) for choice in get_args(hint)]}
     if origin is list:
         return {"type": "array", "items": value_schema(get_args(hint)[0])}
     return dict(SIMPLE.get(origin or hint, {}))
@@ -89,7 +89,7 @@ def value_schema(hint: Any) -> dict[str, Any]:
 
 def _rule_schema(rule: Any, base: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rule, Interval):
-        return {word: getattr(rule, sign) for sign, word in BOUNDS.items() if getattr(rule, sign) is not None}
+        return {keyword: getattr(rule, sign) for sign, keyword in BOUNDS.items() if getattr(rule, sign) is not None}
     if isinstance(rule, Len):
         what = "Items" if base.get("type") == "array" else "Length"
         longest = {} if rule.max_length is None else {f"max{what}": rule.max_length}
@@ -112,7 +112,7 @@ def _object(keys: Mapping[str, Param], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _any_option(group: str) -> dict[str, Any]:
-    """A node whose option is not known here: the keys of all of them, and of a user's own code any."""
+    """Return the schema of a node whose option is unknown: all keys of all options are valid, and any of user code."""
     names = registry.names(group)
     rules: dict[str, list[Any]] = {}
     for name in names:

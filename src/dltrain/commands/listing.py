@@ -1,4 +1,4 @@
-"""`dltrain list`: print every option of every group, read from the sources and the YAML files."""
+"""`dltrain list`: prints every option of every group, read from the sources and the YAML files."""
 
 import json
 from pathlib import Path

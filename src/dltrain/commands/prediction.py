@@ -32,7 +32,7 @@ Prepare = Callable[[Image.Image], tuple[Image.Image, dict[str, bool]]]
 
 
 def predict(config: Config) -> list[dict[str, Any]]:
-    """Print, write as CSV and return the likeliest classes of each image; a damaged image gets a row too.
+    """Print, write as CSV and return the most likely classes of each image; a damaged image gets a row too.
 
     `invert` is for drawings on paper, dark on light, as input of a network trained on data such as MNIST. With `auto`
     an image with a light edge is inverted if the mean of the training images, which the checkpoint has, is below 1/3,
@@ -81,7 +81,7 @@ def predict(config: Config) -> list[dict[str, Any]]:
 
 
 def find(text: str) -> list[Path]:
-    """Return the files that an input names; a single file may have any suffix. Raises InputError for none."""
+    """Return the files that an input names; a single file may have any suffix. Raises InputError if there is none."""
     path = expand_user(text)
     if path.is_dir():
         paths = [Path(name) for name in image_files.find_images(path)]
@@ -135,7 +135,7 @@ def _write(path: Path, rows: list[dict[str, Any]], top_k: int) -> None:
             writer = csv.DictWriter(file, ["file", *ranks, *added, "error"])
             writer.writeheader()
             writer.writerows(rows)
-    except (OSError, ValueError) as error:  # ValueError for a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError for a NUL byte in the name
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"output={path}: cannot be written ({reason})") from error
 

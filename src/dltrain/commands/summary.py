@@ -77,9 +77,9 @@ def _training_set(node: dict[str, Any], seed: int) -> build.Data:
 
 
 def layers(model: nn.Module, input_shape: tuple[int, ...], name: str) -> list[Layer]:
-    """Return the modules that have parameters, operations or no submodules, in the order they are built.
+    """Return the modules that have parameters, operations or no submodules, in the order in which they were built.
 
-    Raises ConfigError for a network that takes no batch of one.
+    Raises ConfigError for a network that cannot take a batch of one.
     """
     shapes: dict[nn.Module, list[int] | None] = {}
     flops = dict.fromkeys(model.modules(), 0)
@@ -123,10 +123,10 @@ def layers(model: nn.Module, input_shape: tuple[int, ...], name: str) -> list[La
     seen: set[int] = set()
     rows = []
     for key, module in model.named_modules():
-        parameters = [each for each in module.parameters(recurse=False) if id(each) not in seen]
-        seen |= {id(each) for each in parameters}
+        parameters = [weight for weight in module.parameters(recurse=False) if id(weight) not in seen]
+        seen |= {id(weight) for weight in parameters}
         if parameters or flops[module] or not list(module.children()):
-            count = sum(each.numel() for each in parameters)
+            count = sum(weight.numel() for weight in parameters)
             rows.append(Layer(key, type(module).__name__, shapes.get(module), count, flops[module]))
     return rows
 

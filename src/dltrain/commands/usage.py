@@ -24,8 +24,8 @@ class Usage:
 CONFIG_FLAGS = (
     ("--explain KEY", "show the value of a key, or of all keys of a group, where it comes from and what it means"),
     ("-m", "run a sweep: every combination of values such as a,b or range(3)"),
-    ("--cfg job", "print the composed config and do nothing"),
-    ("--config-dir FOLDER", "search this folder for options, too"),
+    ("--cfg job", "print the composed config and do nothing else"),
+    ("--config-dir FOLDER", "also search this folder for options"),
     ("--hydra-help", "list Hydra's other flags"),
 )
 JSON = ("--json", "print one JSON document; everything else goes to stderr")
@@ -102,10 +102,10 @@ COMMANDS = {
         (("FILE", "a checkpoint, a run folder (its best.pt is taken), or weights"),),
     ),
     "list": Usage(
-        "every option of every group with one line",
+        "list every option of every group",
         (
-            ("list", "for a person"),
-            ("list --json", "with keys, types and defaults, for a program"),
+            ("list", "with a line for each option"),
+            ("list --json", "with keys, types and defaults, as JSON"),
             ("list --schema > dltrain.schema.json", "a JSON schema, with which an editor completes and checks configs"),
         ),
         (),
