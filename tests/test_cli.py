@@ -454,4 +454,4 @@ def test_a_deleted_current_folder_is_reported(dltrain: Command, tmp_path: Path) 
     os.chdir(tmp_path / "gone")  # the fixture goes back
     (tmp_path / "gone").rmdir()
     result = dltrain("train", "epochs=1")
-    assert (result.code, result.err) == (66, "error: the current folder is no longer there; cd to one that is\n")
+    assert (result.code, result.err) == (66, "error: the current folder no longer exists; cd to one that does\n")

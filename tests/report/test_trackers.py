@@ -360,7 +360,7 @@ def test_a_tracking_store_named_by_a_checkpoint_is_used_only_if_overridden(dltra
     (tmp_path / "store").rename(tmp_path / "away")
     result = dltrain("train", f"resume={folder}")
     assert (result.code, (tmp_path / "store").exists()) == (2, False)
-    assert "the checkpoint says to which logger.mlflow.tracking_uri its metrics go" in result.err
+    assert "the checkpoint names the logger.mlflow.tracking_uri to send metrics to" in result.err
     (tmp_path / "away").rename(tmp_path / "store")
     assert dltrain("train", f"resume={folder}", "limit_steps=8", store).code == 0
     assert run_of(folder, tmp_path / "store").data.metrics["train/loss"] == in_jsonl(folder)["train/loss", 8]
@@ -376,7 +376,7 @@ def test_a_sweep_file_that_names_a_store_indirectly_is_refused(dltrain: Command,
     content = {"format": 1, "command": "train", "overrides": words}
     (tmp_path / "sent" / "sweep.json").write_text(json.dumps(content))
     result = dltrain("train", "sweep.resume=sent")
-    assert (result.code, "this sweep says to which logger.mlflow.tracking_uri its metrics go" in result.err) == (
+    assert (result.code, "this sweep names the logger.mlflow.tracking_uri to send metrics to" in result.err) == (
         2,
         True,
     )

@@ -72,19 +72,19 @@ def run(command: str, argv: list[str]) -> Composed | int:
             if flags.multirun:  # cut short, as in --multi
                 raise ConfigError("--multirun: must be written out, or as -m")
             return compose_job(loader, flags.config_name, flags.overrides, implied)
-    except SystemExit as stop:  # after --version, or for a --package that is not there
+    except SystemExit as stop:  # after --version, or for a --package that does not exist
         return 2 if stop.code else 0
 
 
 def parse(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the arguments of a subcommand; return also the overrides among them that a resumed run adds.
+    """Parse the arguments of a subcommand; also return the overrides that a resumed run adds to them.
 
     Raises ConfigError for flags that cannot be used.
     """
     try:
         Path.cwd()
     except FileNotFoundError as error:
-        raise InputError("the current folder is no longer there; cd to one that is") from error
+        raise InputError("the current folder no longer exists; cd to one that does") from error
     implied = options_of_resumed(argv)
     flags = parse_flags(command, hydra_argv([*implied, *argv]))
     flags.config_name = flags.config_name or command
@@ -105,23 +105,23 @@ def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
 
 
 def _print(flags: argparse.Namespace) -> bool:
-    """Let Hydra print what a flag such as --cfg asks for; False if no flag does. Nothing runs."""
+    """Let Hydra print what a flag such as --cfg asks for; return False if there is no such flag. Nothing runs."""
     engine = GlobalHydra.instance().hydra
     assert engine is not None
-    config, root = (flags.config_name, flags.overrides), logging.getLogger()
+    arguments, root = (flags.config_name, flags.overrides), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
         if flags.hydra_help:
-            flags.overrides = []  # it shows a config of Hydra's own, in which none has a place
+            flags.overrides = []  # it shows a config of Hydra's own, to which none of them applies
             engine.hydra_help(None, get_args_parser(), flags)
         elif flags.help:
             engine.app_help(flags.config_name, get_args_parser(), flags)
         elif flags.cfg:
-            engine.show_cfg(*config, flags.cfg, flags.package, flags.resolve)
+            engine.show_cfg(*arguments, flags.cfg, flags.package, flags.resolve)
         elif flags.info:
-            engine.show_info(flags.info, *config)
+            engine.show_info(flags.info, *arguments)
         elif flags.shell_completion:
-            engine.shell_completion(*config)
+            engine.shell_completion(*arguments)
         else:
             return False
         return True
@@ -139,8 +139,8 @@ def sweeping(command: str, argv: list[str]) -> Iterator[Sweeping]:
         config = loader.load_configuration(flags.config_name, first, run_mode=RunMode.MULTIRUN)
         sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         overrides = [f"{key}={'null' if value is None else value}" for key, value in (sweeper["params"] or {}).items()]
-        of_hydra = [word for word in flags.overrides if word.lstrip("+~").startswith("hydra")]
-        overrides += [word for word in flags.overrides if word not in of_hydra]
+        of_hydra = [override for override in flags.overrides if override.lstrip("+~").startswith("hydra")]
+        overrides += [override for override in flags.overrides if override not in of_hydra]
         settings = OmegaConf.to_container(config.sweep, resolve=True)
         yield Sweeping(loader, flags.config_name, settings, of_hydra, overrides, implied)
 
@@ -158,9 +158,9 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def options_of_resumed(argv: list[str]) -> list[str]:
-    """Return overrides with the options of the run to resume, so that keys of these options can be typed.
+    """Return overrides that choose the options of the run to resume, so that keys of these options can be typed.
 
-    Only names of options are taken from the run's folder; the config that counts is the one in its checkpoint.
+    Only names of options are taken from the run's folder; the config itself comes from its checkpoint.
     """
     typed = {word.partition("=")[0]: word.partition("=")[2] for word in argv}
     if not (path := typed.get("resume")):
@@ -177,9 +177,9 @@ def options_of_resumed(argv: list[str]) -> list[str]:
 
 
 def preview(command: str, argv: list[str]) -> Composed:
-    """Return the config that a command line composes, for a sweep that of its first job: for help and --explain.
+    """Return the config that a command line composes, or that of a sweep's first job, for help and --explain.
 
-    Raises ConfigError for an unknown flag, else as `run`.
+    Raises ConfigError for an unknown flag, otherwise what `run` raises.
     """
     flags, implied = parse(command, argv)
     with hydra_loader(flags.config_dir) as loader:
@@ -187,12 +187,12 @@ def preview(command: str, argv: list[str]) -> Composed:
 
 
 def compose_job(loader: ConfigLoader, config_name: str, texts: list[str], implied: Sequence[str] = ()) -> Composed:
-    """Compose one config; `implied` are those of the overrides that nobody typed."""
+    """Compose one config; `implied` are those overrides that the user did not type."""
     config = loader.load_configuration(config_name, texts, run_mode=RunMode.RUN)
     plain = OmegaConf.to_container(config, resolve=False)  # ${oc.env:KEY} stays a reference
     assert isinstance(plain, dict)
     node = plain.pop("hydra")
-    overrides = [word for word in node["overrides"]["task"] if word not in implied]
+    overrides = [text for text in node["overrides"]["task"] if text not in implied]
     parsed = OverridesParser.create().parse_overrides(overrides)
     known = (*plain, "experiment")
     typed = [it.key_or_group for it in parsed if it.is_delete() or it.key_or_group.partition(".")[0] in known]
@@ -200,20 +200,20 @@ def compose_job(loader: ConfigLoader, config_name: str, texts: list[str], implie
     sources = [Path(source["path"]) for source in runtime["config_sources"] if source["schema"] == "file"]
     chosen = {str(group): str(option) for group, option in runtime["choices"].items()}
     overrides = [it.input_line or "" for it in parsed if it.key_or_group.partition(".")[0] != "sweep"]
-    groups = [word.partition("=")[0] for word in implied]
+    groups = [override.partition("=")[0] for override in implied]
     return Composed(with_text_keys(plain), overrides, typed, Provenance(config_name, typed, groups, sources, chosen))
 
 
 def first_values(loader: ConfigLoader, overrides: list[str]) -> list[str]:
-    """Replace each override that sweeps by its first value; leave out intervals, and keys of the sweep itself."""
+    """Reduce each override that sweeps to its first value; leave out intervals, and keys of the sweep itself."""
     replaced: list[str] = []
-    for word in overrides:
-        values: Iterable[str] = [word]
+    for text in overrides:
+        values: Iterable[str] = [text]
         with contextlib.suppress(HydraException, ValueError):  # a mistake, which composing reports
-            override = OverridesParser.create(loader).parse_override(word)
+            override = OverridesParser.create(loader).parse_override(text)
             if override.is_sweep_override():
-                is_listed = override.is_discrete_sweep() and not word.startswith("sweep.")
-                texts = itertools.islice(override.sweep_string_iterator(), 1) if is_listed else ()
-                values = [f"{override.get_key_element()}={text}" for text in texts]
+                is_listed = override.is_discrete_sweep() and not text.startswith("sweep.")
+                first = itertools.islice(override.sweep_string_iterator(), 1) if is_listed else ()
+                values = [f"{override.get_key_element()}={value}" for value in first]
         replaced += values
     return replaced

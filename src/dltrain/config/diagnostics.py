@@ -1,4 +1,4 @@
-"""Why a command line cannot be composed: all its mistakes, with the nearest right names. Hydra reports only one."""
+"""Find all mistakes of a command line that cannot be composed, with the nearest valid names. Hydra reports only one."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ from dltrain.runtime.errors import ConfigError
 
 def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
     """Return all mistakes of a command line that Hydra refused; if none is found, Hydra's own message."""
-    if isinstance(error, UnsafeConfig) and error.__cause__ is None:  # else Hydra itself broke, and cannot say at what
+    if isinstance(error, UnsafeConfig) and error.__cause__ is None:  # else Hydra failed, and does not say where
         return ConfigError(str(error))
     arguments = parse_flags(command, hydra_argv(argv))
     overrides, unreadable = _parsed(arguments.overrides)
@@ -66,7 +66,7 @@ def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
 def _options(
     overrides: list[Override], options: dict[str, list[str]], nodes: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """Return overrides that choose options, and problems of those that cannot; `options` are those of each group."""
+    """Return overrides that choose options, and problems of those that cannot; `options` has the names by group."""
     valid, faults = [], []
     for override in overrides:
         group = override.key_or_group
@@ -84,12 +84,12 @@ def _options(
     return valid, faults
 
 
-def _unreadable_fault(word: str, known: list[str]) -> str:
-    key, equals, _ = word.lstrip("+~").partition("=")
-    # Hydra reads no part of a key that begins with a digit; a typo of ours may.
+def _unreadable_fault(text: str, known: list[str]) -> str:
+    key, equals, _ = text.lstrip("+~").partition("=")
+    # Hydra cannot parse a key in which a part begins with a digit, as a typo of a valid key may.
     hint = suggest(key, known) if equals and key not in known else ""
-    is_open = any(word.count(one) > word.count(other) for one, other in ("()", "[]", "{}"))
-    return f"{word}: a bracket is not closed" if is_open else f"{word}: cannot be read as KEY=VALUE{hint}"
+    is_open = any(text.count(one) > text.count(other) for one, other in ("()", "[]", "{}"))
+    return f"{text}: a bracket is not closed" if is_open else f"{text}: cannot be read as KEY=VALUE{hint}"
 
 
 def _in_experiment(command: str, config_dir: str | None, message: str) -> list[str]:
@@ -107,7 +107,7 @@ def _in_experiment(command: str, config_dir: str | None, message: str) -> list[s
 
 
 def _option_names(group: str, config_dir: str | None) -> list[str]:
-    """Return the options of a group, those in the folder of --config-dir too."""
+    """Return the options of a group, including those in the folder of --config-dir."""
     return list(registry.options(group, [config_folder(), *([Path(config_dir)] if config_dir else [])]))
 
 
@@ -126,7 +126,7 @@ def _values(override: Override) -> list[Any]:
 
 
 def _swept(override: Override) -> list[str]:
-    """Return the first values that an override sweeps over; the typed text if they cannot be listed, as of glob(*)."""
+    """Return the first values that an override sweeps over; the typed text if they cannot be listed, as for glob(*)."""
     try:
         return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 100)] or [""]
     except (HydraException, ValueError):
@@ -136,7 +136,7 @@ def _swept(override: Override) -> list[str]:
 def _key_faults(config: dict[str, Any], command: str, overrides: list[Override], known: list[str]) -> list[str]:
     """Check the overrides of keys, each applied to the composed config."""
     faults = []
-    swept: list[tuple[dict[str, Any], str, Any]] = []  # where a further value of a key would stand, and the value
+    swept: list[tuple[dict[str, Any], str, Any]] = []  # node and key of each further value, and the value
     for override in overrides:
         key = override.key_or_group
         if key.startswith("hydra."):
@@ -150,15 +150,15 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override],
         node: Any = config if override.is_add() or has(config, key) else None
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):  # +optim.lr.x has no place either
+        if not isinstance(node, dict):  # such as +optim.lr.x, below a value
             faults.append(f"{key}: no such key{_hint(key, config, known)} (from the command line)")
             continue
         values: list[Any] = []
-        for one in _each(override):
+        for single in _each(override):
             try:
-                values.append(OmegaConf.to_container(OmegaConf.create({"value": one.value()})))
-            except OmegaConfBaseException as error:  # ${ without an end
-                faults.append(f"{key}={one.value()}: {str(error).splitlines()[0]}")
+                values.append(OmegaConf.to_container(OmegaConf.create({"value": single.value()})))
+            except OmegaConfBaseException as error:  # an unclosed ${
+                faults.append(f"{key}={single.value()}: {str(error).splitlines()[0]}")
         last = key.rpartition(".")[2]
         swept += [(node, last, value["value"]) for value in values[1:]]
         if values:

@@ -13,20 +13,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Interval, Len
 
-WIDEST = 1 << 1000  # longer ones fit into no float
-LARGEST = sys.float_info.max  # not infinite, nor a whole number of hundreds of digits
+WIDEST = 1 << 1000  # larger integers fit into no float
+LARGEST = sys.float_info.max  # neither infinite nor an integer of hundreds of digits
 
 
 @dataclass(frozen=True)
 class Matches:
-    """A text must match a pattern; `description` is what the user reads."""
+    """The rule that a text must match a pattern; `description` is what the user reads."""
 
     pattern: str
     description: str
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """True if a config value conforms to a type hint. A whole number is a float, but true is no number."""
+    """True if a config value conforms to a type hint. A whole number counts as a float, but true is not a number."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, *rules = get_args(hint)
@@ -113,7 +113,7 @@ def _describe_rule(rule: Any) -> str:
 
 
 def choices(hint: Any) -> list[str]:
-    """Return the values that a hint allows, as they are typed, if there are finitely many: for completion."""
+    """Return the values that a hint allows, as they are typed, if there are finitely many; for completion."""
     if get_origin(hint) is Literal:
         return [str(choice) for choice in get_args(hint)]
     if get_origin(hint) in (Union, types.UnionType):
@@ -122,7 +122,7 @@ def choices(hint: Any) -> list[str]:
 
 
 def to_cli(value: Any) -> str:
-    """Return a value as it is typed: null, true, [64, 32]."""
+    """Return a value as it is typed on the command line: null, true, [64, 32]."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {to_cli(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):

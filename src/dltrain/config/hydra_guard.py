@@ -1,7 +1,7 @@
 """Limits on what Hydra loads while it composes: nothing that runs code or grows without end.
 
-dltrain uses Hydra to compose configs and never lets it run a job. A command line or a file that asks Hydra for more, by
-its own node `hydra`, is refused: it would have no effect.
+dltrain uses Hydra to compose configs and never lets it run a job. A command line or a file that asks Hydra for more, in
+Hydra's own node `hydra`, is refused: it would have no effect.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from dltrain.config.dotted import leaves
 from dltrain.config.safe_yaml import UnsafeConfig, checked_yaml
 
-# Keys of Hydra's own node as configs/common.yaml leaves them. No other key may be there, but for those that are FREE.
+# Keys of Hydra's own node as configs/common.yaml leaves them. No other key is allowed, except those in FREE.
 FIXED: dict[str, Any] = {
     "run.dir": ".",
     "sweep.subdir": ".",
@@ -37,12 +37,12 @@ for log in ("hydra_logging", "job_logging"):
     FIXED |= {f"{log}.version": 1, f"{log}.root": None, f"{log}.disable_existing_loggers": False}
 FREE = ["sweep.dir", "sweeper.params", "overrides", "runtime", "searchpath", "verbose", "help", "hydra_help"]
 FREE += [f"job.{key}" for key in ("name", "override_dirname", "id", "num", "config_name", "config")]
-MOST_FILES = 500  # that a defaults list names, each as often as it does
+MOST_FILES = 500  # named in defaults lists, repeats included
 
 
 @contextlib.contextmanager
 def hydra_sandbox() -> Iterator[None]:
-    """Check all that Hydra loads, and each config that it composes. Raises UnsafeConfig."""
+    """Check, inside the `with` block, all that Hydra loads and each config that it composes. Raises UnsafeConfig."""
     loaded = 0
 
     def load_configuration(
@@ -69,7 +69,7 @@ def hydra_sandbox() -> Iterator[None]:
             return original(source, config_path)
         except UnsafeConfig:
             raise
-        except (ValueError, yaml.YAMLError) as error:  # a header that Hydra cannot read, a key that is there twice
+        except (ValueError, yaml.YAMLError) as error:  # a header that Hydra cannot read, a duplicate key
             text = f"{source.path}/{config_path}: cannot be read: {' '.join(str(error).split())}"
             raise UnsafeConfig(text) from None
 
@@ -96,7 +96,7 @@ def hydra_sandbox() -> Iterator[None]:
 
 
 def file_source() -> type[ConfigSource]:
-    """Return the class that reads YAML files; Hydra loads its plugins' modules itself, so an imported one differs."""
+    """Return the class that reads YAML files; Hydra loads its plugins itself, so importing it gives another."""
     Plugins.instance()
     return SourcesRegistry.instance().resolve("file")
 
@@ -113,8 +113,8 @@ def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[No
 
 
 def refuse_changes(node: Any, overrides: Sequence[str]) -> None:
-    """Raise UnsafeConfig if Hydra's own node asks for more than to compose; `overrides` are what was typed."""
-    listed = node["overrides"]  # to what a file has there Hydra adds what was typed
+    """Raise UnsafeConfig if Hydra's own node asks for more than composing; `overrides` are the typed ones."""
+    listed = node["overrides"]  # Hydra adds the typed ones to those that a file has
     if sorted(map(str, (*listed["hydra"], *listed["task"]))) != sorted(overrides):
         raise UnsafeConfig("hydra.overrides: cannot be set; it is what was typed")
     values = leaves(node)
@@ -123,7 +123,7 @@ def refuse_changes(node: Any, overrides: Sequence[str]) -> None:
     free = {key for key in values if any(f"{key}.".startswith(f"{each}.") for each in FREE)}
     for key in [*values, *FIXED]:
         if key not in free and (key not in values or key not in FIXED or values[key] != FIXED[key]):
-            raise UnsafeConfig(f"hydra.{key}: cannot be set; dltrain uses Hydra to compose configs alone")
+            raise UnsafeConfig(f"hydra.{key}: cannot be set; dltrain uses Hydra only to compose configs")
     params = node["sweeper"]["params"]
     items = {} if params is None else params if isinstance(params, dict) else {"": []}
     names = [str(key).lstrip("+~") for key in items]

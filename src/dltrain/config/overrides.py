@@ -1,4 +1,4 @@
-"""Arguments as Hydra can read them: its flags, and overrides quoted where necessary."""
+"""Convert arguments to a form that Hydra can parse: flags first, and overrides quoted where necessary."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from dltrain.config.registry import config_folder
 from dltrain.runtime.errors import ConfigError
 
-# Hydra's flags that are followed by a value (--info and --cfg can be, and are here if they are written so).
+# Hydra's flags that are followed by a value (optional for --info and --cfg, which take what follows).
 VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 VALUE_FLAGS |= {"--info", "-i", "--experimental-rerun"}
 FUNCTIONS = ("choice(", "range(", "interval(", "glob(", "shuffle(", "sort(", "tag(")  # of Hydra's grammar
@@ -51,7 +51,7 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
 
 
 def _refuse_hidden(folder: Path) -> None:
-    """Raise ConfigError for a file that Hydra would silently ignore, since dltrain has one of that name."""
+    """Raise ConfigError for a file that Hydra would silently ignore, since dltrain has one of the same name."""
     for builtin in sorted(config_folder().rglob("*.yaml")):
         path = folder / builtin.relative_to(config_folder())
         if path.is_file() and path.read_bytes() != builtin.read_bytes():
@@ -80,10 +80,10 @@ def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def quote_override(argument: str) -> str:
-    """Quote the value of an override if Hydra's grammar cannot read it, as a path with = in it."""
+    """Quote the value of an override if Hydra's grammar cannot read it, such as a path that contains =."""
     key, equals, value = argument.partition("=")
     is_function = value.startswith(FUNCTIONS) and (value.endswith(")") or value.count("(") > value.count(")"))
-    if not equals or is_function:  # a mistake in one is reported as such
+    if not equals or is_function:  # a mistake in a function is reported later
         return argument
     escaped = value.replace("'", "\\'")
     for form in (argument, f"{key}='{escaped}'"):

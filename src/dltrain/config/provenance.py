@@ -1,4 +1,4 @@
-"""Where a config value comes from: the command line, an experiment, an option's file, or the command's file."""
+"""Find where a config value comes from: the command line, an experiment, an option's file, or the command's file."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ class Provenance:
         return ""
 
     def _places(self, key: str, *, with_experiment: bool = True) -> Iterator[tuple[Path, Any]]:
-        """Yield the files that set a key, and its value there; the first one wins: experiments come after groups."""
+        """Yield the files that set a key, and its value in each; the first wins: an experiment overrides groups."""
         group, _, last = key.partition(".")
         places = [
             *[(f"experiment/{self.chosen.get('experiment')}.yaml", key)] * with_experiment,
@@ -68,7 +68,7 @@ class Provenance:
                     yield file, at(values, path)
 
     def _files_named(self, name: str) -> Iterator[tuple[Path, Any]]:
-        """Yield the files of a name, and their content."""
+        """Yield the files with a name, and their content."""
         for source in self.sources:
             file = source / name
             if file not in self._files:

@@ -22,7 +22,7 @@ LISTED_GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger
 
 
 def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
-    """Return the options of a group, FOLDER/NAME in a sub-folder, and their files; the first folder wins."""
+    """Return the options of a group and their files, FOLDER/NAME for one in a sub-folder; the first folder wins."""
     bases = [folder / group for folder in reversed(list(folders))]
     files = [
         (path.relative_to(base).with_suffix("").as_posix(), path) for base in bases for path in base.rglob("*.yaml")
@@ -89,7 +89,7 @@ WHOLE = "# @package _global_"  # the first line of an experiment, which sets key
 class Group:
     """Where a group's options are defined, and which of their arguments the program passes in.
 
-    A function that takes the first of these arguments is an option; others in the same module are helpers.
+    A function that takes the first of the `injected` arguments is an option; others in the same module are helpers.
     """
 
     source: str
@@ -167,7 +167,7 @@ def signature(group: str, name: str) -> Signature | None:
     place = GROUPS[group]
     if ":" in name:
         found = signatures.user_signature(signatures.user_object(name))
-        if group in ("optim", "data"):  # it gets the parameters, or the split, first, whatever it calls them
+        if group in ("optim", "data"):  # its first argument gets the parameters or the split, whatever its name
             found = replace(found, keys=dict(list(found.keys.items())[1:]))
     elif (own := builtin(group, name)) is not None:
         found = own
@@ -189,7 +189,7 @@ def _shared(group: str) -> dict[str, Param]:
 
 
 def partial_call(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:
-    """Return the function of a checked node with its keys, and with those of `injected` that it takes."""
+    """Return the function of a checked node, bound to its keys and to those of `injected` that it takes."""
     name = node["name"]
     function = signatures.user_object(name) if ":" in name else _builtin_object(group, name)
     parameters = inspect.signature(function).parameters

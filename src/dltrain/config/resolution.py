@@ -1,4 +1,4 @@
-"""A composed config becomes the one that a command takes: references filled in, every key checked."""
+"""Turn a composed config into the one that a command takes: fill in references, check every key."""
 
 import re
 from collections.abc import Collection
@@ -13,8 +13,8 @@ from dltrain.config.registry import Origin
 from dltrain.config.safe_yaml import UnsafeConfig, refuse_bomb
 from dltrain.runtime.errors import ConfigError
 
-MOST_REFERENCES = 16  # two to each of the next are 2**8 to the last
-MOST_REFERRED = 30_000  # values; OmegaConf takes 40 us for each
+MOST_REFERENCES = 16  # pairs, each referring to the next pair, copy a value 2**8 times
+MOST_REFERRED = 30_000  # values that references copy; OmegaConf takes 40 us for each
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Config:
         stored: as it is written into files, with references such as ${oc.env:HOME} kept: they may be secrets
         values: the same with references filled in
         typed: dotted keys that the user typed
-        origin: returns where the value of a dotted key comes from; empty if nobody knows
+        origin: returns where the value of a dotted key comes from; empty if unknown
     """
 
     stored: dict[str, Any]
@@ -39,7 +39,7 @@ def resolved(
 ) -> Config:
     """Resolve and check the config of a command. Raises ConfigError with all its problems.
 
-    With `resume` only its typed keys count, so it is checked once they are merged into the checkpoint's config.
+    With `resume` only the typed keys count, and the check follows once they are merged into the checkpoint's config.
     """
     values = config
     if command != "train" or config.get("resume") is None:
@@ -50,10 +50,10 @@ def resolved(
 
 
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with its references filled in. Raises ConfigError for one that leads nowhere."""
+    """Return a config with its references filled in. Raises ConfigError for one that cannot be resolved."""
     try:
-        values = refuse_bomb(config)  # a checkpoint's may share parts, which OmegaConf would write out
-        if (count := repr(config).count("${")) > MOST_REFERENCES or values * 2 ** (count / 2) > MOST_REFERRED:
+        size = refuse_bomb(config)  # that of a checkpoint may share parts, which OmegaConf would copy
+        if (count := repr(config).count("${")) > MOST_REFERENCES or size * 2 ** (count / 2) > MOST_REFERRED:
             raise UnsafeConfig(
                 f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed"
             )

@@ -28,7 +28,7 @@ class _Loader(yaml.BaseLoader):  # keeps aliases shared and does not merge <<
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the values of a YAML file of unknown origin. Raises UnsafeConfig, with its path."""
+    """Return the values of a YAML file of unknown origin. Raises UnsafeConfig that names the file."""
     text = checked_yaml(path)
     try:
         return yaml.safe_load(text)
@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def checked_yaml(path: Path) -> str:
-    """Return the text of a YAML file after checking its size, depth and aliases. Raises UnsafeConfig, with its path."""
+    """Return the text of a YAML file after checking its size, depth and aliases. Raises UnsafeConfig with the path."""
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:
             raise UnsafeConfig(f"no file of at most {LONGEST:,} bytes")
@@ -55,7 +55,7 @@ def _unreadable(path: Path, error: Exception) -> UnsafeConfig:
 
 
 def refuse_bomb(value: Any) -> int:
-    """Count values, shared parts written out. Raises UnsafeConfig for too many, or for one that contains itself."""
+    """Count values, shared ones each time. Raises UnsafeConfig if they are too many, or if one contains itself."""
     sizes: dict[int, float] = {}
 
     def size(node: Any) -> float:

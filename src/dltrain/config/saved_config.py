@@ -24,7 +24,7 @@ STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
 ADDED: dict[str, Any] = {"report": True, "ema": None}
-# These were in the configs of sweeps before their jobs' digests left out any of ADDED.
+# Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 START_ONLY = ("resume", "trust", "name", "init")
 
@@ -41,7 +41,7 @@ def with_added(config: dict[str, Any]) -> dict[str, Any]:
 def without_added(config: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a config as a version before the keys of ADDED composed it, if they behave as before.
 
-    The digest of a sweep's job is made of it, so that a sweep of an older version knows its jobs again.
+    The digest of a sweep's job is made of it, so that a sweep of an older version recognises its jobs.
     """
     older = copy.deepcopy(config)
     for key, value in ADDED.items():
@@ -52,7 +52,7 @@ def without_added(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _node_of(config: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """The node that a key of ADDED belongs to; None where the config has no such group or another option of it."""
+    """Return the node that a key of ADDED belongs to; None if the config lacks the group or has another option."""
     node: Any = config
     for depth, parent in enumerate(key.split(".")[:-1]):
         if isinstance(node, dict) and (depth == 0 or node.get("name") != parent):
@@ -98,7 +98,7 @@ def resume_config(stored: dict[str, Any], given: dict[str, Any], typed: Collecti
 
 
 def resumed(config: Config, content: dict[str, Any]) -> Config:
-    """Return the config of a run that goes on from a checkpoint; `config` has what the user typed now.
+    """Return the config of a run that continues from a checkpoint; `config` has what the user typed now.
 
     Code that the config names is imported by the last step, the check, and only if the user trusts it.
     """
@@ -113,7 +113,7 @@ def resumed(config: Config, content: dict[str, Any]) -> Config:
 
 
 def restart_config(config: Config, folder: str) -> Config:
-    """Return the config with which a restarted command line goes on with the run that it began in `folder`."""
+    """Return the config with which a restarted command line continues the run that it began in `folder`."""
     trust = config.stored["trust"]
     packages = [package for _, package in custom_imports(config.stored)]
     trusted = [*([trust] if isinstance(trust, str) else trust), *packages]
@@ -122,7 +122,7 @@ def restart_config(config: Config, folder: str) -> Config:
 
 
 def digests(values: dict[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of each value that matters, interpolations resolved: comparable, and reveals no secret."""
+    """Return the SHA-256 of each value that matters, interpolations resolved: comparable, without revealing secrets."""
     return {key: hashlib.sha256(repr(value).encode()).hexdigest() for key, value in _leaves(values).items()}
 
 
@@ -163,7 +163,7 @@ def read_only_reason(values: dict[str, Any], typed: Collection[str]) -> str:
 
 
 def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: str = "the checkpoint") -> None:
-    """Raise ConfigError where a checkpoint names custom code of a package that is not in `trust`."""
+    """Raise ConfigError if a checkpoint names custom code of a package that is not in `trust`."""
     trusted = [trust] if isinstance(trust, str) else trust
     for name, package in custom_imports(stored):
         if package not in trusted:
@@ -172,14 +172,14 @@ def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: 
 
 
 def require_typed_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:
-    """Raise ConfigError where only a checkpoint, not the user, names the server or folder that metrics are sent to."""
+    """Raise ConfigError if only a checkpoint, not the user, names the server or folder that metrics are sent to."""
     nodes = values.get("logger")
     node = nodes.get("mlflow") if isinstance(nodes, dict) else None
     keys = {"logger", "logger.mlflow", "logger.mlflow.tracking_uri"}
     if isinstance(node, dict) and node.get("tracking_uri") is not None and not keys & set(typed):
         raise ConfigError(
-            f"{what} says to which logger.mlflow.tracking_uri its metrics go. Type it yourself, or set it to null and "
-            "the environment variable MLFLOW_TRACKING_URI to it, or go on without it: logger=none"
+            f"{what} names the logger.mlflow.tracking_uri to send metrics to. Type it yourself, or set it to null and "
+            "the environment variable MLFLOW_TRACKING_URI to it, or continue without it: logger=none"
         )
 
 

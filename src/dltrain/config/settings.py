@@ -16,20 +16,20 @@ class Train:
     """Keys of a training run outside the groups.
 
     Args:
-        seed: fixes weights, order, augmentation, dropout and the validation set
+        seed: fixes initial weights, order, augmentation, dropout and the validation set
         epochs: passes over the training set
-        batch_size: examples in each part of an update
-        accumulate: parts of an update; an update sees batch_size * accumulate examples
+        batch_size: examples in a batch
+        accumulate: batches per step (gradient accumulation); a step sees batch_size * accumulate examples
         clip_norm: largest norm of the gradient; null for no limit
         ema: fraction that an average of the weights keeps at each step, such as 0.99; null for no average
-        log_every: steps between two records of training
+        log_every: steps between two training records
         checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints
         keep: how many of the latest checkpoints to keep: last.pt and those before it
-        report: write report.html, a page with curves, confusions and mistakes
+        report: write report.html, a page with curves, confusion matrix and mistakes
         on_nonfinite: what to do if the loss is NaN or infinite: `stop`, or `skip` that step's update
         patience: stop after this many epochs without a better validation metric; null for never
         max_seconds: stop after this many seconds; null for no limit
-        limit_steps: stop after this many steps of all epochs; null for no limit
+        limit_steps: stop after this many steps in all; null for no limit
         resume: folder of a run to continue in, from its last checkpoint
         init: checkpoint or state dict with the weights to start from
         trust: packages of your own code that a resumed checkpoint may name
@@ -64,7 +64,7 @@ class Eval:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file; several as [A,B] are ranked
         split: which examples to evaluate
         tta: test-time augmentation: mean probabilities over mirror images, shifts by one pixel, or both
-        batch_size: examples at a time; null for that of the training
+        batch_size: examples at a time; null for the training's
         trust: packages of your own code that the checkpoint may name
     """
 
@@ -136,17 +136,17 @@ class Sweep:
 
     Args:
         search: `grid` runs every combination, `random` and `tpe` (Optuna) sample them
-        trials: jobs of a search
+        trials: number of jobs that a search runs
         metric: what ranks the jobs and what a search improves, such as val_loss; null for the usual one of the task
-        direction: whether a smaller or a larger metric is better; null if its name says it
+        direction: whether a smaller or a larger metric is better; null to infer it from the name
         pruner: stops bad jobs of a search early: `median`, or `halving` (asynchronous successive halving)
         seed: fixes what a search samples
-        workers: jobs at a time; null for as many as there are GPUs, or cores of a CPU
+        workers: jobs at a time; null for as many as there are GPUs, or CPU cores
         job_timeout: kill a job that runs longer than this, such as 600 (seconds) or 10m; null for no limit
         retries: how often a job that failed is tried again, from its last checkpoint
         stop_on_failure: start no further job after one has failed, and stop the others after saving
         resume: folder of a sweep to continue, or `last`
-        retry_failed: with `resume`, run failed jobs again, too
+        retry_failed: with `resume`, also run failed jobs again
         dry: show the jobs and run none
         executor: where jobs run: `local` processes, a `ray` cluster, or `slurm`
         options: for the executor, such as {address: auto} for Ray or {slurm_partition: gpu} for Slurm

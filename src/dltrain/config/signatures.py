@@ -59,7 +59,7 @@ class Signature:
 
 
 class SignatureNotFound(LookupError):
-    """Raised if a file has no function or class of a name."""
+    """Raised if a file has no function or class of that name."""
 
 
 @functools.cache
@@ -145,7 +145,7 @@ def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
             if called is Any:
                 return Any
             positional = [_hint(argument, aliases) for argument in arguments]
-            return called(*positional, **{str(word.arg): _hint(word.value, aliases) for word in keywords})
+            return called(*positional, **{str(it.arg): _hint(it.value, aliases) for it in keywords})
     return Any
 
 
@@ -171,7 +171,7 @@ def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, s
 
 
 def user_object(path: str) -> Any:
-    """Import the object of a path such as `my_package.nets:MyNet`; the current folder is searched first.
+    """Import the object that a path names, such as `my_package.nets:MyNet`; the current folder is searched first.
 
     Raises ConfigError if there is no such module or name.
     """

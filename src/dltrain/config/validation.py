@@ -13,17 +13,17 @@ from dltrain.runtime.errors import ConfigError
 TYPED = "the command line"  # the origin of a typed key
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(typed: str, known: Iterable[str]) -> str:
     """Return `; did you mean X?` with the nearest name, compared whole or by its last part; else all names if few."""
     known = list(dict.fromkeys(known))
     # Up to three names can all be listed: only a near miss is worth a guess (gpu is not meant as cpu).
     cutoff = 0.8 if len(known) <= 3 else 0.6
-    parent, _, last = word.rpartition(".")
+    parent, _, last = typed.rpartition(".")
     beside = {key.rpartition(".")[2]: key for key in known if parent and key.rpartition(".")[0] == parent}
     # A prefix that names share makes none of them nearer; the group itself is not meant.
-    others = [key for key in known if key not in beside.values() and not word.startswith(f"{key}.")]
+    others = [key for key in known if key not in beside.values() and not typed.startswith(f"{key}.")]
     nearest = [beside[key] for key in difflib.get_close_matches(last, beside, 1, max(cutoff, 0.65))]
-    nearest = nearest or difflib.get_close_matches(word, others, 1, cutoff)
+    nearest = nearest or difflib.get_close_matches(typed, others, 1, cutoff)
     if not nearest:
         lasts = {key.rpartition(".")[2]: key for key in reversed(others)}
         nearest = [lasts[key] for key in difflib.get_close_matches(last, lasts, 1, 0.8 if parent else cutoff)]
