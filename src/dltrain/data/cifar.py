@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): photographs of things, read by torchvision, which checks their sums."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): photographs of things, read by torchvision, which checks MD5 sums."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from dltrain.data.idx import data_root
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import InputError
 
-IMAGES = {"train": 50_000, "test": 10_000}  # of both
+IMAGES = {"train": 50_000, "test": 10_000}  # in both data sets
 
 
 def load(torchvision_name: str, split: str, root: str | None) -> Examples | None:

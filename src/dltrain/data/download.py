@@ -72,7 +72,7 @@ def fetch(
 
 
 def _offer(packed: Sequence[str], root: Path, staging: Path) -> None:
-    """Copy archives that are in place to where torchvision looks; not links, through which it could overwrite them."""
+    """Copy existing archives to where torchvision looks; not as links, through which it could overwrite them."""
     for path in packed:
         (staging / path).parent.mkdir(parents=True, exist_ok=True)
         if (root / path).exists():
@@ -81,13 +81,13 @@ def _offer(packed: Sequence[str], root: Path, staging: Path) -> None:
 
 def _fetch_and_unpack(name: str, staging: Path, parts: Sequence[str], splits: Sequence[str]) -> None:
     """Let torchvision download and unpack; try up to three times if the failure may be temporary."""
-    from torchvision import datasets  # takes over a second, needed for downloads alone
+    from torchvision import datasets  # takes over a second, needed only for downloads
 
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:
         for pause in (*PAUSES, None):
-            for part in parts:  # torchvision takes half an unpacked file for a whole one; archives it checks
+            for part in parts:  # torchvision takes half an unpacked file for a whole one, but checks archives
                 _remove(staging / part)
             try:
                 for options in [{"split": split} for split in splits] or [{}]:
@@ -112,7 +112,7 @@ def _remove(path: Path) -> None:
 def _is_temporary(error: Exception) -> bool:
     """True if a server was reached and failed: busy, silent, or a transfer cut off, which shows as a wrong checksum.
 
-    For the mirrors of MNIST torchvision passes on the text of the error alone.
+    For the mirrors of MNIST, torchvision passes on only the text of the error.
     """
     disconnected = isinstance(error, ConnectionError | TimeoutError | http.client.HTTPException)
     return disconnected or any(text in str(error) for text in ("HTTP Error 5", "corrupted", "timed out"))

@@ -1,4 +1,4 @@
-"""Drawings on paper converted to the look of the training images: inverted and centred.
+"""Convert drawings on paper to the look of the training images: invert and centre them.
 
 Knows images in memory; knows no files, no network.
 """
@@ -47,8 +47,8 @@ def inverted(image: Image.Image) -> Image.Image:
 def centered(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scale and centre a drawing as MNIST's digits are: black and white, in a box of 20/28, by its centre of mass.
 
-    Returns it in `size` (height, width) and the image's mode. A blank page and an image without a blank edge are no
-    drawings and are returned unchanged.
+    Returns it in `size` (height, width) and the image's mode. A blank page and an image without a blank edge are
+    not drawings and are returned unchanged.
     """
     if not is_dark(image):
         return inverted(centered(inverted(image), size))

@@ -1,6 +1,6 @@
-"""The idx files of MNIST and data sets in its format: found, downloaded if missing, and checked.
+"""Read the idx files of MNIST and of data sets in its format: find them, download missing ones, check all.
 
-torchvision does not check unpacked files; here checksum, size, header and labels are checked on every
+torchvision does not check unpacked files; here checksum, size, header and labels are checked at every
 start. Format: magic number (0, 0, 8 for bytes, number of dimensions), then each dimension as a big-endian int32, then
 bytes.
 """

@@ -1,7 +1,7 @@
 """A cache of decoded images in a file, so that the next start need not decode them again.
 
-The file lies in the user's cache folder and may be deleted at any time. One that is truncated, altered or of other
-images is ignored. It holds tensors and texts alone.
+The file lies in the user's cache folder and may be deleted at any time. A file that is truncated, altered or of
+other images is ignored. It holds only tensors and texts.
 """
 
 import contextlib

@@ -42,7 +42,7 @@ def without_pillow_warnings() -> Iterator[None]:
 def find_images(folder: str | Path) -> list[str]:
     """Return the image files below a folder, sorted by the parts of their paths; hidden files and folders are skipped.
 
-    As texts, since Paths take ten times as long for large folders. Raises InputError for a folder that cannot be read.
+    Returns texts, as Paths would take ten times as long. Raises InputError for a folder that cannot be read.
     """
     return sorted(_below(folder), key=lambda path: path.split(os.sep))  # noqa: PTH206
 
@@ -58,7 +58,7 @@ def _below(folder: str | Path) -> Iterator[str]:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _below(entry.path)
-        # For a broken or circular link Path.is_file() is False; that of an entry raises.
+        # For a broken or circular link Path.is_file() is False; an entry's own is_file() raises.
         elif entry.name.lower().endswith(EXTENSIONS) and (Path(entry.path) if entry.is_symlink() else entry).is_file():
             yield entry.path
 

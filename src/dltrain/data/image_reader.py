@@ -1,4 +1,4 @@
-"""Decoded images of many files, from the cache of decoded images where it has them."""
+"""Read many image files: from the cache of decoded images, or else by decoding them."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ def read_images(
 
     Args:
         base: folder of the data set, which the log leaves out of paths: it may contain a secret from the environment
-        paths: of the files, below base
+        paths: the files, below base
         size: height and width that every image is resized to
 
     Raises InputError if no file can be read.

@@ -19,7 +19,7 @@ from dltrain.runtime.errors import ConfigError
 from dltrain.runtime.torchrun import SINGLE_PROCESS, Processes
 
 Positive = Annotated[float, Interval(gt=0)]
-# Examples and bytes to prepare at once, of several small batches: fewer operations, and a batch is still in the cache.
+# Small batches are prepared together up to so many examples and bytes: fewer operations, still within the CPU cache.
 GATHERED, GATHERED_BYTES = 512, 2 << 20
 UNCHANGED = Augmentation()
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
@@ -29,7 +29,7 @@ class TensorLoader:
     """Batches of one split: `epoch` for training, `in_order` for evaluation.
 
     Args:
-        processes: the ranks that divide each training batch among them
+        processes: the ranks that divide each training batch among themselves
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TensorLoader:
         slices = [self._rank_slice(start) for start in range(0, count, self.batch_size)]
         batch_bytes = self.batch_size * self.images[0].numel() * 4  # as float32
         together = max(1, min(GATHERED // self.batch_size, GATHERED_BYTES // batch_bytes))
-        # Grouped as in an uninterrupted run: matrix products round by where in memory a batch begins.
+        # Grouped as in an uninterrupted run: where in memory a batch begins affects the rounding of matrix products.
         for at in range(first - first % together, len(slices), together):
             parts = slices[at : at + together]
             images, targets = self._plain(order, parts) if draws is None else self._augmented(order, parts, draws)

@@ -99,10 +99,10 @@ def _problem(examples: Examples) -> str:
 def split_train_val(
     source: Source, *, val: Fraction | Count, limit: Fraction | Count | None, seed: int
 ) -> tuple[Examples, Examples | None]:
-    """Return the training set, cut to `limit`, and the validation set: the data set's, else taken from the former.
+    """Return the training set, cut to `limit`, and the validation set: the data set's own, or a part of the former.
 
     Args:
-        val: fraction (0.1) or number (5000) of training examples that choose the best checkpoint; 0 for none
+        val: fraction (0.1) or number (5000) of training examples held out to choose the best checkpoint; 0 for none
         limit: fraction or number of training examples to use; null for all
     """
     train = read_split(source, "train")

@@ -27,7 +27,7 @@ class Attention(nn.Module):
         heads: attention heads; must divide the width
         dropout: fraction of features dropped after each attention and each MLP
 
-    Raises ValueError if patch or heads do not divide.
+    Raises ValueError if patch does not divide the sides of the image, or heads the width.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class CNN(nn.Module):
             layers.append(nn.Conv2d(channels, out_channels, 3, padding=1, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm2d(out_channels))
-            layers += [nn.MaxPool2d(2), nn.ReLU()]  # the result is as after ReLU, for a quarter of its work
+            layers += [nn.MaxPool2d(2), nn.ReLU()]  # as ReLU before the pool, for a quarter of its work
             channels = out_channels
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(

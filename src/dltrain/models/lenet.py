@@ -15,7 +15,7 @@ class LeNet(nn.Module):
     def __init__(self, *, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         channels, height, width = input_shape
-        # LeNet expects 32x32 images; with padding 28x28 too reaches the linear layers as 16x5x5.
+        # LeNet expects 32x32 images; with padding, 28x28 also reaches the linear layers as 16x5x5.
         padding = 2 if min(height, width) < 32 else 0
         rows, columns = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in (height, width))
         if min(rows, columns) < 1:

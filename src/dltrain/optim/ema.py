@@ -1,4 +1,4 @@
-"""EMA: an exponential moving average of the weights, often better than they are (Polyak, Juditsky, 1992)."""
+"""EMA: an exponential moving average of the weights, often better than the latest ones (Polyak, Juditsky, 1992)."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""Muon: momentum with orthogonalised updates of matrices (Jordan et al., 2024). Knows tensors alone.
+"""Muon: momentum with orthogonalised updates of matrices (Jordan et al., 2024). Knows tensors only.
 
-torch.optim.Muon takes matrices alone; here the filters of a convolution count as a matrix too, and other parameters
+torch.optim.Muon takes only matrices; here the filters of a convolution count as a matrix too, and other parameters
 get plain momentum.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# a, b and c of a x + b x^3 + c x^5: applied repeatedly, it brings singular values up to 1 to between 0.7 and 1.2.
+# a, b and c of a x + b x^3 + c x^5: applied repeatedly, it brings singular values of at most 1 into 0.7 to 1.2.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 TINY = 1e-7  # least divisor for a norm

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
 
 OnNonfinite = Literal["stop", "skip"]
-# Most output numbers that wait to be added to the sums. Up to here torch sums a stack of batches as it sums each alone.
+# Most output values that wait to be added to the sums. Up to this many, torch sums stacked batches as it sums each one.
 MAX_PENDING_OUTPUTS = 1 << 15
 Shape = tuple[int, ...]
 

@@ -31,7 +31,7 @@ class Classification:
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-        classes = targets.argmax(dim=2) if targets.ndim == 3 else targets  # of a mixed image the main class
+        classes = targets.argmax(dim=2) if targets.ndim == 3 else targets  # the main class of a mixed image
         count = targets.shape[1]
         correct = (outputs.argmax(dim=2) == classes).sum(dim=1, dtype=torch.float64)
         return _rows(count, losses.double() * count, correct)

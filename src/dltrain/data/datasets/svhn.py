@@ -1,4 +1,4 @@
-"""SVHN (Netzer et al., 2011): photographs of house numbers, read by torchvision, which checks their sums."""
+"""SVHN (Netzer et al., 2011): photographs of house numbers, read by torchvision, which checks MD5 sums."""
 
 import torch
 
