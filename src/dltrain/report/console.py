@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-FEWEST = 6  # blocks of a long curve, which has fewer than twice as many
+FEWEST = 6  # blocks of a long curve; it has fewer than twice as many
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
 MOST_LINES = 50
 CONSOLE = "dltrain console"  # name of the handler, so that there is only one
-PARTS = "parts"  # attribute of a log record: the parts of its line with their ranks, for a narrow terminal
+PARTS = "parts"  # attribute of a log record: the parts of its line with their priorities, for a narrow terminal
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Sparkline:
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """Plain lines; if stdout is closed the run continues, and train.log has all lines."""
+    """Writes plain lines; if stdout is closed the run continues, and train.log has all lines."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -75,7 +75,7 @@ class _Lines(logging.StreamHandler[TextIO]):
 
 
 class _TerminalLines(RichHandler):
-    """Lines on a terminal; a line that is too wide is reduced to the parts that fit, if it has parts."""
+    """Writes lines to a terminal; one that is too wide is reduced to the parts that fit, if it has parts."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
@@ -148,7 +148,7 @@ class Display:
                 self.live.stop()
 
     def _line(self, step: int, best: Mapping[str, Any]) -> list[tuple[int, str]]:
-        """Return the parts of the live line with their ranks."""
+        """Return the parts of the live line with their priorities."""
         assert self.live is not None
         total, done = self.epochs * self.steps, step - self.first_step
         seconds = (self.drawn - self.began) / max(1, done) * (total - step)
@@ -178,7 +178,7 @@ def _best(best: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _parts(metrics: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Return the metrics as parts of a line; those with the highest rank are left out first if space is short."""
+    """Return the metrics as parts of a line; those with high numbers are left out first if space is short."""
     parts = []
     for split, values in metrics.items():
         for key, value in values.items():
@@ -186,8 +186,8 @@ def _parts(metrics: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) 
                 parts.append((9, f"{value:,.0f}/s"))
             elif key != "lr":
                 name = f"{split} {key}".removeprefix("train loss") or "loss"
-                rank = {"loss": 1, "val accuracy": 4, "val loss": 6}.get(name, 10)
-                parts.append((rank, f"{name} {format_number(value)}"))
+                priority = {"loss": 1, "val accuracy": 4, "val loss": 6}.get(name, 10)
+                parts.append((priority, f"{name} {format_number(value)}"))
     shown = _best(best)
     return [*parts, (2, f"best {shown[0].rpartition(' ')[2]} at {shown[1]}" if shown else "")]
 

@@ -41,7 +41,7 @@ def write_origins(
 ) -> None:
     """Write where each value of a config comes from; in a resumed run only for the keys `typed` now.
 
-    Of a path only the last folder and the name are kept, such as optim/sgd.yaml: the rest is private.
+    Only the last folder and the name of a path are kept, such as optim/sgd.yaml: the rest is private.
     """
     path = folder / ".hydra" / "origins.json"
     try:

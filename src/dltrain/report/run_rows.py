@@ -59,7 +59,7 @@ def metric(metrics: Iterable[Mapping[str, Any]], name: str | None = None, direct
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ in their seed alone; `spread` is half the 95 % interval of each mean, NaN for a single run."""
+    """Runs that differ only in their seed; `spread` is half the 95 % interval of each mean, NaN for a single run."""
 
     config: dict[str, Any]
     count: int
@@ -90,7 +90,7 @@ def differing_keys(runs: Sequence[RunRow]) -> list[str]:
 
 
 def group_by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[SeedGroup]:
-    """Group the runs that are done by all `keys` but the seed; if that is none of them, each run is a group.
+    """Group the completed runs by all `keys` but the seed; without the seed in `keys`, each run is a group.
 
     Runs with the same values and the same seed count once.
     """

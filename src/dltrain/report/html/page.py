@@ -1,7 +1,7 @@
 """Renders self-contained HTML files: style, scripts and charts in one text.
 
 A page may show an untrusted folder. All its content is escaped, and the Content Security Policy (level 2) of the page
-lets a browser run the two scripts below only, and load nothing.
+lets a browser run only the two scripts below, and load nothing.
 """
 
 import base64
@@ -43,7 +43,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a page atomically. Raises OutputError, also instead of replacing a file that is not such a page."""
+    """Write a page atomically. Raises OutputError if that fails or would replace a file that is not such a page."""
     if path.exists() and not _is_ours(path):
         raise OutputError(f"{path}: exists and is not a page of dltrain. Choose another file with -o FILE")
     atomic_files.atomic_write(path, text.encode(errors="backslashreplace"))
@@ -83,5 +83,5 @@ def number(value: Any) -> str:
 
 
 def percent(value: Any) -> str:
-    """Return a fraction as percent with two decimals; empty for anything that is not a finite number."""
+    """Return a fraction as a percentage with two decimals; empty for anything that is not a finite number."""
     return f"{100 * value:.2f} %" if charts.finite(value) else ""

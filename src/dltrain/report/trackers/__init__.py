@@ -1,1 +1,1 @@
-"""Trackers of the metrics of a run, one a file, besides metrics.jsonl. None of them imports torch."""
+"""Trackers of the metrics of a run, one per file, besides metrics.jsonl. None of them imports torch."""

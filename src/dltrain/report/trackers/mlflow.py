@@ -87,7 +87,7 @@ class MLflow:
         return self.client.create_run(experiment_id, run_name=name, tags=tags)
 
     def _describe(self, config: dict[str, Any], before: dict[str, str]) -> None:
-        """Log the config as parameters, and what a resumed run has changed as tags: MLflow changes no parameter."""
+        """Log the config as parameters, and what a resumed run has changed as tags: MLflow parameters are final."""
         values = {_key(key): str(value)[:LONGEST_VALUE] for key, value in config.items()}
         new = [self.param(key, value) for key, value in values.items() if key not in before]
         changed = {key: value for key, value in values.items() if before.get(key, value) != value}
