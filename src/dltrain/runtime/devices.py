@@ -107,7 +107,7 @@ def resolve_precision(runtime: Runtime, network: nn.Module, batch_size: int, tas
 
 def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: int, task: str) -> str:
     """Return why bf16 would do harm or not be faster, else an empty string. Measured in docs/LOG.md."""
-    if task != "classification":  # bf16 rounds by more than the errors it aims for
+    if task != "classification":  # bf16 rounds by more than the errors that remain
         return f"{task} needs more digits than bf16 has"
     if device.type == "cuda":  # native from compute capability 8 on
         return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "this GPU has no bf16"

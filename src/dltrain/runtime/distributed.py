@@ -28,10 +28,10 @@ if TYPE_CHECKING:  # missing in some builds of torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.nn.parallel import DistributedDataParallel
 
-# Long, as a rank may read a data set or write a report while the others wait. Lost connections reveal a dead rank.
+# Long, because a rank may read a data set or write a report while the others wait. Lost connections reveal a dead rank.
 TIMEOUT = timedelta(hours=1)
 JOIN_TIMEOUT = timedelta(minutes=10)
-SECONDS_BEFORE_NOTICE = 10.0  # that this rank waits for the others
+SECONDS_BEFORE_NOTICE = 10.0  # of waiting for the other ranks
 _run_count = 0  # runs begun by this process
 
 

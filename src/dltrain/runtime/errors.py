@@ -15,7 +15,7 @@ MAX_LENGTH = 300  # characters of a message from another library
 
 
 class UserError(Exception):
-    """Shown without a traceback, in a few lines: what is wrong, where, and what to do."""
+    """An error that is shown without a traceback, in a few lines: what is wrong, where, and what to do."""
 
     exit_code = 1
 

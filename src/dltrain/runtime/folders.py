@@ -71,7 +71,7 @@ def refuse_links(folder: Path) -> None:
             path = Path(parent, name)
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise InputError(
-                    f"{path}: is a link or no regular file. Put a copy here: a run writes in its folder only"
+                    f"{path}: is a link, or not a regular file. Put a copy here: a run writes in its folder only"
                 )
 
 

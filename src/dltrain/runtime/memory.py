@@ -19,14 +19,14 @@ def to_device(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.
     """
     keep_freed_memory()
     network = network.to(runtime.device)
-    convolutions = [each for each in network.modules() if isinstance(each, nn.Conv2d)]
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     if runtime.device.type == "cpu":
         gains = not any(map(_corrupts_memory, convolutions))
     else:
         gains = runtime.precision == "bf16"  # on tensor cores
     if gains and convolutions and not _trains_with_channels_last(network, runtime, shape):
-        for each in convolutions:
-            each.to(memory_format=torch.contiguous_format)
+        for convolution in convolutions:
+            convolution.to(memory_format=torch.contiguous_format)
     return network
 
 
@@ -46,10 +46,10 @@ def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequ
     images = torch.zeros(2, *shape, device=runtime.device)
     try:
         with preserved_state(network):
-            for each in network.modules():
+            for module in network.modules():
                 # On CPUs, bf16 with one channel and a kernel of one row would read uninitialized memory.
-                if isinstance(each, nn.Conv2d) and (each.in_channels, each.kernel_size[0]) != (1, 1):
-                    each.to(memory_format=torch.channels_last)
+                if isinstance(module, nn.Conv2d) and (module.in_channels, module.kernel_size[0]) != (1, 1):
+                    module.to(memory_format=torch.channels_last)
             network.eval()
             with torch.no_grad():
                 network(images)

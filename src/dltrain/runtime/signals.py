@@ -87,9 +87,9 @@ def signals_as_exceptions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded_signals(*, ignore_repeats: bool = False) -> Iterator[list[int]]:
-    """Collect signals in a list, so that the run can save first. After the first one the old handlers are back.
+    """Collect signals in a list, so that the run can save first. The first one restores the old handlers.
 
-    With `ignore_repeats` they are not: torchrun passes on signals that its processes may have received already, and
+    With `ignore_repeats` it does not: torchrun passes on signals that its processes may have received already, and
     kills them itself if they take too long.
     """
     received: list[int] = []

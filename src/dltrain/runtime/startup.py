@@ -1,4 +1,4 @@
-"""Import torch fast: without garbage collection meanwhile, and with threads that do not spin for long."""
+"""Import torch fast: with garbage collection paused, and with threads that do not spin for long."""
 
 import contextlib
 import gc
@@ -34,7 +34,7 @@ def gc_paused() -> Iterator[None]:
 
 
 def import_torch() -> None:
-    """Import torch unless that is done, and exclude all objects that exist by then from garbage collection.
+    """Import torch if it is not imported yet, and exclude all objects that exist by then from garbage collection.
 
     None of them is ever garbage: scanning its half a million objects takes a sixth of the import time and half a second
     when the process ends. Unscanned, they also stay shared with forked processes. A signal is raised after the import:

@@ -1,4 +1,4 @@
-"""Versions, hardware and git commit: what a result depends on. Imports torch when it is asked, not before."""
+"""Versions, hardware and git commit: what a result depends on. Imports torch only when called."""
 
 import contextlib
 import os

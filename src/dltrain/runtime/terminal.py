@@ -49,7 +49,7 @@ def discard_output(descriptor: int) -> None:
 
 
 def fit_parts(parts: Sequence[tuple[int, str]], columns: int) -> str:
-    """Join (priority, text) pairs in their order; those of a high number are dropped if the line is too narrow."""
+    """Join (priority, text) pairs in their order; those with high numbers are dropped if the line is too wide."""
     kept: list[tuple[int, str]] = []
     for index, (_, text) in sorted(enumerate(parts), key=lambda part: part[1][0]):
         if text and sum(len(other) + 2 for _, other in kept) + len(text) <= columns:

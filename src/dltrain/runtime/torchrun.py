@@ -25,7 +25,7 @@ SINGLE_PROCESS = Processes()
 
 
 def processes() -> Processes:
-    """Read the processes of this run from the environment. Raises ConfigError if it makes no sense."""
+    """Read the processes of this run from the environment. Raises ConfigError if it is inconsistent."""
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return SINGLE_PROCESS
     values = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -48,7 +48,7 @@ def require_single_process(option: str) -> None:
 
 @contextlib.contextmanager
 def rank_zero_stdout(command: str) -> Iterator[bool]:
-    """Let only rank 0 print. Yields whether this process takes part: all do in training, else rank 0 alone."""
+    """Let only rank 0 print. Yields whether this process takes part: all do in training, else only rank 0."""
     rank = processes().rank
     if not rank:
         yield True
