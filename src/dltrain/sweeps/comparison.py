@@ -1,4 +1,4 @@
-"""`dltrain report`: runs and sweeps side by side, by the keys that differ and by their metrics."""
+"""`dltrain report`: compares runs and sweeps by the keys that differ and by their metrics."""
 
 import json
 import math
@@ -42,8 +42,8 @@ def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
         elif path.is_dir():
             yield _run(path, label)
     if not entries and depth < DEEPEST:
-        for each in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from find_runs(each, depth + 1)
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+            yield from find_runs(inner, depth + 1)
 
 
 def _run(folder: Path, label: str) -> RunRow:
@@ -82,10 +82,10 @@ def report(arguments: Sequence[str]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-        below = list(find_runs(folder))
-        if not below:
+        found = list(find_runs(folder))
+        if not found:
             raise InputError(f"{folder}: contains no run")
-        runs += [run for run in below if run.folder not in {known.folder for known in runs}]
+        runs += [run for run in found if run.folder not in {known.folder for known in runs}]
     keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in USUAL]
     by = metric([run.metrics for run in runs])
     runs.sort(key=lambda run: by.key(run.metrics))

@@ -69,7 +69,7 @@ class Composer:
         return list({override.get_key_element(): override for override in overrides}.values())
 
     def single(self, override: Override, element: Any = None) -> ParsedOverride:
-        """Return an override that does not sweep, or the one for `element` of its sweep."""
+        """Parse an override that does not sweep, or the one for an `element` of its sweep."""
         key = override.key_or_group
         is_value = override.package is None and not (
             override.is_delete() or key.startswith("hydra.") or self._is_group(key) or key == "experiment"
@@ -155,7 +155,7 @@ def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
 
 @dataclass(frozen=True)
 class TrustedOverrides:
-    """What the command line says for a sweep with overrides from a file: trusted packages, and all its keys."""
+    """What the user typed for a sweep whose overrides come from a file: trusted packages, and all typed keys."""
 
     trust: Sequence[str]
     keys: Collection[str]
@@ -173,8 +173,8 @@ def checked(
     total = 0
     for number, composed in enumerate(jobs):
         total += 1
-        planned, of_job = check(composed, command, typed)
-        for fault in of_job:
+        planned, job_faults = check(composed, command, typed)
+        for fault in job_faults:
             faults.setdefault(fault, []).append(number)
         unique.setdefault(planned.digest, planned)
     if faults:
@@ -187,8 +187,8 @@ def checked(
 
 def _require_separate_outputs(jobs: Iterable[dict[str, Any]]) -> None:
     """Raise ConfigError if several jobs would write the same file."""
-    jobs_of = Counter(str(values["output"] or values["format"]) for values in jobs)  # formats have different files
-    for output, count in jobs_of.items():
+    counts = Counter(str(values["output"] or values["format"]) for values in jobs)  # formats have different files
+    for output, count in counts.items():
         if count > 1:
             message = f"output={output}: {count} jobs would write this file"
             raise ConfigError(f"{message}. Give each job its own file, such as 'output=${{ckpt}}/NAME'")

@@ -97,8 +97,8 @@ class Scheduler:
     def _end(self, number: int, outcome: JobResult) -> None:
         took = time.monotonic() - self.running.pop(number)
         entry = self.journal.entries[number]
-        usual = self.folder / entry.folder
-        folder = outcome.folder or (str(usual) if usual.exists() else "")
+        expected = self.folder / entry.folder
+        folder = outcome.folder or (str(expected) if expected.exists() else "")
         outcome = replace(outcome, folder=folder, seconds=outcome.seconds or took)
         was_killed = number in self.timed_out
         self.timed_out.discard(number)

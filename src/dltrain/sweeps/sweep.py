@@ -81,9 +81,9 @@ def _typed(composer: Composer, raw: Any, keys: Collection[str]) -> plan.TrustedO
     Raises ConfigError if a config file that those overrides choose says how the sweep runs.
     """
     typed = {override.key_or_group: override.value() for override in composer.parsed()}
-    usual = read_yaml(registry.config_folder() / "sweep" / "default.yaml")
+    defaults = read_yaml(registry.config_folder() / "sweep" / "default.yaml")
     for key, value in raw.items() if isinstance(raw, dict) else ():
-        if f"sweep.{key}" not in (*typed, *sweep_file.OWN) and value != usual.get(key):
+        if f"sweep.{key}" not in (*typed, *sweep_file.OWN) and value != defaults.get(key):
             raise ConfigError(f"sweep.{key}={value}: comes from a file that the sweep names. Type it yourself")
     trust: Any = typed.get("trust") or []
     return plan.TrustedOverrides([trust] if isinstance(trust, str) else list(map(str, trust)), keys)
@@ -144,18 +144,18 @@ def _run_jobs(
     if space is not None:
         is_classification = planned[0].composed.config["task"]["name"] == "classification"
         usual = "val_accuracy" if is_classification else "val_loss"
-        improved = metric([], settings.metric or usual, settings.direction)
-        search = Search(folder, settings, space, improved, journal, typed)
+        objective = metric([], settings.metric or usual, settings.direction)
+        search = Search(folder, settings, space, objective, journal, typed)
         composed = {number: search.planned(journal.entries[number].params).composed for number in queue}
         search.tell_all()
-    left = [number for number in queue if number not in composed]
+    uncovered = [number for number in queue if number not in composed]
     queue = [number for number in queue if number in composed]
     total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
     if request.folder is not None:
         count = len(journal.entries)
         print(f"resuming {folder}: {len(queue)} of {count} job{'s' * (count != 1)} left to run")
-    if left:
-        print(f"left out {len(left)} unfinished job{'s' * (len(left) != 1)}, not covered by the overrides")
+    if uncovered:
+        print(f"left out {len(uncovered)} unfinished job{'s' * (len(uncovered) != 1)}, not covered by the overrides")
     jobs = len(queue) + (total - len(journal.entries))
     configs = [job.config for job in composed.values()] or [job.composed.config for job in planned]
     cut_off = False

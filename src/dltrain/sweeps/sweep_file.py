@@ -48,7 +48,7 @@ def parse_request(command: str, argv: list[str]) -> Request:
         return Request(command, flags, overrides, folder)
     stored = _read(path, command, config_dir)
     kept = [each for each in stored if _key(each) not in typed and (_key(each) in OWN or not _is_of_start(each))]
-    kept += [each for each in stored if _is_kept_output(each, typed)]
+    kept += [override for override in stored if _is_kept_output(override, typed)]
     if not {ADDRESS, "logger"} & set(typed) and ADDRESS in map(_key, stored):
         print(f"{ADDRESS} is not taken from {path}: type it again, or MLflow's own default is used")
     for override in stored:  # a file never says what jobs write to
@@ -63,7 +63,7 @@ def _key(override: str) -> str:
 
 
 def _is_of_start(argument: str) -> bool:
-    """True if an argument concerns this start alone: a flag, how the sweep runs, or what its jobs write."""
+    """True if an argument concerns only this start: a flag, how the sweep runs, or what its jobs write."""
     key = _key(argument)
     return argument[:1] == "-" or key.startswith(("sweep", "hydra")) or key in ("trust", *WRITTEN) or _is_of_output(key)
 
@@ -138,7 +138,7 @@ def command_to_resume(request: Request, folder: Path, overrides: Sequence[str], 
 
 
 def write(request: Request, folder: Path, overrides: Sequence[str]) -> None:
-    """Write sweep.json with the typed overrides but those of this start alone. The caller holds the lock."""
+    """Write sweep.json with the typed overrides except those for this start only. The caller holds the lock."""
     for name in ("sweep.json", "results.csv", "report.html"):
         atomic_files.remove_leftovers(folder / name)
     kept = [each for each in overrides if _key(each) in OWN or not _key(each).startswith("sweep.")]

@@ -10,7 +10,7 @@ from dltrain.training import build
 
 
 class DataCache:
-    """Load data as `build.data` does, and keep the splits as read and as last divided."""
+    """Loads data as `build.data` does, and keeps the splits as they were read and as they were last divided."""
 
     def __init__(self) -> None:
         self.read_from, self.seed = "", 0
@@ -22,7 +22,7 @@ class DataCache:
         seeded = {"seed": seed} if ":" in node["name"] else {}
         read_from = json.dumps([node, seeded], sort_keys=True, default=str)
         if read_from != self.read_from:
-            self.divided = None  # free the memory before the next are read
+            self.divided = None  # frees memory before the next data set is read
             self.source = functools.cache(registry.partial_call("data", node))
             self.read_from = read_from
         if self.divided is None or seed != self.seed:

@@ -109,7 +109,7 @@ class Workers:
         return outcome
 
     def age(self, number: int) -> float:
-        """Return for how many seconds a job has been running."""
+        """Return how many seconds a job has been running."""
         return time.monotonic() - self._of(number).began
 
     def answer(self, number: int, verdict: str) -> None:
@@ -123,7 +123,7 @@ class Workers:
         self._signal(self._of(number), signal.SIGKILL)
 
     def _of(self, number: int) -> Worker:
-        return next(each for each in self.workers.values() if each.task and each.task.number == number)
+        return next(worker for worker in self.workers.values() if worker.task and worker.task.number == number)
 
     def interrupt(self) -> None:
         """Ask all jobs to save and end."""
@@ -167,7 +167,7 @@ def result_of_exit(code: int | None) -> JobResult:
 
 
 def gpu_names() -> list[str]:
-    """Return the GPUs of this machine, counted in another process: counting makes a process unfit for a fork."""
+    """Return the GPUs of this machine, counted in another process: after counting, a process cannot fork workers."""
     import torch
 
     count = 0

@@ -30,7 +30,7 @@ PLACES = ("DLTRAIN_DATA", "DLTRAIN_CACHE")
 
 
 def require(executor: str, options: dict[str, Any]) -> None:
-    """Raise ConfigError where the engine is not installed, DeviceError where there is no cluster."""
+    """Raise ConfigError if the engine is not installed, DeviceError if there is no cluster."""
     if executor != "local" and importlib.util.find_spec({"slurm": "submitit"}.get(executor, executor)) is None:
         raise ConfigError(
             f"sweep.executor={executor}: is not installed; in dltrain's checkout: pip install '.[{executor}]'"
@@ -66,7 +66,7 @@ def _places() -> dict[str, str]:
 
 @dataclass
 class _Engine:
-    """Jobs that an engine keeps in its own queue until it starts them; none of them waits for a verdict."""
+    """Base of the executors whose engine queues the jobs itself; no job waits for a verdict."""
 
     count: int | None
     threads: int

@@ -1,4 +1,4 @@
-"""Choice of a sweep's executor, its workers and threads; imports before it forks."""
+"""Choose a sweep's executor, workers and threads; import what jobs need before workers are forked."""
 
 import contextlib
 import functools
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @functools.cache
 def all_threads() -> int:
-    """Return how many threads torch would use here, and let this process use one.
+    """Return how many threads torch would use here, and limit this process to one.
 
-    A thread pool does not survive a fork: a user's module that multiplies matrices on import would let every worker
+    A thread pool does not survive a fork: a user's module that multiplies matrices on import would make every worker
     hang.
     """
     import_torch()

@@ -51,7 +51,7 @@ def work(
     """Run jobs in a worker until there are no more or the parent is gone."""
     for other in inherited:
         other.close()
-    os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the parent alone, which signals the workers
+    os.setpgid(0, 0)  # Ctrl-C in a terminal reaches only the parent, which signals the workers
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     assert sys.__stdout__ is not None and sys.__stderr__ is not None
@@ -83,7 +83,7 @@ def work(
 def _end_with_parent(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv_bytes()
-    os.killpg(0, signal.SIGKILL)  # with all that jobs have started; a run has checkpoints
+    os.killpg(0, signal.SIGKILL)  # including what jobs have started; runs have checkpoints
 
 
 def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) -> JobResult:
@@ -106,7 +106,7 @@ def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) 
 
 @contextlib.contextmanager
 def _printed_to(path: Path) -> Iterator[None]:
-    """Append the output of this process to a file, also from C code and from a crash."""
+    """Append the output of this process to a file, including that of C code and of a crash."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = os.dup(1), os.dup(2)
