@@ -25,7 +25,7 @@ INIT_IMAGES, INIT_VALUES = 5000, 1 << 26  # limits of what `initialize` passes: 
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a data set, and what a network trained on them needs on other data."""
+    """The splits of a data set, and what a network trained on them needs to process other data."""
 
     train: Examples
     val: Examples | None
@@ -34,7 +34,7 @@ class Data:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(C, H, W)"""
+        """The shape of an image (C, H, W)."""
         return tuple(self.train.images.shape[1:])
 
     @property
@@ -82,27 +82,27 @@ def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
     return Data(train, val, test, normalization(train.images, mean=node["mean"], std=node["std"]))
 
 
-def training_batches(data: Data, place: devices.Runtime, node: dict[str, Any], train: settings.Train) -> TensorLoader:
+def training_batches(data: Data, runtime: devices.Runtime, node: dict[str, Any], train: settings.Train) -> TensorLoader:
     """Return a loader of the training set: shuffled, augmented as in `node`, divided among the ranks."""
     # Older checkpoints have fewer keys.
     options = {key.name: node[key.name] for key in fields(Augmentation) if key.name in node}
     return TensorLoader(
         data.train,
-        place.device,
+        runtime.device,
         batch_size=train.batch_size * train.accumulate,
         statistics=data.statistics,
         augmentation=Augmentation(**options),
         seed=train.seed,
-        processes=place.processes,
+        processes=runtime.processes,
     )
 
 
 def evaluation_batches(
-    examples: Examples, place: devices.Runtime, statistics: Statistics, batch_size: int
+    examples: Examples, runtime: devices.Runtime, statistics: Statistics, batch_size: int
 ) -> TensorLoader:
     """Return a loader for evaluation: without augmentation, with larger batches than in training."""
     size = min(EVAL_BATCHES * batch_size, len(examples.images))
-    return TensorLoader(examples, place.device, batch_size=size, statistics=statistics)
+    return TensorLoader(examples, runtime.device, batch_size=size, statistics=statistics)
 
 
 def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:

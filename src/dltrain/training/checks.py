@@ -68,7 +68,7 @@ def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:
         with devices.preserved_state(network), torch.no_grad():
             network.train()
             network(torch.zeros(1, *shape))
-    except Exception as error:  # another one the first step will raise
+    except Exception as error:  # the first step will raise any other error
         return not (isinstance(error, ValueError) and "more than 1 value per channel" in str(error))
     return True
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunDir:
-    """The folder of a run and its open files; `best_checkpoint` is what best.pt holds."""
+    """The folder of a run and its open files; `best` is the record whose weights best.pt holds."""
 
     folder: Path
     metrics: run_files.Metrics
@@ -81,7 +81,7 @@ def open_run_dir(
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             run_files.write_config(folder / ".hydra" / "config.yaml", config.stored)
-            # These are of other weights.
+            # These describe other weights.
             for name in ("analysis.json", "report.html", "summary.json") if start is not None else ():
                 (folder / name).unlink(missing_ok=True)
             if run.settings.report:

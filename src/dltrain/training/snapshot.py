@@ -93,7 +93,7 @@ def _common(run: Run) -> dict[str, Any]:
 
 
 def restore(run: Run, start: ResumePoint) -> None:
-    """Set model, optimizer, generators and progress to a checkpoint. Raises InputError if the data is another."""
+    """Set model, optimizer, generators and progress to a checkpoint. Raises InputError if the data differs."""
     state, content = run.state, start.content
     before = content["digests"].get("data", {})
     if changed := [split for split in before if before[split] != run.data.digests.get(split)]:
@@ -153,10 +153,10 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
 
 def environment(runtime: Runtime) -> dict[str, Any]:
     """Return what a bit-identical result depends on besides config and data."""
-    where = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else system_info.cpu_name()
+    device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else system_info.cpu_name()
     return {
         **system_info.versions(),
-        "device": where,
+        "device": device,
         "threads": runtime.threads,
         "precision": runtime.precision,
         "processes": runtime.processes.world_size,
@@ -175,7 +175,7 @@ def warn_changed_environment(now: dict[str, Any], before: dict[str, Any], *, det
 
 
 def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str]) -> None:
-    """Raise ValueError unless moments match the weights: fused kernels rely on that and would write anywhere."""
+    """Raise ValueError unless moments match the weights: fused kernels would write out of bounds."""
     if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
         raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
     for key, each in moments.items():

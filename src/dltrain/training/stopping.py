@@ -22,7 +22,7 @@ def reason_to_stop(settings: Train, signals: list[int], step: int, seconds: floa
 
 
 def in_seconds(time: str | float) -> float:
-    """Return seconds from a number of them, or a text such as 30s, 5m or 1h."""
+    """Convert a number of seconds, or a text such as 30s, 5m or 1h, to seconds."""
     return float(time[:-1]) * UNITS[time[-1]] if isinstance(time, str) else float(time)
 
 

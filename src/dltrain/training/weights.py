@@ -13,7 +13,7 @@ from dltrain.training import build
 
 
 def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
-    """Raise InputError unless weights have exactly the names, shapes and types of the model; return it, unloaded."""
+    """Raise InputError unless weights have the names, shapes and types of the model; return the model, without them."""
     network = _model_of_checkpoint(node, known)
     state = network.state_dict()
     faults = [f"{key} is missing" for key in state if key not in weights]
