@@ -49,20 +49,26 @@ def start(lives: Nursery, folder: Path, *words: str, world: int = 2) -> list[Lif
 
 
 def end(lives: Nursery, processes: list[Life]) -> list[int]:
-    """Exit codes; as torchrun does, end the others once one has failed, by SIGKILL after ten seconds."""
+    """Exit codes; as torchrun does, end the others once one has failed, by SIGKILL after ten seconds.
+
+    They have a second to end by themselves: a signal while Python clears up leaves lines in their logs.
+    """
     failed = 0.0
     waiting = dict(enumerate(processes))
     codes = [0] * len(processes)
+    terminated = False
     while waiting:
         for rank, life in list(waiting.items()):
             if lives.has_ended(life):
                 codes[rank] = lives.wait(waiting.pop(rank))
                 if codes[rank] and not failed:
                     failed = time.monotonic()
-                    for other in waiting.values():
-                        os.kill(other.pid, signal.SIGTERM)
             elif failed and time.monotonic() > failed + 10:
                 os.kill(life.pid, signal.SIGKILL)
+        if failed and not terminated and time.monotonic() > failed + 1:
+            terminated = True
+            for life in waiting.values():
+                os.kill(life.pid, signal.SIGTERM)
         time.sleep(0.01)
     return codes
 
