@@ -18,7 +18,7 @@ from PIL import Image
 
 from dltrain import cli
 from dltrain.checkpoints import archive, checkpoint, pickle_reader
-from dltrain.runtime.errors import UserError
+from dltrain.runtime.errors import InputError, UserError
 from support.faults import forked
 from support.hostile import MARK, SMALL, archives, bare, configs, digested, saved
 from support.tiers import mostly_slow
@@ -204,6 +204,37 @@ def test_an_entry_that_python_would_read_under_another_name_is_refused() -> None
     entry.filename = "archive/data.pkl"
     with pytest.raises(pickle_reader.UnsafePickle, match="two names"):
         archive._entries([entry], 100)
+
+
+def test_an_entry_marked_as_a_folder_is_refused() -> None:
+    """torch reads no bytes of it and takes what the memory held before, for weights or for their names."""
+    entry = zipfile.ZipInfo("archive/data.pkl")
+    archive._entries([entry], 100)
+    entry.external_attr = 0xFFFF
+    with pytest.raises(pickle_reader.UnsafePickle, match="folder"):
+        archive._entries([entry], 100)
+
+
+def test_a_config_without_its_groups_is_refused_in_brief(run_folder: Path) -> None:
+    content = checkpoint.load(run_folder / LAST)
+    for config in ({}, {"a": 1}, content["config"] | {"task": None}):
+        path = run_folder / "case.pt"
+        path.write_bytes(digested(saved(content | {"config": config})))
+        with pytest.raises(InputError, match=r"config\.(data|task) (is missing|must be)"):
+            checkpoint.load(path)
+
+
+def test_weights_that_are_not_finite_are_not_resumed(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run_folder)
+    honest = LAST.read_bytes()
+    content = checkpoint.load(LAST)
+    next(iter(content["model"].values()))[0] = float("nan")
+    LAST.write_bytes(digested(saved(content)))
+    code = cli.main(["train", "resume=run", "limit_steps=5"])
+    LAST.write_bytes(honest)
+    assert (code, "cannot be resumed (the loss is not finite" in capsys.readouterr().err) == (66, True)
 
 
 def test_code_that_is_trusted_is_imported(run_folder: Path) -> None:

@@ -12,7 +12,12 @@ def content(seed: int = 0) -> dict[str, Any]:
     torch.manual_seed(seed)
     return {
         "model": nn.Linear(2, 2).state_dict(),
-        "config": {"optim": {"lr": 0.1, "milestones": [0.5]}, "name": None, "trust": []},
+        "config": {
+            **{group: {} for group in ("data", "model", "task", "schedule", "device")},
+            "optim": {"lr": 0.1, "milestones": [0.5]},
+            "name": None,
+            "trust": [],
+        },
         "data": {"classes": [], "input_shape": [1, 1, 2], "outputs": 2, "statistics": [[0.0], [1.0]]},
         "runtime": {"precision": "fp32", "threads": 1},
         "environment": {"torch": "2.15.0"},

@@ -105,6 +105,8 @@ def _entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
         raise UnsafePickle("it has entries with two names")
     if any(not ENTRY.fullmatch(name) for name in names) or len({name.partition("/")[0] for name in names}) > 1:
         raise UnsafePickle("it has entries that torch does not write")
+    if any(each.external_attr & 0x10 for each in entries):  # torch would read nothing, and take what memory held
+        raise UnsafePickle("it has an entry that is a folder")
     if len({name.lower() for name in names}) < len(names):
         raise UnsafePickle("it has an entry twice")
     if any(each.compress_type != zipfile.ZIP_STORED or each.compress_size != each.file_size for each in entries):

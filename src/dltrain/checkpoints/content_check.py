@@ -18,7 +18,9 @@ LONGEST_TEXT = 1 << 12
 
 OF_EACH: dict[str, Any] = {
     "model": dict,
-    "config": dict,
+    "config.data": dict,
+    "config.model": dict,
+    "config.task": dict,
     "data.classes": list[str],
     "data.input_shape": Annotated[list[Side], Len(3, 3)],
     "data.outputs": Annotated[int, Interval(ge=1, le=1 << 24)],
@@ -29,6 +31,9 @@ OF_EACH: dict[str, Any] = {
 }
 # Only in last.pt: the state to resume from.
 OF_LAST: dict[str, Any] = {
+    "config.optim": dict,
+    "config.schedule": dict,
+    "config.device": dict,
     "optimizer.state": dict,
     "optimizer.param_groups": list,
     "step": Count,

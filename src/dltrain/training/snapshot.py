@@ -12,7 +12,7 @@ from dltrain.config.resolution import Config
 from dltrain.data.loader import TensorLoader
 from dltrain.engine import Schedule
 from dltrain.optim.muon import Muon
-from dltrain.optim.step import Task, TrainState, accumulate_metrics, require_finite
+from dltrain.optim.step import NonFiniteLoss, Task, TrainState, accumulate_metrics, require_finite
 from dltrain.runtime import distributed, system_info
 from dltrain.runtime.devices import Runtime, generator_states, restore_generators
 from dltrain.runtime.errors import ConfigError, InputError, first_line
@@ -118,7 +118,8 @@ def restore(run: Run, start: ResumePoint) -> None:
         state.step = content["step"]
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        require_finite(state, run.settings.on_nonfinite)
+    except (NonFiniteLoss, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{start.path}: cannot be resumed ({first_line(error)})") from error
 
 
