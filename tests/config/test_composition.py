@@ -110,7 +110,8 @@ def parts(line: list[str]) -> set[str]:
     """What of a command line an error may name: keys, their groups, whole words."""
     words = [word.lstrip("+~") for word in line[1:]]
     typed = {word.partition("=")[0] for word in words} | {word.partition("=")[2] for word in words} | set(words)
-    return {part for part in typed | set(line[1:]) | {part.partition(".")[0] for part in typed} if part}
+    groups = {part.partition(end)[0] for part in typed for end in ".@"}  # model@package chooses a model
+    return {part for part in typed | set(line[1:]) | groups if part}
 
 
 def is_config_or_named_error(line: list[str]) -> dict[str, Any] | None:
