@@ -26,8 +26,6 @@ from support.tiers import mostly_slow
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if commands.lines(path.read_text()))
-# Words of commands and scripts that wait for a part that is not there yet; empty when all are.
-PENDING: tuple[str, ...] = ()
 BUILD = """
 import socket, sys
 from sphinx.cmd.build import main
@@ -36,10 +34,6 @@ def refuse(*arguments):
 socket.socket.connect = refuse
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def waits(line: str) -> bool:
-    return any(word in line for word in PENDING)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +73,6 @@ def test_the_commands_of_a_page_work_in_their_order(
 ) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for line in commands.lines(page.read_text()):
-        if waits(line):
-            continue
         if line.startswith("python "):
             runpy.run_path(line.removeprefix("python "), run_name="__main__")
             continue
@@ -96,13 +88,6 @@ def test_blocks_of_commands_hold_nothing_that_is_not_run(page: Path) -> None:
     text = page.read_text()
     for line in commands.lines(text):
         assert line.startswith("dltrain ") or line.removeprefix("python ") in commands.files(text), line
-
-
-def test_commands_wait_only_for_parts_that_are_not_there() -> None:
-    lines = [line for page in PAGES for line in commands.lines(page.read_text())]
-    assert not [word for word in PENDING if not any(word in line for line in lines)]
-    if PENDING:
-        pytest.skip(f"{sum(map(waits, lines))} commands are not run yet, see PENDING")
 
 
 def test_every_file_and_every_metric_of_a_run_is_explained(finished: Path) -> None:
