@@ -17,8 +17,18 @@ from dltrain.config.composition import compose
 from dltrain.sweeps.executors import local
 from dltrain.sweeps.executors.worker import Task
 from support.command import Command
+from support.faults import Child
 from support.lives import Nursery
-from support.sweeping import MODEL, QUICK, processes_in, rows, run_alone, sweep_folder, write_faulty
+from support.sweeping import (
+    MODEL,
+    QUICK,
+    processes_in,
+    rows,
+    run_alone,
+    sweep_folder,
+    wait_for_no_orphan,
+    write_faulty,
+)
 
 # A model that meets its end in its first step: how is a key of its own.
 REASONS = {
@@ -190,6 +200,33 @@ def test_without_a_gpu_none_is_listed_and_the_parent_can_still_fork() -> None:
 
     assert local.gpu_names() == [str(number) for number in range(torch.cuda.device_count())]
     assert local.can_fork()
+
+
+def test_the_process_that_counts_gpus_ends_after_a_killed_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def sweep() -> None:
+        def device_count() -> int:
+            Path("counting").touch()
+            while not Path("killed").exists():
+                time.sleep(0.01)
+            return 0
+
+        monkeypatch.setattr("torch.cuda.device_count", device_count)
+        local.gpu_names()
+
+    child = Child(sweep)
+    deadline = time.monotonic() + 60
+    while not Path("counting").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.kill()
+    os.waitpid(child.number, 0)
+    Path("killed").touch()
+    wait_for_no_orphan(tmp_path, {os.getpid()})
+    for reader in child.readers:
+        reader.close()
 
 
 @pytest.mark.slow

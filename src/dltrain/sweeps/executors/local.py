@@ -13,7 +13,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -175,7 +174,13 @@ def gpu_names() -> list[str]:
         count = torch.cuda.device_count()
     else:
         context = multiprocessing.get_context("fork")
-        with contextlib.suppress(BrokenProcessPool), ProcessPoolExecutor(1, context) as other:
-            count = other.submit(torch.cuda.device_count).result()
+        ours, theirs = context.Pipe(duplex=False)
+        # Not in a pool, whose process would outlive a sweep that is killed.
+        process = context.Process(target=lambda: theirs.send(torch.cuda.device_count()))
+        process.start()
+        theirs.close()
+        with contextlib.suppress(EOFError):
+            count = ours.recv()
+        process.join()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
