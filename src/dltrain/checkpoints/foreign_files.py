@@ -32,8 +32,8 @@ KINDS: dict[bytes, str] = {
 }
 OF_TENSORS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(parameter|tensor_v2)|torch \w+Storage")
 # Where weights are kept, in order of preference: the average of the weights is what was validated.
-WRAPPERS = ("averages", "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema")
-WRAPPERS += ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params", "module")
+WRAPPERS = ["averages", "ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema"]
+WRAPPERS += ["model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params", "module"]
 
 
 def refusal(path: Path, reason: str) -> str:
@@ -90,7 +90,7 @@ def _kind_of_archive(file: BinaryIO, path: Path) -> str:
         with entries.open(pickled[0]) as part:
             data = part.read(archive.MOST_PICKLED)
     instructions = itertools.islice(pickletools.genops(data), pickle_reader.MOST_STEPS)
-    found = [argument for opcode, argument, _ in instructions if opcode.name in ("GLOBAL", "INST")]
+    found = [str(argument) for opcode, argument, _ in instructions if opcode.name in ("GLOBAL", "INST")]
     foreign = [name.replace(" ", ".") for name in dict.fromkeys(found) if not OF_TENSORS.fullmatch(name)]
     whose = "a whole model" if any(name.startswith("torch.nn.modules.") for name in foreign) else "a checkpoint"
     return f"{whose} that holds {_listed(foreign)}, not only tensors and plain values. {SAVE}" if foreign else ""
