@@ -189,7 +189,8 @@ def test_weights_are_copied_if_name_and_shape_match_and_the_rest_is_reported(tmp
     torch.save({"0.weight": torch.ones(3, 2), "1.weight": torch.ones(9, 3), "old": torch.ones(4)}, tmp_path / "w.pt")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1))
-    assert weights.copy_matching(network, torch.load(tmp_path / "w.pt"), tmp_path / "w.pt") == [
+    assert weights.copy_matching(network, torch.load(tmp_path / "w.pt"), tmp_path / "w.pt", is_partial=False) == [
+        "1 of 3 tensors taken, 60 % of the numbers",
         "1.bias (1,): not in the file, left as initialised",
         "1.weight: (9, 3) in the file, (1, 3) in the model",
         "old (4,): not in the model",
@@ -200,7 +201,7 @@ def test_weights_are_copied_if_name_and_shape_match_and_the_rest_is_reported(tmp
 def test_weights_of_another_model_are_an_input_error(tmp_path: Path) -> None:
     torch.save({"other": torch.ones(1)}, tmp_path / "w.pt")
     with pytest.raises(InputError, match="no weight in it matches the model"):
-        weights.copy_matching(nn.Linear(1, 1), torch.load(tmp_path / "w.pt"), tmp_path / "w.pt")
+        weights.copy_matching(nn.Linear(1, 1), torch.load(tmp_path / "w.pt"), tmp_path / "w.pt", is_partial=True)
 
 
 @pytest.fixture

@@ -430,7 +430,7 @@ def test_safetensors_of_another_model_are_refused_and_mismatches_are_named(dltra
     result = dltrain("train", "model=mlp", "init=other.safetensors", *QUICK)
     assert (result.code, "no weight in it matches the model by name and shape" in result.err) == (66, True)
     save_file({"layers.1.bias": torch.ones(128), "layers.3.bias": torch.ones(2)}, "part.safetensors")
-    result = dltrain("train", "model=mlp", "init=part.safetensors", *QUICK)
+    result = dltrain("train", "model=mlp", "init=part.safetensors", "init_partial=true", *QUICK)
     assert result.code == 0
     assert "init: layers.3.bias: (2,) in the file, (64,) in the model" in result.out
 
@@ -451,7 +451,7 @@ DAMAGED = {
 def test_a_damaged_safetensors_file_is_code_66_in_one_line(dltrain: Command, damage: str) -> None:
     Path("bad.safetensors").write_bytes(DAMAGED[damage])
     result = dltrain("train", "model=mlp", "init=bad.safetensors", *QUICK)
-    assert (result.code, "bad.safetensors: not a checkpoint, or a damaged one: " in result.err) == (66, True)
+    assert (result.code, result.err.startswith("error: bad.safetensors: ")) == (66, True)
     assert len(result.err.splitlines()) == 1
     assert not Path("outputs").exists()
 

@@ -65,8 +65,13 @@ def test_a_config_too_large_to_read_is_not_shown(dltrain: Command) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "not an archive"), (b"text " * 100, "not an archive"), (None, "no such checkpoint")],
-    ids=["empty", "text", "missing"],
+    [
+        (b"", "an empty file"),
+        (b"text " * 100, "a text, not weights"),
+        (b"\xff" * 9, "not an archive"),
+        (None, "no such checkpoint"),
+    ],
+    ids=["empty", "text", "bytes", "missing"],
 )
 def test_inspect_of_another_file_is_code_66_in_one_line(dltrain: Command, data: bytes | None, message: str) -> None:
     if data is not None:

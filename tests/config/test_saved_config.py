@@ -14,6 +14,7 @@ STORED: dict[str, Any] = {
     "seed": 0,
     "report": False,
     "ema": None,
+    "init_partial": False,
     "epochs": 5,
     "batch_size": 64,
     "data": {"name": "mnist", "root": "here", "val": 0.1},

@@ -54,7 +54,7 @@ def verified_size(file: BinaryIO) -> tuple[int, str | None]:
 def read(file: BinaryIO, size: int) -> Any:
     """Return the values in the first `size` bytes of a file, tensors as TensorInfo. Raises UnsafePickle."""
     try:
-        _check_ends(file, size)
+        check_ends(file, size)
         with zipfile.ZipFile(file) as archive:
             sizes = _entries(archive.infolist(), size)
             (pickled,) = (name for name in sizes if name.endswith("/data.pkl"))
@@ -70,7 +70,7 @@ def read(file: BinaryIO, size: int) -> Any:
     return values(data, storages)
 
 
-def _check_ends(file: BinaryIO, size: int) -> None:
+def check_ends(file: BinaryIO, size: int) -> None:
     """Raise UnsafePickle unless the three end records agree on where the directory is.
 
     Python looks for the directory just before the end records, torch where the records point: with two directories,

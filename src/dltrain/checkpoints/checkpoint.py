@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dltrain.checkpoints import archive, content_check
+from dltrain.checkpoints import archive, content_check, foreign_files
 from dltrain.checkpoints.pickle_reader import UnsafePickle
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import ConfigError, InputError, first_line
@@ -117,15 +117,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
     For a checkpoint also returns the description of the data it was trained on. Raises InputError for other files.
     """
-    weights = content = _read(path)
+    content = _read(path)
     if isinstance(content, dict):
-        for key in ("averages", "model", "state_dict", "model_state_dict"):  # the EMA weights are what was validated
-            if isinstance(content.get(key), dict):
-                weights = content[key]
-                break
-        named = {key: value for key, value in weights.items() if isinstance(key, str)}
-        if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
+        key = foreign_files.weights_key(content, Tensor, path)
+        weights = content if key is None else content[key]
+        if tensors := {name: w for name, w in weights.items() if isinstance(name, str) and isinstance(w, Tensor)}:
             is_ours = "config" in content and not content_check.validation_error(content)
+            if key is not None and not is_ours:
+                log.info("init: took the weights under '%s'", key)
             return tensors, content["data"] if is_ours else None
     raise InputError(f"{path}: holds no weights; expected a checkpoint or a state dict")
 
@@ -175,7 +174,8 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            if path.suffix == ".safetensors":  # only tensors: a length, names in JSON, bytes
+            # Only tensors: a length, names in JSON, bytes. Some have the suffix of torch's files.
+            if path.suffix == ".safetensors" or file.peek(10)[8:10] == b'{"':
                 return safetensors.torch.load(file.read())
             size, digest = archive.verified_size(file)
             content = archive.read(file, size)
@@ -186,9 +186,7 @@ def _read(path: Path) -> Any:
     except OSError as error:  # the disk's or the network's, perhaps for a moment: no reason to take an older file
         advice = "Change its permissions" if isinstance(error, PermissionError) else "Try again, or take another"
         raise InputError(f"{path}: could not be read ({error.strerror or error}). {advice}") from error
-    except UnsafePickle as error:
-        raise DamagedFile(f"{path}: not a checkpoint, or a damaged one: {error}. Take another") from error
     except Exception as error:  # torch raises nearly anything
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise InputError(f"{path}: there is not enough memory to read it") from error
-        raise DamagedFile(f"{path}: not a checkpoint, or a damaged one: {first_line(error)}. Take another") from error
+        raise DamagedFile(foreign_files.refusal(path, first_line(error))) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dltrain.checkpoints import archive
+from dltrain.checkpoints import archive, foreign_files
 from dltrain.checkpoints.pickle_reader import TensorInfo, UnsafePickle
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.folders import expand_user
@@ -25,13 +25,16 @@ def lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from error
     except (UnsafePickle, ValueError) as error:
-        raise InputError(f"{path}: not a checkpoint, or a damaged one: {error}") from error
+        raise InputError(foreign_files.refusal(path, str(error))) from error
     yield f"{path}, {size:,} bytes"
     yield f"digest       SHA-256 {digest}, verified" if digest else "digest       none: damage would not be noticed"
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; expected a checkpoint or a state dict")
     is_ours = isinstance(content.get("config"), dict)
-    yield f"kind         {_kind(content) if is_ours else 'weights, not a checkpoint of dltrain'}"
+    key = "model" if is_ours else foreign_files.weights_key(content, TensorInfo, path)
+    weights = content if key is None else content.get(key)
+    where = "" if key is None else f" under '{key}'"
+    yield f"kind         {_kind(content) if is_ours else f'weights{where}, not a checkpoint of dltrain'}"
     if is_ours:
         for key in ("environment", "data", "runtime"):
             if isinstance(node := content.get(key), dict):
@@ -41,7 +44,6 @@ def lines(path: Path) -> Iterator[str]:
         yield f"{'best':<12} {_short(best) if isinstance(best, dict) and best else 'none yet'}"
         yield from _custom_code(content["config"])
         yield from _config(content["config"])
-    weights = content.get("model") if is_ours else content
     yield from _weights(weights if isinstance(weights, dict) else {})
 
 

@@ -32,6 +32,7 @@ class Train:
         limit_steps: stop after this many steps in all; null for no limit
         resume: folder of a run to continue in, from its last checkpoint
         init: checkpoint or state dict with the weights to start from
+        init_partial: start even if the file of `init` holds less than half of the model's numbers
         trust: packages of your own code that a resumed checkpoint may name
         name: added to the name of the run's folder
     """
@@ -52,6 +53,7 @@ class Train:
     limit_steps: Positive | None
     resume: str | None
     init: str | None
+    init_partial: bool
     trust: str | list[str]
     name: str | None
 

@@ -48,7 +48,7 @@ def prepare(
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.warn_changed_environment(now, then, deterministic=values["device"]["deterministic"])
     elif options.init and processes.rank == 0:  # the other ranks get them from the first
-        initial = weights.initial_weights(values["model"], Path(options.init))
+        initial = weights.initial_weights(values["model"], Path(options.init), is_partial=options.init_partial)
     seed_everything(options.seed)  # a user's data set may draw from the generators
     forbidden = download.forbidden("" if start is None else saved_config.read_only_reason(values, typed))
     with forbidden, memory_errors(LESS_DATA):
@@ -65,7 +65,8 @@ def prepare(
         build.initialize(model, data)
         initial = weights.pretrained_weights(model, values["model"])
     if initial is not None:
-        for line in weights.copy_matching(model, initial, Path(options.init or "pretrained")):
+        is_partial = options.init_partial or not options.init
+        for line in weights.copy_matching(model, initial, Path(options.init or "pretrained"), is_partial=is_partial):
             log.warning("init: %s", line)
     runtime = resolve_precision(runtime, model, per_rank, values["task"]["name"])
     model = to_device(model, runtime, data.input_shape)

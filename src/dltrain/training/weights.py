@@ -1,6 +1,8 @@
 """Checks that the weights of a file fit a network, and copies those that match."""
 
 import contextlib
+import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ from dltrain.checkpoints import checkpoint
 from dltrain.runtime.errors import ConfigError, InputError, printable
 from dltrain.training import build
 
+DEEPEST = 8  # parts of a name that may be a prefix
+SHOWN = 3  # weights that do not fit and are named
+Weights = dict[str, Tensor]
 
-def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
+
+def check_weights(node: dict[str, Any], known: dict[str, Any], weights: Weights, path: Path) -> nn.Module:
     """Raise InputError unless weights have the names, shapes and types of the model; return the model, without them."""
     network = _model_of_checkpoint(node, known)
     state = network.state_dict()
@@ -32,23 +38,23 @@ def check_weights(node: dict[str, Any], known: dict[str, Any], weights: dict[str
     return network
 
 
-def initial_weights(node: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def initial_weights(node: dict[str, Any], path: Path, *, is_partial: bool) -> Weights:
     """Load the weights of a file to start a model from.
 
-    Raises InputError if no weight of a checkpoint is the model's; that needs no data to be read.
+    Raises InputError if too few of a checkpoint are the model's, as `copy_matching`; that needs no data to be read.
     """
     weights, known = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
     if known is not None:
-        _matching(_model_of_checkpoint(node, known), weights, path)
+        _matching(_model_of_checkpoint(node, known).state_dict(), weights, path, is_partial)
     return weights
 
 
-def pretrained_weights(network: nn.Module, node: dict[str, Any]) -> dict[str, Tensor] | None:
+def pretrained_weights(network: nn.Module, node: dict[str, Any]) -> Weights | None:
     """Return the weights of a model with a method `pretrained_weights()`, else None. Raises ConfigError."""
     if (load := getattr(network, "pretrained_weights", None)) is None:
         return None
     try:
-        weights: dict[str, Tensor] = load()
+        weights: Weights = load()
     except ValueError as error:
         raise ConfigError(f"model={node['name']}: {error}") from error
     return weights
@@ -60,27 +66,18 @@ def _model_of_checkpoint(node: dict[str, Any], known: dict[str, Any]) -> nn.Modu
         return build.model(node, tuple(known["input_shape"]), known["outputs"])
 
 
-def copy_matching(network: nn.Module, weights: dict[str, Tensor], path: Path) -> list[str]:
-    """Copy the weights that match by name and shape; return a line for each that does not, in either direction.
+def copy_matching(network: nn.Module, weights: Weights, path: Path, *, is_partial: bool) -> list[str]:
+    """Copy the weights that match by name and shape; return lines on those that do not, in either direction.
 
-    Raises InputError if none does.
+    Raises InputError if none does, or without `is_partial` if they are less than half of the model's numbers.
     """
-    state = network.state_dict()
-    matching = _matching(network, weights, path)
+    matching, lines = _matching(network.state_dict(), weights, path, is_partial)
     network.load_state_dict(matching, strict=False)
-    lines = []
-    for key in sorted(weights.keys() | state.keys()):
-        if key not in state:
-            lines.append(f"{printable(key[:80])} {tuple(weights[key].shape)}: not in the model")
-        elif key not in weights:
-            lines.append(f"{key} {tuple(state[key].shape)}: not in the file, left as initialised")
-        elif key not in matching:
-            lines.append(f"{key}: {tuple(weights[key].shape)} in the file, {tuple(state[key].shape)} in the model")
     return lines
 
 
-def _matching(network: nn.Module, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    state = network.state_dict()
+def _matching(state: Weights, weights: Weights, path: Path, is_partial: bool) -> tuple[Weights, list[str]]:
+    weights, lines = _without_prefix(weights, state)
     matching = {
         key: value
         for key, value in weights.items()
@@ -88,4 +85,44 @@ def _matching(network: nn.Module, weights: dict[str, Tensor], path: Path) -> dic
     }
     if not matching:
         raise InputError(f"{path}: no weight in it matches the model by name and shape; is it for another model?")
-    return matching
+    faults = []
+    for key in sorted(weights.keys() | state.keys()):
+        if key not in state:
+            faults.append(f"{printable(key[:80])} {tuple(weights[key].shape)}: not in the model")
+        elif key not in weights:
+            faults.append(f"{key} {tuple(state[key].shape)}: not in the file, left as initialised")
+        elif key not in matching:
+            faults.append(f"{key}: {tuple(weights[key].shape)} in the file, {tuple(state[key].shape)} in the model")
+    if not faults:
+        return matching, lines
+    taken, total = (sum(state[key].numel() for key in keys) for keys in (matching, state))
+    percent = 100 * taken // total
+    told = f"{len(matching)} of {len(state)} tensors taken, {percent or 'less than 1'} % of the numbers"
+    # The last layer may be another one, as for other classes: then it is not expected in the file.
+    head = next(reversed(state)).rpartition(".")[0]
+    of_head = [key for key in state if key.rpartition(".")[0] == head]
+    if not matching.keys() & of_head:
+        total -= sum(state[key].numel() for key in of_head)
+    if 2 * taken < total and not is_partial:
+        raise InputError(
+            f"{path}: {told}; is it for another model?\n{'; '.join(faults[:2])}\n"
+            "To start from these weights all the same, add init_partial=true"
+        )
+    more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    return matching, [*lines, told, *faults[:SHOWN], *more]
+
+
+def _without_prefix(weights: Weights, known: Weights) -> tuple[Weights, list[str]]:
+    """Remove the start of most names, such as `module.`, that hides names of the model; return also a line on it."""
+    counts: Counter[str] = Counter()
+    for name in weights:
+        for start in itertools.accumulate((f"{part}." for part in name.split(".", DEEPEST)[:-1]), initial=""):
+            if name.removeprefix(start) in known:
+                counts[start] += 1
+    best = max(counts, key=lambda start: (counts[start], -len(start)), default="")
+    having = sum(name.startswith(best) for name in weights)
+    if not best or 2 * having <= len(weights):
+        return weights, []
+    share = "all" if having == len(weights) else f"{having} of {len(weights)}"
+    renamed = {name.removeprefix(best): value for name, value in weights.items()}
+    return renamed, [f"stripped '{printable(best[:80])}' from {share} names"]
