@@ -10,17 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
+from dltrain.data import image_files
 from dltrain.data.datasets.folder import find_files, folder
-from dltrain.data.splits import Examples
+from dltrain.data.splits import Examples, rules
 from dltrain.runtime.errors import InputError
+from support import corpus
 
 SIZE = [8, 8]
 
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    """What the reader logs, as lines "LEVEL message"; at the place where it logs, whatever is set up above."""
-    logger = logging.getLogger("dltrain.data.image_reader")
+    """What is logged while data is read, as lines "LEVEL message"."""
+    logger = logging.getLogger("dltrain.data")
     lines: list[str] = []
 
     class Collect(logging.Handler):
@@ -29,7 +31,7 @@ def log() -> Iterator[list[str]]:
 
     handler, level = Collect(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     yield lines
     logger.removeHandler(handler)
     logger.setLevel(level)
@@ -56,7 +58,7 @@ def load(root: Path, split: str) -> Examples:
 
 def names(root: Path, split: str) -> list[str]:
     """Which files make a split."""
-    files, _ = find_files(root, split)
+    files, *_ = find_files(root, split)
     return [Path(path).relative_to(root).as_posix() for path, _ in files]
 
 
@@ -141,17 +143,20 @@ def test_damaged_images_are_named_in_the_log_with_a_reason(odd: tuple[Path, list
     root, damaged = odd
     for split in ("train", "test"):
         load(root, split)
-    warned = [line.removeprefix("WARNING left out ") for line in log if line.startswith("WARNING")]
-    assert sorted(line.partition(": ")[0] for line in warned) == sorted(str(path.relative_to(root)) for path in damaged)
-    assert all(line.partition(": ")[2] for line in warned)
+    lines = [line.removeprefix("DEBUG left out: ") for line in log if line.startswith("DEBUG left out: ")]
+    listed = [name for line in lines for name in line.partition(" (")[0].split(", ")]
+    notes = [f"{name}/notes.txt" for name in CLASSES]
+    assert sorted(listed) == sorted([str(path.relative_to(root)) for path in damaged] + notes)
 
 
 def test_how_many_were_read_and_left_out_is_logged(odd: tuple[Path, list[Path]], log: list[str]) -> None:
     root, damaged = odd
-    files, _ = find_files(root, "train")
+    files, *_ = find_files(root, "train")
     left_out = len({Path(path) for path, _ in files} & set(damaged))
     load(root, "train")
-    assert log[-1] == f"INFO train: {len(files) - left_out} images decoded, damaged files left out: {left_out}"
+    start = f"WARNING train: {len(files) - left_out} images decoded, {left_out + 3} left out: "
+    assert log[-1].startswith(start)
+    assert "3 × .txt: not a format that is read" in log[-1]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -299,44 +304,38 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert f"data.root={tmp_path / 'archive.zip'}: no such folder" in refusal(tmp_path / "archive.zip")
 
 
-@pytest.mark.parametrize("kind", ["empty", "pictures without class folders", "an empty train folder"])
-def test_a_folder_without_class_folders_is_refused(kind: str, tmp_path: Path) -> None:
-    place = tmp_path
-    if kind == "pictures without class folders":
+@pytest.mark.parametrize("there", ["nothing", "1.png, 2.png", "train", "a, b"])
+def test_a_folder_without_class_folders_is_refused_with_what_is_there(there: str, tmp_path: Path) -> None:
+    if there == "1.png, 2.png":
         make(tmp_path, "1.png", "2.png")
-    elif kind == "an empty train folder":
-        place = tmp_path / "train"
-        place.mkdir()
-    assert refusal(tmp_path) == f"{place}: expected a sub-folder of images for each class, found none"
-
-
-def test_class_folders_without_images_are_refused_with_the_endings_that_count(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "notes.txt").touch()
+    elif there != "nothing":
+        for name in there.split(", "):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "notes.txt").touch()
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path}: expected images (")
-    assert ".jpg, " in message
+    assert message.startswith(f"{tmp_path}: expected a sub-folder of images for each class, there is {there}\n")
+    assert message.endswith("data=table data.file=labels.csv")
 
 
 def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
     make(tmp_path, *SPLITS)
     (tmp_path / "val" / "a").mkdir(parents=True)
-    assert refusal(tmp_path, "val").startswith(f"{tmp_path / 'val'}: expected images (")
+    assert read(tmp_path, "val") is None
 
 
 def test_when_every_image_is_damaged_the_folder_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.png", "train/b/2.png", "train/b/3.png")
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"")
-    assert refusal(tmp_path) == f"{tmp_path}: none of the 3 images of the train split can be read"
+    message = f"{tmp_path}: none of the 3 images of the train split can be read\n"
+    assert refusal(tmp_path) == message + "3 left out: 3 × not an image, or damaged at its beginning"
 
 
 def test_hidden_folders_are_no_classes_also_below_train(tmp_path: Path) -> None:
     for name in ("train/cat", "train/.ipynb_checkpoints", "test/cat", "test/.hidden"):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
-    files, classes = find_files(tmp_path, "test")
+    files, classes, _ = find_files(tmp_path, "test")
     assert (len(files), classes) == (1, ("cat",))
 
 
@@ -346,3 +345,136 @@ def test_test_without_train_is_refused(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
     with pytest.raises(InputError, match="has test and val but no train folder"):
         find_files(tmp_path, "train")
+
+
+# --- folders as people have them
+
+SIZES = {  # in train, val and test
+    "train, test, valid": [4, 4, 4],
+    "train, test, validation": [4, 4, 4],
+    "train, test, dev": [4, 4, 4],
+    "a class called train": [5, 0, 1],
+    "a class called test": [5, 0, 1],
+    "unlabelled test": [4, 0, 0],
+}
+
+
+@pytest.mark.parametrize("layout", corpus.UNDERSTOOD)
+def test_a_folder_as_people_have_them_is_understood(layout: str, tmp_path: Path) -> None:
+    root = corpus.write(tmp_path / "photos", corpus.UNDERSTOOD[layout])
+    parts = [read(root, split) for split in ("train", "val", "test")]
+    has_splits = any(name.startswith(("t", "T", "s")) for name in corpus.UNDERSTOOD[layout])
+    sizes = SIZES.get(layout, [4, 0, 4] if has_splits else [3, 0, 1])
+    assert [0 if part is None else len(part.images) for part in parts] == sizes
+    extra = [layout.split()[-1]] if layout.startswith("a class called") else []
+    assert all(part.classes == ("cat", "dog", *extra) for part in parts if part is not None)
+
+
+REASONS = {
+    "one level too high": "the only folder is flowers, with cat, dog in it\nDid you mean data.root={root}/flowers?",
+    "one level too high with splits": "with test, train in it\nDid you mean data.root={root}/flowers?",
+    "one level too high in train": "{root}/train: the only folder is flowers, with cat, dog in it\nMove them ",
+    "images and a table": "the only folder is images, beside labels.csv\n",
+    "flat train": "{root}/train: has images but no folders of classes\n",
+    "flat": "expected a sub-folder of images for each class, there is cat.0.png, dog.0.png\n",
+    "test without train": "has test and val but no train folder",
+    "classes beside test": "has cat and dog and test but no train folder",
+    "train beside others": "is train a split, or a class like extra?",
+    "empty": "there is nothing\n",
+}
+
+
+@pytest.mark.parametrize("layout", corpus.REFUSED)
+def test_a_folder_that_would_train_on_the_wrong_thing_is_refused_with_what_is_there(
+    layout: str, tmp_path: Path
+) -> None:
+    root = corpus.write(tmp_path / "photos", corpus.REFUSED[layout])
+    message = refusal(root)
+    assert REASONS[layout].format(root=root) in message
+    assert len(message.splitlines()) <= 3
+
+
+def test_a_table_beside_the_images_is_named_as_the_way_to_go(tmp_path: Path) -> None:
+    root = corpus.write(tmp_path, corpus.REFUSED["images and a table"])
+    assert refusal(root).endswith(f"data=table data.file={root / 'labels.csv'}")
+
+
+@pytest.mark.parametrize(
+    ("layout", "warning"),
+    [
+        (
+            "unlabelled test",
+            "not used: test. Only splits with class folders are; for the rest there is dltrain predict",
+        ),
+        (
+            "a folder beside the splits",
+            "not used: extra. Only splits with class folders are; for the rest there is dltrain predict",
+        ),
+        ("an empty folder", "no classes, as there is no image in them: empty, notes"),
+    ],
+)
+def test_a_folder_that_is_not_used_is_named_once(layout: str, warning: str, tmp_path: Path, log: list[str]) -> None:
+    root = corpus.write(tmp_path, corpus.UNDERSTOOD[layout])
+    for split in ("train", "val", "test"):
+        read(root, split)
+    assert [line for line in log if line.startswith("WARNING")] == [f"WARNING {warning}"]
+
+
+def test_class_folders_that_all_have_the_same_folders_in_them_are_doubted(tmp_path: Path, log: list[str]) -> None:
+    read(make(tmp_path, *(f"{site}/{name}/1.png" for site in ("site1", "site2") for name in ("a", "b"))), "train")
+    assert "WARNING the folder of each class has the same folders in it: a, b. Are these the classes?" in log
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+def test_by_the_older_rules_only_train_val_and_test_are_splits(name: str, tmp_path: Path) -> None:
+    make(tmp_path, *SPLITS, f"{name}/a/6.png", "train/empty/1.png")
+    (tmp_path / "train" / "empty" / "1.png").unlink()
+    token = rules.set(1)
+    try:
+        assert read(tmp_path, "val") is None
+        assert load(tmp_path, "train").classes == ("a", "b", "empty")
+    finally:
+        rules.reset(token)
+    assert len(load(tmp_path, "val").images) == 1
+
+
+def test_by_the_older_rules_a_new_spelling_of_train_is_a_class(tmp_path: Path) -> None:
+    make(tmp_path, "training/a/1.png", "testing/a/2.png")
+    token = rules.set(1)
+    try:
+        assert load(tmp_path, "train").classes == ("testing", "training")
+    finally:
+        rules.reset(token)
+
+
+@pytest.mark.parametrize("kind", ["HEIC", "damaged"])
+def test_a_class_of_which_no_image_can_be_read_is_refused_by_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    monkeypatch.setattr(image_files, "HAS_HEIF", False)
+    image_files._formats.cache_clear()
+    make(tmp_path, "train/a/1.png", "train/b/2.png", "train/c/3.png")
+    for path in (tmp_path / "train" / "b" / "2.png", tmp_path / "train" / "c" / "3.png"):
+        path.write_bytes(bytes(4) + b"ftypheic" if kind == "HEIC" else b"text")
+    assert "no image of b, c can be read. Repair the files, or remove the class" in refusal(tmp_path)
+    why = "HEIC: needs pillow-heif; in dltrain's checkout: pip install '.[heic]'"
+    why = why if kind == "HEIC" else "not an image, or damaged at its beginning"
+    assert f"WARNING train: 1 image decoded, 2 left out: 2 × {why}" in log
+
+
+def test_what_is_left_out_is_counted_by_reason_and_listed(tmp_path: Path, log: list[str]) -> None:
+    root = corpus.write_odd_files(tmp_path / "photos")
+    (root / "cover.png").write_bytes(corpus.picture("PNG"))
+    for number in range(30):
+        (root / "dog" / f"{number}.txt").touch()
+    load(root, "train")
+    (warning,) = [line for line in log if line.startswith("WARNING")]
+    assert (
+        "left out: 31 × .txt: not a format that is read, 3 × link to nowhere, 2 × link to a folder that is " in warning
+    )
+    assert "and 4 more" in warning
+    assert any(line.startswith("DEBUG left out: cat/") and "and 11 more (.txt: not a" in line for line in log)
+    assert "DEBUG left out: cover.png (not in a class folder)" in log
+    log.clear()
+    load(root, "test")
+    assert [line for line in log if "left out" in line] == ["INFO test: 4 images decoded, no file left out"]

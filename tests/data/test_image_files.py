@@ -1,8 +1,6 @@
 """Pictures: every format and mode to the same bytes, upright, on white, brought to size; what is damaged is refused."""
 
-import errno
 import io
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import torch
 from PIL import Image
 
 from dltrain.data import image_files
-from dltrain.runtime.errors import InputError
 
 H, W = 12, 16
 
@@ -369,54 +366,6 @@ def test_an_image_of_far_too_many_pixels_is_refused_as_a_bomb(tmp_path: Path) ->
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "No such file" in reason(tmp_path / "missing.png")
     assert "Is a directory" in reason(tmp_path)
-
-
-# --- which files
-
-
-def test_images_are_found_by_their_ending_in_any_case_and_depth_in_order(tmp_path: Path) -> None:
-    names = ["Z.PNG", "a b/ü.JPeG", "a b/c/d.tif", "e.webp", "f.pgm", "ключ.gif"]
-    for name in [*names, "notes.txt", "png", "g.png.zip", "labels.csv"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert image_files.find_images(tmp_path) == list(map(str, sorted(tmp_path / name for name in names)))
-
-
-def test_hidden_files_and_folders_are_not_found(tmp_path: Path) -> None:
-    for name in ["seen.png", ".hidden.png", ".thumbnails/small.png", "deep/.cache/x/small.png"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert image_files.find_images(tmp_path) == [str(tmp_path / "seen.png")]
-
-
-def test_images_are_found_below_a_folder_that_lies_in_a_hidden_one(tmp_path: Path) -> None:
-    picture = tmp_path / ".home" / "birds" / "a.png"
-    picture.parent.mkdir(parents=True)
-    picture.touch()
-    assert image_files.find_images(picture.parent) == [str(picture)]
-
-
-def test_links_that_lead_nowhere_or_to_themselves_are_no_images(tmp_path: Path) -> None:
-    Image.new("L", (2, 2)).save(tmp_path / "seen.png")
-    (tmp_path / "other.png").symlink_to("seen.png")
-    (tmp_path / "loop.png").symlink_to("loop.png")
-    (tmp_path / "inside.png").symlink_to("seen.png/x")
-    (tmp_path / "gone.png").symlink_to("away.png")
-    assert image_files.find_images(tmp_path) == [str(tmp_path / name) for name in ("other.png", "seen.png")]
-
-
-def test_a_folder_that_is_closed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "closed").mkdir()
-    scan = os.scandir
-
-    def guarded(folder: str | Path) -> Any:
-        if Path(folder).name == "closed":
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return scan(folder)
-
-    monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(InputError, match=f"{tmp_path / 'closed'}: cannot be read .Permission denied"):
-        image_files.find_images(tmp_path)
 
 
 def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dltrain.config import registry
 from dltrain.config.resolution import Config
-from dltrain.data import drawings, image_files
+from dltrain.data import drawings, image_files, image_search
 from dltrain.data.splits import Examples
 from dltrain.engine import predict as outputs_of
 from dltrain.report import console
@@ -81,17 +81,20 @@ def predict(config: Config) -> list[dict[str, Any]]:
 
 
 def find(text: str) -> list[Path]:
-    """Return the files that an input names; a single file may have any suffix. Raises InputError if there is none."""
+    """Return the files that an input names, of a folder also those that are no images. Raises InputError for none."""
     path = expand_user(text)
     if path.is_dir():
-        paths = [Path(name) for name in image_files.find_images(path)]
+        images, left_out = image_search.find_images(path)
+        left_out = {name: why for name, why in left_out.items() if why != image_search.NO_FILE}  # a pipe would block
+        paths = sorted(map(Path, [*images, *left_out]))
     elif path.is_file():
         paths = [path]
     else:
         matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (any folder)
         paths = [match for match in matches if match.is_file()]
     if not paths:
-        raise InputError(f"input={text}: no image found. Give a file, a folder or a pattern such as 'shots/*.png'")
+        problem = "no image found" if path.is_dir() or glob.has_magic(text) else "no such file or folder"
+        raise InputError(f"input={text}: {problem}. Give a file, a folder or a pattern such as 'shots/*.png'")
     return paths
 
 

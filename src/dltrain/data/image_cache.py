@@ -52,7 +52,9 @@ def fingerprint(root: Path, paths: list[str], *settings: object) -> str:
     prefix = len(str(root / "x")) - 1  # 0 for the current folder
     for path in paths:
         stat = os.stat(path)  # noqa: PTH116  (ten thousand Paths take a tenth of a second)
-        digest.update(b"%s\0%d\0%d\0" % (os.fsencode(path[prefix:]), stat.st_size, stat.st_mtime_ns))
+        # Two files of one size and time that swap their names differ in inode, and a rewritten one in ctime.
+        numbers = (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
+        digest.update(b"%s\0%d\0%d\0%d\0%d\0" % (os.fsencode(path[prefix:]), *numbers))
     return digest.hexdigest()
 
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import importlib.util
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,21 +13,26 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dltrain.runtime.errors import InputError
+from dltrain.data.image_search import HEIF
+
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 
 
 class Unreadable(ValueError):
     """The system could not read the file; another try may succeed, unlike for a damaged one."""
 
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
-
-
 @functools.cache
-def _formats() -> list[str]:
-    """Return Pillow's names of the formats above; others, such as EPS, would start other programs."""
+def _formats(heif: bool) -> list[str]:
+    """Return Pillow's names of the formats that are read; others, such as EPS, would start other programs."""
     Image.init()
-    wanted = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+    if heif and not HAS_HEIF:
+        raise ValueError("HEIC: needs pillow-heif; in dltrain's checkout: pip install '.[heic]'")
+    if heif:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    wanted = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", *(["HEIF"] if heif else []))
     return [name for name in wanted if name in Image.OPEN]
 
 
@@ -37,30 +42,6 @@ def without_pillow_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def find_images(folder: str | Path) -> list[str]:
-    """Return the image files below a folder, sorted by the parts of their paths; hidden files and folders are skipped.
-
-    Returns texts, as Paths would take ten times as long. Raises InputError for a folder that cannot be read.
-    """
-    return sorted(_below(folder), key=lambda path: path.split(os.sep))  # noqa: PTH206
-
-
-def _below(folder: str | Path) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            children = list(entries)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    for entry in children:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _below(entry.path)
-        # For a broken or circular link Path.is_file() is False; an entry's own is_file() raises.
-        elif entry.name.lower().endswith(EXTENSIONS) and (Path(entry.path) if entry.is_symlink() else entry).is_file():
-            yield entry.path
 
 
 def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor:
@@ -75,7 +56,10 @@ def open_image(path: str | Path, *, channels: int) -> Image.Image:
     """
     try:
         # As a file: given a path, Pillow 13 maps some rotated TIFFs into memory and mixes up their pixels.
-        with Path(path).open("rb") as file, Image.open(file, formats=_formats()) as opened:
+        with (
+            Path(path).open("rb") as file,
+            Image.open(file, formats=_formats(bool(HEIF.match(file.read(32))))) as opened,
+        ):
             if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{opened.width}x{opened.height} pixels, at most {Image.MAX_IMAGE_PIXELS} are allowed")
             upright = ImageOps.exif_transpose(opened)

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,25 +15,29 @@ from torch import Tensor
 
 from dltrain.data import image_cache, image_files
 from dltrain.data.image_cache import DecodedImages
-from dltrain.runtime.errors import InputError
+from dltrain.runtime.errors import InputError, listed
 
 log = logging.getLogger(__name__)
 
+LISTED_REASONS, LISTED_FILES = 4, 20  # on the console; in train.log, for each reason
+Reasons = Iterable[tuple[str, str]]  # paths with the reason
+
 
 def read_images(
-    base: Path, paths: list[str], split: str, *, size: Sequence[int], channels: int, fit: str
+    base: Path, paths: list[str], split: str, *, size: Sequence[int], channels: int, fit: str, left_out: Reasons = ()
 ) -> DecodedImages:
-    """Decode the files of a split, or take them from the cache; each file that cannot be read is logged.
+    """Decode the files of a split, or take them from the cache; what is left out is logged with its reason.
 
     Args:
         base: folder of the data set, which the log leaves out of paths: it may contain a secret from the environment
         paths: the files, below base
         size: height and width that every image is resized to
+        left_out: files that the search for images has left out already, with the reason
 
     Raises InputError if no file can be read.
     """
     decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
-    settings = (PIL.__version__, decode.keywords)
+    settings = (PIL.__version__, image_files.HAS_HEIF, decode.keywords)
     cache = image_cache.cache_path(base.name, base.absolute(), split, settings)
     key = image_cache.fingerprint(base, paths, settings)
     decoded = None if cache is None else image_cache.read(cache, key)
@@ -40,15 +45,27 @@ def read_images(
     if decoded is None:
         source = "decoded"
         decoded, may_cache = _decode_all(paths, decode, split)
-    for index, why in decoded.left_out.items():
-        log.warning("left out %s: %s", Path(paths[index]).relative_to(base), why)
-    count = len(decoded.images)
-    log.info("%s: %d images %s, damaged files left out: %d", split, count, source, len(decoded.left_out))
-    if not count:
-        raise InputError(f"{base}: none of the {len(paths)} images of the {split} split can be read")
+    told = _log_left_out(base, [*left_out, *((paths[index], why) for index, why in decoded.left_out.items())])
+    if not len(decoded.images):
+        raise InputError(f"{base}: none of the {len(paths)} images of the {split} split can be read\n{told}")
+    level = logging.WARNING if told else logging.INFO
+    count = f"{len(decoded.images)} {'image' if len(decoded.images) == 1 else 'images'}"
+    log.log(level, "%s: %s %s, %s", split, count, source, told or "no file left out")
     if may_cache and cache is not None:
         image_cache.write(cache, key, decoded)
     return decoded
+
+
+def _log_left_out(base: Path, reasons: list[tuple[str, str]]) -> str:
+    """Write the names of the files to the run's log; return how many were left out for which reason."""
+    by_reason: dict[str, list[str]] = {}
+    for path, why in reasons:
+        by_reason.setdefault(re.sub(r"\d+", "…", why), []).append(os.path.relpath(path, base))
+    parts = sorted(by_reason.items(), key=lambda part: -len(part[1]))
+    for why, names in parts:
+        log.debug("left out: %s (%s)", listed(sorted(names), LISTED_FILES), why)
+    shown = listed([f"{len(names)} × {why}" for why, names in parts], LISTED_REASONS)
+    return f"{len(reasons)} left out: {shown}" if reasons else ""
 
 
 Decode = Callable[[str], Tensor | ValueError]

@@ -1,6 +1,7 @@
 """The examples of a split as tensors, and the split into training and validation sets."""
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Annotated, Any, NamedTuple
 
 import numpy
@@ -9,6 +10,9 @@ from annotated_types import Interval
 from torch import Tensor
 
 from dltrain.runtime.errors import ConfigError, InputError
+
+# How data is split and scaled: 1 as commit 5bb6990 did, 2 as now. A checkpoint says which.
+rules: ContextVar[int] = ContextVar("rules", default=2)
 
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=0)]

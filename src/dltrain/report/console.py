@@ -98,6 +98,7 @@ def start_logging() -> None:
     if terminal.is_interactive(sys.stdout):
         handler = _TerminalLines(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
     handler.set_name(CONSOLE)
+    handler.setLevel(logging.INFO)
     handler.addFilter(sanitize_record)
     logger.addHandler(handler)
 

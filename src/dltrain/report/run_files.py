@@ -39,7 +39,7 @@ def run_log() -> Iterator[Callable[[Path], None]]:
         held.capacity = 0  # from now on each line is written at once
 
     logger = logging.getLogger("dltrain")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)  # details, such as the name of each file left out, are for train.log only
     logger.addHandler(held)
     try:
         yield write_to

@@ -10,6 +10,7 @@ UserError (1)
 """
 
 import logging
+from collections.abc import Sequence
 
 MAX_LENGTH = 300  # characters of a message from another library
 
@@ -54,6 +55,12 @@ def first_line(error: object) -> str:
     """Return the first line of an error's message, shortened to fit a table row, or else its type."""
     line = (sanitized(str(error)).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}…"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list and the number of the others: a, b and 3 more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def sanitize_record(record: logging.LogRecord) -> bool:

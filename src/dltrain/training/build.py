@@ -33,6 +33,11 @@ class Data:
     statistics: Statistics
 
     @property
+    def splits(self) -> dict[str, Examples]:
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: examples for split, examples in splits.items() if examples is not None}
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of an image (C, H, W)."""
         return tuple(self.train.images.shape[1:])
@@ -56,8 +61,7 @@ class Data:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the examples of each split."""
-        splits = {"train": self.train, "val": self.val, "test": self.test}
-        return {split: digest(examples) for split, examples in splits.items() if examples is not None}
+        return {split: digest(examples) for split, examples in self.splits.items()}
 
 
 def digest(examples: Examples) -> str:

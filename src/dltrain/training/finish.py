@@ -12,7 +12,7 @@ from dltrain.report import analysis, console, run_files
 from dltrain.report.html import run_page
 from dltrain.runtime import system_info
 from dltrain.runtime.devices import memory_errors
-from dltrain.training import build
+from dltrain.training import build, class_counts
 from dltrain.training.run_dir import RunDir
 from dltrain.training.snapshot import Run
 
@@ -45,6 +45,7 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
         "train_seconds": None if rate is None else round(progress.train_seconds, 3),
         "total_seconds": round(time.perf_counter() - began, 3),
         "examples_per_second": None if rate is None else round(rate, 1),
+        "examples": class_counts.count(run.data),
         "parameters": build.count_parameters(model),
         "device": run.runtime.describe(),
         **system_info.environment(),

@@ -12,7 +12,7 @@ from dltrain.engine import Record
 from dltrain.report import run_files, run_reader
 from dltrain.report.trackers.run_trackers import Trackers
 from dltrain.runtime import atomic_files, folders
-from dltrain.training import build, checks, snapshot
+from dltrain.training import build, checks, class_counts, snapshot
 from dltrain.training.resume_point import ResumePoint
 from dltrain.training.snapshot import Run
 
@@ -32,12 +32,12 @@ class RunDir:
     def log_start(self, run: Run, *, resumed: bool) -> None:
         """Log the model, the data, the device and the folder."""
         values, data = run.config.values, run.data
-        splits = {"train": data.train, "val": data.val, "test": data.test}
-        counts = ", ".join(f"{len(part.images):,} {split}" for split, part in splits.items() if part is not None)
+        counts = ", ".join(f"{len(part.images):,} {split}" for split, part in data.splits.items())
         shape = "x".join(map(str, data.input_shape))
         outputs = f"{data.outputs} classes" if data.train.classes else f"{data.outputs} values to predict"
         log.info("model   %s, %s parameters", values["model"]["name"], f"{build.count_parameters(run.state.model):,}")
         log.info("data    %s, %s examples of %s, %s", values["data"]["name"], counts, shape, outputs)
+        class_counts.show(data)
         log.info("device  %s", run.runtime.describe())
         if run.runtime.processes.world_size > 1 and checks.has_batch_norm(run.state.model):
             log.info("batch norm uses each rank's part of a batch: the result differs from that of one process")

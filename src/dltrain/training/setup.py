@@ -12,7 +12,7 @@ from dltrain.data import download
 from dltrain.optim.step import TrainState
 from dltrain.runtime import distributed, torchrun
 from dltrain.runtime.devices import memory_errors, resolve_precision, restored_device, seed_everything
-from dltrain.runtime.errors import ConfigError
+from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.memory import to_device
 from dltrain.training import build, checks, snapshot, weights
 from dltrain.training.progress import Progress
@@ -53,6 +53,10 @@ def prepare(
     forbidden = download.forbidden("" if start is None else saved_config.read_only_reason(values, typed))
     with forbidden, memory_errors(LESS_DATA):
         data = load(values["data"], options.seed)
+    if start is None and values["task"]["name"] == "classification" and len(data.train.classes) == 1:
+        raise InputError(
+            f"data: all examples are of one class, {data.train.classes[0]}; a classifier needs two or more"
+        )
     task = registry.partial_call("task", values["task"])()
     seed_everything(options.seed)
     model = build.model(values["model"], data.input_shape, data.outputs)

@@ -50,6 +50,7 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             status=str(run.summary.get("status", "not done")),
             missing=missing,
             headline=_headline(run.summary),
+            examples=dict(run.summary.get("examples") or {}),
             curves=_curves(run.records),
             epochs=[record for record in run.records if record.get("split") in ("val", "test")][-200:],
             analysis=_analysis(run.analysis),

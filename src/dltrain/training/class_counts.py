@@ -1,0 +1,59 @@
+"""Shows what a run trains on: the examples of each class in each split, and what is suspicious about them."""
+
+import itertools
+import logging
+
+from dltrain.runtime.errors import listed
+from dltrain.training.build import Data
+
+log = logging.getLogger(__name__)
+
+SHOWN_CLASSES = 10
+WIDEST_NAME = 30
+MOST_BYTES = 2**30  # of images that are compared; more would take seconds
+UNEVEN = 100  # times as many examples of one class as of another
+
+
+def count(data: Data) -> dict[str, dict[str, int]]:
+    """Return the number of examples of each class in each split; empty without classes."""
+    classes = data.train.classes
+    if not classes or data.train.targets.is_floating_point():
+        return {}
+    counts = {split: part.targets.bincount(minlength=len(classes)).tolist() for split, part in data.splits.items()}
+    return {name: {split: counts[split][label] for split in counts} for label, name in enumerate(classes)}
+
+
+def show(data: Data) -> None:
+    """Log the examples of each class as a table, the largest differences, and images that two splits share."""
+    if not (counts := count(data)):
+        return
+    splits = list(data.splits)
+    shown = list(counts)[:SHOWN_CLASSES]
+    width = min(WIDEST_NAME, max(map(len, ("class", *shown))))
+    log.info("  %-*s%s", width, "class", "".join(f"{split:>10}" for split in splits))
+    for name in shown:
+        log.info("  %-*.*s%s", width, width, name, "".join(f"{counts[name][split]:>10,}" for split in splits))
+    by_size = sorted(counts, key=lambda name: counts[name]["train"])
+    fewest, most = by_size[0], by_size[-1]
+    sizes = f"{fewest} {counts[fewest]['train']:,}, {most} {counts[most]['train']:,}"
+    if len(counts) > SHOWN_CLASSES:
+        log.info("  … %d more; smallest and largest in train: %s", len(counts) - SHOWN_CLASSES, sizes)
+    if counts[most]["train"] > UNEVEN * counts[fewest]["train"] > 0:
+        log.warning("the classes are very uneven: in train %s", sizes)
+    for split in splits[1:]:
+        if absent := [name for name in counts if counts[name]["train"] and not counts[name][split]]:
+            log.warning("no %s examples of %d of %d classes: %s", split, len(absent), len(counts), listed(absent))
+    if shared := _shared(data):
+        log.warning("the same images are in two splits, so that metrics look too good: %s", ", ".join(shared))
+
+
+def _shared(data: Data) -> list[str]:
+    """Return how many images of a split, byte for byte, are in another one too."""
+    if sum(part.images.nbytes for part in data.splits.values()) > MOST_BYTES:
+        return []
+    hashes = {split: [hash(image.tobytes()) for image in part.images.numpy()] for split, part in data.splits.items()}
+    shared = []
+    for split, other in itertools.combinations(reversed(hashes), 2):
+        if found := sum(map(set(hashes[other]).__contains__, hashes[split])):
+            shared.append(f"{found:,} of {len(hashes[split]):,} {split} images are in {other}")
+    return shared
