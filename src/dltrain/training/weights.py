@@ -97,7 +97,7 @@ def _matching(state: Weights, weights: Weights, path: Path, is_partial: bool) ->
         return matching, lines
     taken, total = (sum(state[key].numel() for key in keys) for keys in (matching, state))
     percent = 100 * taken // total
-    told = f"{len(matching)} of {len(state)} tensors taken, {percent or 'less than 1'} % of the numbers"
+    summary = f"{len(matching)} of {len(state)} tensors taken, {percent or 'less than 1'} % of the numbers"
     # The last layer may be another one, as for other classes: then it is not expected in the file.
     head = next(reversed(state)).rpartition(".")[0]
     of_head = [key for key in state if key.rpartition(".")[0] == head]
@@ -105,11 +105,11 @@ def _matching(state: Weights, weights: Weights, path: Path, is_partial: bool) ->
         total -= sum(state[key].numel() for key in of_head)
     if 2 * taken < total and not is_partial:
         raise InputError(
-            f"{path}: {told}; is it for another model?\n{'; '.join(faults[:2])}\n"
+            f"{path}: {summary}; is it for another model?\n{'; '.join(faults[:2])}\n"
             "To start from these weights all the same, add init_partial=true"
         )
     more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    return matching, [*lines, told, *faults[:SHOWN], *more]
+    return matching, [*lines, summary, *faults[:SHOWN], *more]
 
 
 def _without_prefix(weights: Weights, known: Weights) -> tuple[Weights, list[str]]:
