@@ -1,4 +1,4 @@
-"""Tell what a file that dltrain did not write is and what to do with it, and where it holds its weights.
+"""Says what a file is that dltrain did not write, what to do with it, and where it holds its weights.
 
 Its first bytes, the names of its entries and the names in its pickle are read, within limits; nothing that it says is
 imported or run. Knows files; imports no torch.
@@ -37,7 +37,7 @@ WRAPPERS += ["model", "state_dict", "model_state_dict", "model_state", "net", "n
 
 
 def refusal(path: Path, reason: str) -> str:
-    """Return why a file is refused: what it is and what to do, or if that cannot be told the reason."""
+    """Return why a file is refused: what it is and what to do, or if that is unknown the reason."""
     try:
         with path.open("rb") as file:
             kind = _kind(file, path)
@@ -67,7 +67,7 @@ def _has(content: dict[Any, Any], kind: type) -> bool:
 
 
 def _kind(file: BinaryIO, path: Path) -> str:
-    """Return what a file is and what to do with it; an empty text if that cannot be told."""
+    """Return what a file is and what to do with it; an empty text if that is unknown."""
     head = file.read(HEAD)
     for pattern, text in KINDS.items():
         if re.match(pattern, head):

@@ -45,12 +45,12 @@ def read_images(
     if decoded is None:
         source = "decoded"
         decoded, may_cache = _decode_all(paths, decode, split)
-    told = _log_left_out(base, [*left_out, *((paths[index], why) for index, why in decoded.left_out.items())])
+    reasons = _log_left_out(base, [*left_out, *((paths[index], why) for index, why in decoded.left_out.items())])
     if not len(decoded.images):
-        raise InputError(f"{base}: none of the {len(paths)} images of the {split} split can be read\n{told}")
-    level = logging.WARNING if told else logging.INFO
+        raise InputError(f"{base}: none of the {len(paths)} images of the {split} split can be read\n{reasons}")
+    level = logging.WARNING if reasons else logging.INFO
     count = f"{len(decoded.images)} {'image' if len(decoded.images) == 1 else 'images'}"
-    log.log(level, "%s: %s %s, %s", split, count, source, told or "no file left out")
+    log.log(level, "%s: %s %s, %s", split, count, source, reasons or "no file left out")
     if may_cache and cache is not None:
         image_cache.write(cache, key, decoded)
     return decoded
