@@ -1,5 +1,6 @@
 """Your own images: a sub-folder for each class, in train/, val/ and test/ folders or all in one."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ def folder(
     size: Annotated[list[Annotated[int, Interval(ge=1, le=8192)]], Len(2, 2)],
     channels: Literal[1, 3],
     fit: Literal["resize", "crop"],
+    range: Annotated[list[float], Len(2, 2)] | None,
 ) -> Examples | None:
     """Your own images of any format, size and mode, in a sub-folder for each class.
 
@@ -32,6 +34,7 @@ def folder(
         size: height and width that every image is resized to
         channels: 3 for colour, 1 for greyscale
         fit: `resize` may distort the image, `crop` keeps its aspect ratio and cuts off the edges
+        range: numbers that become black and white in images of 16 bits, 32 bits or floats; null to find them
 
     Raises InputError if no image can be read.
     """
@@ -40,9 +43,12 @@ def folder(
     if not files:
         return None
     paths = [path for path, _ in files]
-    decoded = read_images(base, paths, split, size=size, channels=channels, fit=fit)
+    train: list[str] = []
+    with contextlib.suppress(InputError):  # `eval` needs no training images
+        train = [] if split == "train" else [path for path, _ in find_files(base, "train")[0]]
+    decoded = read_images(base, paths, split, train, size=size, channels=channels, fit=fit, range=range)
     labels = [label for index, (_, label) in enumerate(files) if index not in decoded.left_out]
-    return Examples(decoded.images, torch.tensor(labels), classes)
+    return Examples(decoded.images, torch.tensor(labels), classes, decoded.levels)
 
 
 def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
