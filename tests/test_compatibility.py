@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dltrain.checkpoints import checkpoint
 from dltrain.config import composition, registry, saved_config, signatures
+from dltrain.data import splits
 from dltrain.sweeps import plan, sweep_file
+from dltrain.sweeps.executors import data_cache
 from support.command import Command
+from support.hostile import digested, saved
 from support.sweeping import events, rows
 
 FIXTURES = Path(__file__).parent / "fixtures" / "5bb6990"
@@ -55,6 +59,57 @@ def test_a_run_evaluates_to_the_accuracy_of_its_summary(dltrain: Command, run: P
     assert measured["loss"] == pytest.approx(summary(run)["test"]["loss"], rel=1e-4)
 
 
+def test_a_run_split_by_the_rules_of_that_time_keeps_its_split(dltrain: Command, tmp_path: Path) -> None:
+    """Where a rare class lost all its training examples; the checkpoint is as that commit wrote it, without `rules`."""
+    for name, count in (("defect", 2), ("ok", 60)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (8, 8), 3 * number).save(tmp_path / "photos" / name / f"{number}.png")
+    words = ("data=folder", f"data.root={tmp_path / 'photos'}", "data.size=[8,8]", "model=linear", "device=cpu")
+    with splits.by_rules(1):
+        old = dltrain("train", *words, "epochs=2", "limit_steps=1")
+    told = "classes without a training example (1 of 2): defect"
+    assert (old.code, told in old.out + old.err) == (0, True)
+    path = old.folder / "checkpoints" / "last.pt"
+    assert not {"rules", "levels"} & checkpoint.load(path)["data"].keys()
+    resumed = dltrain("train", f"resume={old.folder}", "limit_steps=null")
+    assert (resumed.code, told in resumed.out + resumed.err) == (0, True)
+    assert not {"rules", "levels"} & checkpoint.load(path)["data"].keys()
+    for split in ("train", "val", "test"):
+        result = dltrain("eval", f"ckpt={old.folder}", f"split={split}")
+        assert (result.code, "not the examples" in result.out + result.err) == (0, False)
+    new = dltrain("train", *words, "epochs=2")
+    assert (new.code, told in new.out + new.err) == (0, False)
+    assert checkpoint.load(new.folder / "checkpoints" / "last.pt")["data"]["rules"] == 2
+
+
+def test_a_worker_of_a_sweep_keeps_data_of_other_rules_apart() -> None:
+    cache, node = data_cache.DataCache(), composition.preview("train", []).config["data"]
+    with splits.by_rules(1):
+        before = cache(node, 0)
+        assert cache(node, 0) is before
+    now = cache(node, 0)
+    assert (before.rules, now.rules) == (1, 2)
+
+
+def test_a_run_by_rules_that_are_not_known_yet_is_refused(dltrain: Command, run: Path) -> None:
+    path = run / "checkpoints" / "last.pt"
+    content = checkpoint.load(path)
+    for key, value, told in (
+        ("rules", 3, "data.rules must be 1 or 2. If it is higher, install a newer dltrain"),
+        ("rules", True, "data.rules must be"),
+        ("rules", None, "data.rules must be"),
+        ("levels", [0, float("inf")], "data.levels must be two numbers, the lower first"),
+        ("levels", [5, 5], "data.levels must be"),
+        ("levels", [1.0], "data.levels must be"),
+        ("levels", "ab", "data.levels must be"),
+    ):
+        changed = content | {"data": content["data"] | {key: value}}
+        path.write_bytes(digested(saved(changed)))
+        result = dltrain("train", "resume=run")
+        assert (result.code, told in result.err) == (66, True), result.err
+
+
 @pytest.mark.usefixtures("run")
 def test_a_run_is_inspected(dltrain: Command) -> None:
     result = dltrain("inspect", "run")
@@ -77,8 +132,6 @@ def test_a_run_is_resumed_to_its_end_and_reported(dltrain: Command, run: Path) -
 
 @pytest.mark.usefixtures("run")
 def test_the_weights_of_a_run_are_exported_predicted_with_and_started_from(dltrain: Command, tmp_path: Path) -> None:
-    from PIL import Image
-
     exported = dltrain("export", "ckpt=run", "format=safetensors", "output=weights.safetensors")
     assert (exported.code, Path("weights.safetensors").is_file()) == (0, True), exported.err
     Image.new("L", (28, 28)).save(tmp_path / "black.png")

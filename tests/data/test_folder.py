@@ -12,7 +12,7 @@ from PIL import Image
 
 from dltrain.data import image_files
 from dltrain.data.datasets.folder import find_files, folder
-from dltrain.data.splits import Examples, rules
+from dltrain.data.splits import Examples, rules, split_train_val
 from dltrain.runtime.errors import InputError
 from support import corpus
 
@@ -47,7 +47,7 @@ def make(root: Path, *names: str) -> Path:
 
 
 def read(root: Path, split: str, *, channels: int = 1, fit: str = "resize") -> Examples | None:
-    return folder(split, root=str(root), size=SIZE, channels=channels, fit=fit)  # type: ignore[arg-type]
+    return folder(split, root=str(root), size=SIZE, channels=channels, fit=fit, range=None)  # type: ignore[arg-type]
 
 
 def load(root: Path, split: str) -> Examples:
@@ -65,7 +65,7 @@ def names(root: Path, split: str) -> list[str]:
 def refusal(root: Path | str, split: str = "train") -> str:
     """What a person reads when there is nothing to train on; the exit code is that of a missing or damaged input."""
     with pytest.raises(InputError) as caught:
-        folder(split, root=str(root), size=SIZE, channels=1, fit="resize")
+        folder(split, root=str(root), size=SIZE, channels=1, fit="resize", range=None)
     assert caught.value.exit_code == 66
     return str(caught.value)
 
@@ -184,7 +184,7 @@ def test_labels_are_int64_numbers_of_the_sorted_class_folders(tmp_path: Path) ->
 
 def test_height_comes_before_width(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.png")
-    found = folder("train", root=str(tmp_path), size=[4, 9], channels=3, fit="crop")
+    found = folder("train", root=str(tmp_path), size=[4, 9], channels=3, fit="crop", range=None)
     assert found is not None
     assert found.images.shape == (1, 3, 4, 9)
 
@@ -227,6 +227,37 @@ def test_too_few_images_for_a_test_set_are_all_for_training(tmp_path: Path) -> N
     make(tmp_path, "a/1.png", "b/1.png")
     assert len(load(tmp_path, "train").images) == 2
     assert read(tmp_path, "test") is None
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"defect": 2, "ok": 200}, {"only": 1, "others": 999}, {"a": 999, "b": 1}, {f"{i:02}": 2 for i in range(20)}],
+    ids=lambda sizes: "-".join(map(str, [*sizes.values()][:2])),
+)
+def test_every_class_is_trained_on_through_test_limit_and_val(
+    sizes: dict[str, int], is_limited: bool, tmp_path: Path
+) -> None:
+    for name, count in sizes.items():
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number}.png").touch()
+
+    def source(split: str) -> Examples | None:
+        files, classes = find_files(tmp_path, split)
+        labels = torch.tensor([label for _, label in files])
+        return Examples(torch.zeros(len(files), 1, 1, 1), labels, classes) if files else None
+
+    limit = max(24, sum(sizes.values()) // 3) if is_limited else None
+    train, val = split_train_val(source, val=0.1, limit=limit, seed=0)
+    assert val is not None
+    assert set(train.targets.tolist()) == set(range(len(sizes)))
+    assert len(names(tmp_path, "test")) == round(0.2 * sum(sizes.values()))
+
+
+def test_a_class_of_two_keeps_one_for_training_and_one_for_the_test(tmp_path: Path) -> None:
+    make(tmp_path, *(f"ok/{i}.png" for i in range(50)), "defect/1.png", "defect/2.png")
+    assert sum(name.startswith("defect") for name in names(tmp_path, "train")) == 1
 
 
 # --- folders of splits

@@ -49,7 +49,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def read(root: Path, split: str = "train", size: int = 8) -> Examples:
-    found = folder(split, root=str(root), size=[size, size], channels=3, fit="resize")
+    found = folder(split, root=str(root), size=[size, size], channels=3, fit="resize", range=None)
     assert found is not None
     return found
 

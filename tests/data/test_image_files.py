@@ -1,6 +1,8 @@
 """Pictures: every format and mode to the same bytes, upright, on white, brought to size; what is damaged is refused."""
 
+import contextlib
 import io
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dltrain.data import image_files
 
@@ -361,6 +363,56 @@ def test_the_same_images_are_read_when_they_are_whole(ending: str, tmp_path: Pat
 def test_an_image_of_far_too_many_pixels_is_refused_as_a_bomb(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(colour_png(50_000, 50_000, 8, [b""]))
     assert "decompression bomb" in reason(tmp_path / "bomb.png")
+
+
+def tiff_of(bands: int, bits: int, kind: int) -> bytes:
+    """A TIFF of one white pixel, by hand: of bands and numbers that Pillow does not write."""
+    tags = {256: 1, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: bands, 278: 1, 279: 99, 339: kind}
+    packed = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + 99) + bytes(99) + struct.pack("<H", len(tags)) + packed + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("bands", "bits", "kind", "what"),
+    [(3, 32, 3, "3-band TIFF of float32"), (4, 32, 3, "4-band TIFF of float32"), (4, 16, 1, "4-band TIFF of int16")],
+)
+def test_a_tiff_that_pillow_cannot_read_is_refused_with_the_reason(
+    bands: int, bits: int, kind: int, what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_of(bands, bits, kind))
+    assert reason(tmp_path / "a.tif") == f"a {what}: Pillow cannot read it; convert it to grey or RGB of 8 bits"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_tiff_of_many_bands_is_read_or_refused(tmp_path: Path) -> None:
+    whole, random = tiff_of(4, 32, 3), numpy.random.default_rng(0)
+    for number in range(300):
+        content = bytearray(whole[: random.integers(len(whole))] if number % 2 else whole)
+        for place in random.integers(0, len(content), 4) if content else []:
+            content[place] = random.integers(256)
+        (tmp_path / "a.tif").write_bytes(content)
+        with contextlib.suppress(ValueError):  # and never another exception
+            decode(tmp_path / "a.tif")
+        image_files.deep_spread(tmp_path / "a.tif")
+
+
+def test_an_image_in_lab_is_read_in_grey_too(tmp_path: Path) -> None:
+    Image.new("LAB", (W, H), (200, 128, 128)).save(tmp_path / "a.tiff")
+    grey, colour = decode(tmp_path / "a.tiff", channels=1), decode(tmp_path / "a.tiff")
+    assert abs(grey - colour).max() <= 3
+
+
+def test_an_image_with_large_texts_and_profiles_is_read(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("notes", "x" * 3_000_000, zip=True)
+    gradient().save(tmp_path / "a.png", pnginfo=info, icc_profile=b"y" * 3_000_000)
+    assert numpy.array_equal(decode(tmp_path / "a.png"), pixels(gradient(), 3))
+
+
+def test_an_image_of_too_many_pixels_is_refused_with_its_size(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(colour_png(9_000, 10_000, 8, [b""]))
+    with image_files.without_pillow_warnings():
+        assert reason(tmp_path / "a.png") == "9000x10000 pixels, at most 89,478,485 are read: shrink it first"
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Data sets as tensors: what a source may return, and how limit and validation cut it without bias or overlap."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from dltrain.data.splits import Examples, Source, read_split, split_train_val, stratified
+from dltrain.config import registry
+from dltrain.data.splits import Examples, Source, by_rules, read_split, rules, split_train_val, stratified
 from dltrain.runtime.errors import ConfigError, InputError
 
 CLASS_SIZES = [50, 30, 17, 3]
@@ -352,3 +354,133 @@ def test_a_tuple_with_one_number_for_each_example_has_rows_of_one() -> None:
     found = read_split(source_of(train=(torch.zeros(3, 1, 2, 2), torch.arange(3.0), None)), "train")
     assert found is not None
     assert found.targets.shape == (3, 1)
+
+
+# --- rare classes
+
+
+def as_5bb6990(targets: Tensor, count: int, seed: int) -> Tensor:
+    """`stratified` of commit 5bb6990."""
+    shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed % 2**32))
+    shuffled = shuffled[targets[shuffled].argsort(stable=True)]
+    return shuffled[torch.arange(count) * len(targets) // max(1, count)].sort().values
+
+
+def labels_of(*sizes: int) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+
+def left(targets: Tensor, chosen: Tensor, *, is_training: bool) -> list[int]:
+    """How many training examples of each class a choice leaves."""
+    taken = torch.bincount(targets[chosen], minlength=int(targets.max()) + 1)
+    return (taken if is_training else torch.bincount(targets) - taken).tolist()
+
+
+def some_labels() -> Iterator[tuple[Tensor, int, int, bool]]:
+    """Labels of random classes, how many to take, a seed and for what."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(300):
+        sizes = torch.randint(1, 2 + seed % 40, (1 + seed % 12,), generator=generator)
+        labels = labels_of(*sizes.tolist())
+        labels = labels[torch.randperm(len(labels), generator=generator)]
+        yield labels, int(torch.randint(0, len(labels) + 1, (1,), generator=generator)), seed, bool(seed % 2)
+
+
+def test_where_every_class_keeps_an_example_the_same_are_chosen_as_before() -> None:
+    same = 0
+    for labels, count, seed, is_training in some_labels():
+        before = as_5bb6990(labels, count, seed)
+        if min(left(labels, before, is_training=is_training)) > 0:
+            same += 1
+            assert torch.equal(stratified(labels, count, seed, is_training=is_training), before)
+    assert same > 100
+
+
+def test_every_class_keeps_an_example_wherever_there_are_enough() -> None:
+    other = 0
+    for labels, count, seed, is_training in some_labels():
+        chosen = stratified(labels, count, seed, is_training=is_training)
+        assert len(chosen) == len(set(chosen.tolist())) == count
+        training = count if is_training else len(labels) - count
+        other += not torch.equal(chosen, as_5bb6990(labels, count, seed))
+        kept = left(labels, chosen, is_training=is_training)
+        assert sum(amount > 0 for amount in kept) == min(training, int(labels.max()) + 1)
+    assert other > 30
+
+
+def test_by_the_rules_of_5bb6990_the_same_are_chosen_always() -> None:
+    with by_rules(1):
+        for labels, count, seed, is_training in some_labels():
+            chosen = stratified(labels, count, seed, is_training=is_training)
+            assert torch.equal(chosen, as_5bb6990(labels, count, seed))
+    assert rules.get() == 2
+
+
+def test_shares_stay_fair_where_rare_classes_are_kept() -> None:
+    sizes = [400, 100, 1, 2, 1, 300]
+    kept = left(labels_of(*sizes), stratified(labels_of(*sizes), 161, seed=0), is_training=False)
+    assert sum(kept) == 804 - 161
+    assert kept[2:5] == [1, 1 + (kept[3] == 2), 1]
+    assert all(abs(amount - 0.8 * size) <= 2 for amount, size in zip(kept, sizes, strict=True))
+
+
+@pytest.mark.parametrize(("sizes", "count"), [([2] * 20, 24), ([1] * 10, 2), ([3] * 7, 19)])
+def test_no_class_loses_because_of_its_name(sizes: list[int], count: int) -> None:
+    labels = labels_of(*sizes)
+    held_out = torch.zeros(len(sizes))
+    for seed in range(400):
+        chosen = stratified(labels, count, seed)
+        if torch.equal(chosen, as_5bb6990(labels, count, seed)):
+            continue
+        held_out += torch.bincount(labels[chosen], minlength=len(sizes))
+    assert held_out.min() > 0.6 * held_out.mean()
+    assert held_out.max() < 1.4 * held_out.mean()
+
+
+def source_with(labels: Tensor) -> Source:
+    images = torch.arange(len(labels)).view(-1, 1, 1, 1).float()
+    names = tuple(f"class {label}" for label in range(int(labels.max()) + 1))
+    return source_of(train=Examples(images, labels, names))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limit", [None, 0.5])
+@pytest.mark.parametrize("sizes", [[2, 200], [200, 2], [2] * 20, [1, 999], [999, 1], [1, 1, 500]], ids=str)
+def test_rare_classes_are_trained_on_through_limit_and_val(
+    sizes: list[int], limit: float | None, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    if limit and sizes == [2] * 20:
+        limit = 30
+    train, val = split_train_val(source_with(labels_of(*sizes)), val=0.1, limit=limit, seed=seed)
+    assert val is not None
+    assert not set(train.images.flatten().tolist()) & set(val.images.flatten().tolist())
+    assert set(train.targets.tolist()) == set(range(len(sizes)))
+    assert caplog.messages == []
+
+
+def test_classes_that_cannot_have_a_training_example_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    split_train_val(source_with(labels_of(*[5] * 8)), val=2, limit=8, seed=0)
+    (message,) = caplog.messages
+    assert message.startswith("classes without a training example (2 of 8): class ")
+    caplog.clear()
+    split_train_val(source_with(labels_of(*[1] * 30)), val=0, limit=10, seed=0)
+    assert caplog.messages[0].startswith("classes without a training example (20 of 30): class ")
+    assert caplog.messages[0].endswith(", …")
+    assert caplog.messages[0].count("class ") == 5
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
+def test_data_sets_are_split_as_before(name: str, request: pytest.FixtureRequest) -> None:
+    node = {"name": name}
+    if name != "digits":
+        node["root"] = str(request.getfixturevalue("real_data"))
+    source = functools.cache(registry.partial_call("data", node))
+    labels = read_split(source, "train").targets  # type: ignore[union-attr]
+    for val, limit in ((0.1, None), (5, 1000), (0.05, 0.3)):
+        train, found = split_train_val(source, val=val, limit=limit, seed=3)
+        taken = as_5bb6990(labels, limit if isinstance(limit, int) else round((limit or 1) * len(labels)), 3)
+        taken = torch.arange(len(labels)) if limit is None else taken
+        held = taken[as_5bb6990(labels[taken], val if isinstance(val, int) else round(val * len(taken)), 3)]
+        assert torch.equal(found.targets, labels[held])  # type: ignore[union-attr]
+        assert torch.equal(found.images, read_split(source, "train").images[held])  # type: ignore[union-attr]
+        assert len(train.images) == len(taken) - len(held)

@@ -82,8 +82,13 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"{key} must be {describe(hint)}"
     if not conforms(content.get("averages"), dict[str, Any] | None):  # the earliest of format 2 have none
         return "averages must be weights by name"
-    if not conforms(content["data"].get("range"), Annotated[list[float], Len(2, 2)] | None):  # as above
+    ends, levels = content["data"].get("range"), content["data"].get("levels")  # as above
+    if not conforms(ends, Annotated[list[float], Len(2, 2)] | None):
         return "data.range must be two numbers"
+    if not conforms(levels, Annotated[list[float], Len(2, 2)] | None) or (levels and levels[0] >= levels[1]):
+        return "data.levels must be two numbers, the lower first"
+    if not conforms(content["data"].get("rules", 1), Literal[1, 2]):
+        return "data.rules must be 1 or 2. If it is higher, install a newer dltrain"
     for name in ("model", "averages"):
         weights = content.get(name) or {}
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):

@@ -101,13 +101,13 @@ def find(text: str) -> list[Path]:
 def _predict_batch(loaded: TrainedModel, paths: list[Path], prepared: Prepare, top_k: int) -> list[dict[str, Any]]:
     classes = loaded.content["data"]["classes"]
     channels, height, width = loaded.content["data"]["input_shape"]
-    fit = loaded.values["data"].get("fit", "resize")
+    fit, levels = loaded.values["data"].get("fit", "resize"), loaded.content["data"]["levels"]
     decoded: list[Tensor] = []
     errors: dict[Path, str] = {}
     added: dict[Path, dict[str, bool]] = {}
     for path in paths:
         try:
-            image, added[path] = prepared(image_files.open_image(path, channels=channels))
+            image, added[path] = prepared(image_files.open_image(path, channels=channels, levels=levels))
             decoded.append(image_files.resized(image, size=(height, width), fit=fit))
         except ValueError as error:
             errors[path] = str(error)

@@ -17,6 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dltrain.data.levels import Levels
 from dltrain.runtime import atomic_files, torchrun
 from dltrain.runtime.errors import UserError
 from dltrain.runtime.folders import expand_user, safe_name
@@ -31,6 +32,7 @@ class DecodedImages(NamedTuple):
 
     images: Tensor
     left_out: dict[int, str]
+    levels: Levels = None  # by which images of more than 8 bits were decoded
 
 
 def cache_path(name: str, *source: object) -> Path | None:
@@ -69,14 +71,15 @@ def read(path: Path, key: str) -> DecodedImages | None:
         if metadata["digest"] != _digest(images, metadata["left_out"]):
             log.info("%s was altered: images are decoded again", path)
             return None
-        return DecodedImages(images, {int(index): why for index, why in json.loads(metadata["left_out"]).items()})
+        left_out, levels = json.loads(metadata["left_out"])
+        return DecodedImages(images, {int(index): why for index, why in left_out.items()}, levels)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
 def write(path: Path, key: str, decoded: DecodedImages) -> None:
     """Write the file, whole or not at all; if that fails, the next start decodes the images again."""
-    left_out = json.dumps(decoded.left_out)
+    left_out = json.dumps([decoded.left_out, decoded.levels])
     metadata = {"key": key, "left_out": left_out, "digest": _digest(decoded.images, left_out)}
     temporary = atomic_files.temporary_name(path)
     try:

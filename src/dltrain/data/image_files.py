@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from dltrain.data.image_search import HEIF
+from dltrain.data.levels import DEEP_MODES, Levels, Spread, spread, to_bytes
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 
@@ -26,6 +27,7 @@ class Unreadable(ValueError):
 def _formats(heif: bool) -> list[str]:
     """Return Pillow's names of the formats that are read; others, such as EPS, would start other programs."""
     Image.init()
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB; texts and colour profiles may exceed 1 MB
     if heif and not HAS_HEIF:
         raise ValueError("HEIC: needs pillow-heif; in dltrain's checkout: pip install '.[heic]'")
     if heif:
@@ -44,14 +46,15 @@ def without_pillow_warnings() -> Iterator[None]:
         yield
 
 
-def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str) -> Tensor:
+def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str, levels: Levels = None) -> Tensor:
     """Decode an image file to uint8 (C, H, W) of `size` (H, W). Raises ValueError as `open_image` does."""
-    return resized(open_image(path, channels=channels), size=size, fit=fit)
+    return resized(open_image(path, channels=channels, levels=levels), size=size, fit=fit)
 
 
-def open_image(path: str | Path, *, channels: int) -> Image.Image:
+def open_image(path: str | Path, *, channels: int, levels: Levels = None) -> Image.Image:
     """Open an image as L or RGB: its first frame, upright, with transparent parts on white.
 
+    `levels` are the numbers that become 0 and 255 in an image of more than 8 bits, see levels.py.
     Raises ValueError with a short reason for a file that is damaged or no image.
     """
     try:
@@ -60,15 +63,34 @@ def open_image(path: str | Path, *, channels: int) -> Image.Image:
             Path(path).open("rb") as file,
             Image.open(file, formats=_formats(bool(HEIF.match(file.read(32))))) as opened,
         ):
-            if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError(f"{opened.width}x{opened.height} pixels, at most {Image.MAX_IMAGE_PIXELS} are allowed")
+            if opened.width * opened.height > (most := Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(f"{opened.width}x{opened.height} pixels, at most {most:,} are read: shrink it first")
             upright = ImageOps.exif_transpose(opened)
-            return _flatten(upright, "RGB" if channels == 3 else "L")
+            return _flatten(upright, "RGB" if channels == 3 else "L", levels)
     except UnidentifiedImageError:
-        raise ValueError("not an image, or damaged at its beginning") from None
+        raise ValueError(_unidentified(path)) from None
     except Exception as error:  # decoders raise nearly anything on damaged input
         kind = Unreadable if isinstance(error, OSError) and error.errno is not None else ValueError
         raise kind((" ".join(str(error).split()) or type(error).__name__)[:120]) from None
+
+
+def _unidentified(path: str | Path) -> str:
+    """Return why Pillow cannot open a file: it may be a TIFF of many bands or of wide numbers."""
+    with contextlib.suppress(Exception), Path(path).open("rb") as file:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        bands, bits, kind = tags.get(277, 1), tags[258][0], "float" if 3 in tags.get(339, ()) else "int"
+        return f"a {bands}-band TIFF of {kind}{bits}: Pillow cannot read it; convert it to grey or RGB of 8 bits"
+    return "not an image, or damaged at its beginning"
+
+
+def deep_spread(path: str | Path) -> Spread | None:
+    """Return the spread of the numbers of an image of more than 8 bits; None for other and unreadable files."""
+    with contextlib.suppress(Exception), Image.open(path, formats=["PNG", "TIFF", "PPM"]) as opened:
+        if opened.mode in DEEP_MODES:
+            return spread(numpy.asarray(opened, dtype=numpy.float64), opened.mode)
+    return None
 
 
 def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
@@ -85,17 +107,11 @@ def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
+def _flatten(image: Image.Image, mode: str, levels: Levels) -> Image.Image:
     """Convert an image of any mode to L or RGB."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # PIL would clip these at 255: scale 16-bit levels (and floats in 0..1) to bytes instead.
-        levels = numpy.asarray(image, dtype=numpy.float64)
-        highest = levels.max(initial=0)
-        top = 65535 if image.mode.startswith("I;16") or highest > 255 else 255
-        if image.mode == "F" and highest <= 1:
-            top = 1
-        image = Image.fromarray((levels.clip(0, top) * (255 / top)).round().astype(numpy.uint8))
+    if image.mode in DEEP_MODES:  # Pillow would clip these at 255
+        image = Image.fromarray(to_bytes(numpy.asarray(image, dtype=numpy.float64), image.mode, levels))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)

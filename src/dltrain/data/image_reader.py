@@ -1,11 +1,11 @@
 """Read many image files: from the cache of decoded images, or else by decoding them."""
 
+import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import PIL
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from dltrain.data import image_cache, image_files
 from dltrain.data.image_cache import DecodedImages
-from dltrain.runtime.errors import InputError, listed
+from dltrain.data.levels import EACH_BY_ITSELF, Levels, choose
+from dltrain.data.splits import rules
+from dltrain.runtime.errors import ConfigError, InputError, listed
 
 log = logging.getLogger(__name__)
 
@@ -24,33 +26,50 @@ Reasons = Iterable[tuple[str, str]]  # paths with the reason
 
 
 def read_images(
-    base: Path, paths: list[str], split: str, *, size: Sequence[int], channels: int, fit: str, left_out: Reasons = ()
+    base: Path,
+    paths: list[str],
+    split: str,
+    train: list[str],
+    size: list[int],
+    channels: int,
+    fit: str,
+    range: Levels = None,
+    left_out: Reasons = (),
 ) -> DecodedImages:
     """Decode the files of a split, or take them from the cache; what is left out is logged with its reason.
 
     Args:
         base: folder of the data set, which the log leaves out of paths: it may contain a secret from the environment
         paths: the files, below base
+        train: the training files, if the split is another
         size: height and width that every image is resized to
+        range: levels of images of more than 8 bits, see levels.py; None for those of the training files
         left_out: files that the search for images has left out already, with the reason
 
     Raises InputError if no file can be read.
     """
-    decode = partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
-    settings = (PIL.__version__, image_files.HAS_HEIF, decode.keywords)
+    if range is not None and range[0] >= range[1]:
+        raise ConfigError(f"data.range={range}: the first number must be below the second")
+    levels = EACH_BY_ITSELF if range is None and rules.get() < 2 else range
+    decode = functools.partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
+    settings = (PIL.__version__, image_files.HAS_HEIF, decode.keywords, levels)
     cache = image_cache.cache_path(base.name, base.absolute(), split, settings)
-    key = image_cache.fingerprint(base, paths, settings)
+    key = image_cache.fingerprint(base, train + paths, settings)
     decoded = None if cache is None else image_cache.read(cache, key)
     source, may_cache = "from the cache", False
     if decoded is None:
         source = "decoded"
-        decoded, may_cache = _decode_all(paths, decode, split)
+        levels = levels or _find_levels(tuple(train or paths), image_cache.fingerprint(base, train or paths))
+        decoded, may_cache = _decode_all(paths, functools.partial(decode, levels=levels), split)
+        decoded = decoded._replace(levels=levels)
     reasons = _log_left_out(base, [*left_out, *((paths[index], why) for index, why in decoded.left_out.items())])
     if not len(decoded.images):
         raise InputError(f"{base}: none of the {len(paths)} images of the {split} split can be read\n{reasons}")
     level = logging.WARNING if reasons else logging.INFO
     count = f"{len(decoded.images)} {'image' if len(decoded.images) == 1 else 'images'}"
     log.log(level, "%s: %s %s, %s", split, count, source, reasons or "no file left out")
+    if range is None and decoded.levels not in (None, EACH_BY_ITSELF) and split == "train":
+        log.info("deep images: values %g to %g become 0 to 255; data.range=[low,high] changes it", *decoded.levels)
     if may_cache and cache is not None:
         image_cache.write(cache, key, decoded)
     return decoded
@@ -66,6 +85,13 @@ def _log_left_out(base: Path, reasons: list[tuple[str, str]]) -> str:
         log.debug("left out: %s (%s)", listed(sorted(names), LISTED_FILES), why)
     shown = listed([f"{len(names)} × {why}" for why, names in parts], LISTED_REASONS)
     return f"{len(reasons)} left out: {shown}" if reasons else ""
+
+
+@functools.lru_cache(maxsize=1)
+def _find_levels(train: tuple[str, ...], fingerprint: str) -> Levels:
+    """Return the levels of a data set by its training files; their fingerprint tells if they change."""
+    with image_files.without_pillow_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return choose([spread for spread in pool.map(image_files.deep_spread, train) if spread is not None])
 
 
 Decode = Callable[[str], Tensor | ValueError]
@@ -89,8 +115,8 @@ def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[DecodedIm
     return DecodedImages(torch.stack(images) if images else torch.empty(0), left_out), is_final
 
 
-def _try_decode(path: str, *, channels: int, size: tuple[int, int], fit: str) -> Tensor | ValueError:
+def _try_decode(path: str, *, channels: int, size: tuple[int, int], fit: str, levels: Levels) -> Tensor | ValueError:
     try:
-        return image_files.decode(path, channels=channels, size=size, fit=fit)
+        return image_files.decode(path, channels=channels, size=size, fit=fit, levels=levels)
     except ValueError as error:
         return error

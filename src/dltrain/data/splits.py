@@ -1,6 +1,8 @@
 """The examples of a split as tensors, and the split into training and validation sets."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Annotated, Any, NamedTuple
 
@@ -9,10 +11,12 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from dltrain.data.levels import Levels
 from dltrain.runtime.errors import ConfigError, InputError
 
-# How data is split and scaled: 1 as commit 5bb6990 did, 2 as now. A checkpoint says which.
-rules: ContextVar[int] = ContextVar("rules", default=2)
+log = logging.getLogger(__name__)
+
+rules: ContextVar[int] = ContextVar("rules", default=2)  # of splitting and scaling: 1 as commit 5bb6990 did, 2 as now
 
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=0)]
@@ -24,9 +28,20 @@ class Examples(NamedTuple):
     images: Tensor
     targets: Tensor
     classes: tuple[str, ...]
+    levels: Levels = None  # of images of more than 8 bits, see levels.py
 
 
 Source = Callable[[str], Any]
+
+
+@contextlib.contextmanager
+def by_rules(number: int) -> Iterator[None]:
+    """Split and scale data by these rules within a `with` block."""
+    token = rules.set(number)
+    try:
+        yield
+    finally:
+        rules.reset(token)
 
 
 def read_split(source: Source, split: str) -> Examples | None:
@@ -37,6 +52,7 @@ def read_split(source: Source, split: str) -> Examples | None:
     data = source(split)
     if data is None:
         return None
+    data, levels = (data[:3], data.levels) if isinstance(data, Examples) else (data, None)
     has_tensors = isinstance(data, list) and any(isinstance(part, Tensor) for part in data)
     data = tuple(data) if has_tensors or isinstance(data, tuple) else _read_dataset(data)
     if len(data) != 3 or not all(isinstance(part, Tensor) for part in data[:2]):
@@ -50,7 +66,7 @@ def read_split(source: Source, split: str) -> Examples | None:
         targets = targets.unsqueeze(1)  # one number for each example
     if not classes and not targets.is_floating_point() and len(targets):
         classes = tuple(str(label) for label in range(int(targets.max()) + 1))
-    examples = Examples(images, targets, classes)
+    examples = Examples(images, targets, classes, levels)
     if problem := _problem(examples):
         raise InputError(f"data: the {split} split {problem}")
     return examples
@@ -82,7 +98,7 @@ def _channels_first(image: Any) -> Tensor:
 
 
 def _problem(examples: Examples) -> str:
-    images, targets, classes = examples
+    images, targets, classes, _ = examples
     if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
         return f"must be uint8 or float32 images (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
     if not len(images):
@@ -116,29 +132,41 @@ def split_train_val(
         keep = _count(limit, len(train.images), "data.limit")
         if not 0 < keep <= len(train.images):
             raise ConfigError(f"data.limit={limit} leaves {keep} of {len(train.images)} training examples; raise it")
-        train = _take(train, stratified(train.targets, keep, seed))
-    if not val:
-        return train, None
-    if (validation := read_split(source, "val")) is not None:
-        return train, validation
-    held_out = _count(val, len(train.images), "data.val")
-    if not 0 < held_out < len(train.images):
-        raise ConfigError(f"data.val={val} takes {held_out} of {len(train.images)} training examples; change it")
-    chosen = stratified(train.targets, held_out, seed)
-    rest = torch.ones(len(train.images), dtype=torch.bool)
-    rest[chosen] = False
-    return _take(train, rest.nonzero().flatten()), _take(train, chosen)
+        train = _take(train, stratified(train.targets, keep, seed, is_training=True))
+    validation = read_split(source, "val") if val else None
+    if val and validation is None:
+        held_out = _count(val, len(train.images), "data.val")
+        if not 0 < held_out < len(train.images):
+            raise ConfigError(f"data.val={val} takes {held_out} of {len(train.images)} training examples; change it")
+        chosen = stratified(train.targets, held_out, seed)
+        rest = torch.ones(len(train.images), dtype=torch.bool)
+        rest[chosen] = False
+        train, validation = _take(train, rest.nonzero().flatten()), _take(train, chosen)
+    if absent := [name for label, name in enumerate(train.classes) if label not in train.targets]:
+        named = ", ".join([*absent[:5], "…"][: len(absent)])
+        log.warning("classes without a training example (%d of %d): %s", len(absent), len(train.classes), named)
+    return train, validation
 
 
-def stratified(targets: Tensor, count: int, seed: int) -> Tensor:
-    """Return sorted indices (count,) of a random subset that keeps each class's fraction to within one example."""
+def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = False) -> Tensor:
+    """Return sorted indices (count,) of a random subset that keeps each class's fraction to within one example.
+
+    An example of each class stays for training where that can be: in the subset if it `is_training`, else outside.
+    """
     generator = torch.Generator().manual_seed(seed % 2**32)
     shuffled = torch.randperm(len(targets), generator=generator)
-    if not targets.is_floating_point():
-        # Evenly spaced picks from a list sorted by class take the same fraction of each.
-        shuffled = shuffled[targets[shuffled].argsort(stable=True)]
-    picks = torch.arange(count) * len(targets) // max(1, count)
-    return shuffled[picks].sort().values
+    # Evenly spaced picks from a list sorted by class take the same fraction of each.
+    by_class = shuffled if targets.is_floating_point() else shuffled[targets[shuffled].argsort(stable=True)]
+    chosen = by_class[torch.arange(count) * len(targets) // max(1, count)]
+    training = torch.full((len(targets),), not is_training).index_fill(0, chosen, is_training)
+    if rules.get() > 1 and not targets.is_floating_point() and len(targets[training].unique()) < len(targets.unique()):
+        # One of each class first, then as each class's share is due (Sainte-Laguë); of equals not the first by name.
+        _, label, sizes = targets[by_class].unique(return_inverse=True, return_counts=True)
+        place = torch.arange(len(targets)) - (sizes.cumsum(0) - sizes)[label]
+        due = (place + 0.5).double() / sizes[label] - (place == 0).double()
+        ranked = by_class[shuffled[due[shuffled].argsort(stable=True)]]
+        chosen = ranked[:count] if is_training else ranked[len(targets) - count :]
+    return chosen.sort().values
 
 
 def _count(amount: float, total: int, key: str) -> int:
@@ -151,4 +179,4 @@ def _count(amount: float, total: int, key: str) -> int:
 
 def _take(examples: Examples, indices: Tensor) -> Examples:
     # For bytes ten times as fast as images[indices].
-    return Examples(examples.images.index_select(0, indices), examples.targets[indices], examples.classes)
+    return examples._replace(images=examples.images.index_select(0, indices), targets=examples.targets[indices])

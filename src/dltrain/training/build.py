@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from dltrain.config import registry, settings
 from dltrain.data.augmentation import Augmentation
 from dltrain.data.loader import Statistics, TensorLoader, normalization
-from dltrain.data.splits import Examples, Source, read_split, split_train_val
+from dltrain.data.splits import Examples, Source, read_split, rules, split_train_val
 from dltrain.optim import optimizers
 from dltrain.runtime import devices, no_dynamo
 from dltrain.runtime.errors import ConfigError, InputError
@@ -31,6 +31,7 @@ class Data:
     val: Examples | None
     test: Examples | None
     statistics: Statistics
+    rules: int = field(default_factory=rules.get)
 
     @property
     def splits(self) -> dict[str, Examples]:

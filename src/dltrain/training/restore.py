@@ -10,8 +10,9 @@ from torch import nn
 from dltrain.checkpoints import checkpoint
 from dltrain.config import registry, saved_config, validation
 from dltrain.config.resolution import Config, resolve
+from dltrain.data.levels import EACH_BY_ITSELF
 from dltrain.data.loader import Statistics
-from dltrain.data.splits import Examples, read_split, split_train_val
+from dltrain.data.splits import Examples, by_rules, read_split, split_train_val
 from dltrain.runtime import devices
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.memory import to_device
@@ -56,8 +57,11 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
         if "root" not in values["data"]:
             raise ConfigError(f"data.root={root}: data={values['data']['name']} has no root")
         values["data"] = values["data"] | {"root": root}
-    runtime = devices.restored_device(config.values["device"], content["runtime"], config.typed)
     known = content["data"]
+    levels = known.setdefault("levels", None if "rules" in known else EACH_BY_ITSELF)
+    if levels is not None and "range" in values["data"]:
+        values["data"] = values["data"] | {"range": levels}
+    runtime = devices.restored_device(config.values["device"], content["runtime"], config.typed)
     claimed = weights.check_weights(values["model"], known, content["model"], path)
     runtime = devices.resolve_precision(runtime, claimed, values["batch_size"], values["task"]["name"])
     del claimed
@@ -73,11 +77,12 @@ def load_examples(loaded: TrainedModel, split: str) -> Examples:
     node = loaded.values["data"]
     devices.seed_everything(loaded.values["seed"])  # a user's data set may draw from the generators
     source = registry.partial_call("data", node)
-    if split == "test":
-        examples = read_split(source, "test")
-    else:
-        parts = split_train_val(source, val=node["val"], limit=node["limit"], seed=loaded.values["seed"])
-        examples = parts[0] if split == "train" else parts[1]
+    with by_rules(loaded.content["data"].get("rules", 1)):
+        if split == "test":
+            examples = read_split(source, "test")
+        else:
+            parts = split_train_val(source, val=node["val"], limit=node["limit"], seed=loaded.values["seed"])
+            examples = parts[0] if split == "train" else parts[1]
     if examples is None:
         raise ConfigError(f"split={split}: data={node['name']} had no such split in training. Set another split")
     return examples

@@ -9,6 +9,7 @@ from typing import Any
 from dltrain.config import registry, saved_config, settings
 from dltrain.config.resolution import Config
 from dltrain.data import download
+from dltrain.data.splits import by_rules, rules
 from dltrain.optim.step import TrainState
 from dltrain.runtime import distributed, torchrun
 from dltrain.runtime.devices import memory_errors, resolve_precision, restored_device, seed_everything
@@ -51,7 +52,8 @@ def prepare(
         initial = weights.initial_weights(values["model"], Path(options.init), is_partial=options.init_partial)
     seed_everything(options.seed)  # a user's data set may draw from the generators
     forbidden = download.forbidden("" if start is None else saved_config.read_only_reason(values, typed))
-    with forbidden, memory_errors(LESS_DATA):
+    split_by = by_rules(rules.get() if start is None else start.content["data"].get("rules", 1))
+    with forbidden, memory_errors(LESS_DATA), split_by:
         data = load(values["data"], options.seed)
     if start is None and values["task"]["name"] == "classification" and len(data.train.classes) == 1:
         raise InputError(

@@ -86,6 +86,7 @@ def _common(run: Run) -> dict[str, Any]:
             "outputs": run.data.outputs,
             "statistics": [list(part) for part in run.data.statistics],
             "range": run.data.range,
+            **({} if run.data.rules < 2 else {"rules": run.data.rules, "levels": run.data.train.levels}),
         },
         "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads},
         "environment": environment(run.runtime),

@@ -1,5 +1,6 @@
 """Your own images: a sub-folder for each class, in train/, val/ and test/ folders or all in one."""
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable
@@ -30,6 +31,7 @@ def folder(
     size: Annotated[list[Annotated[int, Interval(ge=1, le=8192)]], Len(2, 2)],
     channels: Literal[1, 3],
     fit: Literal["resize", "crop"],
+    range: Annotated[list[float], Len(2, 2)] | None,
 ) -> Examples | None:
     """Your own images of any format, size and mode, in a sub-folder for each class.
 
@@ -40,6 +42,7 @@ def folder(
         size: height and width that every image is resized to
         channels: 3 for colour, 1 for greyscale
         fit: `resize` may distort the image, `crop` keeps its aspect ratio and cuts off the edges
+        range: numbers that become black and white in images of 16 bits, 32 bits or floats; null to find them
 
     Raises InputError if no image can be read.
     """
@@ -48,22 +51,27 @@ def folder(
     if not files:
         return None
     paths = [path for path, _ in files]
-    decoded = read_images(base, paths, split, size=size, channels=channels, fit=fit, left_out=left_out.items())
+    train: list[str] = []
+    with contextlib.suppress(InputError):  # `eval` needs no training images
+        train = [] if split == "train" else [path for path, _ in find_files(base, "train", warns=False)[0]]
+    decoded = read_images(base, paths, split, train, size, channels, fit, range, left_out.items())
     labels = [label for index, (_, label) in enumerate(files) if index not in decoded.left_out]
     if split == "train" and rules.get() > 1 and (lost := {label for _, label in files} - set(labels)):
         names = listed([classes[label] for label in sorted(lost)])
         raise InputError(f"{base}: no image of {names} can be read. Repair the files, or remove the class")
-    return Examples(decoded.images, torch.tensor(labels), classes)
+    return Examples(decoded.images, torch.tensor(labels), classes, decoded.levels)
 
 
-def find_files(root: Path, split: str) -> tuple[list[tuple[str, int]], tuple[str, ...], dict[str, str]]:
+def find_files(
+    root: Path, split: str, *, warns: bool = True
+) -> tuple[list[tuple[str, int]], tuple[str, ...], dict[str, str]]:
     """Return the image files of a split with their labels, the class names, and why other files are left out.
 
     There are no files if there is no such split. Without folders of splits a fixed 20 % of each class is the test set.
     """
     if not root.is_dir():
         raise InputError(f"data.root={root}: no such folder. Set it to a folder with a sub-folder for each class")
-    warn = log.warning if split == "train" else log.debug  # each warning once
+    warn = log.warning if split == "train" and warns else log.debug  # each warning once
     classes = image_search.folders_with_images(root)
     if splits := _split_folders(root, classes, warn):
         classes = image_search.folders_with_images(splits["train"])

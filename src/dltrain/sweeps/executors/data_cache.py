@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from dltrain.config import registry
-from dltrain.data.splits import Source
+from dltrain.data.splits import Source, rules
 from dltrain.training import build
 
 
@@ -20,7 +20,7 @@ class DataCache:
     def __call__(self, node: dict[str, Any], seed: int) -> build.Data:
         # A user's data set may draw random numbers: another seed then gives other data.
         seeded = {"seed": seed} if ":" in node["name"] else {}
-        read_from = json.dumps([node, seeded], sort_keys=True, default=str)
+        read_from = json.dumps([node, seeded, rules.get()], sort_keys=True, default=str)
         if read_from != self.read_from:
             self.divided = None  # frees memory before the next data set is read
             self.source = functools.cache(registry.partial_call("data", node))
