@@ -100,9 +100,15 @@ def test_batches_do_not_change_the_predictions(dltrain: Command, run_folder: Pat
 
 def test_no_image_is_code_66(dltrain: Command, run_folder: Path) -> None:
     Path("empty").mkdir()
-    for text in ("nowhere.png", "empty", "'empty/*.png'"):
+    for text in ("empty", "'empty/*.png'"):
         result = dltrain("predict", f"ckpt={run_folder}", f"input={text}")
         assert (result.code, "no image found" in result.err) == (66, True)
+
+
+@pytest.mark.parametrize("text", ["photos", "photos/1.png"])
+def test_an_input_that_is_not_there_is_reported_as_such(dltrain: Command, run_folder: Path, text: str) -> None:
+    result = dltrain("predict", f"ckpt={run_folder}", f"input={text}")
+    assert (result.code, f"input={text}: no such file or folder" in result.err) == (66, True)
 
 
 def test_only_damaged_images_are_code_66_and_still_written(dltrain: Command, run_folder: Path) -> None:
@@ -115,13 +121,13 @@ def test_a_model_that_is_no_classifier_is_code_2(dltrain: Command, trained: Trai
     folder = trained("model=autoencoder", "task=reconstruction", "epochs=1", "data.limit=50")
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={folder}", "input=shots")
-    assert (result.code, "predict needs a classifier" in result.err) == (2, True)
+    assert (result.code, "predict needs task=classification or regression" in result.err) == (2, True)
 
 
 def test_an_output_that_cannot_be_written_is_code_74(dltrain: Command, run_folder: Path) -> None:
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots", "output=no/such/folder.csv")
-    assert (result.code, "output=no/such/folder.csv: cannot be written" in result.err) == (74, True)
+    assert (result.code, "output=no/such/folder.csv: could not be written" in result.err) == (74, True)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A download: once for all processes, whole or not at all, from a failing server too; no write where all is there."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from dltrain.data.datasets.cifar10 import cifar10
 from dltrain.data.datasets.fashion_mnist import fashion_mnist
 from dltrain.data.datasets.mnist import mnist
 from dltrain.runtime.errors import InputError
+from dltrain.runtime.folders import locked
 from support import generated
 from support.loopback import failing
 from support.tiers import counts, mostly_slow
@@ -224,14 +226,40 @@ def test_a_download_that_fails_keeps_only_whole_archives_and_the_next_start_uses
     assert requests(tmp_path / "journal") == [*names[:2], *[names[2]] * 3, *names[2:]]
 
 
-def test_eight_processes_that_are_refused_at_once_leave_nothing_behind(offer: Offer, tmp_path: Path) -> None:
+def test_eight_processes_that_are_refused_at_once_leave_no_file_behind(offer: Offer, tmp_path: Path) -> None:
     def is_refused() -> bool:
-        with pytest.raises(InputError, match="refused"):  # by the server: none stumbles over what another removed
-            offer.load("train", root=str(tmp_path / "new" / "root"))
+        with pytest.raises(InputError, match="could not be downloaded"):
+            offer.load("train", root=str(tmp_path / "root"))
         return True
 
     assert [exit_code(child) for child in [forked(is_refused) for _ in range(8)]] == [0] * 8
-    assert not (tmp_path / "new").exists()
+    assert not left(tmp_path / "root")
+
+
+def test_a_process_that_waited_for_one_that_failed_is_refused_and_leaves_nothing_behind(
+    offer: Offer, tmp_path: Path
+) -> None:
+    root, journal = tmp_path / "root", tmp_path / "journal"
+
+    def about_to_wait(path: Path, *, wait: bool) -> contextlib.AbstractContextManager[None]:
+        journal.touch()
+        return locked(path, wait=wait)
+
+    def is_refused() -> bool:
+        download.locked = about_to_wait  # type: ignore[attr-defined]  (in this process alone)
+        with pytest.raises(InputError, match="could not be downloaded"):
+            offer.load("train", root=str(root))
+        return True
+
+    root.mkdir()
+    with locked(root / f".{offer.name}.lock", wait=True):  # as the first process, which removes all it has made
+        child = forked(is_refused)
+        while not journal.exists():
+            time.sleep(0.001)
+        (root / f".{offer.name}.lock").unlink()
+        root.rmdir()
+    assert exit_code(child) == 0
+    assert not root.exists()
 
 
 def test_a_process_that_waited_for_one_that_failed_downloads_the_data(offer: Offer, tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def fetch(
         raise InputError(f"{name} is not in {root / folder}: {why}{found}")
     staging, lock = root / f".{name}.download", root / f".{name}.lock"
     try:
-        made = [path for path in (root, *root.parents) if not path.exists()]
-        root.mkdir(parents=True, exist_ok=True)
-        with locked(lock, wait=True):
+        # A root with a lock is that of another process, which may have made it.
+        made = [path for path in (root, *root.parents) if not path.exists() or (path == root and lock.exists())]
+        with locked(lock, wait=True):  # which makes the folder
             if all((root / part).exists() for part in parts or packed):
                 return  # another process downloaded them while this one waited for the lock
             try:
