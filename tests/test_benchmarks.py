@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -197,3 +198,15 @@ def test_a_page_and_its_chart_are_made_from_the_file_of_runs_alone(results: Modu
     assert "python benchmarks/training.py commands" in page
     assert "(some.svg)" in page
     assert "mlp, mnist, batch 64" in (tmp_path / "some.svg").read_text()
+
+
+def test_the_gain_of_prediction_is_compared_with_that_of_plain_pillow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", os.cpu_count)  # the script replaces it
+    monkeypatch.setattr(sys, "argv", ["prediction.py", "--count", "2", "--rounds", "1"])
+    runpy.run_path(str(BENCHMARKS / "prediction.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 photographs, n=1, medians"
+    gains = [float(line.rpartition(" ")[2]) for line in lines[1:3]]
+    assert float(lines[3].split()[4].rstrip(";")) == pytest.approx(gains[0] / gains[1], abs=0.05 + gains[0] / 50)

@@ -96,6 +96,23 @@ def test_another_batch_size_gives_the_same_accuracy(dltrain: Command, trained: T
     assert figures(folder / "checkpoints")["accuracy"] == summary(folder)["test"]["accuracy"]
 
 
+def test_a_relative_data_root_that_is_not_here_is_reported_with_where_it_was_relative_to(
+    dltrain: Command, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data_root, tmp_path / "first")
+    folder = dltrain("train", *QUICK, "data=mnist", "data.root=first", "epochs=1", "report=false").folder.absolute()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    result = dltrain("eval", f"ckpt={folder}")
+    assert result.code == 66
+    assert "data.root=first is relative to the folder where the training was started" in result.err
+    assert result.err.endswith(f"Give data.root={tmp_path / 'first'}\n")
+    assert dltrain("eval", f"ckpt={folder}", f"data.root={tmp_path / 'first'}").code == 0
+    shutil.rmtree(tmp_path / "first")
+    assert "Give data.root=…" in dltrain("eval", f"ckpt={folder}").err
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_data_may_have_moved_since_the_training(dltrain: Command, data_root: Path, tmp_path: Path) -> None:
     shutil.copytree(data_root, tmp_path / "first")
     folder = dltrain("train", *QUICK, "data=mnist", "data.root=first", "epochs=1", "report=false").folder

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from dltrain.commands import prediction
+from dltrain.data import image_reader
 from dltrain.data.datasets.digits import digits
-from support import corpus, generated
+from support import corpus, faults, generated
 from support.command import Command, Trained
 
 
@@ -105,11 +109,6 @@ def test_no_image_is_code_66(dltrain: Command, run_folder: Path) -> None:
         assert (result.code, "no image found" in result.err) == (66, True)
 
 
-def test_an_input_that_is_not_there_is_told_so(dltrain: Command, run_folder: Path) -> None:
-    result = dltrain("predict", f"ckpt={run_folder}", "input=photos")
-    assert (result.code, "input=photos: no such file or folder." in result.err) == (66, True)
-
-
 def test_each_file_of_a_folder_gets_a_row_also_those_that_are_no_images(dltrain: Command, run_folder: Path) -> None:
     root = corpus.write_odd_files(Path("photos").absolute())
     assert dltrain("predict", f"ckpt={run_folder}", "input=photos/cat").code == 0
@@ -117,6 +116,12 @@ def test_each_file_of_a_folder_gets_a_row_also_those_that_are_no_images(dltrain:
     assert set(corpus.odd_files()) <= {name for name, error in errors.items() if not error}
     assert {"nowhere.png", "linked", *corpus.NO_IMAGES} <= {name for name, error in errors.items() if error}
     assert (root / "cat" / "pipe").exists() and "pipe" not in errors
+
+
+@pytest.mark.parametrize("text", ["photos", "photos/1.png"])
+def test_an_input_that_is_not_there_is_reported_as_such(dltrain: Command, run_folder: Path, text: str) -> None:
+    result = dltrain("predict", f"ckpt={run_folder}", f"input={text}")
+    assert (result.code, f"input={text}: no such file or folder" in result.err) == (66, True)
 
 
 def test_only_damaged_images_are_code_66_and_still_written(dltrain: Command, run_folder: Path) -> None:
@@ -129,13 +134,107 @@ def test_a_model_that_is_no_classifier_is_code_2(dltrain: Command, trained: Trai
     folder = trained("model=autoencoder", "task=reconstruction", "epochs=1", "data.limit=50")
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={folder}", "input=shots")
-    assert (result.code, "predict needs a classifier" in result.err) == (2, True)
+    assert (result.code, "predict needs task=classification or regression" in result.err) == (2, True)
 
 
 def test_an_output_that_cannot_be_written_is_code_74(dltrain: Command, run_folder: Path) -> None:
     write_digits(Path("shots"), 1)
     result = dltrain("predict", f"ckpt={run_folder}", "input=shots", "output=no/such/folder.csv")
-    assert (result.code, "output=no/such/folder.csv: cannot be written" in result.err) == (74, True)
+    assert (result.code, "output=no/such/folder.csv: could not be written" in result.err) == (74, True)
+
+
+def test_a_full_disk_leaves_the_old_table_as_it_was(
+    dltrain: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_digits(Path("shots"), 2)
+    Path("predictions.csv").write_text("the old table")
+    faults.limited(monkeypatch, prediction, "atomic_write", at=1)
+    result = dltrain("predict", f"ckpt={run_folder}", "input=shots")
+    assert (result.code, "output=predictions.csv: could not be written (File too large)" in result.err) == (74, True)
+    assert Path("predictions.csv").read_text() == "the old table"
+    assert not list(Path().glob(".predictions*"))
+
+
+def test_an_output_that_is_a_link_or_a_device_is_written_and_not_replaced(dltrain: Command, run_folder: Path) -> None:
+    write_digits(Path("shots"), 2)
+    Path("link.csv").symlink_to("target.csv")
+    assert dltrain("predict", f"ckpt={run_folder}", "input=shots", "output=link.csv").code == 0
+    assert Path("link.csv").is_symlink()
+    assert len(read("target.csv")) == 2
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert dltrain("predict", f"ckpt={run_folder}", "input=shots", "output=pipe").code == 0
+    assert os.read(reader, 1 << 16) == Path("target.csv").read_bytes()
+    os.close(reader)
+    assert Path("pipe").is_fifo()
+
+
+def test_more_images_than_wait_in_threads_are_rows_in_order(dltrain: Command, run_folder: Path) -> None:
+    Path("shots").mkdir()
+    count = image_reader.READ_AHEAD + 20
+    for index in range(count):  # the first ones take the longest
+        Image.new("L", (8, 400 if index < 9 else 8)).save(f"shots/{index:03}.png")
+    Path("shots/050.png").write_bytes(b"damaged")
+    assert dltrain("predict", f"ckpt={run_folder}", "input=shots", "batch_size=7").code == 0
+    assert [Path(row["file"]).stem for row in read()] == [f"{index:03}" for index in range(count)]
+    assert [index for index, row in enumerate(read()) if row["error"]] == [50]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_text_that_a_spreadsheet_would_run_is_written_with_an_apostrophe(text: str, tmp_path: Path) -> None:
+    rows = [{"file": text, "class_1": text, "probability_1": 0.5, "error": text}]
+    prediction._write(tmp_path / "a.csv", rows, list(rows[0]))
+    assert read(str(tmp_path / "a.csv")) == [
+        {"file": f"'{text}", "class_1": f"'{text}", "probability_1": "0.5", "error": f"'{text}"}
+    ]
+
+
+def test_a_file_name_like_a_formula_is_defused_in_the_table_alone(dltrain: Command, run_folder: Path) -> None:
+    write_digits(Path("=1+1"), 1)
+    result = dltrain("predict", f"ckpt={run_folder}", "input='=1+1'", "--json")
+    assert [row["file"] for row in read()] == ["'=1+1/00.png"]
+    assert [row["file"] for row in json.loads(result.out)] == ["=1+1/00.png"]
+
+
+LIGHT = """
+import torch
+
+def light(split):
+    if split == "val":
+        return None
+    images = torch.randint(0, 256, (60, 1, 4, 4), generator=torch.Generator().manual_seed(len(split)))
+    images = torch.cat([images // 2, images // 2 + 128]).to(torch.uint8)
+    means = images.float().mean((1, 2, 3)) / 255
+    return images, torch.stack([means, -2 * means], 1), []
+"""
+
+
+def test_a_network_for_numbers_predicts_them_as_they_were_in_training(dltrain: Command) -> None:
+    Path("light.py").write_text(LIGHT)
+    words = (
+        "data=custom",
+        "data.name=light:light",
+        "trust=[light]",
+        "task=regression",
+        "model=linear",
+        "optim.lr=0.01",
+    )
+    folder = dltrain("train", *words, "epochs=60", "report=false", "logger=none").folder
+    Path("shots").mkdir()
+    for level in (51, 204):
+        Image.new("L", (9, 5), level).save(f"shots/{level:03}.png")
+    Path("shots/bad.png").write_bytes(b"no picture")
+    result = dltrain("predict", f"ckpt={folder}", "input=shots", "trust=[light]", "--json")
+    sys.modules.pop("light", None)
+    *good, bad = json.loads(result.out)
+    assert result.code == 0, result.err
+    assert [list(row) for row in read()] == [["file", "value_1", "value_2", "error"]] * 3
+    assert [row[name] for row in good for name in ("value_1", "value_2")] == pytest.approx(
+        [0.2, -0.4, 0.8, -1.6], abs=0.1
+    )
+    assert [float(row["value_2"]) for row in read()[:2]] == [row["value_2"] for row in good]
+    assert list(bad) == ["file", "error"]
+    assert "3 images, 1 damaged" in result.err
 
 
 @pytest.mark.slow

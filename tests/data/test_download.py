@@ -1,5 +1,6 @@
 """A download: once for all processes, whole or not at all, from a failing server too; no write where all is there."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from dltrain.data.datasets.cifar10 import cifar10
 from dltrain.data.datasets.fashion_mnist import fashion_mnist
 from dltrain.data.datasets.mnist import mnist
 from dltrain.runtime.errors import InputError
+from dltrain.runtime.folders import locked
 from support import generated
 from support.loopback import failing
 from support.tiers import counts, mostly_slow
@@ -178,6 +180,105 @@ def test_a_server_that_fails_three_times_is_reported(offer: Offer, tmp_path: Pat
         offer.point_to(address)
         assert exit_code(forked(is_refused)) == 0
     assert len(requests(tmp_path / "journal")) == 3
+
+
+def left(root: Path) -> set[str]:
+    """All that lies below a folder."""
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
+
+
+def test_a_refused_download_leaves_nothing_behind(offer: Offer, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for root in (tmp_path / "new" / "root", tmp_path / "there"):
+        with pytest.raises(InputError):
+            offer.load("train", root=str(root))
+    assert not (tmp_path / "new").exists()
+    assert not left(tmp_path / "there")
+
+
+def test_folders_and_files_that_were_there_before_a_refused_download_stay(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"mine")
+    with pytest.raises(InputError):
+        mnist("train", root=str(tmp_path))
+    assert left(tmp_path) == {"MNIST", "MNIST/raw", "MNIST/raw/train-images-idx3-ubyte"}
+
+
+@pytest.mark.parametrize("fault", ["busy", "cut"])
+def test_a_download_that_fails_keeps_only_whole_archives_and_the_next_start_uses_them(
+    fault: str, packed: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+
+    def is_refused() -> bool:
+        with pytest.raises(InputError):
+            mnist("train", root=str(root))
+        return True
+
+    with failing(packed, tmp_path / "journal", dict.fromkeys((3, 4, 5), fault)) as address:
+        datasets.MNIST.mirrors = [address]
+        assert exit_code(forked(is_refused)) == 0
+        names = [name for name, _ in datasets.MNIST.resources]
+        raw = ".MNIST.download/MNIST/raw"
+        assert {path for path in left(root) if (root / path).is_file()} == {f"{raw}/{name}" for name in names[:2]}
+        assert exit_code(forked(lambda: mnist("train", root=str(root)) is not None)) == 0
+    assert requests(tmp_path / "journal") == [*names[:2], *[names[2]] * 3, *names[2:]]
+
+
+def test_eight_processes_that_are_refused_at_once_leave_no_file_behind(offer: Offer, tmp_path: Path) -> None:
+    def is_refused() -> bool:
+        with pytest.raises(InputError, match="could not be downloaded"):
+            offer.load("train", root=str(tmp_path / "root"))
+        return True
+
+    assert [exit_code(child) for child in [forked(is_refused) for _ in range(8)]] == [0] * 8
+    assert not left(tmp_path / "root")
+
+
+def test_a_process_that_waited_for_one_that_failed_is_refused_and_leaves_nothing_behind(
+    offer: Offer, tmp_path: Path
+) -> None:
+    root, journal = tmp_path / "root", tmp_path / "journal"
+
+    def about_to_wait(path: Path, *, wait: bool) -> contextlib.AbstractContextManager[None]:
+        journal.touch()
+        return locked(path, wait=wait)
+
+    def is_refused() -> bool:
+        download.locked = about_to_wait  # type: ignore[attr-defined]  (in this process alone)
+        with pytest.raises(InputError, match="could not be downloaded"):
+            offer.load("train", root=str(root))
+        return True
+
+    root.mkdir()
+    with locked(root / f".{offer.name}.lock", wait=True):  # as the first process, which removes all it has made
+        child = forked(is_refused)
+        while not journal.exists():
+            time.sleep(0.001)
+        (root / f".{offer.name}.lock").unlink()
+        root.rmdir()
+    assert exit_code(child) == 0
+    assert not root.exists()
+
+
+def test_a_process_that_waited_for_one_that_failed_downloads_the_data(offer: Offer, tmp_path: Path) -> None:
+    """The first is refused three times and removes lock and folder; the second, which waited, makes them anew."""
+    root = tmp_path / "new" / "root"
+
+    def is_refused() -> bool:
+        with pytest.raises(InputError, match="503"):
+            offer.load("train", root=str(root))
+        return True
+
+    with failing(offer.served, tmp_path / "journal", dict.fromkeys((1, 2, 3), "busy")) as address:
+        offer.point_to(address)
+        first = forked(is_refused)
+        while not (tmp_path / "journal").exists() or not requests(tmp_path / "journal"):
+            time.sleep(0.001)
+        assert exit_code(forked(lambda: offer.arrived(root))) == 0
+        assert exit_code(first) == 0
+    assert not offer.partial(root)
 
 
 def test_without_a_network_there_is_one_attempt_and_the_message_names_the_files(

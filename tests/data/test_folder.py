@@ -244,7 +244,7 @@ def test_every_class_is_trained_on_through_test_limit_and_val(
             (tmp_path / name / f"{number}.png").touch()
 
     def source(split: str) -> Examples | None:
-        files, classes = find_files(tmp_path, split)
+        files, classes, _ = find_files(tmp_path, split)
         labels = torch.tensor([label for _, label in files])
         return Examples(torch.zeros(len(files), 1, 1, 1), labels, classes) if files else None
 

@@ -25,7 +25,7 @@ from dltrain.report import analysis, console, run_files
 from dltrain.runtime import devices, system_info
 from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, UserError, printable
 from dltrain.training import build, checks
-from dltrain.training.restore import TrainedModel, load_examples, load_trained
+from dltrain.training.restore import TrainedModel, load_examples, load_trained, require_root
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
     """Return the task of a checkpoint, and the examples of a split and their loader, checked to fit the network."""
     task: Task = registry.partial_call("task", loaded.values["task"])()
     split = config.values["split"]
+    require_root(loaded, config)
     with download.forbidden(saved_config.read_only_reason(loaded.values, config.typed)):
         examples = load_examples(loaded, split)
     # A user's code may return other examples each time; with data.root on the command line they are meant to differ.

@@ -1,23 +1,26 @@
-"""`dltrain predict`: classifies image files with a checkpoint."""
+"""`dltrain predict`: the classes of image files, or the numbers for them, by a checkpoint."""
 
 import csv
 import glob
+import io
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
 from dltrain.config import registry
 from dltrain.config.resolution import Config
 from dltrain.data import drawings, image_files, image_search
+from dltrain.data.image_reader import in_threads
 from dltrain.data.splits import Examples
 from dltrain.engine import predict as outputs_of
 from dltrain.report import console
+from dltrain.runtime.atomic_files import atomic_write
 from dltrain.runtime.devices import memory_errors
 from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, printable
 from dltrain.runtime.folders import expand_user
@@ -28,11 +31,11 @@ log = logging.getLogger(__name__)
 
 SHOWN_ROWS = 40
 OVERSHOOT = 0.1  # beyond 0 to 1, as resampled images have
-Prepare = Callable[[Image.Image], tuple[Image.Image, dict[str, bool]]]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would run
 
 
 def predict(config: Config) -> list[dict[str, Any]]:
-    """Print, write as CSV and return the most likely classes of each image; a damaged image gets a row too.
+    """Print, write as CSV and return the most likely classes, or the numbers, of each image, a damaged one included.
 
     `invert` is for drawings on paper, dark on light, as input of a network trained on data such as MNIST. With `auto`
     an image with a light edge is inverted if the mean of the training images, which the checkpoint has, is below 1/3,
@@ -41,37 +44,45 @@ def predict(config: Config) -> list[dict[str, Any]]:
     """
     values = config.values
     loaded = load_trained(values["ckpt"], config)
-    if loaded.values["task"]["name"] != "classification":
-        raise ConfigError(f"predict needs a classifier, {loaded.path} was trained with another task")
-    low, high = loaded.content["data"].get("range") or (0, 1)
+    known, name = loaded.content["data"], loaded.values["task"]["name"]
+    if name not in ("classification", "regression"):
+        raise ConfigError(f"predict needs task=classification or regression, {loaded.path} was trained with {name}")
+    low, high = known.get("range") or (0, 1)
     if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
         raise ConfigError(
             f"{loaded.path}: trained on values from {low:.4g} to {high:.4g}, not on bytes or values from 0 to 1\n"
             "The bytes of an image file cannot be mapped to that range; use dltrain eval with such data"
         )
     paths = find(values["input"])
-    classes = loaded.content["data"]["classes"]
-    task, shape = registry.partial_call("task", loaded.values["task"])(), loaded.content["data"]["input_shape"]
-    checks.check_fit(loaded.model, loaded.values["model"], task, torch.zeros(1, dtype=torch.int64), shape, len(classes))
-    top_k = min(values["top_k"], len(classes))
+    classes, shape = known["classes"], known["input_shape"]
+    task = registry.partial_call("task", loaded.values["task"])()
+    targets = torch.zeros(1, known["outputs"]) if name == "regression" else torch.zeros(1, dtype=torch.int64)
+    checks.check_fit(loaded.model, loaded.values["model"], task, targets, shape, len(classes))
+    columns = [f"value_{number}" for number in range(1, known["outputs"] + 1)]
+    if name == "classification":
+        ranks = range(1, min(values["top_k"], len(classes)) + 1)
+        columns = [column for rank in ranks for column in (f"class_{rank}", f"probability_{rank}")]
     auto = values["invert"] == "auto"
     knows_dark = auto and drawings.knows_dark(loaded.statistics[0])
 
-    def prepared(image: Image.Image) -> tuple[Image.Image, dict[str, bool]]:
-        """Return an image inverted and centered as asked for, and the keys that this adds to its row."""
+    def read(path: Path) -> tuple[Tensor, dict[str, bool]]:
+        """Return an image, inverted and centered as asked for, and what its row has more."""
+        image = image_files.open_image(path, channels=shape[0], levels=known["levels"])
         invert = drawings.is_dark(image) != knows_dark if auto else values["invert"]
         image = drawings.inverted(image) if invert else image
         center = invert if values["center"] is None else values["center"]
         image = drawings.centered(image, (shape[1], shape[2])) if center else image
-        return image, {"inverted": invert} if auto else {}
+        fit = loaded.values["data"].get("fit", "resize")
+        pixels = image_files.resized(image, size=(shape[1], shape[2]), fit=fit)
+        return pixels, {"inverted": invert} if auto else {}
 
-    rows = []
-    with image_files.without_pillow_warnings():
-        for start in range(0, len(paths), values["batch_size"]):
-            with memory_errors("Lower batch_size"):
-                rows += _predict_batch(loaded, paths[start : start + values["batch_size"]], prepared, top_k)
-    _write(expand_user(values["output"]), rows, top_k)
-    _show(rows, top_k)
+    rows: list[dict[str, Any]] = []
+    with image_files.without_pillow_warnings(), memory_errors("Lower batch_size"):
+        reads = zip(paths, in_threads(read, paths, "reading images"), strict=True)
+        while batch := list(itertools.islice(reads, values["batch_size"])):
+            rows += _rows(loaded, batch, columns)
+    _write(expand_user(values["output"]), rows, ["file", *columns, *(["inverted"] if auto else []), "error"])
+    _show(rows, columns)
     damaged = sum(bool(row["error"]) for row in rows)
     log.info("%d %s, %d damaged: %s", len(rows), "image" if len(rows) == 1 else "images", damaged, values["output"])
     if damaged == len(rows):
@@ -98,56 +109,54 @@ def find(text: str) -> list[Path]:
     return paths
 
 
-def _predict_batch(loaded: TrainedModel, paths: list[Path], prepared: Prepare, top_k: int) -> list[dict[str, Any]]:
-    classes = loaded.content["data"]["classes"]
-    channels, height, width = loaded.content["data"]["input_shape"]
-    fit, levels = loaded.values["data"].get("fit", "resize"), loaded.content["data"]["levels"]
-    decoded: list[Tensor] = []
-    errors: dict[Path, str] = {}
-    added: dict[Path, dict[str, bool]] = {}
-    for path in paths:
-        try:
-            image, added[path] = prepared(image_files.open_image(path, channels=channels, levels=levels))
-            decoded.append(image_files.resized(image, size=(height, width), fit=fit))
-        except ValueError as error:
-            errors[path] = str(error)
-    probabilities: Iterator[Tensor] = iter(_probabilities(loaded, decoded) if decoded else [])
-    rows = []
-    for path in paths:
-        row: dict[str, Any] = {"file": str(path), "error": errors.get(path, ""), **added.get(path, {})}
-        if path not in errors:
-            best = next(probabilities).topk(top_k)
-            for rank, (probability, index) in enumerate(zip(best.values, best.indices, strict=True), start=1):
-                row |= {f"class_{rank}": classes[index], f"probability_{rank}": float(probability)}
-        rows.append(row)
-    return rows
+def _rows(loaded: TrainedModel, batch: list[tuple[Path, Any]], columns: list[str]) -> Iterator[dict[str, Any]]:
+    images = [read[0] for _, read in batch if not isinstance(read, ValueError)]
+    cells = iter(_cells(loaded, images, len(columns)) if images else [])
+    for path, read in batch:
+        if isinstance(read, ValueError):
+            yield {"file": str(path), "error": str(read)}
+        else:
+            yield {"file": str(path), "error": "", **read[1], **dict(zip(columns, next(cells), strict=True))}
 
 
-def _probabilities(loaded: TrainedModel, images: list[Tensor]) -> Tensor:
-    """Return the probabilities of the classes (N, K)."""
+def _cells(loaded: TrainedModel, images: list[Tensor], count: int) -> list[list[Any]]:
+    """Return `count` cells for each image: classes, each with its probability, or the network's outputs as they are."""
     examples = Examples(torch.stack(images), torch.zeros(len(images)), ())
     batches = build.evaluation_batches(examples, loaded.runtime, loaded.statistics, len(images))
-    return outputs_of(loaded.model, batches, loaded.runtime).softmax(dim=1)
+    outputs = outputs_of(loaded.model, batches, loaded.runtime)
+    if not (classes := loaded.content["data"]["classes"]):
+        return outputs.tolist()
+    best = outputs.softmax(dim=1).topk(count // 2)
+    pairs = (zip(*row, strict=True) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return [[cell for index, probability in row for cell in (classes[index], probability)] for row in pairs]
 
 
-def _write(path: Path, rows: list[dict[str, Any]], top_k: int) -> None:
-    ranks = [name for rank in range(1, top_k + 1) for name in (f"class_{rank}", f"probability_{rank}")]
+def _write(path: Path, rows: list[dict[str, Any]], header: list[str]) -> None:
+    """Write the table, whole or not at all; a text that a spreadsheet would take for a formula is preceded by '."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, header)
+    writer.writeheader()
+    for row in rows:
+        texts = {key: f"'{cell}" for key, cell in row.items() if isinstance(cell, str) and cell.startswith(FORMULA)}
+        writer.writerow(row | texts)
+    content = text.getvalue().encode(errors="backslashreplace")
     try:
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            added = ["inverted"] if any("inverted" in row for row in rows) else []
-            writer = csv.DictWriter(file, ["file", *ranks, *added, "error"])
-            writer.writeheader()
-            writer.writerows(rows)
-    except (OSError, ValueError) as error:  # ValueError for a NUL byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"output={path}: cannot be written ({reason})") from error
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # not to be replaced, such as /dev/stdout
+            path.write_bytes(content)
+        else:
+            atomic_write(path, content)
+    except (OSError, OutputError, ValueError) as error:  # ValueError for a NUL byte in the name
+        raise OutputError(f"output={error if isinstance(error, OutputError) else f'{path}: {error}'}") from error
 
 
-def _show(rows: list[dict[str, Any]], top_k: int) -> None:
-    table = Table("image", *(f"{rank}." for rank in range(1, top_k + 1)))
+def _show(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    size, form = (2, ".4f") if columns[0] == "class_1" else (1, ".6g")
+    groups = [columns[first : first + size] for first in range(0, len(columns), size)]
+    table = Table("image", *(f"{number}." for number in range(1, len(groups) + 1)))
     for row in rows[:SHOWN_ROWS]:
-        ranked = [f"{row[f'class_{r}']} {row[f'probability_{r}']:.4f}" for r in range(1, top_k + 1) if not row["error"]]
-        table.add_row(*map(printable, (row["file"], *(ranked or [f"damaged: {row['error']}"]))))
+        parts = ([cell if isinstance(cell, str) else format(cell, form) for cell in map(row.get, it)] for it in groups)
+        cells = [f"damaged: {row['error']}"] if row["error"] else map(" ".join, parts)
+        table.add_row(*map(printable, (row["file"], *cells)))
     console.show_table(table)
     if len(rows) > SHOWN_ROWS:
         log.info("… and %d more in the file", len(rows) - SHOWN_ROWS)

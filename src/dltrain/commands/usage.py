@@ -59,7 +59,7 @@ COMMANDS = {
         flags=(JSON, *CONFIG_FLAGS),
     ),
     "predict": Usage(
-        "classify images",
+        "predict the classes of images, or numbers",
         (
             (f"predict ckpt={RUN} input=a.png", "one image"),
             (f"predict ckpt={RUN} input=photos top_k=5", "a folder of images, the five likeliest classes of each"),

@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from dltrain.data import download
+from dltrain.data import download, known_files
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import InputError
 from dltrain.runtime.folders import expand_user
@@ -44,21 +44,26 @@ def data_root(root: str | None) -> Path:
 
 
 def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str, ...]) -> Examples | None:
-    """Load a split of a data set in torchvision's layout ROOT/NAME/raw; download the data set if it is missing.
+    """Load a split of a data set from ROOT/NAME/raw, or where `known_files` finds it; download it if it is missing.
 
     Raises InputError that names the file, what was expected and found, and what to do.
     """
     if split == "val":
         return None
-    folder = f"{torchvision_name}/raw"
-    paths = [data_root(root) / folder / name for name in FILES[split]]
+    base, raw, sums = data_root(root), f"{torchvision_name}/raw", SUMS.get(torchvision_name, {})
+    paths = [base / raw / name for name in FILES[split]]
+    contents: list[bytearray | None] = [None, None]
     if not all(path.exists() for path in paths):
-        parts = [f"{folder}/{name}" for names in FILES.values() for name in names]
-        download.fetch(torchvision_name, data_root(root), folder, parts=parts, packed=[f"{part}.gz" for part in parts])
-    sums = SUMS.get(torchvision_name, {})
+        unused: list[str] = []
+        searched = (known_files.mnist(base, torchvision_name, path.name, sums.get(path.name), unused) for path in paths)
+        if len(found := [each for each in searched if each]) == len(paths):
+            paths, contents = [path for path, _ in found], [content for _, content in found]
+        else:
+            parts = [f"{raw}/{name}" for names in FILES.values() for name in names]
+            download.fetch(torchvision_name, base, raw, parts=parts, packed=[f"{it}.gz" for it in parts], unused=unused)
     images, labels = (
-        read(path, dimensions=dimensions, sha256=sums.get(path.name))
-        for path, dimensions in zip(paths, (3, 1), strict=True)
+        read(path, dimensions=dimensions, sha256=sums.get(path.name), found=content)
+        for path, content, dimensions in zip(paths, contents, (3, 1), strict=True)
     )
     if images.shape[1:] != SIDES:
         size = "x".join(map(str, images.shape[1:]))
@@ -70,14 +75,15 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
     return Examples(images.unsqueeze(1), labels.long(), classes)
 
 
-def read(path: Path, *, dimensions: int, sha256: str | None) -> Tensor:
+def read(path: Path, *, dimensions: int, sha256: str | None, found: bytearray | None = None) -> Tensor:
     """Read an idx file as a uint8 tensor with that many dimensions.
 
     Args:
         sha256: expected checksum of the file; None if it is not known
+        found: its content, if it has been read
     """
-    try:
-        content = numpy.fromfile(path, numpy.uint8)  # the only copy: the tensor shares it
+    try:  # the only copy: the tensor shares it
+        content = numpy.fromfile(path, numpy.uint8) if found is None else numpy.frombuffer(found, numpy.uint8)
     except OSError as error:
         raise _fault(path, f"cannot be read ({error.strerror})") from None
     if sha256 is not None:

@@ -1,12 +1,17 @@
 """Read many image files: from the cache of decoded images, or else by decoding them."""
 
 import functools
+import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import PIL
 import torch
@@ -17,9 +22,13 @@ from dltrain.data import image_cache, image_files
 from dltrain.data.image_cache import DecodedImages
 from dltrain.data.levels import EACH_BY_ITSELF, Levels, choose
 from dltrain.data.splits import rules
+from dltrain.runtime import terminal
 from dltrain.runtime.errors import ConfigError, InputError, listed
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+READ_AHEAD = 64  # results that may wait, so that little memory is needed for many large images
+LINE_SECONDS = 10.0  # between two lines without a terminal
 
 LISTED_REASONS, LISTED_FILES = 4, 20  # on the console; in train.log, for each reason
 Reasons = Iterable[tuple[str, str]]  # paths with the reason
@@ -51,7 +60,7 @@ def read_images(
     if range is not None and range[0] >= range[1]:
         raise ConfigError(f"data.range={range}: the first number must be below the second")
     levels = EACH_BY_ITSELF if range is None and rules.get() < 2 else range
-    decode = functools.partial(_try_decode, channels=channels, size=(size[0], size[1]), fit=fit)
+    decode = functools.partial(image_files.decode, channels=channels, size=(size[0], size[1]), fit=fit)
     settings = (PIL.__version__, image_files.HAS_HEIF, decode.keywords, levels)
     cache = image_cache.cache_path(base.name, base.absolute(), split, settings)
     key = image_cache.fingerprint(base, train + paths, settings)
@@ -94,29 +103,32 @@ def _find_levels(train: tuple[str, ...], fingerprint: str) -> Levels:
         return choose([spread for spread in pool.map(image_files.deep_spread, train) if spread is not None])
 
 
-Decode = Callable[[str], Tensor | ValueError]
-
-
-def _decode_all(paths: list[str], decode: Decode, split: str) -> tuple[DecodedImages, bool]:
+def _decode_all(paths: list[str], decode: Callable[[str], Tensor], split: str) -> tuple[DecodedImages, bool]:
     """Decode files in threads, as decoding releases the GIL; return the images, and True if no retry can add any."""
-    with image_files.without_pillow_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(
-            track(
-                pool.map(decode, paths),
-                description=f"reading {split}",
-                total=len(paths),
-                transient=True,
-                disable=not os.isatty(1),
-            )
-        )
+    with image_files.without_pillow_warnings():
+        results = list(in_threads(decode, paths, f"reading {split}"))
     images = [image for image in results if isinstance(image, Tensor)]
     left_out = {index: str(why) for index, why in enumerate(results) if isinstance(why, ValueError)}
     is_final = not any(isinstance(why, image_files.Unreadable) for why in results)
     return DecodedImages(torch.stack(images) if images else torch.empty(0), left_out), is_final
 
 
-def _try_decode(path: str, *, channels: int, size: tuple[int, int], fit: str, levels: Levels) -> Tensor | ValueError:
-    try:
-        return image_files.decode(path, channels=channels, size=size, fit=fit, levels=levels)
-    except ValueError as error:
-        return error
+def in_threads(read: Callable[[Any], Result], files: Sequence[Any], title: str) -> Iterator[Result | ValueError]:
+    """Read files in threads, as decoding releases the GIL; yield the results or ValueErrors in order, with progress."""
+
+    def attempt(file: Any) -> Result | ValueError:
+        try:
+            return read(file)
+        except ValueError as error:
+            return error
+
+    has_bar, shown = terminal.is_interactive(sys.stdout), time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        submitted = (pool.submit(attempt, file) for file in files)
+        waiting = deque(itertools.islice(submitted, READ_AHEAD))
+        for count in track(range(len(files)), title, transient=True, disable=not has_bar):
+            waiting.extend(itertools.islice(submitted, 1))
+            yield waiting.popleft().result()
+            if not has_bar and time.monotonic() > shown + LINE_SECONDS:
+                shown = time.monotonic()
+                log.info("%s: %d of %d", title, count + 1, len(files))

@@ -15,6 +15,7 @@ from dltrain.data.loader import Statistics
 from dltrain.data.splits import Examples, by_rules, read_split, split_train_val
 from dltrain.runtime import devices
 from dltrain.runtime.errors import ConfigError, InputError
+from dltrain.runtime.folders import expand_user
 from dltrain.runtime.memory import to_device
 from dltrain.training import build, weights
 
@@ -70,6 +71,18 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
     return TrainedModel(path, content, values, runtime, to_device(model, runtime, known["input_shape"]))
+
+
+def require_root(loaded: TrainedModel, config: Config) -> None:
+    """Raise InputError if data.root is relative to the folder where the training was started, and not found here."""
+    node, typed = loaded.values["data"], config.values.get("data", {}).get("root")
+    root = "" if typed or ":" in node["name"] else node.get("root")
+    if root and not (expand_user(root).is_absolute() or Path(root).exists()):
+        where = next((folder for folder in loaded.path.absolute().parents if (folder / root).exists()), None)
+        raise InputError(
+            f"data.root={root} is relative to the folder where the training was started; it is not in {Path.cwd()}\n"
+            f"Give data.root={where / root if where else '…'}"
+        )
 
 
 def load_examples(loaded: TrainedModel, split: str) -> Examples:

@@ -8,6 +8,6 @@ def cifar10(split: str, *, root: str | None) -> Examples | None:
     """CIFAR-10: 60,000 colour photographs (3x32x32, 10 classes).
 
     Args:
-        root: folder that holds cifar-10-batches-py; null takes DLTRAIN_DATA from the environment, else data/
+        root: folder that holds cifar-10-batches-py or -bin; null takes DLTRAIN_DATA from the environment, else data/
     """
     return cifar.load("CIFAR10", split, root)

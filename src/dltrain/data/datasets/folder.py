@@ -73,7 +73,10 @@ def find_files(
         raise InputError(f"data.root={root}: no such folder. Set it to a folder with a sub-folder for each class")
     warn = log.warning if split == "train" and warns else log.debug  # each warning once
     classes = image_search.folders_with_images(root)
-    if splits := _split_folders(root, classes, warn):
+    if split != "train" and "train" in set(image_search.folders(root)) - set(classes):  # its images are elsewhere
+        splits = {name: root / name for name in image_search.folders(root) if name in SPLITS.values()}
+        classes = image_search.folders(root / "train")
+    elif splits := _split_folders(root, classes, warn):
         classes = image_search.folders_with_images(splits["train"])
     _check_classes(root, splits.get("train", root), classes, warn)
     if split not in (splits or ("train", "test")):
