@@ -46,7 +46,7 @@ def quick(command: str) -> list[str]:
         return [*arguments[:-1], "sweep.trials=2"]
     if any(mark in command for mark in LONG):
         return [*arguments, "--cfg", "job"]
-    if arguments[0] == "train" and "data=folder" in arguments:
+    if arguments[0] == "train" and {"data=folder", "data=table"} & set(arguments):
         return [*arguments, "epochs=1"]
     return arguments
 
@@ -71,6 +71,8 @@ def prepare(folder: Path) -> None:
         (folder / "photos" / name).mkdir(parents=True)
         for index in range(12):
             Image.new("RGB", (20 + index, 30), color).save(folder / "photos" / name / f"{index}.png")
+    rows = [f"{name}/{index}.png,{name},{index},{index / 10}" for name in ("cat", "dog") for index in range(12)]
+    (folder / "photos" / "labels.csv").write_text("\n".join(["path,label,age,weight", *rows]))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", "epochs=1", "data.limit=50"]) == 0

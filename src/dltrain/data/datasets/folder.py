@@ -13,6 +13,9 @@ from dltrain.runtime.errors import InputError
 from dltrain.runtime.folders import expand_user
 
 TEST_FRACTION = 0.2
+# Words in the name of a folder, such as seg_train, and the split that they mean.
+SPLITS = {"train": "train", "training": "train", "trainset": "train", "test": "test", "testing": "test"}
+SPLITS |= {"testset": "test", "val": "val", "valid": "val", "validation": "val", "valset": "val", "dev": "val"}
 
 
 def folder(
