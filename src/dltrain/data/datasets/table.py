@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Interval, Len
-from torch import Tensor
 
 from dltrain.data.datasets.folder import SPLITS, TEST_FRACTION
 from dltrain.data.image_reader import read_images
@@ -62,7 +61,7 @@ def table(
             if rows.setdefault(row[0], row) != row:
                 raise ValueError(f"{cells[of_path]} was listed with another label or split")
         except ValueError as error:
-            faults.append(f"line {number}: {first_line(error)[:80]}")
+            faults.append(f"line {number}: {first_line(error)[:100]}")
     told = "; ".join([f"{len(faults)} of {len(lines)} rows left out", *faults[:3], *["…"][: len(faults) - 3]])
     if 2 * len(faults) >= len(lines):
         raise InputError(f"{source}: {told}. Correct them, or set data.root to the folder of the images")
@@ -72,8 +71,8 @@ def table(
         test = set(stratified(targets, round(TEST_FRACTION * len(targets)), 0).tolist())
         parts = ["test" if index in test else "train" for index in range(len(targets))]
     if split == "train":
-        used = f"path {of_path}, label {', '.join(columns[2:])} ({len(classes)} classes), split {of_split}"
-        log.log(logging.WARNING if faults else logging.INFO, "%s: columns: %s; %s", source.name, used, told)
+        used = f"path {of_path}, split {of_split or 'none'}, label {', '.join(columns[2:])}; {len(classes)} classes"
+        log.log(logging.WARNING if faults else logging.INFO, "%s: columns %s; %s", source.name, used, told)
     chosen = [index for index, part in enumerate(parts) if part == split]
     if not chosen:
         return None
@@ -117,10 +116,8 @@ def _row(base: str, cells: dict[str, Any], columns: list[str], *, numbers: bool)
         raise ValueError("another number of cells than columns")
     path, split, *labels = (cells.get(name, "").encode().decode().strip() for name in columns)  # no lone surrogates
     place = os.path.realpath(os.path.join(base, path))  # noqa: PTH118
-    if os.path.commonpath([base, place]) != base:
-        raise ValueError(f"{path} is outside of the folder of the images")
-    if not os.path.isfile(place):  # noqa: PTH113
-        raise ValueError(f"no such file {path}")
+    if os.path.commonpath([base, place]) != base or not os.path.isfile(place):  # noqa: PTH113
+        raise ValueError(f"no such file in the folder of the images: {path}")
     values = [float(label) for label in labels] if numbers else labels
     if not all(labels) or (numbers and not all(abs(value) < 3e38 for value in values)):  # the largest in float32
         raise ValueError(f"no {'finite number' if numbers else 'label'}")
@@ -129,7 +126,7 @@ def _row(base: str, cells: dict[str, Any], columns: list[str], *, numbers: bool)
     return place, values, SPLITS.get(split.lower(), "train")
 
 
-def class_targets(labels: list[str]) -> tuple[Tensor, tuple[str, ...]]:
+def class_targets(labels: list[str]) -> tuple[torch.Tensor, tuple[str, ...]]:
     """Return labels as indices (N,) of the sorted class names. Raises InputError for one class, or one per example."""
     classes = sorted({*labels}, key=lambda name: name.zfill(40) if name.isdecimal() else name)  # 2 before 10
     if len(classes) in (1, len(labels)):
