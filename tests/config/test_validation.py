@@ -19,7 +19,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = [
     (group, name) for group in (*registry.GROUPS, "device", "experiment") for name in registry.options(group, [CONFIGS])
 ]
-NEEDED = {"folder": "data.root=pictures", "table": "data.file=labels.csv"}  # what has no default
+NEEDED = {
+    "folder": "data.root=pictures",
+    "table": "data.file=labels.csv",
+    "arrays": "data.file=a.npz",
+}  # what has no default
 BUILT_IN = [(group, name) for group in registry.GROUPS for name in registry.names(group)]
 
 

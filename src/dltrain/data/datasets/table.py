@@ -130,7 +130,7 @@ def class_targets(labels: list[str]) -> tuple[torch.Tensor, tuple[str, ...]]:
     """Return labels as indices (N,) of the sorted class names. Raises InputError for one class, or one per example."""
     classes = sorted({*labels}, key=lambda name: name.zfill(40) if name.isdecimal() else name)  # 2 before 10
     if len(classes) in (1, len(labels)):
-        hint = "Set data.label to another column, or data.numbers=true to predict numbers"
+        hint = "Choose another column; to predict numbers set data.numbers=true, or save arrays of floats"
         raise InputError(f"data: {len(classes)} classes in {len(labels)} examples, such as {classes[0][:40]}. {hint}")
     index = {name: label for label, name in enumerate(classes)}
     return torch.tensor([index[label] for label in labels]), tuple(classes)
