@@ -26,7 +26,8 @@ from support.tiers import counts
 CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = (*registry.GROUPS, "device", "experiment")
 INPUTS = {"train": [], "eval": ["ckpt=run"], "predict": ["ckpt=run", "input=a.png"], "export": ["ckpt=run"]}
-NEEDED = {"folder": ["data.root=pictures"]}  # what an option has no default for
+# What an option has no default for.
+NEEDED = {"folder": ["data.root=pictures"], "table": ["data.file=labels.csv"], "arrays": ["data.file=a.npz"]}
 LETTERS = string.ascii_lowercase + string.digits + "_"
 NOT_WORDS = {"true", "false", "null"}
 COUNTED = re.compile(r"(?:there are|must be(?: one of)?) ([^()\n]+)")

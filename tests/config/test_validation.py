@@ -19,6 +19,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = [
     (group, name) for group in (*registry.GROUPS, "device", "experiment") for name in registry.options(group, [CONFIGS])
 ]
+NEEDED = {
+    "folder": "data.root=pictures",
+    "table": "data.file=labels.csv",
+    "arrays": "data.file=a.npz",
+}  # what has no default
 BUILT_IN = [(group, name) for group in registry.GROUPS for name in registry.names(group)]
 
 
@@ -44,14 +49,15 @@ def written(group: str, name: str) -> dict[str, Any]:
     return {"name": name, **node[name]} if registry.GROUPS[group].several else node
 
 
-@pytest.mark.parametrize(("group", "option"), [option for option in OPTIONS if option[1] not in ("custom", "folder")])
+@pytest.mark.parametrize(("group", "option"), [option for option in OPTIONS if option[1] not in ("custom", *NEEDED)])
 def test_every_yaml_option_passes_the_check(group: str, option: str) -> None:
     override = f"+experiment={option}" if group == "experiment" else f"{group}={option}"
     assert faults(compose("train", [override])) == []
 
 
-def test_data_folder_passes_the_check_once_it_has_a_root() -> None:
-    assert faults(compose("train", ["data=folder", "data.root=pictures"])) == []
+@pytest.mark.parametrize("option", NEEDED)
+def test_data_of_ones_own_passes_the_check_once_it_is_named(option: str) -> None:
+    assert faults(compose("train", [f"data={option}", NEEDED[option]])) == []
 
 
 @pytest.mark.parametrize("group", ["data", "model", "optim"])

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy
 import pytest
 from PIL import Image
 
@@ -46,7 +47,7 @@ def quick(command: str) -> list[str]:
         return [*arguments[:-1], "sweep.trials=2"]
     if any(mark in command for mark in LONG):
         return [*arguments, "--cfg", "job"]
-    if arguments[0] == "train" and "data=folder" in arguments:
+    if arguments[0] == "train" and {"data=folder", "data=table"} & set(arguments):
         return [*arguments, "epochs=1"]
     return arguments
 
@@ -71,6 +72,12 @@ def prepare(folder: Path) -> None:
         (folder / "photos" / name).mkdir(parents=True)
         for index in range(12):
             Image.new("RGB", (20 + index, 30), color).save(folder / "photos" / name / f"{index}.png")
+    rows = [f"{name}/{index}.png,{name},{index},{index / 10}" for name in ("cat", "dog") for index in range(12)]
+    (folder / "photos" / "labels.csv").write_text("\n".join(["path,label,age,weight", *rows]))
+    images, labels = numpy.zeros((24, 28, 28), numpy.uint8), numpy.arange(24) % 2
+    numpy.savez(folder / "arrays.npz", images=images, labels=labels)
+    numpy.save(folder / "images.npy", images)
+    numpy.save(folder / "labels.npy", labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", "epochs=1", "data.limit=50"]) == 0

@@ -1,14 +1,26 @@
 """Memory layout of a network and reuse of the memory that its steps free."""
 
+import contextlib
 import ctypes
 import functools
+import math
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from dltrain.runtime.devices import Runtime, preserved_state
+
+
+def free_memory() -> float:
+    """Return the bytes of memory that this machine can still give; infinite off Linux."""
+    with contextlib.suppress(OSError):
+        for size in re.findall(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text()):
+            return 1024 * int(size)
+    return math.inf
 
 
 def to_device(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.Module:
