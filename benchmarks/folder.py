@@ -48,7 +48,8 @@ def main() -> None:
         def seconds() -> float:
             began = perf_counter()
             for split in ("train", "test"):
-                examples = folder(split, root=str(Path(name, "photos")), size=[32, 32], channels=3, fit="resize")
+                root = str(Path(name, "photos"))
+                examples = folder(split, root=root, size=[32, 32], channels=3, fit="resize", memory=None)
                 assert examples is not None
                 checks.append(int(examples.images.sum(dtype=torch.int64)))
             return perf_counter() - began

@@ -22,6 +22,7 @@ def folder(
     size: Annotated[list[Annotated[int, Interval(ge=1, le=8192)]], Len(2, 2)],
     channels: Literal[1, 3],
     fit: Literal["resize", "crop"],
+    memory: bool | None,
 ) -> Examples | None:
     """Your own images of any format, size and mode, in a sub-folder for each class.
 
@@ -32,6 +33,7 @@ def folder(
         size: height and width that every image is resized to
         channels: 3 for colour, 1 for greyscale
         fit: `resize` may distort the image, `crop` keeps its aspect ratio and cuts off the edges
+        memory: true to keep decoded images in memory, false to leave them in a file on disk; null: by their size
 
     Raises InputError if no image can be read.
     """
@@ -40,7 +42,7 @@ def folder(
     if not files:
         return None
     paths = [path for path, _ in files]
-    decoded = read_images(base, paths, split, size=size, channels=channels, fit=fit)
+    decoded = read_images(base, paths, split, size=size, channels=channels, fit=fit, memory=memory)
     labels = [label for index, (_, label) in enumerate(files) if index not in decoded.left_out]
     return Examples(decoded.images, torch.tensor(labels), classes)
 
