@@ -47,7 +47,7 @@ def make(root: Path, *names: str) -> Path:
 
 
 def read(root: Path, split: str, *, channels: int = 1, fit: str = "resize") -> Examples | None:
-    return folder(split, root=str(root), size=SIZE, channels=channels, fit=fit, range=None)  # type: ignore[arg-type]
+    return folder(split, root=str(root), size=SIZE, channels=channels, fit=fit, range=None, memory=None)  # type: ignore[arg-type]
 
 
 def load(root: Path, split: str) -> Examples:
@@ -65,7 +65,7 @@ def names(root: Path, split: str) -> list[str]:
 def refusal(root: Path | str, split: str = "train") -> str:
     """What a person reads when there is nothing to train on; the exit code is that of a missing or damaged input."""
     with pytest.raises(InputError) as caught:
-        folder(split, root=str(root), size=SIZE, channels=1, fit="resize", range=None)
+        folder(split, root=str(root), size=SIZE, channels=1, fit="resize", range=None, memory=None)
     assert caught.value.exit_code == 66
     return str(caught.value)
 
@@ -184,7 +184,7 @@ def test_labels_are_int64_numbers_of_the_sorted_class_folders(tmp_path: Path) ->
 
 def test_height_comes_before_width(tmp_path: Path) -> None:
     make(tmp_path, "train/a/1.png")
-    found = folder("train", root=str(tmp_path), size=[4, 9], channels=3, fit="crop", range=None)
+    found = folder("train", root=str(tmp_path), size=[4, 9], channels=3, fit="crop", range=None, memory=None)
     assert found is not None
     assert found.images.shape == (1, 3, 4, 9)
 

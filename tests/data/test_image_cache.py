@@ -49,7 +49,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def read(root: Path, split: str = "train", size: int = 8) -> Examples:
-    found = folder(split, root=str(root), size=[size, size], channels=3, fit="resize", range=None)
+    found = folder(split, root=str(root), size=[size, size], channels=3, fit="resize", range=None, memory=None)
     assert found is not None
     return found
 
@@ -207,7 +207,7 @@ def test_an_empty_variable_keeps_nothing(root: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "cache").exists()
     monkeypatch.delenv("DLTRAIN_CACHE")
     read(root)
-    assert [path.parent.name for path in (tmp_path / "cache").rglob("*.safetensors")] == ["dltrain"]
+    assert [path.parent.name for path in (tmp_path / "cache").rglob("*.images")] == ["dltrain"]
 
 
 def test_a_folder_of_nothing_but_damaged_images_is_refused_at_each_start(tmp_path: Path, kept: Path) -> None:

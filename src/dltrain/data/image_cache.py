@@ -1,30 +1,33 @@
 """A cache of decoded images in a file, so that the next start need not decode them again.
 
 The file lies in the user's cache folder and may be deleted at any time. A file that is truncated, altered or of
-other images is ignored. It holds only tensors and texts.
+other images is ignored. It holds the images, a digest, a text that identifies them, and the text's length.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
+import numpy
+import torch
 from torch import Tensor
 
 from dltrain.data.levels import Levels
-from dltrain.runtime import atomic_files, torchrun
+from dltrain.data.mapped_images import MappedImages
+from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import UserError
 from dltrain.runtime.folders import expand_user, safe_name
 
 log = logging.getLogger(__name__)
 
-SPARE = 10  # write only if this many times the size of the images is free on the disk
+DIGEST, LENGTH = 32, 4  # bytes
 
 
 class DecodedImages(NamedTuple):
@@ -32,7 +35,7 @@ class DecodedImages(NamedTuple):
 
     images: Tensor
     left_out: dict[int, str]
-    levels: Levels = None  # by which images of more than 8 bits were decoded
+    levels: Levels  # by which images of more than 8 bits were decoded
 
 
 def cache_path(name: str, *source: object) -> Path | None:
@@ -45,7 +48,7 @@ def cache_path(name: str, *source: object) -> Path | None:
         base = expand_user(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dltrain")
     except UserError:  # the user has no home folder
         return None
-    return base / f"{safe_name(name)}-{digest}.safetensors"
+    return base / f"{safe_name(name)}-{digest}.images"
 
 
 def fingerprint(root: Path, paths: list[str], *settings: object) -> str:
@@ -60,43 +63,47 @@ def fingerprint(root: Path, paths: list[str], *settings: object) -> str:
     return digest.hexdigest()
 
 
-def read(path: Path, key: str) -> DecodedImages | None:
-    """Return the images cached under this fingerprint; None if there are none or the file was altered."""
+def read(path: Path, key: str, shape: tuple[int, ...], *, mapped: bool) -> DecodedImages | None:
+    """Return the images (N, *shape) cached under this fingerprint; None if there are none or the file was altered."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            if metadata["key"] != key:
+        with path.open("rb") as file:
+            file.seek(-LENGTH, os.SEEK_END)
+            size = file.seek(-LENGTH - int.from_bytes(file.read(LENGTH)) - DIGEST, os.SEEK_END)
+            expected, text = file.read(DIGEST), file.read()[:-LENGTH]
+            if (known := json.loads(text))["key"] != key:
                 return None
-            images: Tensor = file.get_tensor("images").clone()  # a copy, as the file may be replaced while it is mapped
-        if metadata["digest"] != _digest(images, metadata["left_out"]):
+            # Read-only, as private pages for more than the memory are refused. Stays valid if the file is replaced.
+            pixels = numpy.asarray(numpy.memmap(file, numpy.uint8, "r", shape=(size // math.prod(shape), *shape)))
+        images = MappedImages(pixels, torch.arange(len(pixels))) if mapped else torch.from_numpy(pixels.copy())
+        digest = hashlib.sha256((pixels if mapped else images.numpy()).data)
+        digest.update(text)
+        if digest.digest() != expected:
             log.info("%s was altered: images are decoded again", path)
             return None
-        left_out, levels = json.loads(metadata["left_out"])
+        left_out, levels = known["left_out"]
         return DecodedImages(images, {int(index): why for index, why in left_out.items()}, levels)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
-def write(path: Path, key: str, decoded: DecodedImages) -> None:
-    """Write the file, whole or not at all; if that fails, the next start decodes the images again."""
-    left_out = json.dumps([decoded.left_out, decoded.levels])
-    metadata = {"key": key, "left_out": left_out, "digest": _digest(decoded.images, left_out)}
+def write(path: Path, key: str, images: Iterable[Tensor], left_out: object, size: int) -> None:
+    """Write the file, whole or not at all; not if the disk has less than `size` bytes, or if writing fails."""
     temporary = atomic_files.temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if torchrun.processes().rank or shutil.disk_usage(path.parent).free < SPARE * decoded.images.nbytes:
+        if shutil.disk_usage(path.parent).free < size:
             return
-        # Not atomic_write: its bytes would be another copy in memory, and the digest shows damage by a power loss.
-        safetensors.torch.save_file({"images": decoded.images}, temporary, metadata)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+        with temporary.open("xb") as file:
+            digest = hashlib.sha256()
+            for image in images:
+                digest.update(image.numpy().data)
+                file.write(image.numpy().data)
+            text = json.dumps({"key": key, "left_out": left_out}, default=str).encode()
+            digest.update(text)
+            file.write(digest.digest() + text + len(text).to_bytes(LENGTH))
+        temporary.replace(path)  # not flushed to the disk: the digest shows damage by a power loss
+    except OSError as error:
         log.info("the decoded images could not be cached: %s", error)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def _digest(images: Tensor, left_out: str) -> str:
-    digest = hashlib.sha256(left_out.encode())
-    digest.update(images.numpy().data)
-    return digest.hexdigest()

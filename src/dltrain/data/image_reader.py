@@ -3,9 +3,11 @@
 import functools
 import itertools
 import logging
+import math
 import os
 import re
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +25,8 @@ from dltrain.data.image_cache import DecodedImages
 from dltrain.data.levels import EACH_BY_ITSELF, Levels, choose
 from dltrain.data.splits import rules
 from dltrain.runtime import terminal
-from dltrain.runtime.errors import ConfigError, InputError, listed
+from dltrain.runtime.errors import ConfigError, InputError, OutputError, listed
+from dltrain.runtime.memory import free_memory
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -32,6 +35,8 @@ LINE_SECONDS = 10.0  # between two lines without a terminal
 
 LISTED_REASONS, LISTED_FILES = 4, 20  # on the console; in train.log, for each reason
 Reasons = Iterable[tuple[str, str]]  # paths with the reason
+
+ROOM, SPARE = 3, 10  # times their size that must be free: in memory, as dividing copies them; on the disk of the cache
 
 
 def read_images(
@@ -43,6 +48,7 @@ def read_images(
     channels: int,
     fit: str,
     range: Levels = None,
+    memory: bool | None = None,
     left_out: Reasons = (),
 ) -> DecodedImages:
     """Decode the files of a split, or take them from the cache; what is left out is logged with its reason.
@@ -53,34 +59,57 @@ def read_images(
         train: the training files, if the split is another
         size: height and width that every image is resized to
         range: levels of images of more than 8 bits, see levels.py; None for those of the training files
+        memory: true for images in memory, false for a mapped file, None for what their size suggests
         left_out: files that the search for images has left out already, with the reason
 
-    Raises InputError if no file can be read.
+    Raises InputError if no file can be read or the memory is too small, OutputError if the disk is.
     """
     if range is not None and range[0] >= range[1]:
         raise ConfigError(f"data.range={range}: the first number must be below the second")
+    shape = (channels, size[0], size[1])
+    needed, free = len(paths) * math.prod(shape), free_memory()
+    if memory and ROOM * needed > free:
+        raise InputError(
+            f"{base}: the {len(paths):,} images of the {split} split need {ROOM * needed / 1e9:,.1f} GB of memory, "
+            f"{free / 1e9:,.1f} GB are free. Set data.memory=null to leave them in a file, or a smaller data.size"
+        )
+    is_mapped = memory is False or ROOM * needed > free
     levels = EACH_BY_ITSELF if range is None and rules.get() < 2 else range
     decode = functools.partial(image_files.decode, channels=channels, size=(size[0], size[1]), fit=fit)
     settings = (PIL.__version__, image_files.HAS_HEIF, decode.keywords, levels)
     cache = image_cache.cache_path(base.name, base.absolute(), split, settings)
     key = image_cache.fingerprint(base, train + paths, settings)
-    decoded = None if cache is None else image_cache.read(cache, key)
-    source, may_cache = "from the cache", False
+    decoded = None if cache is None else image_cache.read(cache, key, shape, mapped=is_mapped)
+    source = ("decoded" if decoded is None else "from the cache") + ", in a mapped file" * is_mapped
     if decoded is None:
-        source = "decoded"
         levels = levels or _find_levels(tuple(train or paths), image_cache.fingerprint(base, train or paths))
-        decoded, may_cache = _decode_all(paths, functools.partial(decode, levels=levels), split)
-        decoded = decoded._replace(levels=levels)
-    reasons = _log_left_out(base, [*left_out, *((paths[index], why) for index, why in decoded.left_out.items())])
+        failures: dict[int, ValueError] = {}
+        images = _decode_all(paths, functools.partial(decode, levels=levels), split, failures)
+        place = cache or Path(tempfile.gettempdir(), f"dltrain-{os.getpid()}.images")
+        if is_mapped:
+            image_cache.write(place, key, images, (failures, levels), needed)
+            decoded = image_cache.read(place, key, shape, mapped=True)
+            if decoded is None:
+                raise OutputError(
+                    f"{place.parent}: cannot hold {needed:,} bytes of images. Set DLTRAIN_CACHE elsewhere"
+                )
+        else:
+            found = list(images)
+            reasons = {index: str(why) for index, why in failures.items()}
+            decoded = DecodedImages(torch.stack(found) if found else torch.empty(0), reasons, levels)
+        is_final = cache and not any(isinstance(why, image_files.Unreadable) for why in failures.values())
+        if is_mapped and not is_final:
+            place.unlink(missing_ok=True)  # the images stay in it
+        elif not is_mapped and is_final and found:
+            image_cache.write(place, key, found, (failures, levels), SPARE * needed)
+    summary = _log_left_out(base, [*left_out, *((paths[index], why) for index, why in decoded.left_out.items())])
     if not len(decoded.images):
-        raise InputError(f"{base}: none of the {len(paths)} images of the {split} split can be read\n{reasons}")
-    level = logging.WARNING if reasons else logging.INFO
+        raise InputError(f"{base}: none of the {len(paths)} images of the {split} split can be read\n{summary}")
+    level = logging.WARNING if summary else logging.INFO
     count = f"{len(decoded.images)} {'image' if len(decoded.images) == 1 else 'images'}"
-    log.log(level, "%s: %s %s, %s", split, count, source, reasons or "no file left out")
+    log.log(level, "%s: %s %s, %s", split, count, source, summary or "no file left out")
     if range is None and decoded.levels not in (None, EACH_BY_ITSELF) and split == "train":
         log.info("deep images: values %g to %g become 0 to 255; data.range=[low,high] changes it", *decoded.levels)
-    if may_cache and cache is not None:
-        image_cache.write(cache, key, decoded)
     return decoded
 
 
@@ -103,14 +132,16 @@ def _find_levels(train: tuple[str, ...], fingerprint: str) -> Levels:
         return choose([spread for spread in pool.map(image_files.deep_spread, train) if spread is not None])
 
 
-def _decode_all(paths: list[str], decode: Callable[[str], Tensor], split: str) -> tuple[DecodedImages, bool]:
-    """Decode files in threads, as decoding releases the GIL; return the images, and True if no retry can add any."""
+def _decode_all(
+    paths: list[str], decode: Callable[[str], Tensor], split: str, failures: dict[int, ValueError]
+) -> Iterator[Tensor]:
+    """Yield the images of files, and note why others have none."""
     with image_files.without_pillow_warnings():
-        results = list(in_threads(decode, paths, f"reading {split}"))
-    images = [image for image in results if isinstance(image, Tensor)]
-    left_out = {index: str(why) for index, why in enumerate(results) if isinstance(why, ValueError)}
-    is_final = not any(isinstance(why, image_files.Unreadable) for why in results)
-    return DecodedImages(torch.stack(images) if images else torch.empty(0), left_out), is_final
+        for index, result in enumerate(in_threads(decode, paths, f"reading {split}")):
+            if isinstance(result, Tensor):
+                yield result
+            else:
+                failures[index] = result
 
 
 def in_threads(read: Callable[[Any], Result], files: Sequence[Any], title: str) -> Iterator[Result | ValueError]:

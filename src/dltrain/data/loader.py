@@ -1,10 +1,11 @@
-"""Batches from a data set that is one tensor on the device.
+"""Batches from a data set that is one tensor on the device, or a mapped file.
 
 Shuffling and augmentation are pure functions of (seed, epoch): a resumed run gets the batches of an uninterrupted one,
 and there are no workers. Augmentation and normalisation work on whole batches.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_augmentations, seeded_generator
+from dltrain.data.mapped_images import MappedImages, blocks
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import ConfigError
 from dltrain.runtime.torchrun import SINGLE_PROCESS, Processes
@@ -86,19 +88,24 @@ class TensorLoader:
         batch_bytes = self.batch_size * self.images[0].numel() * 4  # as float32
         together = max(1, min(GATHERED // self.batch_size, GATHERED_BYTES // batch_bytes))
         # Grouped as in an uninterrupted run: where in memory a batch begins affects the rounding of matrix products.
-        for at in range(first - first % together, len(slices), together):
-            parts = slices[at : at + together]
-            images, targets = self._plain(order, parts) if draws is None else self._augmented(order, parts, draws)
-            sizes = [part.stop - part.start for part in parts]
-            ready = zip(images.split(sizes), targets.split(sizes), strict=True)
-            yield from islice(ready, max(0, first - at), None)
+        with ThreadPoolExecutor(1) as pool:
+            for at in range(first - first % together, len(slices), together):
+                parts = slices[at : at + together]
+                images, targets = self._plain(order, parts) if draws is None else self._augmented(order, parts, draws)
+                following = [order[part] for part in slices[at + together : at + 2 * together]]
+                if isinstance(self.images, MappedImages) and following:
+                    # A thread reads the next group from the disk, so that it is in memory when it is copied.
+                    pool.submit(self.images.to("cpu").__getitem__, torch.cat(following))
+                sizes = [part.stop - part.start for part in parts]
+                ready = zip(images.split(sizes), targets.split(sizes), strict=True)
+                yield from islice(ready, max(0, first - at), None)
 
     def _plain(self, order: Tensor, parts: list[slice]) -> tuple[Tensor, Tensor]:
         """Return the normalised images and the targets of some batches."""
         contiguous = all(one.stop == other.start for one, other in pairwise(parts))  # with a single process
         chosen = order[parts[0].start : parts[-1].stop] if contiguous else torch.cat([order[part] for part in parts])
-        # For bytes twelve times as fast as images[chosen].
-        return self.normalize(self.images.index_select(0, chosen)), self.targets.index_select(0, chosen)
+        # For bytes twelve times as fast as images[chosen]. From a mapped file, [:] reads them.
+        return self.normalize(self.images.index_select(0, chosen)[:]), self.targets.index_select(0, chosen)
 
     def _augmented(self, order: Tensor, parts: list[slice], draws: SampledAugmentations) -> tuple[Tensor, Tensor]:
         """Return the augmented images and the targets of some batches."""
@@ -116,7 +123,7 @@ class TensorLoader:
 
     def _augmented_images(self, order: Tensor, places: Tensor, draws: SampledAugmentations) -> Tensor:
         """Return normalised images with all augmentations except mixing."""
-        images = draws.apply_geometric(self.images.index_select(0, order[places]), places)
+        images = draws.apply_geometric(self.images.index_select(0, order[places])[:], places)
         return draws.apply_cutout(self.normalize(images), places)
 
     def _rank_slice(self, start: int) -> slice:
@@ -135,9 +142,9 @@ class TensorLoader:
 
     def in_order(self, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every `every`-th whole batch from batch `first` on, neither shuffled nor augmented."""
-        parts = zip(self.images.split(self.batch_size), self.targets.split(self.batch_size), strict=True)
-        for images, targets in islice(parts, first, None, every):
-            yield self.normalize(images), targets
+        for start in range(0, len(self.images), self.batch_size)[first::every]:
+            part = slice(start, start + self.batch_size)
+            yield self.normalize(self.images[part]), self.targets[part]
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise bytes or floats (B, C, H, W) to float32 with mean 0 and standard deviation 1 over the data set."""
@@ -174,11 +181,10 @@ def channel_statistics(images: Tensor) -> Statistics:
     """Return the exact mean and standard deviation of each channel of bytes (N, C, H, W), as fractions of 255."""
     mean, std = [], []
     levels = torch.arange(256, dtype=torch.float64) / 255
-    for channel in images.unbind(1):
-        counts = torch.zeros(256, dtype=torch.float64)
-        for part in channel.split(10_000):  # bincount converts to int64: eight times the memory
-            counts += torch.bincount(part.flatten(), minlength=256)
-        weights = counts / counts.sum()
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for block in blocks(images):  # bincount converts to int64: eight times the memory
+        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in block.unbind(1)])
+    for weights in counts / counts.sum(1, keepdim=True):
         center = (weights * levels).sum()
         mean.append(float(center))
         # At least one grey level, so that a channel of one colour is not divided by zero.

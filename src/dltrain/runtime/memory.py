@@ -1,4 +1,4 @@
-"""Memory layout of a network and reuse of the memory that its steps free."""
+"""Free memory, memory layout of a network and reuse of the memory that its steps free."""
 
 import contextlib
 import ctypes
@@ -14,13 +14,22 @@ from torch import nn
 
 from dltrain.runtime.devices import Runtime, preserved_state
 
+CGROUPS = Path("/sys/fs/cgroup")
+LIMITS = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+
 
 def free_memory() -> float:
-    """Return the bytes of memory that this machine can still give; infinite off Linux."""
+    """Return the bytes that the machine and the control groups of this process leave to it; infinite off Linux."""
+    free = [math.inf]
     with contextlib.suppress(OSError):
-        for size in re.findall(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text()):
-            return 1024 * int(size)
-    return math.inf
+        free += [1024 * int(size) for size in re.findall(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())]
+        for kind, path in re.findall(r"^\d+:(memory|):/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE):
+            for group in (CGROUPS / kind / path, *(CGROUPS / kind / path).parents):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                    limit, used = (int((group / name).read_text()) for name in LIMITS[kind])
+                    cached = re.findall(r"^(?:in)?active_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+                    free.append(limit - used + sum(map(int, cached)))
+    return max(0, min(free))
 
 
 def to_device(network: nn.Module, runtime: Runtime, shape: Sequence[int]) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 from dltrain.config import registry, settings
 from dltrain.data.augmentation import Augmentation
 from dltrain.data.loader import Statistics, TensorLoader, normalization
+from dltrain.data.mapped_images import blocks
 from dltrain.data.splits import Examples, Source, read_split, rules, split_train_val
 from dltrain.optim import optimizers
 from dltrain.runtime import devices, no_dynamo
@@ -69,7 +70,8 @@ def digest(examples: Examples) -> str:
     """Return the SHA-256 of examples: shape, class names, images and targets."""
     sha256 = hashlib.sha256(repr((examples.images.shape, examples.classes)).encode())
     for tensor in (examples.images, examples.targets):
-        sha256.update(tensor.contiguous().numpy().data)
+        for block in blocks(tensor):
+            sha256.update(block.contiguous().numpy().data)
     return sha256.hexdigest()
 
 

@@ -32,6 +32,7 @@ def folder(
     channels: Literal[1, 3],
     fit: Literal["resize", "crop"],
     range: Annotated[list[float], Len(2, 2)] | None,
+    memory: bool | None,
 ) -> Examples | None:
     """Your own images of any format, size and mode, in a sub-folder for each class.
 
@@ -43,6 +44,7 @@ def folder(
         channels: 3 for colour, 1 for greyscale
         fit: `resize` may distort the image, `crop` keeps its aspect ratio and cuts off the edges
         range: numbers that become black and white in images of 16 bits, 32 bits or floats; null to find them
+        memory: true to keep decoded images in memory, false to leave them in a file on disk; null: by their size
 
     Raises InputError if no image can be read.
     """
@@ -54,7 +56,7 @@ def folder(
     train: list[str] = []
     with contextlib.suppress(InputError):  # `eval` needs no training images
         train = [] if split == "train" else [path for path, _ in find_files(base, "train", warns=False)[0]]
-    decoded = read_images(base, paths, split, train, size, channels, fit, range, left_out.items())
+    decoded = read_images(base, paths, split, train, size, channels, fit, range, memory, left_out.items())
     labels = [label for index, (_, label) in enumerate(files) if index not in decoded.left_out]
     if split == "train" and rules.get() > 1 and (lost := {label for _, label in files} - set(labels)):
         names = listed([classes[label] for label in sorted(lost)])

@@ -33,6 +33,7 @@ def table(
     channels: Literal[1, 3],
     fit: Literal["resize", "crop"],
     range: Annotated[list[float], Len(2, 2)] | None,
+    memory: bool | None,
 ) -> Examples | None:
     """Your own images listed with their labels in a table: CSV, TSV or JSON lines.
 
@@ -47,6 +48,7 @@ def table(
         channels: 3 for colour, 1 for greyscale
         fit: `resize` may distort the image, `crop` keeps its aspect ratio and cuts off the edges
         range: numbers that become black and white in images of 16 bits, 32 bits or floats; null to find them
+        memory: true to keep decoded images in memory, false to leave them in a file on disk; null: by their size
     """
     source, numbers = expand_user(file), numbers or isinstance(label, list)
     base = os.path.realpath(source.parent if root is None else expand_user(root))
@@ -71,7 +73,7 @@ def table(
     targets, classes = (torch.tensor(labels), ()) if numbers else class_targets([name for (name,) in labels])
     if not of_split:
         test = set(stratified(targets, round(TEST_FRACTION * len(targets)), 0).tolist())
-        parts = ["test" if index in test else "train" for index in range(len(targets))]
+        parts = ["test" if index in test else "train" for index, _ in enumerate(labels)]
     if split == "train":
         used = f"path {of_path}, split {of_split or 'none'}, label {', '.join(columns[2:])}; {len(classes)} classes"
         log.log(logging.WARNING if faults else logging.INFO, "%s: columns %s; %s", source.name, used, counted)
@@ -79,7 +81,7 @@ def table(
     if not chosen:
         return None
     train = [path for path, part in zip(paths, parts, strict=True) if part == "train" != split]
-    decoded = read_images(Path(base), [paths[i] for i in chosen], split, train, size, channels, fit, range)
+    decoded = read_images(Path(base), [paths[i] for i in chosen], split, train, size, channels, fit, range, memory)
     kept = [index for place, index in enumerate(chosen) if place not in decoded.left_out]
     return Examples(decoded.images, targets[kept], classes, decoded.levels)
 
