@@ -44,7 +44,7 @@ def seconds_to_read(root: Path, memory: bool | None) -> float:
 
     began = perf_counter()
     for split in ("train", "test"):
-        folder(split, root=str(root), size=[32, 32], channels=3, fit="resize", memory=memory)
+        folder(split, root=str(root), size=[32, 32], channels=3, fit="resize", range=None, memory=memory)
     return perf_counter() - began
 
 

@@ -143,15 +143,19 @@ def test_a_missing_split_is_code_2(dltrain: Command, trained: Trained) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"not a checkpoint", b"PK\x03\x04 half an archive"],
+    ("content", "what"),
+    [
+        (b"", "an empty file"),
+        (b"not a checkpoint", "a text, not weights"),
+        (b"PK\x03\x04 half an archive", "incomplete, its end is missing"),
+    ],
     ids=["empty", "text", "cut"],
 )
-def test_a_damaged_checkpoint_is_code_66_and_one_line(dltrain: Command, content: bytes) -> None:
+def test_a_damaged_checkpoint_is_code_66_and_one_line(dltrain: Command, content: bytes, what: str) -> None:
     Path("bad.pt").write_bytes(content)
     result = dltrain("eval", "ckpt=bad.pt")
     assert result.code == 66
-    assert result.err.startswith("error: bad.pt: not a checkpoint, or a damaged one")
+    assert result.err.startswith(f"error: bad.pt: {what}")
     assert len(result.err.splitlines()) == 1
 
 
@@ -280,7 +284,7 @@ def test_a_bad_checkpoint_among_several_is_reported_and_the_others_are_evaluated
     result = dltrain("eval", f"ckpt=[bad.pt,{folder},nowhere]", "--json")
     documents = json.loads(result.out)
     assert result.code == 66
-    assert "2 of 3 checkpoints could not be evaluated; the first: bad.pt: not a checkpoint" in result.err
+    assert "2 of 3 checkpoints could not be evaluated; the first: bad.pt: a text, not weights" in result.err
     assert ["error" in each for each in documents] == [True, False, True]
     assert documents[2] == {"checkpoint": "nowhere", "error": "nowhere: no such file or folder"}
     assert figures(folder / "checkpoints")["accuracy"] == documents[1]["accuracy"]

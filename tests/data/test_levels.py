@@ -38,7 +38,7 @@ def of(*images: Array, mode: str = "I;16") -> list[float] | None:
 
 
 def read(root: Path, split: str = "train", range: list[float] | None = None) -> Examples:
-    found = folder(split, root=str(root), size=[16, 16], channels=1, fit="resize", range=range)
+    found = folder(split, root=str(root), size=[16, 16], channels=1, fit="resize", range=range, memory=None)
     assert found is not None
     return found
 

@@ -49,7 +49,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def source(root: Path, memory: bool | None) -> Source:
-    return partial(folder, root=str(root), size=[8, 8], channels=3, fit="resize", memory=memory)
+    return partial(folder, root=str(root), size=[8, 8], channels=3, fit="resize", range=None, memory=memory)
 
 
 def read(root: Path, memory: bool | None) -> Examples:

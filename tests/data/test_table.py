@@ -18,7 +18,7 @@ from support.command import Command
 from support.tiers import counts
 
 KEYS = {"root": None, "path": None, "label": None, "split_column": None, "numbers": False}
-FIXED: dict[str, Any] = {"size": [2, 2], "channels": 1, "fit": "resize"}
+FIXED: dict[str, Any] = {"size": [2, 2], "channels": 1, "fit": "resize", "range": None, "memory": None}
 NO_FILE = "no such file in the folder of the images:"
 COUNT = 20  # images; the level of image k is 10 k
 

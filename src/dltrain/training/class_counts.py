@@ -3,6 +3,7 @@
 import itertools
 import logging
 
+from dltrain.data.mapped_images import blocks
 from dltrain.runtime.errors import listed
 from dltrain.training.build import Data
 
@@ -51,7 +52,10 @@ def _shared(data: Data) -> list[str]:
     """Return how many images of a split, byte for byte, are in another one too."""
     if sum(part.images.nbytes for part in data.splits.values()) > MOST_BYTES:
         return []
-    hashes = {split: [hash(image.tobytes()) for image in part.images.numpy()] for split, part in data.splits.items()}
+    hashes = {
+        split: [hash(image.tobytes()) for block in blocks(part.images) for image in block.numpy()]
+        for split, part in data.splits.items()
+    }
     shared = []
     for split, other in itertools.combinations(reversed(hashes), 2):
         if found := sum(map(set(hashes[other]).__contains__, hashes[split])):
