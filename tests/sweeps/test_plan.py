@@ -1,15 +1,17 @@
 """Planning the jobs of a sweep: composed as by Hydra, checked before the first runs, without duplicates."""
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dltrain.config import composition
-from dltrain.sweeps import plan
+from dltrain.sweeps import plan, sweep_file
 from support.command import Command
 from support.sweeping import QUICK
 from support.tiers import mostly_slow
@@ -28,7 +30,7 @@ LINES = [
 ]
 
 
-def planned(line: list[str], use: Callable[[plan.Composer], int]) -> int:
+def planned(line: list[str], use: Callable[[plan.Composer], Any]) -> Any:
     with composition.sweeping("train", ["-m", *line]) as sweeping:
         return use(plan.Composer(sweeping))
 
@@ -46,6 +48,27 @@ def test_each_job_is_composed_as_by_hydra(line: list[str]) -> None:
         return 0
 
     assert planned(line, compare) == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("le*_mnist", {"textbook/lenet_mnist"}),
+        ("[l*,mnist_mlp],exclude=le*", {"textbook/linear_regression", "textbook/lstm_mnist", "mnist_mlp"}),
+    ],
+)
+def test_a_pattern_of_an_old_sweep_matches_experiments_that_moved(
+    tmp_path: Path, pattern: str, names: set[str]
+) -> None:
+    content = {"command": "train", "overrides": [f"experiment=glob({pattern})"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    (override,) = sweep_file._read(tmp_path / "sweep.json", "train", None)
+    found = planned([override], lambda composer: [job.text for (job,) in plan.grid(composer)])
+    assert {text.partition("=")[2] for text in found} == names
+
+
+def test_a_pattern_of_experiments_matches_those_in_folders_too() -> None:
+    assert planned(["experiment=glob(*)"], lambda composer: len(list(plan.grid(composer)))) == 24
 
 
 def test_hydra_composes_once_for_each_combination_of_options(monkeypatch: pytest.MonkeyPatch) -> None:

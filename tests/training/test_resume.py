@@ -259,6 +259,13 @@ def test_an_interpolation_of_a_harmless_key_may_change(dltrain: Command, monkeyp
     assert (result.code, "another value" in result.out) == (0, False)
 
 
+def test_a_reference_to_a_value_of_hydra_is_filled_in_anew_by_each_command(dltrain: Command) -> None:
+    folder = dltrain("train", *HALF, "name=${hydra:runtime.choices.model}").folder
+    assert folder.name.endswith("-mlp")
+    for arguments in (("train", f"resume={folder}", ON), ("eval", f"ckpt={folder}")):
+        assert dltrain(*arguments).code == 0, arguments
+
+
 @pytest.mark.parametrize(("file", "splits"), [("train-images-idx3-ubyte", "train"), ("t10k-labels-idx1-ubyte", "test")])
 def test_changed_data_is_refused_with_the_name_of_its_split(
     dltrain: Command, tmp_path: Path, file: str, splits: str

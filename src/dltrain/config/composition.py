@@ -17,6 +17,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -96,6 +98,17 @@ def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
     """Yield Hydra's loader of configs/ and then `config_dir`, within the limits of `hydra_sandbox`."""
     with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+        listed = loader.get_group_options
+
+        def options(group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG, **named: Any) -> list[str]:
+            """List the options in sub-folders of experiment/ too, so that glob(*) finds them."""
+            folders = listed(group_name, ObjectType.GROUP) if group_name == "experiment" else []
+            inside = [
+                f"{folder}/{name}" for folder in folders for name in listed(f"{group_name}/{folder}", results_filter)
+            ]
+            return listed(group_name, results_filter, **named) + inside
+
+        loader.get_group_options = options  # type: ignore[assignment, method-assign]
         if config_dir is not None:
             search_path = loader.get_search_path()
             folder = f"file://{Path(config_dir).absolute()}"
@@ -189,6 +202,7 @@ def preview(command: str, argv: list[str]) -> Composed:
 def compose_job(loader: ConfigLoader, config_name: str, texts: list[str], implied: Sequence[str] = ()) -> Composed:
     """Compose one config; `implied` are those overrides that the user did not type."""
     config = loader.load_configuration(config_name, texts, run_mode=RunMode.RUN)
+    HydraConfig.instance().set_config(config)  # for references such as ${hydra:runtime.cwd}
     plain = OmegaConf.to_container(config, resolve=False)  # ${oc.env:KEY} stays a reference
     assert isinstance(plain, dict)
     node = plain.pop("hydra")

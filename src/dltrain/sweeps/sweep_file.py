@@ -122,6 +122,13 @@ def _moved(override: str, config_dir: str | None) -> str:
     def moved(name: str) -> str:
         return f"textbook/{name}" if name not in names and f"textbook/{name}" in names else name
 
+    if "glob(" in value:  # of patterns, which may match old names
+
+        def both(match: re.Match[str]) -> str:
+            patterns = match[2].strip("[]")
+            return f"{match[1]}[{patterns},{','.join(f'textbook/{each.strip()}' for each in patterns.split(','))}]"
+
+        return key + equals + re.sub(r"(glob\(|exclude=)(\[[^\]]*\]|[^,)]*)", both, value)
     return key + equals + re.sub(r"""[^,'"()\[\] ]+""", lambda match: moved(match[0]), value)
 
 
