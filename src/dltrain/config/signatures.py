@@ -14,7 +14,6 @@ import typing
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Len
@@ -23,21 +22,8 @@ from dltrain.config.hints import Matches
 from dltrain.runtime.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
-KNOWN = MappingProxyType(
-    {
-        "Annotated": Annotated,
-        "Interval": Interval,
-        "Len": Len,
-        "Literal": Literal,
-        "Matches": Matches,
-        "bool": bool,
-        "dict": dict,
-        "float": float,
-        "int": int,
-        "list": list,
-        "str": str,
-    }
-)
+KNOWN: dict[str, Any] = {"Annotated": Annotated, "Literal": Literal}
+KNOWN |= {known.__name__: known for known in (Interval, Len, Matches, bool, dict, float, int, list, str)}
 
 
 @dataclass(frozen=True)
@@ -91,8 +77,7 @@ def matches_name(definition: str, name: str) -> bool:
 
 def public_names(source: str) -> list[str]:
     """Return the public functions and classes of a source file, in lower case."""
-    tree = _parsed(source)
-    definitions = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    definitions = (node for node in _parsed(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef))
     return [node.name.lower() for node in definitions if not node.name.startswith("_")]
 
 
