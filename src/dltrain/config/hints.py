@@ -5,6 +5,7 @@ allows every value.
 """
 
 import math
+import operator
 import re
 import sys
 import types
@@ -61,12 +62,8 @@ def is_number(text: str) -> bool:
 
 def _within(value: Any, rule: Any) -> bool:
     if isinstance(rule, Interval):
-        return value is None or (
-            (rule.gt is None or value > rule.gt)
-            and (rule.ge is None or value >= rule.ge)
-            and (rule.lt is None or value < rule.lt)
-            and (rule.le is None or value <= rule.le)
-        )
+        bounds = {operator.gt: rule.gt, operator.ge: rule.ge, operator.lt: rule.lt, operator.le: rule.le}
+        return value is None or all(bound is None or holds(value, bound) for holds, bound in bounds.items())
     if isinstance(rule, Len):
         return rule.min_length <= len(value) <= (math.inf if rule.max_length is None else rule.max_length)
     if isinstance(rule, Matches):
@@ -89,15 +86,9 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(choice) for choice in get_args(hint))
     if origin is list:
         return f"a list, each {describe(get_args(hint)[0])}"
-    names: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        list: "a list",
-        dict: "values by name",
-    }
-    return "null" if hint is None or hint is type(None) else names.get(origin or hint, "any value")
+    names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names |= {list: "a list", dict: "values by name", None: "null", type(None): "null"}
+    return names.get(origin or hint, "any value")
 
 
 def _describe_rule(rule: Any) -> str:
