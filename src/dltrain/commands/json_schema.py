@@ -20,16 +20,8 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 # An interpolation that Hydra resolves, such as ${oc.env:HOME} or ${epochs}, or a value that must be set.
 REFERENCE = {"type": "string", "pattern": r"^(.*\$\{.*\}.*|\?\?\?)$"}
 OWN_CODE = {"type": "object", "properties": {"name": {"type": "string", "pattern": ":"}}, "required": ["name"]}
-SIMPLE: dict[Any, dict[str, Any]] = {
-    int: {"type": "integer"},
-    float: {"type": "number"},
-    bool: {"type": "boolean"},
-    str: {"type": "string"},
-    list: {"type": "array"},
-    dict: {"type": "object"},
-    None: {"type": "null"},
-    type(None): {"type": "null"},
-}
+TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean", str: "string", list: "array", dict: "object"}
+TYPES |= {None: "null", type(None): "null"}
 BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
 
@@ -41,8 +33,7 @@ def schema_of_configs(configs: Path) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     conditions: list[dict[str, Any]] = []
     for group, place in nodes.items():
-        options = registry.options(group, [configs])
-        defaults = {option: defaults_of(path) for option, path in options.items()}
+        defaults = {option: defaults_of(path) for option, path in registry.options(group, [configs]).items()}
         if place is not None:
             keys = builtin(*place).keys
             properties[group] = _object(keys, next(iter(defaults.values()))) | {"additionalProperties": False}
@@ -84,7 +75,8 @@ def value_schema(hint: Any) -> dict[str, Any]:
         return {"anyOf": [value_schema(choice) for choice in get_args(hint)]}
     if origin is list:
         return {"type": "array", "items": value_schema(get_args(hint)[0])}
-    return dict(SIMPLE.get(origin or hint, {}))
+    name = TYPES.get(origin or hint)
+    return {"type": name} if name else {}
 
 
 def _rule_schema(rule: Any, base: Mapping[str, Any]) -> dict[str, Any]:
