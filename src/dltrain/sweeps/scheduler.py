@@ -96,8 +96,7 @@ class Scheduler:
 
     def _end(self, number: int, outcome: JobResult) -> None:
         took = time.monotonic() - self.running.pop(number)
-        entry = self.journal.entries[number]
-        expected = self.folder / entry.folder
+        expected = self.folder / self.journal.entries[number].folder
         folder = outcome.folder or (str(expected) if expected.exists() else "")
         outcome = replace(outcome, folder=folder, seconds=outcome.seconds or took)
         was_killed = number in self.timed_out
@@ -107,12 +106,8 @@ class Scheduler:
             outcome = replace(outcome, code=124, status=f"timed out after {limit} (sweep.job_timeout)")
         if self.stopping and outcome.failed and outcome.code > 128:  # killed after it was asked to save
             outcome = replace(outcome, code=143, status="interrupted")
-        if (
-            outcome.failed
-            and not self.stopping
-            and outcome.code != WRONG_CONFIG
-            and self.attempts[number] <= self.settings.retries
-        ):
+        may_retry = outcome.failed and not self.stopping and outcome.code != WRONG_CONFIG
+        if may_retry and self.attempts[number] <= self.settings.retries:
             self.view.log(f"job {number} failed ({outcome.code}): {outcome.status}; trying again")
             self.queue.appendleft(number)
             return
