@@ -171,12 +171,8 @@ def _run_jobs(
     entries = list(journal.entries.values())
     _show_results(folder, entries, settings)
     if signals or cut_off:
-        trusted = {
-            package
-            for config in configs
-            for _, package in saved_config.custom_imports(config)
-            if package.isidentifier()
-        }
+        packages = {package for config in configs for _, package in saved_config.custom_imports(config)}
+        trusted = set(filter(str.isidentifier, packages))
         again = sweep_file.command_to_resume(request, folder, composer.sweeping.overrides, trusted)
         print(f"stopped; continue with {again}")
         return SIGNALS[Signals(signals[0]) if signals else Signals.SIGTERM]
