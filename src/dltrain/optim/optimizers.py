@@ -117,14 +117,8 @@ def muon(
         decay_biases: decay biases and norm weights too
     """
     named = list(named_parameters)
-    matrices = {
-        parameter
-        for name, parameter in named
-        if "weight" in name
-        and parameter.ndim > 1
-        and not parameter.is_complex()
-        and _layer(name) != _layer(named[-1][0])
-    }
+    weights = [parameter for name, parameter in named if "weight" in name and _layer(name) != _layer(named[-1][0])]
+    matrices = {weight for weight in weights if weight.ndim > 1 and not weight.is_complex()}
     groups = []
     for group in _groups(named, weight_decay, decay_biases):
         for steps, decay in ((iterations, momentum), (0, plain_momentum)):
