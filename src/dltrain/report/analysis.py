@@ -79,21 +79,17 @@ def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict
     hits, true, claimed = (
         torch.bincount(labels, minlength=K).double() for labels in (targets[correct], targets, predicted)
     )
-    rows = zip(
-        classes,
-        (hits / claimed.clamp(min=1)).tolist(),
-        (hits / true.clamp(min=1)).tolist(),
-        (2 * hits / (true + claimed).clamp(min=1)).tolist(),
-        true.int().tolist(),
-        strict=True,
-    )
+    columns = {
+        "precision": hits / claimed.clamp(min=1),
+        "recall": hits / true.clamp(min=1),
+        "f1": 2 * hits / (true + claimed).clamp(min=1),
+        "examples": true.int(),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     pairs = torch.bincount(targets * K + predicted, minlength=K * K).view(K, K).tolist() if K <= MOST_CLASSES else None
     return {
         **({} if pairs is None else {"confusion": pairs}),
-        "per_class": {
-            name: {"precision": precision, "recall": recall, "f1": f1, "examples": count}
-            for name, precision, recall, f1, count in rows
-        },
+        "per_class": {name: dict(zip(columns, row, strict=True)) for name, row in zip(classes, rows, strict=True)},
         "calibration": calibration(_confidence(outputs), correct),
     }
 
