@@ -34,6 +34,7 @@ REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
 MOST_LINES = 50
 CONSOLE = "dltrain console"  # name of the handler, so that there is only one
+RATES = ("lr", "examples_per_second")  # of training, not results
 PARTS = "parts"  # attribute of a log record: the parts of its line with their priorities, for a narrow terminal
 
 
@@ -195,9 +196,7 @@ def _parts(metrics: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) 
 
 def _metrics_text(values: Mapping[str, float]) -> str:
     """Return the metrics of a record as one text: loss 0.1674 accuracy 0.9475 5,811/s."""
-    shown = [
-        f"{key} {format_number(value)}" for key, value in values.items() if key not in ("lr", "examples_per_second")
-    ]
+    shown = [f"{key} {format_number(value)}" for key, value in values.items() if key not in RATES]
     rate = values.get("examples_per_second")
     return " ".join(shown + ([f"{rate:,.0f}/s"] if rate else []))
 
@@ -226,7 +225,7 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
     label = "best" if best["split"] == "val" else best["split"]  # without a validation set the last weights are tested
     rows = {"val": summary["val"], label: best, "test": summary["test"]}
     rows = {name: row for name, row in rows.items() if row and "loss" in row}
-    skipped = ("split", "step", "epoch", "lr", "examples_per_second")
+    skipped = ("split", "step", "epoch", *RATES)
     show_metrics(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
     log.info("summary     %s", folder / "summary.json")
     log.info("checkpoints %s", folder / "checkpoints")

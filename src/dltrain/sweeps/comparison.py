@@ -51,9 +51,7 @@ def _run(folder: Path, label: str) -> RunRow:
         return RunRow(folder, label, _config(folder), "not done", {}, math.nan)
     try:
         summary = json.loads(content)
-        values = {
-            name: value for name, value in job_metrics("train", summary).items() if isinstance(value, int | float)
-        }
+        values = {k: v for k, v in job_metrics("train", summary).items() if isinstance(v, int | float)}
         seconds = float(summary.get("total_seconds", math.nan))
         return RunRow(folder, label, _config(folder), str(summary["status"]), values, seconds)
     except page.UNFIT as error:
