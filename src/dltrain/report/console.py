@@ -8,7 +8,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -229,6 +229,16 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
     show_metrics(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
     log.info("summary     %s", folder / "summary.json")
     log.info("checkpoints %s", folder / "checkpoints")
+
+
+def new_table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
+    """Return a table with columns of texts, which are folded where space is short, and then of numbers."""
+    table = Table(title=title, title_justify="left")
+    for column in texts:
+        table.add_column(printable(column), overflow="fold")
+    for column in numbers:
+        table.add_column(printable(column), justify="right")
+    return table
 
 
 def show_table(table: Table) -> None:
