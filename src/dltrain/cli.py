@@ -173,9 +173,8 @@ def _run(command: str, argv: list[str]) -> int:
             )
         return _sweep(command, argv)
     job = "summary" if is_summary else command
-    arguments = [
-        flag for flag in argv if not (flag == "--summary" and is_summary) and not (flag == "--json" and as_json)
-    ]
+    own = {"--summary": is_summary, "--json": as_json}  # a flag that does not apply is left in, and refused
+    arguments = [argument for argument in argv if not own.get(argument)]
     with startup.gc_paused(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         from dltrain.config import composition
 

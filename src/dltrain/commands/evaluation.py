@@ -96,8 +96,7 @@ def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, .
         log.info("metrics %s", path)
     except OutputError as error:  # the folder of the run may be read-only: still print the result
         log.warning("%s", error)
-    score = tuple(value if math.isfinite(value) else -math.inf for value in task.score(metrics))
-    return result, score
+    return result, tuple(value if math.isfinite(value) else -math.inf for value in task.score(metrics))
 
 
 def analyze_checkpoint(config: Config) -> dict[str, Any]:

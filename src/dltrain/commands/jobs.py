@@ -55,10 +55,7 @@ INTERRUPTED = JobResult(143, "interrupted")
 
 
 def run_job(
-    command: str,
-    config: dict[str, Any],
-    report_error: Callable[[UserError | KeyboardInterrupt], int],
-    **settings: Any,
+    command: str, config: dict[str, Any], report_error: Callable[[UserError | KeyboardInterrupt], int], **settings: Any
 ) -> tuple[JobResult, Any]:
     """Run a job; return how it ended and its JSON-able document, None if it has none.
 

@@ -62,6 +62,7 @@ def predict(config: Config) -> list[dict[str, Any]]:
     if name == "classification":
         ranks = range(1, min(values["top_k"], len(classes)) + 1)
         columns = [column for rank in ranks for column in (f"class_{rank}", f"probability_{rank}")]
+    size, fit = (shape[1], shape[2]), loaded.values["data"].get("fit", "resize")
     auto = values["invert"] == "auto"
     knows_dark = auto and drawings.knows_dark(loaded.statistics[0])
 
@@ -71,10 +72,8 @@ def predict(config: Config) -> list[dict[str, Any]]:
         invert = drawings.is_dark(image) != knows_dark if auto else values["invert"]
         image = drawings.inverted(image) if invert else image
         center = invert if values["center"] is None else values["center"]
-        image = drawings.centered(image, (shape[1], shape[2])) if center else image
-        fit = loaded.values["data"].get("fit", "resize")
-        pixels = image_files.resized(image, size=(shape[1], shape[2]), fit=fit)
-        return pixels, {"inverted": invert} if auto else {}
+        image = drawings.centered(image, size) if center else image
+        return image_files.resized(image, size=size, fit=fit), {"inverted": invert} if auto else {}
 
     rows: list[dict[str, Any]] = []
     with image_files.without_pillow_warnings(), memory_errors("Lower batch_size"):
@@ -98,11 +97,9 @@ def find(text: str) -> list[Path]:
         images, left_out = image_search.find_images(path)
         left_out = {name: why for name, why in left_out.items() if why != image_search.NO_FILE}  # a pipe would block
         paths = sorted(map(Path, [*images, *left_out]))
-    elif path.is_file():
-        paths = [path]
-    else:
-        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (any folder)
-        paths = [match for match in matches if match.is_file()]
+    else:  # a file may have a name that is also a pattern
+        names = [path] if path.is_file() else glob.glob(str(path), recursive=True)  # noqa: PTH207  (any folder)
+        paths = sorted(path for path in map(Path, names) if path.is_file())
     if not paths:
         problem = "no image found" if path.is_dir() or glob.has_magic(text) else "no such file or folder"
         raise InputError(f"input={text}: {problem}. Give a file, a folder or a pattern such as 'shots/*.png'")

@@ -132,7 +132,6 @@ def layers(model: nn.Module, input_shape: tuple[int, ...], name: str) -> list[La
 
 
 def _show(rows: list[Layer], summary: dict[str, Any]) -> None:
-    batch = tuple(summary["input_shape"])
     table = Table(title=f"{printable(summary['model'])} on {printable(summary['data'])}", title_justify="left")
     for column in ("layer", "type", "output shape", "parameters", "FLOPs"):
         table.add_column(column, justify="right" if column in ("parameters", "FLOPs") else "left")
@@ -144,7 +143,6 @@ def _show(rows: list[Layer], summary: dict[str, Any]) -> None:
     table.add_row("all", "", "", f"{summary['parameters']:,}", f"{summary['flops']:,}")
     console.show_table(table)
     frozen = summary["parameters"] - summary["trainable"]
-    log.info(
-        "weights  %s bytes%s", f"{summary['bytes']:,}", f", {frozen:,} parameters are not trained" if frozen else ""
-    )
-    log.info("input    %s, a batch", batch)
+    not_trained = f", {frozen:,} parameters are not trained" if frozen else ""
+    log.info("weights  %s bytes%s", f"{summary['bytes']:,}", not_trained)
+    log.info("input    %s, a batch", tuple(summary["input_shape"]))

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 from dltrain.runtime.errors import ConfigError
 
-CONFIG = (
-    ("GROUP=OPTION", "choose an option of a group"),
-    ("KEY=VALUE", "set a key"),
-)
+CONFIG = (("GROUP=OPTION", "choose an option of a group"), ("KEY=VALUE", "set a key"))
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,7 @@ COMMANDS = {
             (f"train resume={RUN} epochs=30", "continue a run, for more epochs"),
         ),
         flags=(
-            (
-                "--summary",
-                "print the layers, shapes, parameters and FLOPs, with --json as JSON; train nothing",
-            ),
+            ("--summary", "print the layers, shapes, parameters and FLOPs, with --json as JSON; train nothing"),
             *CONFIG_FLAGS,
         ),
     ),

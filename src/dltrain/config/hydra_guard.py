@@ -127,7 +127,6 @@ def refuse_changes(node: Any, overrides: Sequence[str]) -> None:
     params = node["sweeper"]["params"]
     items = {} if params is None else params if isinstance(params, dict) else {"": []}
     names = [str(key).lstrip("+~") for key in items]
-    if any(name.startswith(("_", "hydra", "sweep", "trust")) for name in names) or any(
-        isinstance(value, dict | list) for value in items.values()
-    ):
+    is_nested = any(isinstance(value, dict | list) for value in items.values())
+    if is_nested or any(name.startswith(("_", "hydra", "sweep", "trust")) for name in names):
         raise UnsafeConfig("hydra.sweeper.params: must be overrides of a sweep by key, such as optim.lr: 0.1,0.01")

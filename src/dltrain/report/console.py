@@ -8,7 +8,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -34,6 +34,7 @@ REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 10.0
 MOST_LINES = 50
 CONSOLE = "dltrain console"  # name of the handler, so that there is only one
+RATES = ("lr", "examples_per_second")  # of training, not results
 PARTS = "parts"  # attribute of a log record: the parts of its line with their priorities, for a narrow terminal
 
 
@@ -195,9 +196,7 @@ def _parts(metrics: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) 
 
 def _metrics_text(values: Mapping[str, float]) -> str:
     """Return the metrics of a record as one text: loss 0.1674 accuracy 0.9475 5,811/s."""
-    shown = [
-        f"{key} {format_number(value)}" for key, value in values.items() if key not in ("lr", "examples_per_second")
-    ]
+    shown = [f"{key} {format_number(value)}" for key, value in values.items() if key not in RATES]
     rate = values.get("examples_per_second")
     return " ".join(shown + ([f"{rate:,.0f}/s"] if rate else []))
 
@@ -226,10 +225,20 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
     label = "best" if best["split"] == "val" else best["split"]  # without a validation set the last weights are tested
     rows = {"val": summary["val"], label: best, "test": summary["test"]}
     rows = {name: row for name, row in rows.items() if row and "loss" in row}
-    skipped = ("split", "step", "epoch", "lr", "examples_per_second")
+    skipped = ("split", "step", "epoch", *RATES)
     show_metrics(title, {name: {k: v for k, v in row.items() if k not in skipped} for name, row in rows.items()})
     log.info("summary     %s", folder / "summary.json")
     log.info("checkpoints %s", folder / "checkpoints")
+
+
+def new_table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
+    """Return a table with columns of texts, which are folded where space is short, and then of numbers."""
+    table = Table(title=title, title_justify="left")
+    for column in texts:
+        table.add_column(printable(column), overflow="fold")
+    for column in numbers:
+        table.add_column(printable(column), justify="right")
+    return table
 
 
 def show_table(table: Table) -> None:

@@ -99,8 +99,7 @@ def resolve_precision(runtime: Runtime, network: nn.Module, batch_size: int, tas
     """Resolve precision `auto`. A rule, so that a command always gets the same precision on the same machine."""
     if runtime.precision != "auto":
         return runtime
-    reason = _reason_against_bf16(runtime.device, network, batch_size, task)
-    if reason:
+    if reason := _reason_against_bf16(runtime.device, network, batch_size, task):
         return replace(runtime, precision="fp32", reason=reason)
     return replace(runtime, precision="bf16", reason="faster for this network on this hardware")
 

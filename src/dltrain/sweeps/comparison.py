@@ -13,7 +13,7 @@ from dltrain.commands.jobs import job_metrics
 from dltrain.config import safe_yaml
 from dltrain.config.dotted import leaves
 from dltrain.config.registry import GROUPS
-from dltrain.report.console import format_number, show_table
+from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import text, write_analysis
 from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, metric, value_text
@@ -51,9 +51,7 @@ def _run(folder: Path, label: str) -> RunRow:
         return RunRow(folder, label, _config(folder), "not done", {}, math.nan)
     try:
         summary = json.loads(content)
-        values = {
-            name: value for name, value in job_metrics("train", summary).items() if isinstance(value, int | float)
-        }
+        values = {k: v for k, v in job_metrics("train", summary).items() if isinstance(v, int | float)}
         seconds = float(summary.get("total_seconds", math.nan))
         return RunRow(folder, label, _config(folder), str(summary["status"]), values, seconds)
     except page.UNFIT as error:
@@ -159,11 +157,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
 def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
     names = names_of((run.metrics for run in runs), by)
     title = f"{len(runs)} run{'s' * (len(runs) != 1)}, best {by.name} first"
-    table = Table(title=title, title_justify="left")
-    for column in ("run", "status", *map(printable, keys)):
-        table.add_column(column, overflow="fold")
-    for column in (*names, "seconds"):
-        table.add_column(printable(column), justify="right")
+    table = new_table(title, ("run", "status", *keys), (*names, "seconds"))
     for run in runs:
         values = [printable(value_text(run.config.get(key))) for key in keys]
         shown = [format_number(run.metrics[name]) if name in run.metrics else "" for name in names]

@@ -11,7 +11,7 @@ import yaml
 from rich.table import Table
 
 from dltrain.config.hints import is_number
-from dltrain.report.console import format_number, show_table
+from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
@@ -63,11 +63,7 @@ def table(entries: Sequence[Entry], by: Metric) -> Table:
     shared = set.intersection(*(set(entry.overrides) for entry in ended)) if len(ended) > 1 else set()
     best = f", best {by.name} first" if by.name in names else ""
     jobs = f"{len(ended)} job{'s' * (len(ended) != 1)}"
-    table = Table(title=f"{jobs}, {failed} failed{best}", title_justify="left")
-    for column in ("job", "overrides", "status"):
-        table.add_column(column, overflow="fold")
-    for column in (*names, "seconds"):
-        table.add_column(column, justify="right")
+    table = new_table(f"{jobs}, {failed} failed{best}", ("job", "overrides", "status"), (*names, "seconds"))
     for entry in ended[:MOST_ROWS]:
         values = row(entry)
         metrics = [format_number(values[name]) if name in values else "" for name in names]
@@ -83,10 +79,7 @@ def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, mos
     """Return a table of means over seeds with their 95 % intervals, the best first, of at most `most` rows."""
     ordered = sorted(groups, key=lambda group: by.key(group.mean))
     names = names_of((group.mean for group in ordered), by)
-    table = Table(title="over seeds: mean ± half of its 95 % interval", title_justify="left")
-    table.add_column("overrides", overflow="fold")
-    for column in ("n", *map(printable, names)):
-        table.add_column(column, justify="right")
+    table = new_table("over seeds: mean ± half of its 95 % interval", ["overrides"], ["n", *names])
     for group in ordered[:most]:
         metrics = [with_spread(group, name) if name in group.mean else "" for name in names]
         table.add_row(printable(group.label(keys)) or "all", str(group.count), *metrics)

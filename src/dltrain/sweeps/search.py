@@ -157,8 +157,7 @@ class Search:
 
     def draw(self) -> tuple[Entry, Composed] | None:
         """Add a new job to the journal and return it; None after the last trial."""
-        trial = self._ask()
-        if trial is None:
+        if (trial := self._ask()) is None:
             return None
         number, params = trial
         planned = self.planned(params)

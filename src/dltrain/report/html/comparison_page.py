@@ -83,8 +83,7 @@ def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], metric: str, p
 def _link(folder: Path, place: Path) -> str:
     """Return a link from `place` to the page of a run, or to its folder if it has no page."""
     report = folder / NAME
-    target = report if report.exists() else folder
-    return "./" + quote(os.fsencode(os.path.relpath(target, place)))
+    return "./" + quote(os.fsencode(os.path.relpath(report if report.exists() else folder, place)))
 
 
 def _curves(runs: Sequence[RunRow], metric: str) -> list[charts.Spec]:

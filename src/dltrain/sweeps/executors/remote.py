@@ -135,8 +135,7 @@ class Ray(_Engine):
     def _outcome(self, job: Any) -> JobResult:
         errors = self.ray.exceptions
         try:
-            outcome: JobResult = self.ray.get(job)
-            return outcome
+            return self.ray.get(job)
         except errors.TaskCancelledError:
             return INTERRUPTED
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError):
@@ -194,8 +193,7 @@ class Slurm(_Engine):
     def _outcome(self, job: Any) -> JobResult:
         errors = self.submitit.core.utils
         try:
-            outcome: JobResult = job.result()
-            return outcome
+            return job.result()
         except errors.FailedJobError as error:  # not raised by the job itself, which could not begin
             return JobResult(1, first_line(error))
         except errors.UncompletedJobError:
