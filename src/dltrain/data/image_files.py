@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -17,6 +16,8 @@ from dltrain.data.image_search import HEIF
 from dltrain.data.levels import DEEP_MODES, Levels, Spread, spread, to_bytes
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+# Silences Pillow's warnings about odd files. Use it around threads, not in them: warning filters are global.
+without_pillow_warnings = functools.partial(warnings.catch_warnings, action="ignore")
 
 
 class Unreadable(ValueError):
@@ -36,14 +37,6 @@ def _formats(heif: bool) -> list[str]:
         pillow_heif.register_heif_opener()
     wanted = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", *(["HEIF"] if heif else []))
     return [name for name in wanted if name in Image.OPEN]
-
-
-@contextlib.contextmanager
-def without_pillow_warnings() -> Iterator[None]:
-    """Silence Pillow's warnings about odd files. Use it around threads, not in them: warning filters are global."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str, levels: Levels = None) -> Tensor:
