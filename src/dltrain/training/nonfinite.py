@@ -13,22 +13,16 @@ from dltrain.runtime.errors import UserError
 
 NOT_FOUND = "not found when the step was computed again"
 ADVICE = "Lower optim.lr or set clip_norm; earlier checkpoints are kept"
+Position = tuple[int, Generators]  # a step, and the states of the generators after it
 
 
 def name_tensor(
-    state: TrainState,
-    train: Loader,
-    task: Task,
-    runtime: Runtime,
-    *,
-    step: int,
-    since: tuple[int, Generators],
-    accumulate: int,
+    state: TrainState, train: Loader, task: Task, runtime: Runtime, *, step: int, since: Position, accumulate: int
 ) -> str:
     """Compute `step` (counted from 1) again and name the first tensor in it that is not finite.
 
     The updates from that step on were masked, so the weights are still those before it. `since` is an earlier step of
-    the same epoch with the generator states after it, so that dropout repeats its masks.
+    the same epoch, whose generator states let dropout repeat its masks.
     """
     if named := _first(dict(state.model.named_parameters())):
         return f"parameter {named}"

@@ -27,10 +27,7 @@ Load = Callable[[dict[str, Any], int], build.Data]
 
 
 def prepare(
-    config: Config,
-    start: ResumePoint | None,
-    load: Load,
-    processes: torchrun.Processes = torchrun.SINGLE_PROCESS,
+    config: Config, start: ResumePoint | None, load: Load, processes: torchrun.Processes = torchrun.SINGLE_PROCESS
 ) -> Run:
     """Build all parts of a run, at its start or restored from a checkpoint."""
     values, typed = config.values, config.typed
