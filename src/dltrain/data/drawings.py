@@ -28,10 +28,8 @@ def knows_dark(mean: Sequence[float]) -> bool:
         return True
     if LIGHT < average < 1:
         return False
-    raise ConfigError(
-        f"invert=auto: the mean of the training images, {average:.2f}, is neither dark nor light. "
-        "Set invert=true or invert=false"
-    )
+    problem = f"the mean of the training images, {average:.2f}, is neither dark nor light"
+    raise ConfigError(f"invert=auto: {problem}. Set invert=true or invert=false")
 
 
 def is_dark(image: Image.Image) -> bool:

@@ -90,9 +90,8 @@ def read_images(
             image_cache.write(place, key, images, (failures, levels), needed)
             decoded = image_cache.read(place, key, shape, mapped=True)
             if decoded is None:
-                raise OutputError(
-                    f"{place.parent}: cannot hold {needed:,} bytes of images. Set DLTRAIN_CACHE elsewhere"
-                )
+                why = f"cannot hold {needed:,} bytes of images. Set DLTRAIN_CACHE elsewhere"
+                raise OutputError(f"{place.parent}: {why}")
         else:
             found = list(images)
             reasons = {index: str(why) for index, why in failures.items()}

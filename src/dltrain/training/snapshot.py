@@ -98,10 +98,8 @@ def restore(run: Run, start: ResumePoint) -> None:
     state, content = run.state, start.content
     before = content["digests"].get("data", {})
     if changed := [split for split in before if before[split] != run.data.digests.get(split)]:
-        raise InputError(
-            f"resume: the data has changed since ({', '.join(changed)}): this would be a different run\n"
-            "Bring the data back, or start a new run with init="
-        )
+        problem = f"the data has changed since ({', '.join(changed)}): this would be a different run"
+        raise InputError(f"resume: {problem}\nBring the data back, or start a new run with init=")
     try:
         state.model.load_state_dict(content["model"])
         if content["config"]["optim"]["name"] == run.config.values["optim"]["name"]:

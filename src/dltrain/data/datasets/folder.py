@@ -118,9 +118,8 @@ def _split_folders(root: Path, folders: list[str], warn: Callable[..., None]) ->
     if "train" not in nested:
         raise InputError(f"{named['train']}: has images but no folders of classes\n{_advice(root)}")
     if others and len(named) == 1:
-        raise InputError(
-            f"{root}: is {named['train'].name} a split, or a class like {listed(others)}? Move one of them"
-        )
+        train = named["train"].name
+        raise InputError(f"{root}: is {train} a split, or a class like {listed(others)}? Move one of them")
     if unused := [name for name in folders if root / name not in nested.values()]:
         warn("not used: %s. Only splits with class folders are; for the rest there is dltrain predict", listed(unused))
     return nested
