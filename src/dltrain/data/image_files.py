@@ -8,12 +8,12 @@ import warnings
 from pathlib import Path
 
 import numpy
-import torch
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from dltrain.data.image_search import HEIF
 from dltrain.data.levels import DEEP_MODES, Levels, Spread, spread, to_bytes
+from dltrain.data.splits import channels_first
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 # Silences Pillow's warnings about odd files. Use it around threads, not in them: warning filters are global.
@@ -96,8 +96,7 @@ def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
         image = ImageOps.fit(image, width_height, Image.Resampling.BILINEAR)
     else:
         image = image.resize(width_height, Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(numpy.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return channels_first(image).contiguous()
 
 
 def _flatten(image: Image.Image, mode: str, levels: Levels) -> Image.Image:

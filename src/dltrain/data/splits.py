@@ -81,7 +81,7 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
         raise InputError("data: the data set is empty")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         raise InputError("data: each item of the data set must be (image, label)")
-    images = [image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items]
+    images = [image if isinstance(image, Tensor) else channels_first(image) for image, _ in items]
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise InputError(f"data: images must have one size, the data set has {', '.join(map(str, sorted(shapes)[:4]))}")
     try:
@@ -91,7 +91,7 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
     return torch.stack(images), targets, getattr(dataset, "classes", None)
 
 
-def _channels_first(image: Any) -> Tensor:
+def channels_first(image: Any) -> Tensor:
     """Convert a PIL image or an array, (H, W) or (H, W, C), to a tensor (C, H, W)."""
     pixels = torch.from_numpy(numpy.array(image))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)

@@ -143,9 +143,7 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
     if progress["best_weights"]:
         run.task.score(best)
     state = run.state.model.state_dict()
-    for weights in (progress["best_weights"], content.get("averages")):
-        if not weights:
-            continue
+    for weights in filter(None, (progress["best_weights"], content.get("averages"))):
         types = [{key: (each.shape, each.dtype) for key, each in tensors.items()} for tensors in (weights, state)]
         if types[0] != types[1]:
             raise ValueError("best weights that are not the model's")
