@@ -139,9 +139,8 @@ def split_train_val(
         if not 0 < held_out < len(train.images):
             raise ConfigError(f"data.val={val} takes {held_out} of {len(train.images)} training examples; change it")
         chosen = stratified(train.targets, held_out, seed)
-        rest = torch.ones(len(train.images), dtype=torch.bool)
-        rest[chosen] = False
-        train, validation = _take(train, rest.nonzero().flatten()), _take(train, chosen)
+        rest = torch.ones(len(train.images)).index_fill(0, chosen, 0).nonzero().flatten()
+        train, validation = _take(train, rest), _take(train, chosen)
     if absent := [name for label, name in enumerate(train.classes) if label not in train.targets]:
         named = ", ".join([*absent[:5], "…"][: len(absent)])
         log.warning("classes without a training example (%d of %d): %s", len(absent), len(train.classes), named)
