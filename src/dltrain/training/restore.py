@@ -79,10 +79,8 @@ def require_root(loaded: TrainedModel, config: Config) -> None:
     root = "" if typed or ":" in node["name"] else node.get("root")
     if root and not (expand_user(root).is_absolute() or Path(root).exists()):
         where = next((folder for folder in loaded.path.absolute().parents if (folder / root).exists()), None)
-        raise InputError(
-            f"data.root={root} is relative to the folder where the training was started; it is not in {Path.cwd()}\n"
-            f"Give data.root={where / root if where else '…'}"
-        )
+        problem = f"is relative to the folder where the training was started; it is not in {Path.cwd()}"
+        raise InputError(f"data.root={root} {problem}\nGive data.root={where / root if where else '…'}")
 
 
 def load_examples(loaded: TrainedModel, split: str) -> Examples:

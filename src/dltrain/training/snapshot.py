@@ -191,10 +191,8 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
 def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Restore the moments of a saved optimizer, but keep the options of the config, such as a new optim.lr."""
     if len(saved["param_groups"]) != len(built.param_groups):
-        raise ConfigError(
-            "resume: optim.weight_decay cannot change from or to 0 when biases do not decay "
-            "(optim.decay_biases=false). Start a new run with init="
-        )
+        problem = "optim.weight_decay cannot change from or to 0 when biases do not decay (optim.decay_biases=false)"
+        raise ConfigError(f"resume: {problem}. Start a new run with init=")
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
     parameters = [parameter for group in built.param_groups for parameter in group["params"]]
     moments = [each for entry in saved["state"].values() for each in entry.values() if isinstance(each, Tensor)]
