@@ -1,6 +1,7 @@
 """Finds the first tensor that made a loss NaN or infinite. Costs nothing until that happens."""
 
 import math
+from functools import partial
 from itertools import islice
 
 import torch
@@ -49,15 +50,12 @@ def _in_part(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task, runt
     """Name the first tensor of a forward and backward pass that is not finite; empty if all are."""
     names: list[str] = []
 
-    def check(name: str, module: nn.Module, output: object) -> None:
+    def check(name: str, module: nn.Module, _: object, output: object) -> None:
         tensors = output if isinstance(output, (tuple, list)) else [output]
         if not all(_is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
             names.append(f"the output of {name or 'the model'} ({type(module).__name__})")
 
-    hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: check(name, module, output))
-        for name, module in model.named_modules()
-    ]
+    hooks = [module.register_forward_hook(partial(check, name)) for name, module in model.named_modules()]
     with runtime.autocast():
         loss = task.loss(model(inputs), inputs, targets)
     for hook in hooks:
