@@ -80,9 +80,7 @@ class SampledAugmentations:
 
     def apply_cutout(self, images: Tensor, places: Tensor) -> Tensor:
         """Erase a square of each normalised image."""
-        if self.holes is None:
-            return images
-        return cutout(images, self.holes[places], self.augmentation.cutout)
+        return images if self.holes is None else cutout(images, self.holes[places], self.augmentation.cutout)
 
     def apply_mix(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor, places: Tensor

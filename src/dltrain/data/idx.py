@@ -61,10 +61,8 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
         else:
             parts = [f"{raw}/{name}" for names in FILES.values() for name in names]
             download.fetch(torchvision_name, base, raw, parts=parts, packed=[f"{it}.gz" for it in parts], unused=unused)
-    images, labels = (
-        read(path, dimensions=dimensions, sha256=sums.get(path.name), found=content)
-        for path, content, dimensions in zip(paths, contents, (3, 1), strict=True)
-    )
+    images = read(paths[0], dimensions=3, sha256=sums.get(paths[0].name), found=contents[0])
+    labels = read(paths[1], dimensions=1, sha256=sums.get(paths[1].name), found=contents[1])
     if images.shape[1:] != SIDES:
         raise _fault(paths[0], f"expected images of 28x28, found {'x'.join(map(str, images.shape[1:]))}")
     if len(images) != len(labels):

@@ -58,8 +58,7 @@ def open_image(path: str | Path, *, channels: int, levels: Levels = None) -> Ima
         ):
             if opened.width * opened.height > (most := Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{opened.width}x{opened.height} pixels, at most {most:,} are read: shrink it first")
-            upright = ImageOps.exif_transpose(opened)
-            return _flatten(upright, "RGB" if channels == 3 else "L", levels)
+            return _flatten(ImageOps.exif_transpose(opened), "RGB" if channels == 3 else "L", levels)
     except UnidentifiedImageError:
         raise ValueError(_unidentified(path)) from None
     except Exception as error:  # decoders raise nearly anything on damaged input

@@ -29,8 +29,7 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
         model.load_state_dict(weights)
     if run.data.test is not None and status != "interrupted":
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
-        metrics = evaluate(model, batches, run.task, run.runtime)
-        progress.latest["test"] = metrics
+        metrics = progress.latest["test"] = evaluate(model, batches, run.task, run.runtime)
         if nonfinite := [key for key, value in metrics.items() if not math.isfinite(value)]:
             log.warning("test %s is not finite; it is written as null", ", ".join(nonfinite))
         if output is not None:
