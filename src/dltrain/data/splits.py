@@ -168,6 +168,12 @@ def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = Fa
     return chosen.sort().values
 
 
+def fixed_part(targets: Tensor, split: str) -> Tensor:
+    """Return a mask (N,) of `train` or `test`, which is 20 % of each class whatever the seed, of undivided data."""
+    test = stratified(targets, round(0.2 * len(targets)), seed=0)
+    return torch.full((len(targets),), split == "train").index_fill(0, test, split == "test")
+
+
 def _count(amount: float, total: int, key: str) -> int:
     """Convert a fraction (float) or a number (int) to a number of examples."""
     count = amount if isinstance(amount, int) else round(amount * total)
