@@ -224,8 +224,10 @@ def test_angles_are_uniform_in_the_requested_range() -> None:
 def drawn_of(source: TensorLoader, number: int) -> Any:
     """What is drawn for an epoch, without the pictures."""
     generator = torch.Generator().manual_seed(number)
-    told = {"seed": 0, "epoch": number, "batch_size": SIZE, "device": CPU}
-    return batches_module.sample_augmentations(source.augmentation, torch.arange(COUNT), (3, 8, 6), generator, **told)
+    order = torch.arange(COUNT)
+    return batches_module.sample_augmentations(
+        source.augmentation, order, source.images, generator, 0, number, batch_size=SIZE
+    )
 
 
 def test_smoothed_noise_is_noise_weighed_by_a_bell() -> None:
@@ -245,14 +247,7 @@ def test_elastic_moves_the_middle_by_as_many_pixels_as_asked_for() -> None:
         examples, CPU, batch_size=100, statistics=((0.0,), (1.0,)), augmentation=Augmentation(elastic=1.4)
     )
     draws = batches_module.sample_augmentations(
-        source.augmentation,
-        torch.arange(500),
-        (1, 28, 28),
-        torch.Generator(),
-        seed=0,
-        epoch=0,
-        batch_size=100,
-        device=CPU,
+        source.augmentation, torch.arange(500), source.images, torch.Generator(), 0, 0, batch_size=100
     )
     found = draws._displacements(torch.arange(500), source.images)
     assert float(found[..., 14, 14].std()) == pytest.approx(1.4, rel=0.1)

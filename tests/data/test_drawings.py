@@ -2,7 +2,7 @@
 
 import numpy
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from dltrain.data import drawings
 from dltrain.runtime.errors import ConfigError
@@ -33,7 +33,7 @@ def middle(picture: Image.Image) -> tuple[float, float]:
 def test_a_drawing_anywhere_on_paper_of_any_size_is_centred_in_20_of_28_pixels(
     size: tuple[int, int], mode: str
 ) -> None:
-    found = drawings.centered(drawings.inverted(drawn(size, mode=mode)), (28, 28))
+    found = drawings.centered(ImageOps.invert(drawn(size, mode=mode)), (28, 28))
     assert (found.size, found.mode) == ((28, 28), mode)
     rows = numpy.flatnonzero((levels(found) > 127).any(axis=1))
     assert 19 <= len(rows) <= 20
@@ -42,19 +42,19 @@ def test_a_drawing_anywhere_on_paper_of_any_size_is_centred_in_20_of_28_pixels(
 
 
 def test_a_wide_drawing_fills_the_width_of_the_box() -> None:
-    found = drawings.centered(drawings.inverted(drawn(box=(20, 30, 160, 50))), (28, 42))
+    found = drawings.centered(ImageOps.invert(drawn(box=(20, 30, 160, 50))), (28, 42))
     columns = numpy.flatnonzero((levels(found) > 127).any(axis=0))
     assert (found.size, len(columns)) == ((42, 28), 20)
 
 
 def test_dark_on_light_stays_dark_on_light() -> None:
     light = drawings.centered(drawn(), (28, 28))
-    dark = drawings.centered(drawings.inverted(drawn()), (28, 28))
+    dark = drawings.centered(ImageOps.invert(drawn()), (28, 28))
     assert numpy.array_equal(levels(light), 255 - levels(dark))
 
 
 def test_grey_paper_and_a_pale_pen_become_black_and_white() -> None:
-    grey = drawings.inverted(drawn().point([round(100 + level * 0.3) for level in range(256)]))
+    grey = ImageOps.invert(drawn().point([round(100 + level * 0.3) for level in range(256)]))
     found = levels(drawings.centered(grey, (28, 28)))
     assert (found.min(), found.max()) == (0, 255)
 
@@ -67,7 +67,7 @@ def test_a_blank_page_and_an_image_that_fills_its_frame_are_unchanged() -> None:
 
 def test_paper_is_dark_or_light_by_its_edge() -> None:
     assert not drawings.is_dark(drawn())
-    assert drawings.is_dark(drawings.inverted(drawn()))
+    assert drawings.is_dark(ImageOps.invert(drawn()))
     assert not drawings.is_dark(drawn(box=(5, 5, 195, 195)))  # mostly ink
 
 

@@ -88,9 +88,8 @@ def check_ends(file: BinaryIO, size: int) -> None:
         large = struct.unpack("<4sQ2H2L4Q", tail[:56])
         disks += large[4:6]
         here, (count, length, start), end = large[6], large[7:], size - 98
-        if large[:2] != (b"PK\6\6", 44) or struct.unpack("<LQL", tail[-38:-22]) != (0, end, 1):
-            raise UnsafePickle("its end records differ")
-        if short != (min(count, 0xFFFF), min(length, 0xFFFFFFFF), min(start, 0xFFFFFFFF)):
+        is_whole = large[:2] == (b"PK\6\6", 44) and struct.unpack("<LQL", tail[-38:-22]) == (0, end, 1)
+        if not is_whole or short != (min(count, 0xFFFF), min(length, 0xFFFFFFFF), min(start, 0xFFFFFFFF)):
             raise UnsafePickle("its end records differ")
     if any(disks) or comment or here != count or start + length != end:
         raise UnsafePickle("its directory is not where its end record says")

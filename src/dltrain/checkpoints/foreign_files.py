@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dltrain.checkpoints import archive, pickle_reader
-from dltrain.runtime.errors import InputError, printable
+from dltrain.runtime.errors import InputError, listed, printable
 
 HEAD = 512  # bytes that tell the kind of a file
 SAVE = "Where it was made, save the weights alone: torch.save(model.state_dict(), 'weights.pt')"
@@ -104,5 +104,4 @@ def _conversion(path: Path, load: str) -> str:
 
 def _listed(names: list[str]) -> str:
     """Return up to three untrusted names for a message, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(printable(name[:60]) for name in names[:3]) + more
+    return listed([printable(name[:60]) for name in names], 3)

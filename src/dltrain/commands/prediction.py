@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageOps
 from rich.table import Table
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def predict(config: Config) -> list[dict[str, Any]]:
         """Return an image, inverted and centered as asked for, and what its row has more."""
         image = image_files.open_image(path, channels=shape[0], levels=known["levels"])
         invert = drawings.is_dark(image) != knows_dark if auto else values["invert"]
-        image = drawings.inverted(image) if invert else image
+        image = ImageOps.invert(image) if invert else image
         center = invert if values["center"] is None else values["center"]
         image = drawings.centered(image, size) if center else image
         return image_files.resized(image, size=size, fit=fit), {"inverted": invert} if auto else {}

@@ -5,7 +5,6 @@ device, every resumed run and every number of processes sees the same images.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -68,11 +67,6 @@ class SampledAugmentations:
     fractions: Tensor | None
     boxes: Tensor | None
 
-    @property
-    def mixes(self) -> bool:
-        """True if each image is mixed with another one."""
-        return self.fractions is not None
-
     def apply_geometric(self, images: Tensor, places: Tensor) -> Tensor:
         """Crop, mirror, rotate and distort images (B, C, H, W), bytes or floats, at `places` (B,) in the epoch."""
         if self.shifts is not None:
@@ -86,16 +80,13 @@ class SampledAugmentations:
 
     def apply_cutout(self, images: Tensor, places: Tensor) -> Tensor:
         """Erase a square of each normalised image."""
-        if self.holes is None:
-            return images
-        return cutout(images, self.holes[places], self.augmentation.cutout)
+        return images if self.holes is None else cutout(images, self.holes[places], self.augmentation.cutout)
 
     def apply_mix(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W) and targets (B, ...) with the others."""
-        assert self.fractions is not None
-        assert self.boxes is not None
+        assert self.fractions is not None and self.boxes is not None
         images = mix_images(images, other_images, self.fractions[places], self.boxes[places])
         fractions = self.fractions[places].view(-1, *[1] * (targets.ndim - 1))
         return images, fractions * targets + (1 - fractions) * other_targets
@@ -116,16 +107,15 @@ class SampledAugmentations:
 def sample_augmentations(
     augmentation: Augmentation,
     order: Tensor,
-    shape: Sequence[int],
+    images: Tensor,
     generator: torch.Generator,
-    *,
     seed: int,
     epoch: int,
+    *,
     batch_size: int,
-    device: torch.device,
 ) -> SampledAugmentations:
-    """Sample the parameters for an epoch of images of `shape` (C, H, W); `order` (N,) holds the examples' indices."""
-    count, (_, H, W) = len(order), shape
+    """Sample the parameters for an epoch of `images` (N, C, H, W); `order` (N,) holds the examples' indices."""
+    count, (H, W) = len(order), images.shape[2:]
     shifts = flips = angles = holes = fractions = boxes = None
     if augmentation.crop:
         shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
@@ -140,7 +130,7 @@ def sample_augmentations(
         holes = (torch.rand(count, 2, generator=generator) * torch.tensor([H, W])).long()
     if augmentation.mixup or augmentation.cutmix:
         fractions, boxes = _sample_mix(augmentation, count, H, W, seed, epoch)
-    on_device = [x if x is None else x.to(device) for x in (shifts, flips, angles, holes, fractions, boxes)]
+    on_device = [x if x is None else x.to(images.device) for x in (shifts, flips, angles, holes, fractions, boxes)]
     return SampledAugmentations(augmentation, seed, epoch, min(batch_size, count), *on_device)
 
 

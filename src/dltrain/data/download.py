@@ -118,7 +118,8 @@ def _fetch_and_unpack(name: str, staging: Path, parts: Sequence[str], splits: Se
     try:
         for pause in (*PAUSES, None):
             for part in parts:  # torchvision takes half an unpacked file for a whole one, but checks archives
-                _remove(staging / part)
+                path = staging / part
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             try:
                 for options in [{"split": split} for split in splits] or [{}]:
                     getattr(datasets, name)(staging, download=True, **options)
@@ -129,14 +130,6 @@ def _fetch_and_unpack(name: str, staging: Path, parts: Sequence[str], splits: Se
                 time.sleep(pause)
     finally:
         socket.setdefaulttimeout(previous)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _is_temporary(error: Exception) -> bool:

@@ -28,20 +28,13 @@ def knows_dark(mean: Sequence[float]) -> bool:
         return True
     if LIGHT < average < 1:
         return False
-    raise ConfigError(
-        f"invert=auto: the mean of the training images, {average:.2f}, is neither dark nor light. "
-        "Set invert=true or invert=false"
-    )
+    problem = f"the mean of the training images, {average:.2f}, is neither dark nor light"
+    raise ConfigError(f"invert=auto: {problem}. Set invert=true or invert=false")
 
 
 def is_dark(image: Image.Image) -> bool:
     """True if the paper is dark, by the median of the image's edge."""
     return bool(numpy.median(_edge(_levels(image))) < 128)
-
-
-def inverted(image: Image.Image) -> Image.Image:
-    """Return the negative of an image in L or RGB."""
-    return ImageOps.invert(image)
 
 
 def centered(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -51,7 +44,7 @@ def centered(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     not drawings and are returned unchanged.
     """
     if not is_dark(image):
-        return inverted(centered(inverted(image), size))
+        return ImageOps.invert(centered(ImageOps.invert(image), size))
     small = image.copy()
     small.thumbnail((LARGEST, LARGEST))
     levels = _levels(small)
@@ -92,7 +85,5 @@ def _edge(levels: numpy.ndarray) -> numpy.ndarray:
 def _middle(mass: numpy.ndarray) -> tuple[float, float]:
     """Return the centre of mass: column, row."""
     total = max(float(mass.sum()), 1.0)
-    return (
-        float((mass.sum(axis=0) * numpy.arange(mass.shape[1])).sum()) / total,
-        float((mass.sum(axis=1) * numpy.arange(mass.shape[0])).sum()) / total,
-    )
+    column, row = (float((along * numpy.arange(len(along))).sum()) / total for along in (mass.sum(0), mass.sum(1)))
+    return column, row

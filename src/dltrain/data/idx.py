@@ -61,13 +61,10 @@ def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str
         else:
             parts = [f"{raw}/{name}" for names in FILES.values() for name in names]
             download.fetch(torchvision_name, base, raw, parts=parts, packed=[f"{it}.gz" for it in parts], unused=unused)
-    images, labels = (
-        read(path, dimensions=dimensions, sha256=sums.get(path.name), found=content)
-        for path, content, dimensions in zip(paths, contents, (3, 1), strict=True)
-    )
+    images = read(paths[0], dimensions=3, sha256=sums.get(paths[0].name), found=contents[0])
+    labels = read(paths[1], dimensions=1, sha256=sums.get(paths[1].name), found=contents[1])
     if images.shape[1:] != SIDES:
-        size = "x".join(map(str, images.shape[1:]))
-        raise _fault(paths[0], f"expected images of 28x28, found {size}")
+        raise _fault(paths[0], f"expected images of 28x28, found {'x'.join(map(str, images.shape[1:]))}")
     if len(images) != len(labels):
         raise _fault(paths[1], f"expected a label for each of {len(images)} images, found {len(labels)}")
     if len(labels) and int(labels.max()) >= len(classes):
@@ -86,33 +83,23 @@ def read(path: Path, *, dimensions: int, sha256: str | None, found: bytearray | 
         content = numpy.fromfile(path, numpy.uint8) if found is None else numpy.frombuffer(found, numpy.uint8)
     except OSError as error:
         raise _fault(path, f"cannot be read ({error.strerror})") from None
-    if sha256 is not None:
-        _check_sum(content, path, sha256)
-    else:
+    if sha256 is None:
         _check_against_packed(content, path)
+    elif (actual := hashlib.sha256(content.data).hexdigest()) != sha256:
+        raise _fault(path, f"expected SHA-256 {sha256}, found {actual} ({len(content)} bytes)")
     header = 4 + 4 * dimensions
     start = content[:header].tobytes()
     if start[:4] != bytes([0, 0, 8, dimensions]):
-        raise _fault(
-            path,
-            f"expected an idx file that begins with 00 00 08 0{dimensions}, "
-            f"found {start[:4].hex(' ') or 'an empty file'}",
-        )
+        begin = start[:4].hex(" ") or "an empty file"
+        raise _fault(path, f"expected an idx file that begins with 00 00 08 0{dimensions}, found {begin}")
     if len(content) < header:
         raise _fault(path, f"expected at least {header} bytes, found {len(content)}")
     shape = [int.from_bytes(start[i : i + 4], "big") for i in range(4, header, 4)]
     expected = header + int(numpy.prod(shape, dtype=object))
     if len(content) != expected:
-        raise _fault(
-            path, f"expected {expected} bytes (its header says {'x'.join(map(str, shape))}), found {len(content)}"
-        )
+        sides = "x".join(map(str, shape))
+        raise _fault(path, f"expected {expected} bytes (its header says {sides}), found {len(content)}")
     return torch.from_numpy(content[header:].reshape(shape))
-
-
-def _check_sum(content: Bytes, path: Path, expected: str) -> None:
-    found = hashlib.sha256(content.data).hexdigest()
-    if found != expected:
-        raise _fault(path, f"expected SHA-256 {expected}, found {found} ({len(content)} bytes)")
 
 
 def _check_against_packed(content: Bytes, path: Path) -> None:
@@ -128,11 +115,8 @@ def _check_against_packed(content: Bytes, path: Path) -> None:
         raise _fault(packed, f"cannot be read ({error.strerror})") from None
     found = zlib.crc32(content.data).to_bytes(4, "little") + (len(content) % 2**32).to_bytes(4, "little")
     if found != end:
-        raise _fault(
-            path,
-            f"expected CRC32 {end[3::-1].hex()} and {int.from_bytes(end[4:], 'little')} bytes, "
-            f"as {packed.name} says, found CRC32 {found[3::-1].hex()} and {len(content)} bytes",
-        )
+        says = f"CRC32 {end[3::-1].hex()} and {int.from_bytes(end[4:], 'little')} bytes, as {packed.name} says"
+        raise _fault(path, f"expected {says}, found CRC32 {found[3::-1].hex()} and {len(content)} bytes")
 
 
 def _fault(path: Path, message: str) -> InputError:

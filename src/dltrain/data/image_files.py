@@ -5,18 +5,19 @@ import functools
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
-import torch
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from dltrain.data.image_search import HEIF
 from dltrain.data.levels import DEEP_MODES, Levels, Spread, spread, to_bytes
+from dltrain.data.splits import channels_first
 
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+# Silences Pillow's warnings about odd files. Use it around threads, not in them: warning filters are global.
+without_pillow_warnings = functools.partial(warnings.catch_warnings, action="ignore")
 
 
 class Unreadable(ValueError):
@@ -38,14 +39,6 @@ def _formats(heif: bool) -> list[str]:
     return [name for name in wanted if name in Image.OPEN]
 
 
-@contextlib.contextmanager
-def without_pillow_warnings() -> Iterator[None]:
-    """Silence Pillow's warnings about odd files. Use it around threads, not in them: warning filters are global."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str, levels: Levels = None) -> Tensor:
     """Decode an image file to uint8 (C, H, W) of `size` (H, W). Raises ValueError as `open_image` does."""
     return resized(open_image(path, channels=channels, levels=levels), size=size, fit=fit)
@@ -65,8 +58,7 @@ def open_image(path: str | Path, *, channels: int, levels: Levels = None) -> Ima
         ):
             if opened.width * opened.height > (most := Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{opened.width}x{opened.height} pixels, at most {most:,} are read: shrink it first")
-            upright = ImageOps.exif_transpose(opened)
-            return _flatten(upright, "RGB" if channels == 3 else "L", levels)
+            return _flatten(ImageOps.exif_transpose(opened), "RGB" if channels == 3 else "L", levels)
     except UnidentifiedImageError:
         raise ValueError(_unidentified(path)) from None
     except Exception as error:  # decoders raise nearly anything on damaged input
@@ -103,8 +95,7 @@ def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
         image = ImageOps.fit(image, width_height, Image.Resampling.BILINEAR)
     else:
         image = image.resize(width_height, Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(numpy.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return channels_first(image).contiguous()
 
 
 def _flatten(image: Image.Image, mode: str, levels: Levels) -> Image.Image:

@@ -32,10 +32,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 READ_AHEAD = 64  # results that may wait, so that little memory is needed for many large images
 LINE_SECONDS = 10.0  # between two lines without a terminal
-
 LISTED_REASONS, LISTED_FILES = 4, 20  # on the console; in train.log, for each reason
-Reasons = Iterable[tuple[str, str]]  # paths with the reason
-
 ROOM, SPARE = 3, 10  # times their size that must be free: in memory, as dividing copies them; on the disk of the cache
 
 
@@ -49,7 +46,7 @@ def read_images(
     fit: str,
     range: Levels = None,
     memory: bool | None = None,
-    left_out: Reasons = (),
+    left_out: Iterable[tuple[str, str]] = (),
 ) -> DecodedImages:
     """Decode the files of a split, or take them from the cache; what is left out is logged with its reason.
 
@@ -90,9 +87,8 @@ def read_images(
             image_cache.write(place, key, images, (failures, levels), needed)
             decoded = image_cache.read(place, key, shape, mapped=True)
             if decoded is None:
-                raise OutputError(
-                    f"{place.parent}: cannot hold {needed:,} bytes of images. Set DLTRAIN_CACHE elsewhere"
-                )
+                why = f"cannot hold {needed:,} bytes of images. Set DLTRAIN_CACHE elsewhere"
+                raise OutputError(f"{place.parent}: {why}")
         else:
             found = list(images)
             reasons = {index: str(why) for index, why in failures.items()}

@@ -67,24 +67,16 @@ class TensorLoader:
 
         Targets of mixed images are the fractions (B, K) of each class.
         """
-        device, count = self.images.device, len(self.images)
         # Sampled on the CPU for the whole epoch, so that every device and every resumed run gets the same.
         generator = seeded_generator(self.seed, epoch)
-        order = torch.randperm(count, generator=generator)
+        order = torch.randperm(len(self.images), generator=generator)
         draws = None
         if self.augmentation != UNCHANGED:
             draws = sample_augmentations(
-                self.augmentation,
-                order,
-                self.images.shape[1:],
-                generator,
-                seed=self.seed,
-                epoch=epoch,
-                batch_size=self.batch_size,
-                device=device,
+                self.augmentation, order, self.images, generator, self.seed, epoch, batch_size=self.batch_size
             )
-        order = order.to(device)
-        slices = [self._rank_slice(start) for start in range(0, count, self.batch_size)]
+        order = order.to(self.images.device)
+        slices = [self._rank_slice(start) for start in range(0, len(order), self.batch_size)]
         batch_bytes = self.batch_size * self.images[0].numel() * 4  # as float32
         together = max(1, min(GATHERED // self.batch_size, GATHERED_BYTES // batch_bytes))
         # Grouped as in an uninterrupted run: where in memory a batch begins affects the rounding of matrix products.
@@ -111,7 +103,7 @@ class TensorLoader:
         """Return the augmented images and the targets of some batches."""
         places = torch.cat([torch.arange(part.start, part.stop, device=order.device) for part in parts])
         images, targets = self._augmented_images(order, places, draws), self.targets.index_select(0, order[places])
-        if not draws.mixes:
+        if draws.fractions is None:  # nothing is mixed
             return images, targets
         # Mixed with the next image of the whole batch, which may belong to the part of another rank.
         starts = places - places % self.batch_size

@@ -81,7 +81,7 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
         raise InputError("data: the data set is empty")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         raise InputError("data: each item of the data set must be (image, label)")
-    images = [image if isinstance(image, Tensor) else _channels_first(image) for image, _ in items]
+    images = [image if isinstance(image, Tensor) else channels_first(image) for image, _ in items]
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise InputError(f"data: images must have one size, the data set has {', '.join(map(str, sorted(shapes)[:4]))}")
     try:
@@ -91,7 +91,7 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
     return torch.stack(images), targets, getattr(dataset, "classes", None)
 
 
-def _channels_first(image: Any) -> Tensor:
+def channels_first(image: Any) -> Tensor:
     """Convert a PIL image or an array, (H, W) or (H, W, C), to a tensor (C, H, W)."""
     pixels = torch.from_numpy(numpy.array(image))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
@@ -139,9 +139,8 @@ def split_train_val(
         if not 0 < held_out < len(train.images):
             raise ConfigError(f"data.val={val} takes {held_out} of {len(train.images)} training examples; change it")
         chosen = stratified(train.targets, held_out, seed)
-        rest = torch.ones(len(train.images), dtype=torch.bool)
-        rest[chosen] = False
-        train, validation = _take(train, rest.nonzero().flatten()), _take(train, chosen)
+        rest = torch.ones(len(train.images)).index_fill(0, chosen, 0).nonzero().flatten()
+        train, validation = _take(train, rest), _take(train, chosen)
     if absent := [name for label, name in enumerate(train.classes) if label not in train.targets]:
         named = ", ".join([*absent[:5], "…"][: len(absent)])
         log.warning("classes without a training example (%d of %d): %s", len(absent), len(train.classes), named)
@@ -167,6 +166,12 @@ def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = Fa
         ranked = by_class[shuffled[due[shuffled].argsort(stable=True)]]
         chosen = ranked[:count] if is_training else ranked[len(targets) - count :]
     return chosen.sort().values
+
+
+def fixed_part(targets: Tensor, split: str) -> Tensor:
+    """Return a mask (N,) of `train` or `test`, which is 20 % of each class whatever the seed, of undivided data."""
+    test = stratified(targets, round(0.2 * len(targets)), seed=0)
+    return torch.full((len(targets),), split == "train").index_fill(0, test, split == "test")
 
 
 def _count(amount: float, total: int, key: str) -> int:

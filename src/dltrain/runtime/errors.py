@@ -57,10 +57,10 @@ def first_line(error: object) -> str:
     return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}…"
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:
     """Return the first names of a list and the number of the others: a, b and 3 more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return separator.join(names[:most]) + more
 
 
 def sanitize_record(record: logging.LogRecord) -> bool:

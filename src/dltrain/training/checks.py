@@ -57,10 +57,8 @@ def check_last_batch(
     has_single = any((part % -(-part // accumulate) or -(-part // accumulate)) == 1 for part in parts)
     if has_single and has_batch_norm(network) and not _takes_one(network, shape):
         where = "the last batch" if processes == 1 else f"a batch divided among {processes} processes"
-        raise ConfigError(
-            f"batch_size={batch_size}: {examples} examples leave a single one in {where}, "
-            "which batch norm cannot use; choose another batch size"
-        )
+        problem = f"{examples} examples leave a single one in {where}, which batch norm cannot use"
+        raise ConfigError(f"batch_size={batch_size}: {problem}; choose another batch size")
 
 
 def _takes_one(network: nn.Module, shape: Sequence[int]) -> bool:

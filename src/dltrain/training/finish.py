@@ -29,8 +29,7 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
         model.load_state_dict(weights)
     if run.data.test is not None and status != "interrupted":
         batches = build.evaluation_batches(run.data.test, run.runtime, run.data.statistics, run.settings.batch_size)
-        metrics = evaluate(model, batches, run.task, run.runtime)
-        progress.latest["test"] = metrics
+        metrics = progress.latest["test"] = evaluate(model, batches, run.task, run.runtime)
         if nonfinite := [key for key, value in metrics.items() if not math.isfinite(value)]:
             log.warning("test %s is not finite; it is written as null", ", ".join(nonfinite))
         if output is not None:
@@ -73,12 +72,10 @@ def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
     if examples is None:
         return {}, []
     batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
-    task = run.config.values["task"]["name"]
+    model, task = run.state.model, run.config.values["task"]["name"]
     try:
         with memory_errors("The analysis is left out"):
-            results = analysis.analyze(
-                run.state.model, examples, batches, run.data.train.classes, task, run.runtime, split=split
-            )
+            results = analysis.analyze(model, examples, batches, run.data.train.classes, task, run.runtime, split=split)
             return results, analysis.mistaken_pictures(examples, results)
     except Exception as error:  # such as one in attention_map of a user's model; the run is done
         log.warning("no analysis of the %s set: %s", split, " ".join(f"{type(error).__name__}: {error}".split())[:300])

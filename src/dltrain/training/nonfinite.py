@@ -1,6 +1,7 @@
 """Finds the first tensor that made a loss NaN or infinite. Costs nothing until that happens."""
 
 import math
+from functools import partial
 from itertools import islice
 
 import torch
@@ -13,22 +14,16 @@ from dltrain.runtime.errors import UserError
 
 NOT_FOUND = "not found when the step was computed again"
 ADVICE = "Lower optim.lr or set clip_norm; earlier checkpoints are kept"
+Position = tuple[int, Generators]  # a step, and the states of the generators after it
 
 
 def name_tensor(
-    state: TrainState,
-    train: Loader,
-    task: Task,
-    runtime: Runtime,
-    *,
-    step: int,
-    since: tuple[int, Generators],
-    accumulate: int,
+    state: TrainState, train: Loader, task: Task, runtime: Runtime, *, step: int, since: Position, accumulate: int
 ) -> str:
     """Compute `step` (counted from 1) again and name the first tensor in it that is not finite.
 
     The updates from that step on were masked, so the weights are still those before it. `since` is an earlier step of
-    the same epoch with the generator states after it, so that dropout repeats its masks.
+    the same epoch, whose generator states let dropout repeat its masks.
     """
     if named := _first(dict(state.model.named_parameters())):
         return f"parameter {named}"
@@ -55,15 +50,12 @@ def _in_part(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task, runt
     """Name the first tensor of a forward and backward pass that is not finite; empty if all are."""
     names: list[str] = []
 
-    def check(name: str, module: nn.Module, output: object) -> None:
+    def check(name: str, module: nn.Module, _: object, output: object) -> None:
         tensors = output if isinstance(output, (tuple, list)) else [output]
         if not all(_is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
             names.append(f"the output of {name or 'the model'} ({type(module).__name__})")
 
-    hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: check(name, module, output))
-        for name, module in model.named_modules()
-    ]
+    hooks = [module.register_forward_hook(partial(check, name)) for name, module in model.named_modules()]
     with runtime.autocast():
         loss = task.loss(model(inputs), inputs, targets)
     for hook in hooks:

@@ -14,7 +14,7 @@ from dltrain.data.levels import EACH_BY_ITSELF
 from dltrain.data.loader import Statistics
 from dltrain.data.splits import Examples, by_rules, read_split, split_train_val
 from dltrain.runtime import devices
-from dltrain.runtime.errors import ConfigError, InputError
+from dltrain.runtime.errors import ConfigError, InputError, listed
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.memory import to_device
 from dltrain.training import build, weights
@@ -51,9 +51,8 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
     values = resolve(stored)
     saved_config.require_trusted(values, config.values["trust"])  # resolved, since a reference could hide a name
     if problems := validation.find_problems(values, "train"):
-        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        first = "; ".join(" ".join(problem.split())[:200] for problem in problems[:2])
-        raise InputError(f"{path}: its config is refused: {first}{more}")
+        reasons = listed([" ".join(problem.split())[:200] for problem in problems], 2, "; ")
+        raise InputError(f"{path}: its config is refused: {reasons}")
     if root := config.values.get("data", {}).get("root"):
         if "root" not in values["data"]:
             raise ConfigError(f"data.root={root}: data={values['data']['name']} has no root")
@@ -79,10 +78,8 @@ def require_root(loaded: TrainedModel, config: Config) -> None:
     root = "" if typed or ":" in node["name"] else node.get("root")
     if root and not (expand_user(root).is_absolute() or Path(root).exists()):
         where = next((folder for folder in loaded.path.absolute().parents if (folder / root).exists()), None)
-        raise InputError(
-            f"data.root={root} is relative to the folder where the training was started; it is not in {Path.cwd()}\n"
-            f"Give data.root={where / root if where else '…'}"
-        )
+        problem = f"is relative to the folder where the training was started; it is not in {Path.cwd()}"
+        raise InputError(f"data.root={root} {problem}\nGive data.root={where / root if where else '…'}")
 
 
 def load_examples(loaded: TrainedModel, split: str) -> Examples:

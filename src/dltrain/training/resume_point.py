@@ -71,6 +71,5 @@ def require_same_data_on_all_ranks(digests: dict[str, str], processes: Processes
     all_digests = distributed.all_gather_text(repr(sorted(digests.items())), processes)
     others = [str(rank) for rank, text in enumerate(all_digests) if text != all_digests[0]]
     if others:
-        raise InputError(
-            f"data: rank {', '.join(others[:8])} has other data than rank 0\nGive all machines the same files"
-        )
+        ranks = ", ".join(others[:8])
+        raise InputError(f"data: rank {ranks} has other data than rank 0\nGive all machines the same files")

@@ -15,7 +15,7 @@ from dltrain.optim.step import NonFiniteLoss
 from dltrain.report import console, run_files
 from dltrain.report.trackers import run_trackers
 from dltrain.runtime import distributed, torchrun
-from dltrain.runtime.devices import Generators, generator_states, memory_errors
+from dltrain.runtime.devices import generator_states, memory_errors
 from dltrain.runtime.distributed import SignalSync
 from dltrain.runtime.errors import ConfigError, Interrupted, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
@@ -150,7 +150,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
     return "done" if complete else status or "interrupted"  # by a signal in the last save
 
 
-def _nonfinite_error(error: NonFiniteLoss, run: Run, output: RunDir | None, since: tuple[int, Generators]) -> UserError:
+def _nonfinite_error(error: NonFiniteLoss, run: Run, output: RunDir | None, since: nonfinite.Position) -> UserError:
     """Return an error with the first tensor that is not finite; `since` is the start of the interval of the step."""
     tensor = nonfinite.name_tensor(
         run.state, run.train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate

@@ -64,10 +64,7 @@ class RunDir:
 
 @contextlib.contextmanager
 def open_run_dir(
-    run: Run,
-    start: ResumePoint | None,
-    folder: Path | None,
-    log_to: Callable[[Path], None],
+    run: Run, start: ResumePoint | None, folder: Path | None, log_to: Callable[[Path], None]
 ) -> Iterator[RunDir]:
     """Create, or open to resume, the folder of a run, and lock it."""
     config = run.config

@@ -27,10 +27,7 @@ Load = Callable[[dict[str, Any], int], build.Data]
 
 
 def prepare(
-    config: Config,
-    start: ResumePoint | None,
-    load: Load,
-    processes: torchrun.Processes = torchrun.SINGLE_PROCESS,
+    config: Config, start: ResumePoint | None, load: Load, processes: torchrun.Processes = torchrun.SINGLE_PROCESS
 ) -> Run:
     """Build all parts of a run, at its start or restored from a checkpoint."""
     values, typed = config.values, config.typed
@@ -55,10 +52,8 @@ def prepare(
     split_by = by_rules(rules.get() if start is None else start.content["data"].get("rules", 1))
     with forbidden, memory_errors(LESS_DATA), split_by:
         data = load(values["data"], options.seed)
-    if start is None and values["task"]["name"] == "classification" and len(data.train.classes) == 1:
-        raise InputError(
-            f"data: all examples are of one class, {data.train.classes[0]}; a classifier needs two or more"
-        )
+    if start is None and values["task"]["name"] == "classification" and len(classes := data.train.classes) == 1:
+        raise InputError(f"data: all examples are of one class, {classes[0]}; a classifier needs two or more")
     task = registry.partial_call("task", values["task"])()
     seed_everything(options.seed)
     model = build.model(values["model"], data.input_shape, data.outputs)

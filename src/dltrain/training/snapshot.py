@@ -98,10 +98,8 @@ def restore(run: Run, start: ResumePoint) -> None:
     state, content = run.state, start.content
     before = content["digests"].get("data", {})
     if changed := [split for split in before if before[split] != run.data.digests.get(split)]:
-        raise InputError(
-            f"resume: the data has changed since ({', '.join(changed)}): this would be a different run\n"
-            "Bring the data back, or start a new run with init="
-        )
+        problem = f"the data has changed since ({', '.join(changed)}): this would be a different run"
+        raise InputError(f"resume: {problem}\nBring the data back, or start a new run with init=")
     try:
         state.model.load_state_dict(content["model"])
         if content["config"]["optim"]["name"] == run.config.values["optim"]["name"]:
@@ -145,9 +143,7 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
     if progress["best_weights"]:
         run.task.score(best)
     state = run.state.model.state_dict()
-    for weights in (progress["best_weights"], content.get("averages")):
-        if not weights:
-            continue
+    for weights in filter(None, (progress["best_weights"], content.get("averages"))):
         types = [{key: (each.shape, each.dtype) for key, each in tensors.items()} for tensors in (weights, state)]
         if types[0] != types[1]:
             raise ValueError("best weights that are not the model's")
@@ -195,10 +191,8 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
 def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Restore the moments of a saved optimizer, but keep the options of the config, such as a new optim.lr."""
     if len(saved["param_groups"]) != len(built.param_groups):
-        raise ConfigError(
-            "resume: optim.weight_decay cannot change from or to 0 when biases do not decay "
-            "(optim.decay_biases=false). Start a new run with init="
-        )
+        problem = "optim.weight_decay cannot change from or to 0 when biases do not decay (optim.decay_biases=false)"
+        raise ConfigError(f"resume: {problem}. Start a new run with init=")
     options = [{key: value for key, value in group.items() if key != "params"} for group in built.param_groups]
     parameters = [parameter for group in built.param_groups for parameter in group["params"]]
     moments = [each for entry in saved["state"].values() for each in entry.values() if isinstance(each, Tensor)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.checkpoints import checkpoint
-from dltrain.runtime.errors import ConfigError, InputError, printable
+from dltrain.runtime.errors import ConfigError, InputError, listed, printable
 from dltrain.training import build
 
 DEEPEST = 8  # parts of a name that may be a prefix
@@ -33,8 +33,7 @@ def check_weights(node: dict[str, Any], known: dict[str, Any], weights: Weights,
     if not faults and needed > sum(storages.values()):  # tensors that share storage
         faults = [f"the model has {needed:,} bytes of them, the file {sum(storages.values()):,}"]
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise InputError(f"{path}: its weights do not fit the model: {'; '.join(faults[:3])}{more}")
+        raise InputError(f"{path}: its weights do not fit the model: {listed(faults, SHOWN, '; ')}")
     return network
 
 

@@ -8,9 +8,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from dltrain.data.datasets.folder import SPLITS, TEST_FRACTION
+from dltrain.data.datasets.folder import SPLITS
 from dltrain.data.datasets.table import class_targets
-from dltrain.data.splits import Examples, stratified
+from dltrain.data.splits import Examples, fixed_part
 from dltrain.runtime.errors import InputError, first_line
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.memory import free_memory
@@ -51,9 +51,7 @@ def arrays(split: str, *, file: str, labels: str | None) -> Examples | None:
         log.info("%s: images %s %s, %d classes", source.name, images.dtype, images.shape, len(classes))
     if name == split:
         return Examples(pixels, targets[: len(pixels)], classes)
-    is_test = torch.zeros(len(pixels), dtype=torch.bool)
-    is_test[stratified(targets, round(TEST_FRACTION * len(targets)), 0)] = True
-    chosen = is_test if split == "test" else ~is_test
+    chosen = fixed_part(targets, split)
     return Examples(pixels[chosen], targets[chosen], classes)
 
 

@@ -10,7 +10,7 @@ import numpy
 import torch
 from PIL import Image
 
-from dltrain.data.splits import Examples, stratified
+from dltrain.data.splits import Examples, fixed_part
 
 FILE = Path(__file__).with_name("digits.npz")
 
@@ -24,8 +24,5 @@ def digits(split: str) -> Examples | None:
     small = (levels * (255 / 16)).round().astype(numpy.uint8)
     large = [numpy.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in small]
     images = torch.from_numpy(numpy.stack(large)).unsqueeze(1)  # (1797, 1, 28, 28)
-    # The split is fixed, whatever the seed: 80 % of each class are for training.
-    test = torch.zeros(len(labels), dtype=torch.bool)
-    test[stratified(labels, round(0.2 * len(labels)), seed=0)] = True
-    chosen = test if split == "test" else ~test
+    chosen = fixed_part(labels, split)
     return Examples(images[chosen], labels[chosen], tuple("0123456789"))

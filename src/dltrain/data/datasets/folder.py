@@ -1,6 +1,7 @@
 """Your own images: a sub-folder for each class, in train/, val/ and test/ folders or all in one."""
 
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Callable
@@ -12,13 +13,12 @@ from annotated_types import Interval, Len
 
 from dltrain.data import image_search
 from dltrain.data.image_reader import read_images
-from dltrain.data.splits import Examples, rules, stratified
+from dltrain.data.splits import Examples, fixed_part, rules
 from dltrain.runtime.errors import InputError, listed
 from dltrain.runtime.folders import expand_user
 
 log = logging.getLogger(__name__)
 
-TEST_FRACTION = 0.2
 # Words in the name of a folder, such as seg_train, and the split that they mean.
 SPLITS = {"train": "train", "training": "train", "trainset": "train", "test": "test", "testing": "test"}
 SPLITS |= {"testset": "test", "val": "val", "valid": "val", "validation": "val", "valset": "val", "dev": "val"}
@@ -96,9 +96,8 @@ def find_files(
         raise InputError(f"{base}: expected images in the class folders, found none")
     if splits:
         return files, tuple(classes), left_out
-    test = set(stratified(torch.tensor([label for _, label in files]), round(TEST_FRACTION * len(files)), 0).tolist())
-    chosen = [file for index, file in enumerate(files) if (index in test) == (split == "test")]
-    return chosen, tuple(classes), left_out if split == "train" else {}
+    chosen = fixed_part(torch.tensor([label for _, label in files]), split).tolist()
+    return list(itertools.compress(files, chosen)), tuple(classes), left_out if split == "train" else {}
 
 
 def _split_folders(root: Path, folders: list[str], warn: Callable[..., None]) -> dict[str, Path]:
@@ -118,9 +117,8 @@ def _split_folders(root: Path, folders: list[str], warn: Callable[..., None]) ->
     if "train" not in nested:
         raise InputError(f"{named['train']}: has images but no folders of classes\n{_advice(root)}")
     if others and len(named) == 1:
-        raise InputError(
-            f"{root}: is {named['train'].name} a split, or a class like {listed(others)}? Move one of them"
-        )
+        train = named["train"].name
+        raise InputError(f"{root}: is {train} a split, or a class like {listed(others)}? Move one of them")
     if unused := [name for name in folders if root / name not in nested.values()]:
         warn("not used: %s. Only splits with class folders are; for the rest there is dltrain predict", listed(unused))
     return nested

@@ -26,10 +26,8 @@ def svhn(split: str, *, root: str | None) -> Examples | None:
     try:
         dataset = SVHN(folder, split=split)  # opens the file only if its MD5 sum is that of the original
     except RuntimeError as error:
-        raise InputError(
-            f"{folder / name}: expected a file with MD5 {expected}, found another. "
-            "Delete it and start again to download it"
-        ) from error
+        found = "found another. Delete it and start again to download it"
+        raise InputError(f"{folder / name}: expected a file with MD5 {expected}, {found}") from error
     except Exception as error:  # disks and damaged files raise nearly anything
         raise InputError(f"{folder / name}: cannot be read ({error})") from error
     # MATLAB has the image's index as the last dimension, so this is a view: gathering needs it contiguous.

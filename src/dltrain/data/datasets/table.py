@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Interval, Len
 
-from dltrain.data.datasets.folder import SPLITS, TEST_FRACTION
+from dltrain.data.datasets.folder import SPLITS
 from dltrain.data.image_reader import read_images
-from dltrain.data.splits import Examples, stratified
+from dltrain.data.splits import Examples, fixed_part
 from dltrain.runtime.errors import InputError, first_line
 from dltrain.runtime.folders import expand_user
 
@@ -72,8 +72,7 @@ def table(
     paths, labels, parts = map(list, zip(*rows.values(), strict=True))
     targets, classes = (torch.tensor(labels), ()) if numbers else class_targets([name for (name,) in labels])
     if not of_split:
-        test = set(stratified(targets, round(TEST_FRACTION * len(targets)), 0).tolist())
-        parts = ["test" if index in test else "train" for index, _ in enumerate(labels)]
+        parts = ["test" if is_test else "train" for is_test in fixed_part(targets, "test").tolist()]
     if split == "train":
         used = f"path {of_path}, split {of_split or 'none'}, label {', '.join(columns[2:])}; {len(classes)} classes"
         log.log(logging.WARNING if faults else logging.INFO, "%s: columns %s; %s", source.name, used, counted)
