@@ -518,7 +518,7 @@ def test_a_save_on_a_full_disk_reports_the_bytes_needed(tmp_path: Path, keep: in
 # Each file of a run: the function that writes it, and which of its calls finds the disk full.
 WRITERS = {
     "config.yaml": (atomic_files, "atomic_write", 1),
-    "train.log": (run_files._LogFile, "emit", 5),
+    "train.log": (run_files._LogFile, "emit", 18),
     "metrics.jsonl": (run_files.Metrics, "write", 2),
     "last.pt": (atomic_files, "atomic_write", 3),
     "best.pt": (atomic_files, "atomic_write", 1),
