@@ -58,7 +58,8 @@ def open_image(path: str | Path, *, channels: int, levels: Levels = None) -> Ima
         ):
             if opened.width * opened.height > (most := Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{opened.width}x{opened.height} pixels, at most {most:,} are read: shrink it first")
-            return _flatten(ImageOps.exif_transpose(opened), "RGB" if channels == 3 else "L", levels)
+            ImageOps.exif_transpose(opened, in_place=True)  # a copy would make other threads wait
+            return _flatten(opened, "RGB" if channels == 3 else "L", levels)
     except UnidentifiedImageError:
         raise ValueError(_unidentified(path)) from None
     except Exception as error:  # decoders raise nearly anything on damaged input
