@@ -363,3 +363,8 @@ def test_classes_with_task_regression_are_refused_with_the_key_to_set(dltrain: C
     result = dltrain(*QUICK, "data.file=labels.csv", f"data.root={photos}", "task=regression")
     assert result.code == 2
     assert "set task=classification or data.numbers=true" in result.err
+
+
+def test_a_table_that_is_not_there_is_reported_as_such(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.csv: no such file$"):
+        table("train", file=str(tmp_path / "none.csv"), **KEYS, **FIXED)

@@ -46,7 +46,9 @@ def arrays(split: str, *, file: str, labels: str | None) -> Examples | None:
         pixels = _pixels(images)
         targets, classes = _targets(numpy.concatenate([own, *(others for _, others in pairs.values())]))
     except Exception as error:  # damaged files raise nearly anything
-        raise InputError(f"{source}: {first_line(error)}") from error
+        # numpy takes any other file for a pickle, and advises to load it unsafely.
+        objects = "neither .npz nor .npy, or it holds Python objects; save numbers"
+        raise InputError(f"{source}: {objects if 'pickle' in str(error) else first_line(error)}") from error
     if split == "train":
         log.info("%s: images %s %s, %d classes", source.name, images.dtype, images.shape, len(classes))
     if name == split:

@@ -88,6 +88,8 @@ def table(
 def _read(source: Path) -> list[tuple[int, dict[str, Any]]]:
     """Return the number of each row's line with its cells by column."""
     rows: list[tuple[int, dict[str, Any]]] = []
+    if not source.is_file():
+        raise InputError(f"data.file={source}: no such file")
     try:
         text = source.read_text("utf-8-sig")
         if source.suffix.lower() == ".jsonl":  # numbers stay as they are written
