@@ -87,6 +87,8 @@ def validation_error(content: dict[str, Any]) -> str:
         return "data.range must be two numbers"
     if not conforms(levels, Annotated[list[float], Len(2, 2)] | None) or (levels and levels[0] >= levels[1]):
         return "data.levels must be two numbers, the lower first"
+    if not conforms(counts := content["data"].get("class_counts"), list[Count] | None):  # as above
+        return "data.class_counts must be whole numbers >= 0"
     if not conforms(content["data"].get("rules", 1), Literal[1, 2]):
         return "data.rules must be 1 or 2. If it is higher, install a newer dltrain"
     for name in ("model", "averages"):
@@ -113,6 +115,8 @@ def validation_error(content: dict[str, Any]) -> str:
     classes = content["data"]["classes"]
     if any(len(name) > LONGEST_TEXT for name in classes):
         return f"data.classes must be names of at most {LONGEST_TEXT:,} characters"
+    if counts is not None and len(counts) != len(classes):
+        return f"data.class_counts must be {len(classes)} numbers"
     if classes and len(classes) != content["data"]["outputs"]:
         return f"data.classes must be {content['data']['outputs']} names"
     return ""

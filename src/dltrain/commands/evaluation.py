@@ -110,7 +110,8 @@ def analyze_checkpoint(config: Config) -> dict[str, Any]:
 
 def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, TensorLoader]:
     """Return the task of a checkpoint, and the examples of a split and their loader, checked to fit the network."""
-    task: Task = registry.partial_call("task", loaded.values["task"])()
+    known = loaded.content["data"]
+    task: Task = registry.partial_call("task", loaded.values["task"], class_counts=known.get("class_counts"))()
     split = config.values["split"]
     require_root(loaded, config)
     with download.forbidden(saved_config.read_only_reason(loaded.values, config.typed)):
@@ -121,7 +122,6 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
     if not may_differ and digest not in (None, build.digest(examples)):
         # Adding images to a folder changes which ones are held out.
         log.warning("%s: not the examples of the training run; the model may have been trained on some of them", split)
-    known = loaded.content["data"]
     if (actual := tuple(examples.images.shape[1:])) != (expected := tuple(known["input_shape"])):
         raise InputError(f"data: has images of {actual}, the model was trained on {expected}")
     checks.check_classes(known["classes"], examples, split)

@@ -56,7 +56,7 @@ def predict(config: Config) -> list[dict[str, Any]]:
         )
     paths = find(values["input"])
     classes, shape = known["classes"], known["input_shape"]
-    task = registry.partial_call("task", loaded.values["task"])()
+    task = registry.partial_call("task", loaded.values["task"], class_counts=known.get("class_counts"))()
     targets = torch.zeros(1, known["outputs"]) if name == "regression" else torch.zeros(1, dtype=torch.int64)
     checks.check_fit(loaded.model, loaded.values["model"], task, targets, shape, len(classes))
     columns = [f"value_{number}" for number in range(1, known["outputs"] + 1)]

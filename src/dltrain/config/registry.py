@@ -96,14 +96,16 @@ class Group:
     injected: tuple[str, ...] = ()
     shared: tuple[tuple[str, str], ...] = ()  # functions whose keys every option of the group has as well
     several: bool = False  # True if its node holds one node for each of several options
+    offered: tuple[str, ...] = ()  # arguments that the program passes in too, to those options that have them
 
 
 GROUPS = {
     "data": Group(
         "data/datasets",
-        ("split", "source", "seed", "images"),
+        ("split", "source", "seed", "images", "targets", "generator"),
         (
             ("data/splits.py", "split_train_val"),
+            ("data/balance.py", "balanced_order"),
             ("data/loader.py", "normalization"),
             ("data/augmentation.py", "augmentation"),
         ),
@@ -113,7 +115,7 @@ GROUPS = {
         "optim/optimizers.py", ("named_parameters", "optimizer", "model"), (("optim/optimizers.py", "scale_lr"),)
     ),
     "schedule": Group("optim/schedules.py", ("total_steps", "step")),
-    "task": Group("optim/tasks.py"),
+    "task": Group("optim/tasks.py", offered=("class_counts",)),
     "logger": Group("report/trackers", ("folder", "config"), several=True),
 }
 OPTIONAL = ("sweep", "logger")  # a single run has no sweep; without a logger it writes only metrics.jsonl
@@ -173,7 +175,7 @@ def signature(group: str, name: str) -> Signature | None:
         found = own
     else:
         return None
-    injected = () if ":" in name and group == "data" else place.injected
+    injected = () if ":" in name and group == "data" else place.injected + place.offered
     keys = {key: rule for key, rule in found.keys.items() if key not in injected}
     return replace(found, keys=keys | _shared(group))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_augmentations, seeded_generator
+from dltrain.data.balance import balanced_order
 from dltrain.data.mapped_images import MappedImages, blocks
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import ConfigError
@@ -31,6 +32,7 @@ class TensorLoader:
     """Batches of one split: `epoch` for training, `in_order` for evaluation.
 
     Args:
+        balance: how often rare classes come in an epoch, see balance.py
         processes: the ranks that divide each training batch among themselves
     """
 
@@ -42,6 +44,7 @@ class TensorLoader:
         batch_size: int,
         statistics: Statistics,
         augmentation: Augmentation = UNCHANGED,
+        balance: float = 0.0,
         seed: int = 0,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
@@ -57,7 +60,8 @@ class TensorLoader:
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1)
         self.scale, self.shift = (value.expand(shape).contiguous().to(device) for value in (scale, shift))
         self.classes = len(examples.classes)
-        self.augmentation, self.seed, self.processes = augmentation, seed, processes
+        self.augmentation, self.balance = augmentation, balance
+        self.seed, self.processes = seed, processes
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
@@ -69,7 +73,10 @@ class TensorLoader:
         """
         # Sampled on the CPU for the whole epoch, so that every device and every resumed run gets the same.
         generator = seeded_generator(self.seed, epoch)
-        order = torch.randperm(len(self.images), generator=generator)
+        if self.balance:
+            order = balanced_order(self.targets.cpu(), generator, balance=self.balance)
+        else:
+            order = torch.randperm(len(self.images), generator=generator)
         draws = None
         if self.augmentation != UNCHANGED:
             draws = sample_augmentations(

@@ -4,8 +4,9 @@ Each public class is an option of the group `task`; `step.Task` documents the me
 files, no config.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
@@ -13,22 +14,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Shape = tuple[int, ...]
+Weight = Annotated[float, Interval(ge=0)]
 
 
 @dataclass(frozen=True)
 class Classification:
     """Cross entropy and accuracy over classes.
 
-    Targets are int64 labels (B,), or the fraction of each class (B, K).
+    Targets are int64 labels (B,), or the fraction of each class (B, K). The loss of a batch is a sum divided by the
+    number of examples, never by the sum of their weights: only so do parts of a batch, in micro-batches or on several
+    ranks, have the loss of the whole.
 
     Args:
         label_smoothing: fraction of the target spread over all classes (Szegedy et al., 2016)
+        class_weights: factor of each class's loss, in the order of classes; `balanced` divides the mean size of a class
+            in the training set by its size; null for none
+        focal: exponent of the focal loss, such as 2, for which clear examples count less (Lin et al., 2017); 0 for none
     """
 
     label_smoothing: Annotated[float, Interval(ge=0, lt=1)]
+    class_weights: Literal["balanced"] | list[Weight] | None = None
+    focal: Annotated[float, Interval(ge=0)] = 0.0
+    class_counts: list[int] | None = None
+
+    @functools.cached_property
+    def weights(self) -> tuple[float, ...] | None:
+        """The factor of each class's loss; with `balanced` 0 for a class that the training set lacks."""
+        if self.class_weights != "balanced":
+            return None if self.class_weights is None else tuple(self.class_weights)
+        counts = self.class_counts or []
+        return tuple(count and sum(counts) / (len(counts) - counts.count(0)) / count for count in counts)
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+        if self.weights is None and not self.focal:
+            return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+        weights = None if self.weights is None else _on_device(self.weights, outputs.device)
+        if self.focal:
+            total = self._focal_loss(outputs.float(), targets, 1 if weights is None else weights)
+        else:
+            smoothing = self.label_smoothing
+            total = F.cross_entropy(outputs.float(), targets, weights, label_smoothing=smoothing, reduction="sum")
+        return total / len(outputs)
+
+    def _focal_loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | int) -> Tensor:
+        """Return the sum over examples; of a target of several classes, each counts by its fraction."""
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, outputs.shape[1])
+        targets = (1 - self.label_smoothing) * targets + self.label_smoothing / outputs.shape[1]
+        logs = outputs.log_softmax(dim=1)
+        # 1 - p without cancellation, and above 0, where an exponent below 1 has an infinite gradient.
+        missing = (-logs.expm1()).clamp(min=1e-12)
+        return -(weights * targets * missing**self.focal * logs).sum()
 
     def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
         classes = targets.argmax(dim=2) if targets.ndim == 3 else targets  # the main class of a mixed image
@@ -50,6 +86,9 @@ class Classification:
             if output_shape == input_shape:
                 return "this model returns images; set task=reconstruction"
             return f"the data has {classes} classes, the model's output is {output_shape}; check the model"
+        if self.weights is not None and len(self.weights) != classes:
+            numbers = f"task.class_weights has {len(self.weights)} numbers, the data has {classes} classes"
+            return f"{numbers}; give one for each class, in the order of the table of classes"
         return ""
 
 
@@ -112,6 +151,12 @@ class Reconstruction:
                 f"this one returns {output_shape}; set model=autoencoder"
             )
         return ""
+
+
+@functools.lru_cache
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return the weights as a tensor that is copied to the device once, not at each step."""
+    return torch.tensor(weights, device=device)
 
 
 def _rows(count: int, *sums: Tensor) -> Tensor:

@@ -61,6 +61,13 @@ class Data:
         return ends
 
     @functools.cached_property
+    def class_counts(self) -> dict[str, list[int]]:
+        """Number of examples of each class in each split; empty without classes."""
+        if not (classes := len(self.train.classes)) or self.train.targets.is_floating_point():
+            return {}
+        return {split: part.targets.bincount(minlength=classes).tolist() for split, part in self.splits.items()}
+
+    @functools.cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the examples of each split."""
         return {split: digest(examples) for split, examples in self.splits.items()}
@@ -79,6 +86,9 @@ def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
     """Load all splits. Raises InputError for missing or damaged files, ConfigError for a split that cannot be made."""
     source = source or registry.partial_call("data", node)
     train, val = split_train_val(source, val=node["val"], limit=node["limit"], seed=seed)
+    if node.get("balance") and train.targets.is_floating_point():
+        problem = "needs data with classes; this data has numbers"
+        raise ConfigError(f"data.balance={node['balance']}: {problem}. Set data.balance=0")
     test = read_split(source, "test")
     for split, examples in (("val", val), ("test", test)):
         if examples is not None and examples.images.shape[1:] != train.images.shape[1:]:
@@ -99,6 +109,7 @@ def training_batches(data: Data, runtime: devices.Runtime, node: dict[str, Any],
         batch_size=train.batch_size * train.accumulate,
         statistics=data.statistics,
         augmentation=Augmentation(**options),
+        balance=node.get("balance", 0.0),
         seed=train.seed,
         processes=runtime.processes,
     )

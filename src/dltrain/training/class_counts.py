@@ -12,20 +12,21 @@ log = logging.getLogger(__name__)
 SHOWN_CLASSES = 10
 WIDEST_NAME = 30
 MOST_BYTES = 2**30  # of images that are compared; more would take seconds
-UNEVEN = 100  # times as many examples of one class as of another
+UNEVEN = 10  # times as many examples of one class as of another
 
 
 def count(data: Data) -> dict[str, dict[str, int]]:
     """Return the number of examples of each class in each split; empty without classes."""
-    classes = data.train.classes
-    if not classes or data.train.targets.is_floating_point():
-        return {}
-    counts = {split: part.targets.bincount(minlength=len(classes)).tolist() for split, part in data.splits.items()}
-    return {name: {split: counts[split][label] for split in counts} for label, name in enumerate(classes)}
+    counts = data.class_counts
+    names = data.train.classes if counts else ()
+    return {name: {split: counts[split][label] for split in counts} for label, name in enumerate(names)}
 
 
-def show(data: Data) -> None:
-    """Log the examples of each class as a table, the largest differences, and images that two splits share."""
+def show(data: Data, *, balanced: bool) -> None:
+    """Log the examples of each class as a table, the largest differences, and images that two splits share.
+
+    `balanced` tells that the run already weights the classes or draws rare ones more often.
+    """
     if not (counts := count(data)):
         return
     splits = list(data.splits)
@@ -39,8 +40,8 @@ def show(data: Data) -> None:
     sizes = f"{fewest} {counts[fewest]['train']:,}, {most} {counts[most]['train']:,}"
     if len(counts) > SHOWN_CLASSES:
         log.info("  … %d more; smallest and largest in train: %s", len(counts) - SHOWN_CLASSES, sizes)
-    if counts[most]["train"] > UNEVEN * counts[fewest]["train"] > 0:
-        log.warning("the classes are very uneven: in train %s", sizes)
+    if not balanced and counts[most]["train"] > UNEVEN * counts[fewest]["train"] > 0:
+        log.warning("uneven classes: in train %s. Consider task.class_weights=balanced or data.balance=1", sizes)
     for split in splits[1:]:
         if absent := [name for name in counts if counts[name]["train"] and not counts[name][split]]:
             log.warning("no %s examples of %d of %d classes: %s", split, len(absent), len(counts), listed(absent))

@@ -37,7 +37,8 @@ class RunDir:
         outputs = f"{data.outputs} classes" if data.train.classes else f"{data.outputs} values to predict"
         log.info("model   %s, %s parameters", values["model"]["name"], f"{build.count_parameters(run.state.model):,}")
         log.info("data    %s, %s examples of %s, %s", values["data"]["name"], counts, shape, outputs)
-        class_counts.show(data)
+        balanced = bool(values["data"].get("balance") or values["task"].get("class_weights"))
+        class_counts.show(data, balanced=balanced)
         log.info("device  %s", run.runtime.describe())
         if run.runtime.processes.world_size > 1 and checks.has_batch_norm(run.state.model):
             log.info("batch norm uses each rank's part of a batch: the result differs from that of one process")

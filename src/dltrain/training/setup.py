@@ -54,7 +54,7 @@ def prepare(
         data = load(values["data"], options.seed)
     if start is None and values["task"]["name"] == "classification" and len(classes := data.train.classes) == 1:
         raise InputError(f"data: all examples are of one class, {classes[0]}; a classifier needs two or more")
-    task = registry.partial_call("task", values["task"])()
+    task = registry.partial_call("task", values["task"], class_counts=data.class_counts.get("train"))()
     seed_everything(options.seed)
     model = build.model(values["model"], data.input_shape, data.outputs)
     checks.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)

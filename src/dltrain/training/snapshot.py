@@ -84,6 +84,7 @@ def _common(run: Run) -> dict[str, Any]:
             "classes": list(run.data.train.classes),
             "input_shape": list(run.data.input_shape),
             "outputs": run.data.outputs,
+            "class_counts": run.data.class_counts.get("train"),
             "statistics": [list(part) for part in run.data.statistics],
             "range": run.data.range,
             **({} if run.data.rules < 2 else {"rules": run.data.rules, "levels": run.data.train.levels}),
