@@ -17,11 +17,11 @@ STORED: dict[str, Any] = {
     "init_partial": False,
     "epochs": 5,
     "batch_size": 64,
-    "data": {"name": "mnist", "root": "here", "val": 0.1},
+    "data": {"name": "mnist", "root": "here", "val": 0.1, "balance": 0},
     "model": {"name": "mlp", "hidden": [128, 64]},
     "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
     "schedule": {"name": "constant", "warmup": 0.0},
-    "task": {"name": "classification", "label_smoothing": 0.0},
+    "task": {"name": "classification", "label_smoothing": 0.0, "class_weights": None, "focal": 0.0},
     "trust": [],
     "resume": None,
 }

@@ -1,6 +1,7 @@
 """Losses and figures of each task against plain formulas; sums over batches are those of one large batch."""
 
 import functools
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from dltrain.optim import tasks
 from dltrain.optim.step import StepOutput, Task, accumulate
 from dltrain.optim.tasks import Classification, Reconstruction, Regression
 
@@ -182,3 +184,122 @@ def test_sums_are_the_same_to_the_bit_however_many_batches_are_added_at_once(nam
     assert total is not None
     expected = [sums(task, batch(name, size, seed)) for seed, size in enumerate(sizes) if seed not in (1, 4)]
     assert total.tolist() == functools.reduce(torch.add, expected).tolist()
+
+
+# --- weights of classes and the focal loss
+
+WEIGHTS = [0.5, 2.0, 0.0, 3.0]
+
+
+def fractions(count: int = 12) -> Tensor:
+    """Targets of mixed images: the fraction of each class."""
+    return torch.rand(count, 4, generator=torch.Generator().manual_seed(5)).softmax(dim=1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_weighted_loss_is_torchs_sum_over_the_number_of_examples(smoothing: float, mixed: bool) -> None:
+    outputs, inputs, targets = batch("classification")
+    targets = fractions() if mixed else targets
+    found = Classification(smoothing, WEIGHTS).loss(outputs, inputs, targets)
+    options: Any = {"label_smoothing": smoothing, "reduction": "sum"}
+    expected = F.cross_entropy(outputs, targets, torch.tensor(WEIGHTS), **options) / 12
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_weight_is_a_factor_of_the_gradient_of_its_class() -> None:
+    outputs, inputs, targets = batch("classification")
+    gradients = []
+    for task in (Classification(0.0), Classification(0.0, WEIGHTS)):
+        leaf = outputs.clone().requires_grad_()
+        task.loss(leaf, inputs, targets).backward()
+        gradients.append(leaf.grad)
+    plain, weighted = gradients
+    assert plain is not None
+    torch.testing.assert_close(weighted, plain * torch.tensor(WEIGHTS)[targets].unsqueeze(1))
+
+
+def test_balanced_weights_give_each_class_the_same_part_and_have_mean_1_over_the_training_set() -> None:
+    counts = [60, 30, 0, 10]
+    weights = Classification(0.0, "balanced", class_counts=counts).weights
+    assert weights is not None
+    assert [weight * count for weight, count in zip(weights, counts, strict=True)] == pytest.approx(
+        [100 / 3, 100 / 3, 0, 100 / 3]
+    )
+    assert weights[2] == 0
+    assert Classification(0.0, "balanced", class_counts=[7] * 3).weights == (1.0, 1.0, 1.0)
+
+
+def focal(outputs: Tensor, targets: Tensor, gamma: float, weights: list[float]) -> float:
+    """Lin et al. (2017), eq. 5, written out; of several classes each by its fraction."""
+    total = 0.0
+    for row, fraction in zip(outputs.double().softmax(dim=1), targets, strict=True):
+        for probability, part, weight in zip(row.tolist(), fraction.tolist(), weights, strict=True):
+            total += -weight * part * (1 - probability) ** gamma * math.log(probability)
+    return total / len(outputs)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_focal_loss_is_that_of_the_paper(
+    gamma: float, smoothing: float, weights: list[float] | None, mixed: bool
+) -> None:
+    outputs, inputs, targets = batch("classification")
+    parts = fractions() if mixed else F.one_hot(targets, 4)
+    expected = focal(outputs, parts * (1 - smoothing) + smoothing / 4, gamma, weights or [1.0] * 4)
+    found = Classification(smoothing, weights, gamma).loss(outputs, inputs, parts if mixed else targets)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_focal_loss_with_a_tiny_exponent_is_almost_cross_entropy(mixed: bool) -> None:
+    outputs, inputs, targets = batch("classification")
+    targets = fractions() if mixed else targets
+    pair = [Classification(0.1, WEIGHTS, gamma).loss(outputs, inputs, targets) for gamma in (0.0, 1e-6)]
+    torch.testing.assert_close(*pair, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
+def test_the_gradient_of_a_focal_loss_is_finite_for_certain_outputs(gamma: float) -> None:
+    outputs = torch.tensor([[200.0, 0.0, 0.0, 0.0], [-200.0, 200.0, 0.0, 0.0]], requires_grad=True)
+    Classification(0.1, None, gamma).loss(outputs, outputs, torch.tensor([0, 0])).backward()
+    assert outputs.grad is not None
+    assert outputs.grad.isfinite().all()
+    assert float(outputs.grad[1, 0]) < 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_weighted_losses_are_computed_in_fp32_under_bf16(gamma: float) -> None:
+    outputs, inputs, targets = batch("classification")
+    task = Classification(0.1, WEIGHTS, gamma)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = task.loss(outputs.bfloat16(), inputs, targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, task.loss(outputs.bfloat16().float(), inputs, targets))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_weighted_losses_of_parts_make_up_that_of_the_whole_batch(gamma: float, cut: int) -> None:
+    task, parts = Classification(0.1, WEIGHTS, gamma), batch("classification")
+    added = sum(cut_loss * size for cut_loss, size in (
+        (task.loss(*(part[:cut] for part in parts)), cut), (task.loss(*(part[cut:] for part in parts)), 12 - cut)
+    ))  # fmt: skip
+    torch.testing.assert_close(added / 12, task.loss(*parts))
+    assert figures(task, parts)["loss"] == pytest.approx(float(task.loss(*parts)), rel=1e-6)
+
+
+def test_weights_are_copied_to_the_device_once() -> None:
+    tasks._on_device.cache_clear()
+    task = Classification(0.0, WEIGHTS, 2.0)
+    for seed in range(3):
+        task.loss(*batch("classification", seed=seed))
+    assert tasks._on_device.cache_info().misses == 1
+
+
+def test_a_list_of_weights_of_another_length_is_a_mismatch() -> None:
+    message = "task.class_weights has 4 numbers, the data has 10 classes; give one for each class"
+    assert message in Classification(0.0, WEIGHTS).mismatch(LABELS, (1, 8, 8), (10,), 10)
+    assert Classification(0.0, WEIGHTS).mismatch(LABELS, (1, 8, 8), (4,), 4) == ""

@@ -97,6 +97,15 @@ def test_a_model_trains_on_the_meta_device_without_reading_values(name: str) -> 
     assert done(trained)
 
 
+@pytest.mark.parametrize("focal", [0.0, 2.0])
+def test_a_weighted_loss_is_computed_on_the_meta_device_without_reading_values(focal: float) -> None:
+    trained = state("mlp")
+    keys = {"class_weights": "balanced", "focal": focal}
+    weighted = registry.partial_call("task", node("task", "classification") | keys, class_counts=[4] * 10)()
+    assert list(steps_of(trained, batches(), weighted))
+    assert done(trained)
+
+
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "muon"])
 def test_an_optimizer_updates_on_the_meta_device_without_reading_values(name: str) -> None:
     trained = state("resnet", name, widths=[4], blocks=1)

@@ -25,10 +25,10 @@ def data(train: Examples, val: Examples | None = None, test: Examples | None = N
     return Data(train, val, test, normalization(train.images, mean=None, std=None))
 
 
-def shown(loaded: Data, caplog: pytest.LogCaptureFixture) -> list[str]:
+def shown(loaded: Data, caplog: pytest.LogCaptureFixture, *, balanced: bool = False) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.INFO, "dltrain.training.class_counts"):
-        class_counts.show(loaded)
+        class_counts.show(loaded, balanced=balanced)
     return [f"{record.levelname[0]} {record.getMessage()}" for record in caplog.records]
 
 
@@ -60,10 +60,12 @@ def test_a_class_that_a_split_lacks_is_told_once_for_the_split(caplog: pytest.Lo
     assert warnings == ["W no test examples of 2 of 3 classes: c0, c2"]
 
 
-def test_very_uneven_classes_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    assert not any(line.startswith("W") for line in shown(data(examples(0, *[1] * 100, classes=2)), caplog))
-    lines = shown(data(examples(0, *[1] * 101, classes=2)), caplog)
-    assert lines[-1] == "W the classes are very uneven: in train c0 1, c1 101"
+def test_uneven_classes_are_told_with_the_keys_that_help_unless_one_is_set(caplog: pytest.LogCaptureFixture) -> None:
+    assert not any(line.startswith("W") for line in shown(data(examples(0, *[1] * 10, classes=2)), caplog))
+    uneven = data(examples(0, *[1] * 11, classes=2))
+    message = "W uneven classes: in train c0 1, c1 11. Consider task.class_weights=balanced or data.balance=1"
+    assert shown(uneven, caplog)[-1] == message
+    assert not any(line.startswith("W") for line in shown(uneven, caplog, balanced=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -29,6 +29,10 @@ MODELS = {
     "lenet": ("model=lenet",),
     "lstm": ("model=lstm", "model.hidden=16", "model.dropout=0.2"),
     "attention": ("model=attention", "model.width=16", "model.dropout=0.2"),
+    "mlp for uneven classes": (
+        *("model=mlp", "model.hidden=[16]", "data.balance=0.5"),
+        *("task.class_weights=balanced", "task.focal=2", "task.label_smoothing=0.1"),
+    ),
 }
 OPTIMIZERS = {"sgd": ("optim=sgd",), "adam": ("optim=adam", "optim.lr=0.003")}
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}

@@ -11,6 +11,7 @@ from dltrain.config.dotted import at, has
 from dltrain.config.hints import conforms, describe
 
 Count = Annotated[int, Interval(ge=0)]
+ClassSize = Annotated[int, Interval(ge=0, le=1 << 48)]
 LARGEST_INPUT = 1 << 26  # numbers in one example
 Side = Annotated[int, Interval(ge=1, le=LARGEST_INPUT)]
 MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us per value
@@ -87,7 +88,7 @@ def validation_error(content: dict[str, Any]) -> str:
         return "data.range must be two numbers"
     if not conforms(levels, Annotated[list[float], Len(2, 2)] | None) or (levels and levels[0] >= levels[1]):
         return "data.levels must be two numbers, the lower first"
-    if not conforms(counts := content["data"].get("class_counts"), list[Count] | None):  # as above
+    if not conforms(counts := content["data"].get("class_counts"), list[ClassSize] | None):  # as above
         return "data.class_counts must be whole numbers >= 0"
     if not conforms(content["data"].get("rules", 1), Literal[1, 2]):
         return "data.rules must be 1 or 2. If it is higher, install a newer dltrain"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def balanced_order(
-    targets: Tensor, generator: torch.Generator, *, balance: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    targets: Tensor, *, generator: torch.Generator, balance: Annotated[float, Interval(ge=0, le=1)] = 0.0
 ) -> Tensor:
     """Return the examples of an epoch as indices (N,) in random order, from their classes (N,) on the CPU.
 

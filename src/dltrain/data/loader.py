@@ -6,6 +6,7 @@ and there are no workers. Augmentation and normalisation work on whole batches.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice, pairwise
 from typing import Annotated
 
@@ -32,7 +33,7 @@ class TensorLoader:
     """Batches of one split: `epoch` for training, `in_order` for evaluation.
 
     Args:
-        balance: how often rare classes come in an epoch, see balance.py
+        balance: how much more often rare classes come in an epoch, see balance.py
         processes: the ranks that divide each training batch among themselves
     """
 
@@ -60,8 +61,9 @@ class TensorLoader:
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(-1, 1, 1)
         self.scale, self.shift = (value.expand(shape).contiguous().to(device) for value in (scale, shift))
         self.classes = len(examples.classes)
-        self.augmentation, self.balance = augmentation, balance
-        self.seed, self.processes = seed, processes
+        self.augmentation, self.seed, self.processes = augmentation, seed, processes
+        shuffled = partial(torch.randperm, len(self.images))
+        self.order = partial(balanced_order, examples.targets.cpu(), balance=balance) if balance else shuffled
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
@@ -73,10 +75,7 @@ class TensorLoader:
         """
         # Sampled on the CPU for the whole epoch, so that every device and every resumed run gets the same.
         generator = seeded_generator(self.seed, epoch)
-        if self.balance:
-            order = balanced_order(self.targets.cpu(), generator, balance=self.balance)
-        else:
-            order = torch.randperm(len(self.images), generator=generator)
+        order = self.order(generator=generator)
         draws = None
         if self.augmentation != UNCHANGED:
             draws = sample_augmentations(
