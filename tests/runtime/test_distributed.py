@@ -217,8 +217,13 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
         (
             2,
             (
-                *("model=mlp", "model.hidden=[8]", "optim.lr=0.05", "batch_size=27", "accumulate=2", "data.balance=0.7"),
-                *("task.class_weights=[0.2,1,2,1,1,0.5,1,1,1,3]", "task.focal=2", "task.label_smoothing=0.1"),
+                *("model=mlp", "model.hidden=[8]", "optim.lr=0.05", "batch_size=27", "accumulate=2"),
+                *(
+                    "data.balance=0.7",
+                    "task.class_weights=[0.2,1,2,1,1,0.5,1,1,1,3]",
+                    "task.focal=2",
+                    "task.label_smoothing=0.1",
+                ),
             ),
         ),
         pytest.param(
