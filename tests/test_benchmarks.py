@@ -210,3 +210,39 @@ def test_the_gain_of_prediction_is_compared_with_that_of_plain_pillow(
     assert lines[0] == "2 photographs, n=1, medians"
     gains = [float(line.rpartition(" ")[2]) for line in lines[1:3]]
     assert float(lines[3].split()[4].rstrip(";")) == pytest.approx(gains[0] / gains[1], abs=0.05 + gains[0] / 50)
+
+
+def test_uneven_classes_are_cut_the_same_way_each_time_and_the_test_set_is_whole() -> None:
+    uneven = importlib.import_module("imbalance").uneven
+    first, again = (uneven("train", source="digits", common=100, rare=5) for _ in range(2))
+    assert first.targets.bincount().tolist() == [100, 5] * 5
+    assert torch.equal(first.images, again.images)
+    assert len(uneven("test", source="digits").targets) == 359
+    assert uneven("val", source="digits") is None
+
+
+def test_recalls_of_paired_runs_become_a_table_with_differences() -> None:
+    imbalance = importlib.import_module("imbalance")
+    plain = {seed: torch.tensor([90.0, 10.0 + seed]).numpy() for seed in range(3)}
+    better = {seed: torch.tensor([80.0, 40.0 + 2 * seed]).numpy() for seed in range(2)}
+    lines = imbalance.table({"plain": plain, "weights": better, "balance": {}}).splitlines()
+    assert lines[2] == "| plain | 3 | 50.50 ± 0.50 | 90.00 ± 0.00 | 11.00 ± 1.00 |"
+    assert lines[3] == "| weights | 2 | 60.50 ± 0.71 | 80.00 ± 0.00 | 41.00 ± 1.41 |"
+    assert lines[-1] == "| weights − plain | 2 | 10.25 ± 0.35 | 2 of 2 | 0.016 |"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_uneven_classes_measures_each_setting_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # the script sets it
+    monkeypatch.setenv("DLTRAIN_DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["imbalance.py", str(tmp_path), "--quick"])
+    main = importlib.import_module("imbalance").main
+    main()
+    rows = [line.split(" | ")[:2] for line in capfd.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows[1:4] == [["| plain", "2"], ["| weights", "2"], ["| balance", "2"]]
+    last = next(tmp_path.glob("outputs/sweeps/*/*/5_*/summary.json"))
+    before = last.stat().st_mtime_ns
+    main()
+    assert last.stat().st_mtime_ns == before
