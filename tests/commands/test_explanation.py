@@ -58,6 +58,19 @@ task.label_smoothing=0.0
   is       a number >= 0, < 1
   from     {CONFIGS}/task/classification.yaml
   default  0.0 ({CONFIGS}/task/classification.yaml)
+
+task.class_weights=null
+  means    factor of each class's loss, in the order of classes; `balanced` divides the mean size of a class in the \
+training set by its size; null for none
+  is       balanced or a list, each a number >= 0 or null
+  from     {CONFIGS}/task/classification.yaml
+  default  null ({CONFIGS}/task/classification.yaml)
+
+task.focal=0.0
+  means    exponent of the focal loss, such as 2, for which clear examples count less (Lin et al., 2017); 0 for none
+  is       a number >= 0
+  from     {CONFIGS}/task/classification.yaml
+  default  0.0 ({CONFIGS}/task/classification.yaml)
 """,
 }
 
