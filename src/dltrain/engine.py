@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.optim.ema import swapped_in_ema, update_ema
+from dltrain.optim.metrics import WithMetric, auroc
 from dltrain.optim.step import (
     MAX_PENDING_OUTPUTS,
     OnNonfinite,
@@ -136,16 +137,24 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
     total: Tensor | None = None
     rank, world = runtime.processes.rank, runtime.processes.world_size
     has_batch = rank < len(batches)  # a rank without one computes the first, for the shape of the sums alone
+    kept: list[tuple[Tensor, Tensor]] = []
+    needs_outputs = isinstance(task, WithMetric) and task.name == "auroc"
     for inputs, targets in batches.in_order(rank if has_batch else 0, world):
         with runtime.autocast():
             outputs = model(inputs)
             loss = task.loss(outputs, inputs, targets)
         total = accumulate(total, [StepOutput(loss, outputs, targets)], task)
+        if needs_outputs:
+            kept.append((outputs.float().cpu(), targets.cpu()))
     model.train(was_training)
     assert total is not None
     if not has_batch:
         total.zero_()
-    return task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
+    metrics = task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
+    if kept:
+        rows = (torch.cat(parts) if has_batch else parts[0][:0] for parts in zip(*kept, strict=True))
+        metrics.setdefault("auroc", auroc(*(distributed.all_gather_rows(part, runtime.processes) for part in rows)))
+    return metrics
 
 
 @torch.no_grad()
