@@ -29,6 +29,8 @@ MODELS = {
     "lenet": ("model=lenet",),
     "lstm": ("model=lstm", "model.hidden=16", "model.dropout=0.2"),
     "attention": ("model=attention", "model.width=16", "model.dropout=0.2"),
+    "mlp by its F1": ("model=mlp", "model.hidden=[16]", "metric=f1_macro"),
+    "mlp by its AUROC": ("model=mlp", "model.hidden=[16]", "metric=auroc"),
 }
 OPTIMIZERS = {"sgd": ("optim=sgd",), "adam": ("optim=adam", "optim.lr=0.003")}
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
