@@ -56,15 +56,11 @@ def test_without_a_metric_records_have_loss_and_accuracy_alone(trained: Trained)
     assert set(records(folder, "val")[0]) == {"split", "step", "epoch", "loss", "accuracy"}
 
 
-def test_the_console_names_the_metric_that_chooses_the_best(dltrain: Command) -> None:
-    out = dltrain("train", *QUICK, "metric=balanced_accuracy", "report=false").out
-    assert "best val balanced_accuracy 0." in out
-    assert "balanced_accuracy ┃" in out
-
-
-def test_the_page_has_the_metric_as_key_figure_curve_and_column(dltrain: Command) -> None:
-    folder = dltrain("train", *QUICK, "metric=balanced_accuracy").folder
-    page = (folder / "report.html").read_text()
+def test_console_and_page_show_the_metric_that_chooses_the_best(dltrain: Command) -> None:
+    result = dltrain("train", *QUICK, "metric=balanced_accuracy")
+    assert "best val balanced_accuracy 0." in result.out
+    assert "balanced_accuracy ┃" in result.out
+    page = (result.folder / "report.html").read_text()
     assert "<dt>test balanced accuracy</dt>" in page
     assert "balanced accuracy over epochs" in page
     assert '<th class="n">balanced_accuracy</th>' in page
