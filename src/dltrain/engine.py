@@ -136,16 +136,24 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
     total: Tensor | None = None
     rank, world = runtime.processes.rank, runtime.processes.world_size
     has_batch = rank < len(batches)  # a rank without one computes the first, for the shape of the sums alone
+    kept: list[tuple[Tensor, Tensor]] = []
+    needs_outputs = getattr(task, "needs_outputs", False)
     for inputs, targets in batches.in_order(rank if has_batch else 0, world):
         with runtime.autocast():
             outputs = model(inputs)
             loss = task.loss(outputs, inputs, targets)
         total = accumulate(total, [StepOutput(loss, outputs, targets)], task)
+        if needs_outputs:
+            kept.append((outputs.float().cpu(), targets.cpu()))
     model.train(was_training)
     assert total is not None
     if not has_batch:
         total.zero_()
-    return task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
+    metrics = task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
+    if kept:
+        rows = (torch.cat(parts) if has_batch else parts[0][:0] for parts in zip(*kept, strict=True))
+        metrics = task.output_metrics(*(distributed.all_gather_rows(part, runtime.processes) for part in rows)) | metrics
+    return metrics
 
 
 @torch.no_grad()

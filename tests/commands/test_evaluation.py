@@ -68,7 +68,8 @@ def test_eval_prints_four_decimals_and_a_row_for_each_class(dltrain: Command, tr
     folder = trained(*QUICK)
     out = dltrain("eval", f"ckpt={folder}").out
     assert f"{summary(folder)['test']['accuracy']:.4f}" in out
-    assert all(f"│ {digit} │" in out for digit in range(10))
+    rows = [line.split()[1] for line in out.splitlines() if line.startswith("│")]
+    assert rows[-11:] == [*map(str, range(10)), "macro"]
 
 
 def test_precision_and_recall_are_those_of_scikit_learn(dltrain: Command, trained: Trained) -> None:
@@ -87,6 +88,8 @@ def test_precision_and_recall_are_those_of_scikit_learn(dltrain: Command, traine
     assert [row["recall"] for row in found] == pytest.approx(list(recall))
     assert [row["f1"] for row in found] == pytest.approx(list(f1))
     assert [row["examples"] for row in found] == list(support)
+    macro = precision_recall_fscore_support(test.targets, predicted, average="macro", zero_division=0)[:3]
+    assert list(figures(folder / "checkpoints")["macro"].values()) == pytest.approx(macro)
     assert figures(folder / "checkpoints")["confusion"] == confusion_matrix(test.targets, predicted).tolist()
 
 

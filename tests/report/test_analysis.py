@@ -91,6 +91,7 @@ def test_the_confusion_matrix_and_fractions_equal_those_counted_by_hand() -> Non
     assert found["confusion"] == [[2, 1, 0], [1, 2, 0], [0, 0, 0]]
     assert found["per_class"]["cat"] == {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "examples": 3}
     assert found["per_class"]["owl"] == {"precision": 0, "recall": 0, "f1": 0, "examples": 0}
+    assert found["macro"] == {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
     assert [found[key] for key in ("task", "split", "examples", "classes")] == [
         "classification",
         "test",

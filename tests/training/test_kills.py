@@ -33,6 +33,8 @@ MODELS = {
         *("model=mlp", "model.hidden=[16]", "data.balance=0.5"),
         *("task.class_weights=balanced", "task.focal=2", "task.label_smoothing=0.1"),
     ),
+    "mlp by its F1": ("model=mlp", "model.hidden=[16]", "metric=f1_macro"),
+    "mlp by its AUROC": ("model=mlp", "model.hidden=[16]", "metric=auroc"),
 }
 OPTIMIZERS = {"sgd": ("optim=sgd",), "adam": ("optim=adam", "optim.lr=0.003")}
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}

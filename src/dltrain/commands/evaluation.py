@@ -14,12 +14,13 @@ from rich.table import Table
 from torch import Tensor
 
 from dltrain.commands import tta
-from dltrain.config import registry, saved_config
+from dltrain.config import saved_config
 from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import evaluate
+from dltrain.optim.metrics import WithMetric
 from dltrain.optim.step import Task
 from dltrain.report import analysis, console, run_files
 from dltrain.runtime import devices, system_info
@@ -45,19 +46,22 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
         _show(result)
         return result, result
     document: list[dict[str, Any]] = []
-    ranked: list[tuple[tuple[float, ...], dict[str, Any]]] = []
+    ranked: list[tuple[Task, dict[str, Any]]] = []
     errors: list[UserError] = []
     for path in ckpt:
         try:
-            result, score = _evaluate(path, config)
+            result, task = _evaluate(path, config)
         except UserError as error:
             errors.append(error)
             document.append({"checkpoint": path, "error": str(error)})
             log.error("%s is left out: %s", path, error)
             continue
         document.append(result)
-        ranked.append((score, result))
-    ranked.sort(key=lambda pair: pair[0], reverse=True)
+        ranked.append((task, result))
+    if len(names := {result.get("metric") for _, result in ranked}) > 1:
+        log.warning("trained with different metrics (%s): ranked by the usual one", ", ".join(sorted(map(str, names))))
+        ranked = [(task.task if isinstance(task, WithMetric) else task, result) for task, result in ranked]
+    ranked.sort(key=lambda one: [x if math.isfinite(x) else -math.inf for x in one[0].score(one[1])], reverse=True)
     if ranked:
         rows = {result["checkpoint"]: _metrics(result) for _, result in ranked}
         console.show_metrics(f"{config.values['split']}, best first", rows)
@@ -67,8 +71,8 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     return document, ranked[0][1]
 
 
-def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """Return the result of one checkpoint and its score; a greater score is better."""
+def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], Task]:
+    """Return the result of one checkpoint, and its task."""
     began = time.perf_counter()
     split, views = config.values["split"], config.values["tta"]
     loaded = load_trained(ckpt, config)
@@ -85,6 +89,7 @@ def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, .
         metrics = evaluate(model, batches, task, loaded.runtime)
     result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": split, "tta": views}
     result |= {"examples": len(examples.images), **metrics}
+    result |= {"metric": task.name} if isinstance(task, WithMetric) else {}
     if is_classification:
         analyzed = analysis.classified(torch.cat(outputs), examples.targets, known["classes"])
         result |= {"classes": analyzed.pop("per_class"), **analyzed}
@@ -96,7 +101,7 @@ def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, .
         log.info("metrics %s", path)
     except OutputError as error:  # the folder of the run may be read-only: still print the result
         log.warning("%s", error)
-    return result, tuple(value if math.isfinite(value) else -math.inf for value in task.score(metrics))
+    return result, task
 
 
 def analyze_checkpoint(config: Config) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def analyze_checkpoint(config: Config) -> dict[str, Any]:
 def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, TensorLoader]:
     """Return the task of a checkpoint, and the examples of a split and their loader, checked to fit the network."""
     known = loaded.content["data"]
-    task: Task = registry.partial_call("task", loaded.values["task"], class_counts=known.get("class_counts"))()
+    task = build.task(loaded.values, known["outputs"], known.get("class_counts"))
     split = config.values["split"]
     require_root(loaded, config)
     with download.forbidden(saved_config.read_only_reason(loaded.values, config.typed)):
@@ -159,7 +164,7 @@ def _show(result: dict[str, Any]) -> None:
     if len(classes) > SHOWN_CLASSES:
         title += f", the {SHOWN_CLASSES} with the lowest f1"
         classes = dict(sorted(classes.items(), key=lambda item: item[1]["f1"])[:SHOWN_CLASSES])
-    console.show_metrics(title, classes)
+    console.show_metrics(title, classes | {"macro average": result["macro"]})
 
 
 MOST_COLUMNS = 20

@@ -134,7 +134,8 @@ def dispatch(
         from dltrain.commands.evaluation import evaluate_checkpoints
 
         document, best = evaluate_checkpoints(checked)
-        return document, {best["split"]: {key: best[key] for key in ("loss", "accuracy") if key in best}}
+        names = "loss", "accuracy", best.get("metric")
+        return document, {best["split"]: {name: best[name] for name in names if name in best}}
     if command == "export":
         from dltrain.commands.export import export
 

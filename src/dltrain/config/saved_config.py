@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # Keys that may not change in a resumed run: with other data, another network or another task it is another run. The
 # optimizer's moments are stored in parameter groups, one for each learning rate.
-FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate")
+FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate", "metric")
 FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
 # Keys that may change without a warning: the weights stay the same. A run reports another device itself.
 HARMLESS = ("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
@@ -24,7 +24,7 @@ STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
 ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False}
-ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0}
+ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "metric": None}
 ADDED |= {"task.classification.class_weights": None, "task.classification.focal": 0.0}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)

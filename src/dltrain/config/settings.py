@@ -27,6 +27,7 @@ class Train:
         keep: how many of the latest checkpoints to keep: last.pt and those before it
         report: write report.html, a page with curves, confusion matrix and mistakes
         on_nonfinite: what to do if the loss is NaN or infinite: `stop`, or `skip` that step's update
+        metric: what chooses the best weights and rules patience and sweeps, such as f1_macro; null for accuracy or loss
         patience: stop after this many epochs without a better validation metric; null for never
         max_seconds: stop after this many seconds; null for no limit
         limit_steps: stop after this many steps in all; null for no limit
@@ -48,6 +49,7 @@ class Train:
     keep: Positive
     report: bool
     on_nonfinite: Literal["stop", "skip"]
+    metric: str | None
     patience: Positive | None
     max_seconds: Annotated[float, Interval(gt=0)] | None
     limit_steps: Positive | None
@@ -139,7 +141,7 @@ class Sweep:
     Args:
         search: `grid` runs every combination, `random` and `tpe` (Optuna) sample them
         trials: number of jobs that a search runs
-        metric: what ranks the jobs and what a search improves, such as val_loss; null for the usual one of the task
+        metric: what ranks the jobs and what a search improves, such as val_loss; null for `metric` of the jobs
         direction: whether a smaller or a larger metric is better; null to infer it from the name
         pruner: stops bad jobs of a search early: `median`, or `halving` (asynchronous successive halving)
         seed: fixes what a search samples

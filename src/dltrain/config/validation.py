@@ -6,6 +6,7 @@ from typing import Any
 
 from dltrain.config import signatures
 from dltrain.config.hints import conforms, describe, is_number, to_cli
+from dltrain.config.metric_names import OF_TASKS
 from dltrain.config.registry import COMMANDS, GROUPS, OPTIONAL, REQUIRED, WHOLE, Origin, builtin, names, signature
 from dltrain.config.signatures import Param, Signature
 from dltrain.runtime.errors import ConfigError
@@ -68,7 +69,16 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
             faults += _check_several(node, value, where, settings.keys)
         else:
             faults += _check_option(node, value, where, settings.keys)
+    if command == "train":
+        faults += _check_metric(config.get("metric"), config.get("task"), where)
     return [" ".join(fault.splitlines()) for fault in faults]
+
+
+def _check_metric(metric: Any, task: Any, where: Origin) -> list[str]:
+    known = OF_TASKS.get(str(task.get("name"))) if isinstance(task, dict) else None
+    if known is None or not isinstance(metric, str) or metric in known:  # a user's task may compute any
+        return []
+    return [f"metric={to_cli(metric)}: no such metric of task={task['name']}{suggest(metric, known)}{where('metric')}"]
 
 
 def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[str]:

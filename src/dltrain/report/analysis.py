@@ -70,8 +70,9 @@ def analyze(
 def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """Return the metrics of logits (N, K) on the CPU for the true classes (N,).
 
-    The keys are `confusion` (rows are true classes, columns predicted ones; left out above 1,000 classes), `per_class`
-    and `calibration`. Precision, recall and F1 of a class without predictions or examples are 0 by convention.
+    The keys are `confusion` (rows are true classes, columns predicted ones; left out above 1,000 classes), `per_class`,
+    `macro` and `calibration`. Precision, recall and F1 of a class without predictions or examples are 0 by convention;
+    a class without both is left out of their means in `macro`.
     """
     K = len(classes)
     predicted = outputs.argmax(dim=1)
@@ -85,11 +86,13 @@ def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict
         "f1": 2 * hits / (true + claimed).clamp(min=1),
         "examples": true.int(),
     }
+    present = true + claimed > 0
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     pairs = torch.bincount(targets * K + predicted, minlength=K * K).view(K, K).tolist() if K <= MOST_CLASSES else None
     return {
         **({} if pairs is None else {"confusion": pairs}),
         "per_class": {name: dict(zip(columns, row, strict=True)) for name, row in zip(classes, rows, strict=True)},
+        "macro": {name: float(columns[name][present].mean()) for name in ("precision", "recall", "f1")},
         "calibration": calibration(_confidence(outputs), correct),
     }
 

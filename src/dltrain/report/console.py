@@ -107,8 +107,8 @@ def start_logging() -> None:
 class Display:
     """Progress of a run: epoch, step, metrics, curve of the loss, best validation metric and time left."""
 
-    def __init__(self, epochs: int, steps: int, first_step: int) -> None:
-        self.epochs, self.steps, self.first_step = epochs, steps, first_step
+    def __init__(self, epochs: int, steps: int, first_step: int, metric: str | None = None) -> None:
+        self.epochs, self.steps, self.first_step, self.metric = epochs, steps, first_step, metric
         self.metrics: dict[str, dict[str, float]] = {}  # the latest of each split
         self.losses = Sparkline()
         self.began = self.drawn = self.line_at = time.perf_counter()
@@ -130,10 +130,10 @@ class Display:
             epoch = records[-1].epoch
             place = f"{epoch:>{len(str(self.epochs))}.0f}" if epoch.is_integer() else f"{epoch:.2f}"
             texts = [f"{record.split} {_metrics_text(record.values)}" for record in records]
-            if shown := _best(best):
+            if shown := self._best(best):
                 texts.append(f"best {shown[0]} in epoch {shown[1]}")
             parts = [(0, f"epoch {place}/{self.epochs}"), (8, f"step {step}")]
-            parts += _parts({record.split: record.values for record in records}, best)
+            parts += self._parts({record.split: record.values for record in records}, best)
             log.info("epoch %s/%d step %d: %s", place, self.epochs, step, ", ".join(texts), extra={PARTS: parts})
             self.line_at = time.perf_counter()
         if self.live is not None and time.perf_counter() - self.drawn > REDRAW_SECONDS:
@@ -161,7 +161,7 @@ class Display:
             (0, f"epoch {min(step // self.steps + 1, self.epochs)}/{self.epochs}"),
             (8, f"step {step}"),
             (3, f"{self.losses!s:{2 * FEWEST - 1}}" if drawable else ""),  # of constant width, so that nothing jumps
-            *_parts(self.metrics, best),
+            *self._parts(self.metrics, best),
         ]
 
     def _is_worth_a_line(self, record: "Record") -> bool:
@@ -170,28 +170,26 @@ class Display:
             return record.epoch == self.epochs or record.epoch % -(-self.epochs // MOST_LINES) == 0
         return self.live is None and time.perf_counter() - self.line_at > PLAIN_SECONDS
 
+    def _best(self, best: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return the best value of the metric on the validation set and its epoch; None without a validation set."""
+        if best.get("split") != "val":
+            return None
+        name = self.metric or ("accuracy" if "accuracy" in best else "loss")
+        return f"val {name} {format_number(best[name])}", f"{best['epoch']:g}"
 
-def _best(best: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the best validation metric and its epoch; None without a validation set."""
-    if best.get("split") != "val":
-        return None
-    name = "accuracy" if "accuracy" in best else "loss"
-    return f"val {name} {format_number(best[name])}", f"{best['epoch']:g}"
-
-
-def _parts(metrics: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Return the metrics as parts of a line; those with high numbers are left out first if space is short."""
-    parts = []
-    for split, values in metrics.items():
-        for key, value in values.items():
-            if key == "examples_per_second":
-                parts.append((9, f"{value:,.0f}/s"))
-            elif key != "lr":
-                name = f"{split} {key}".removeprefix("train loss") or "loss"
-                priority = {"loss": 1, "val accuracy": 4, "val loss": 6}.get(name, 10)
-                parts.append((priority, f"{name} {format_number(value)}"))
-    shown = _best(best)
-    return [*parts, (2, f"best {shown[0].rpartition(' ')[2]} at {shown[1]}" if shown else "")]
+    def _parts(self, metrics: Mapping[str, Mapping[str, float]], best: Mapping[str, Any]) -> list[tuple[int, str]]:
+        """Return the metrics as parts of a line; those with high numbers are left out first if space is short."""
+        parts = []
+        for split, values in metrics.items():
+            for key, value in values.items():
+                if key == "examples_per_second":
+                    parts.append((9, f"{value:,.0f}/s"))
+                elif key != "lr":
+                    name = f"{split} {key}".removeprefix("train loss") or "loss"
+                    priority = {"loss": 1, "val accuracy": 4, "val loss": 6, f"val {self.metric}": 3}.get(name, 10)
+                    parts.append((priority, f"{name} {format_number(value)}"))
+        shown = self._best(best)
+        return [*parts, (2, f"best {shown[0].rpartition(' ')[2]} at {shown[1]}" if shown else "")]
 
 
 def _metrics_text(values: Mapping[str, float]) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.config.hints import to_cli
+from dltrain.config.metric_names import smaller_is_better
 
 CONFIDENCE = 0.95
+Rows = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class Metric:
         return value if self.smaller_is_better else -value
 
 
-def metric(metrics: Iterable[Mapping[str, Any]], name: str | None = None, direction: str | None = None) -> Metric:
-    """Return the metric `name`; by default the first that exists, of val, test and train, accuracy before loss."""
-    known = {key for values in metrics for key in values}
-    usual = [f"{split}_{key}" for split in ("val", "test", "train") for key in ("accuracy", "loss")]
+def metric(rows: Rows, name: str | None = None, direction: str | None = None, chosen: str | None = None) -> Metric:
+    """Return the metric `name`; by default the first that exists, of val, test and train: `chosen`, accuracy, loss."""
+    known = {key for values in rows for key in values}
+    usual = [f"{split}_{key}" for split in ("val", "test", "train") for key in (chosen, "accuracy", "loss") if key]
     name = name or next((key for key in usual if key in known), "val_accuracy")
-    return Metric(name, direction == "minimize" if direction else not name.endswith(("accuracy", "r2")))
+    return Metric(name, direction == "minimize" if direction else smaller_is_better(name))
 
 
 @dataclass(frozen=True)

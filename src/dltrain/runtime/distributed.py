@@ -171,6 +171,13 @@ def all_gather_text(text: str, processes: Processes) -> list[str]:
     return [broadcast_bytes(text.encode(), processes, source).decode() for source in range(processes.world_size)]
 
 
+def all_gather_rows(rows: Tensor, processes: Processes) -> Tensor:
+    """Return the rows (N, ...) of all ranks on the CPU, in the order of ranks; each may have another number of them."""
+    content = rows.numpy().tobytes()
+    parts = [broadcast_bytes(content, processes, source) for source in range(processes.world_size)]
+    return torch.frombuffer(bytearray(b"".join(parts)), dtype=rows.dtype).view(-1, *rows.shape[1:])
+
+
 def broadcast_buffers(model: nn.Module, processes: Processes) -> None:
     """Copy the buffers of a network, such as running statistics, from rank 0 to all ranks."""
     if processes.world_size > 1:

@@ -12,6 +12,7 @@ from rich.table import Table
 from dltrain.commands.jobs import job_metrics
 from dltrain.config import safe_yaml
 from dltrain.config.dotted import leaves
+from dltrain.config.metric_names import shared_metric
 from dltrain.config.registry import GROUPS
 from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.html import comparison_page, page, run_page
@@ -85,7 +86,8 @@ def report(arguments: Sequence[str]) -> None:
             raise InputError(f"{folder}: contains no run")
         runs += [run for run in found if run.folder not in {known.folder for known in runs}]
     keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in USUAL]
-    by = metric([run.metrics for run in runs])
+    chosen = shared_metric(run.config for run in runs if run.metrics)
+    by = metric([run.metrics for run in runs], chosen=chosen)
     runs.sort(key=lambda run: by.key(run.metrics))
     groups = group_by_seed(runs, keys) if "seed" in keys else []
     if as_json:

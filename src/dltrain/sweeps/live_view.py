@@ -50,9 +50,10 @@ class View:
 
     def on_metrics(self, number: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
         """Show new metrics of a running job."""
-        shown = [f"{key} {format_number(values[key])}" for key in ("loss", "accuracy") if key in values]
+        shown = "loss", "accuracy", (self.metric or "").partition("_")[2]
+        texts = [f"{key} {format_number(values[key])}" for key in values if key in shown]
         if number in self.running:
-            self.running[number] = self.running[number][0], f"epoch {epoch:.2f}: {split} {' '.join(shown)}"
+            self.running[number] = self.running[number][0], f"epoch {epoch:.2f}: {split} {' '.join(texts)}"
 
     def on_end(self, number: int, outcome: JobResult) -> None:
         """Print a line for a job that has ended."""

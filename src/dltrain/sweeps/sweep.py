@@ -3,12 +3,15 @@
 import contextlib
 import shutil
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from dltrain.config import registry, saved_config
 from dltrain.config.composition import Composed, Sweeping
+from dltrain.config.metric_names import shared_metric
+from dltrain.config.resolution import resolve
 from dltrain.config.safe_yaml import read_yaml
 from dltrain.config.settings import Sweep
 from dltrain.report.run_rows import metric
@@ -36,6 +39,9 @@ def run(request: Request, sweeping: Sweeping) -> int:
         planned, duplicates = plan.checked(map(composer.compose, jobs), request.command, typed)
         settings = Sweep(**raw)
         _check_settings(request, settings, planned)
+        if settings.metric is None and shared_metric(job.composed.config for job in planned):
+            values = resolve(planned[0].composed.config)
+            settings = replace(settings, metric=f"{'val' if values['data'].get('val') else 'test'}_{values['metric']}")
         if settings.dry:
             return _show(planned, duplicates, space)
         with (

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from dltrain.config import registry, settings
+from dltrain.config.metric_names import smaller_is_better
 from dltrain.data.augmentation import Augmentation
 from dltrain.data.loader import Statistics, TensorLoader, normalization
 from dltrain.data.mapped_images import blocks
 from dltrain.data.splits import Examples, Source, read_split, rules, split_train_val
 from dltrain.optim import optimizers
+from dltrain.optim.metrics import WithMetric
+from dltrain.optim.step import Task
 from dltrain.runtime import devices, no_dynamo
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.training.checks import check_classes
@@ -121,6 +124,13 @@ def evaluation_batches(
     """Return a loader for evaluation: without augmentation, with larger batches than in training."""
     size = min(EVAL_BATCHES * batch_size, len(examples.images))
     return TensorLoader(examples, runtime.device, batch_size=size, statistics=statistics)
+
+
+def task(values: dict[str, Any], classes: int, class_counts: list[int] | None) -> Task:
+    """Build the task of a config, which scores by `metric` if that is set; `class_counts` are of the training set."""
+    built: Task = registry.partial_call("task", values["task"], class_counts=class_counts)()
+    name = values["metric"]
+    return built if name is None else WithMetric(built, name, smaller_is_better(name), classes)
 
 
 def model(node: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:

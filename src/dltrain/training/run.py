@@ -115,7 +115,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
     since = state.step, generator_states()  # where the interval of the next record begins
     distributed.seed_rank(processes, settings.seed, state.step)
     try:
-        with contextlib.closing(console.Display(settings.epochs, steps, state.step)) as display:
+        with contextlib.closing(console.Display(settings.epochs, steps, state.step, settings.metric)) as display:
             chunks = fit(state, run.train, run.val, run.task, run.schedule, run.runtime, **options)
             for chunk in () if status else chunks:
                 for record in chunk:

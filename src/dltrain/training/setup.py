@@ -54,7 +54,9 @@ def prepare(
         data = load(values["data"], options.seed)
     if start is None and values["task"]["name"] == "classification" and len(classes := data.train.classes) == 1:
         raise InputError(f"data: all examples are of one class, {classes[0]}; a classifier needs two or more")
-    task = registry.partial_call("task", values["task"], class_counts=data.class_counts.get("train"))()
+    task = build.task(values, data.outputs, data.class_counts.get("train"))
+    if values["metric"] == "auroc" and data.val is not None and len(data.val.targets.unique()) < 2:
+        raise InputError("metric=auroc: the validation set has a single class; raise data.val or set another metric")
     seed_everything(options.seed)
     model = build.model(values["model"], data.input_shape, data.outputs)
     checks.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)

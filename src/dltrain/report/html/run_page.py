@@ -43,6 +43,7 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
     """Return the page of a run; `missing` says why the analysis is missing, if it is. Raises InputError."""
     try:
         names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]
+        metric = str(config.get("metric") or "")
         return page.render(
             "run.html",
             title=f"{names[0]} on {names[1]}",
@@ -51,7 +52,8 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             missing=missing,
             headline=_headline(run.summary),
             examples=dict(run.summary.get("examples") or {}),
-            curves=_curves(run.records),
+            curves=_curves(run.records, metric),
+            metrics=["loss", *dict.fromkeys(name for name in ("accuracy", metric) if name not in ("", "loss"))],
             epochs=[record for record in run.records if record.get("split") in ("val", "test")][-200:],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),
@@ -68,8 +70,9 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     test, best = summary.get("test") or {}, summary.get("best") or {}
     for split, values in (("test", test), ("best val", best if best.get("split") == "val" else {})):
         for key, value in values.items():
-            if key in ("accuracy", "loss", "mae", "r2"):
-                rows.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.number(value)))
+            if key not in ("split", "step", "epoch"):
+                shown = page.percent(value) if key.endswith("accuracy") else page.number(value)
+                rows.append((f"{split} {key.replace('_', ' ')}", shown))
     if charts.finite(summary.get("train_seconds")):
         rows.append(("training", f"{summary['train_seconds']:,.1f} s"))
     for key, label in (("examples_per_second", "examples/s"), ("steps", "steps"), ("parameters", "parameters")):
@@ -78,8 +81,9 @@ def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _curves(records: list[dict[str, Any]]) -> list[charts.Spec]:
+def _curves(records: list[dict[str, Any]], metric: str) -> list[charts.Spec]:
     wanted = {"loss": "loss", "accuracy": "accuracy", "mae": "mean absolute error", "r2": "R2"}
+    wanted.setdefault(metric, metric.replace("_", " "))
     wanted |= {"lr": "learning rate", "examples_per_second": "examples per second"}
     specs = [charts.curve(records, key, title) for key, title in wanted.items()]
     return [spec for spec in specs if spec is not None]
@@ -94,7 +98,7 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
     if "confusion" in analysis and len(classes) <= MOST_CLASSES:
         shown["confusion"] = charts.confusion(analysis["confusion"], classes)
     if "per_class" in analysis:
-        shown["per_class"] = analysis["per_class"]
+        shown["per_class"], shown["macro"] = analysis["per_class"], analysis.get("macro", {})
     if "calibration" in analysis:
         shown["calibration_error"] = float(analysis["calibration"]["error"])
         shown["reliability"] = charts.reliability(analysis["calibration"]["bins"])
