@@ -24,7 +24,7 @@ STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
 ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False}
-ADDED |= {"data.folder.range": None, "data.folder.memory": None}
+ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.folds": None, "data.fold": None}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 START_ONLY = ("resume", "trust", "name", "init", "init_partial")

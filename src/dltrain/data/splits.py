@@ -117,13 +117,21 @@ def _problem(examples: Examples) -> str:
 
 
 def split_train_val(
-    source: Source, *, val: Fraction | Count, limit: Fraction | Count | None, seed: int
+    source: Source,
+    *,
+    val: Fraction | Count,
+    limit: Fraction | Count | None,
+    seed: int,
+    folds: Annotated[int, Interval(ge=2)] | None = None,
+    fold: Count | None = None,
 ) -> tuple[Examples, Examples | None]:
     """Return the training set, cut to `limit`, and the validation set: the data set's own, or a part of the former.
 
     Args:
         val: fraction (0.1) or number (5000) of training examples held out to choose the best checkpoint; 0 for none
         limit: fraction or number of training examples to use; null for all
+        folds: number of parts for cross-validation; the seed does not change the division; null for none
+        fold: which of them, from 0, is the validation set in place of data.val; -m 'data.fold=range(5)' for all of 5
     """
     train = read_split(source, "train")
     if train is None:
@@ -133,12 +141,15 @@ def split_train_val(
         if not 0 < keep <= len(train.images):
             raise ConfigError(f"data.limit={limit} leaves {keep} of {len(train.images)} training examples; raise it")
         train = _take(train, stratified(train.targets, keep, seed, is_training=True))
-    validation = read_split(source, "val") if val else None
-    if val and validation is None:
-        held_out = _count(val, len(train.images), "data.val")
-        if not 0 < held_out < len(train.images):
-            raise ConfigError(f"data.val={val} takes {held_out} of {len(train.images)} training examples; change it")
-        chosen = stratified(train.targets, held_out, seed)
+    validation = read_split(source, "val") if val or folds else None
+    if folds and validation is not None:
+        problem = "the data set has a validation set of its own, and folds divide only the training set"
+        raise ConfigError(f"data.folds={folds}: {problem}\nMove its examples into the training set, or leave folds out")
+    if folds or (val and validation is None):
+        if folds:
+            chosen = fold_numbers(train.targets, folds).eq(fold or 0).nonzero().flatten()
+        else:
+            chosen = _held_out(train.targets, val, seed)
         rest = torch.ones(len(train.images)).index_fill(0, chosen, 0).nonzero().flatten()
         train, validation = _take(train, rest), _take(train, chosen)
     if absent := [name for label, name in enumerate(train.classes) if label not in train.targets]:
@@ -147,15 +158,20 @@ def split_train_val(
     return train, validation
 
 
+def _held_out(targets: Tensor, val: Fraction | Count, seed: int) -> Tensor:
+    count = _count(val, len(targets), "data.val")
+    if not 0 < count < len(targets):
+        raise ConfigError(f"data.val={val} takes {count} of {len(targets)} training examples; change it")
+    return stratified(targets, count, seed)
+
+
 def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = False) -> Tensor:
     """Return sorted indices (count,) of a random subset that keeps each class's fraction to within one example.
 
     An example of each class stays for training where that can be: in the subset if it `is_training`, else outside.
     """
-    generator = torch.Generator().manual_seed(seed % 2**32)
-    shuffled = torch.randperm(len(targets), generator=generator)
+    shuffled, by_class = _orders(targets, seed)
     # Evenly spaced picks from a list sorted by class take the same fraction of each.
-    by_class = shuffled if targets.is_floating_point() else shuffled[targets[shuffled].argsort(stable=True)]
     chosen = by_class[torch.arange(count) * len(targets) // max(1, count)]
     training = torch.full((len(targets),), not is_training).index_fill(0, chosen, is_training)
     if rules.get() > 1 and not targets.is_floating_point() and len(targets[training].unique()) < len(targets.unique()):
@@ -166,6 +182,20 @@ def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = Fa
         ranked = by_class[shuffled[due[shuffled].argsort(stable=True)]]
         chosen = ranked[:count] if is_training else ranked[len(targets) - count :]
     return chosen.sort().values
+
+
+def fold_numbers(targets: Tensor, folds: int) -> Tensor:
+    """Return the fold (N,) of each example: sizes, in all and of each class, differ by at most one."""
+    if folds > len(targets):
+        raise ConfigError(f"data.folds={folds} is more than the {len(targets)} training examples")
+    _, by_class = _orders(targets, seed=0)
+    return torch.empty(len(targets), dtype=torch.int64).index_copy_(0, by_class, torch.arange(len(targets)) % folds)
+
+
+def _orders(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of all examples shuffled, and the same sorted by class; numbers are not sorted."""
+    shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed % 2**32))
+    return shuffled, shuffled if targets.is_floating_point() else shuffled[targets[shuffled].argsort(stable=True)]
 
 
 def fixed_part(targets: Tensor, split: str) -> Tensor:

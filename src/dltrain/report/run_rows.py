@@ -1,4 +1,4 @@
-"""Several runs side by side: a row for each, the metric that ranks them, how they differ, and means over seeds."""
+"""Several runs side by side: a row for each, the metric that ranks them, how they differ, means over seeds or folds."""
 
 import math
 import statistics
@@ -10,6 +10,7 @@ from typing import Any
 from dltrain.config.hints import to_cli
 
 CONFIDENCE = 0.95
+REPEATS = {"seed": "seeds", "data.fold": "folds"}  # keys that repeat a setting, and what their values are called
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,34 @@ def metric(metrics: Iterable[Mapping[str, Any]], name: str | None = None, direct
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ only in their seed; `spread` is half the 95 % interval of each mean, NaN for a single run."""
+    """Runs that differ only in their seed or fold.
 
-    config: dict[str, Any]
-    count: int
+    Args:
+        runs: by seed and fold
+        spread: half the 95 % interval of each mean; NaN for a single run
+    """
+
+    runs: dict[str, RunRow]
     mean: dict[str, float]
     spread: dict[str, float]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of one of the runs."""
+        return next(iter(self.runs.values())).config
+
+    @property
+    def count(self) -> int:
+        return len(self.runs)
+
     def label(self, keys: Sequence[str]) -> str:
-        """Return `key=value` for each of the keys but the seed."""
-        return " ".join(f"{key}={value_text(self.config.get(key))}" for key in keys if key != "seed")
+        """Return `key=value` for each of the keys but the seed and the fold."""
+        return " ".join(f"{key}={value_text(self.config.get(key))}" for key in keys if key not in REPEATS)
+
+
+def repeated_over(keys: Iterable[str]) -> str:
+    """Return what the runs of a setting differ in: seeds, folds, or seeds × folds; empty without either."""
+    return " × ".join(REPEATS[key] for key in REPEATS if key in keys)
 
 
 def value_text(value: Any) -> str:
@@ -90,24 +109,25 @@ def differing_keys(runs: Sequence[RunRow]) -> list[str]:
 
 
 def group_by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[SeedGroup]:
-    """Group the completed runs by all `keys` but the seed; without the seed in `keys`, each run is a group.
+    """Group the completed runs by all `keys` but the seed and the fold; without these in `keys`, each run is a group.
 
-    Runs with the same values and the same seed count once.
+    Runs with the same values, the same seed and the same fold count once.
     """
     groups: dict[Any, dict[str, RunRow]] = {}
     for run in runs:
         if run.is_done:
-            values = tuple(repr(run.config.get(key)) for key in keys if key != "seed")
-            group = groups.setdefault(values if "seed" in keys else run.folder, {})
-            group[repr(run.config.get("seed"))] = run
-    return [_seed_group(list(group.values())) for group in groups.values()]
+            values = tuple(repr(run.config.get(key)) for key in keys if key not in REPEATS)
+            group = groups.setdefault(values if repeated_over(keys) else run.folder, {})
+            group[repr([run.config.get(key) for key in REPEATS])] = run
+    return [_seed_group(group) for group in groups.values()]
 
 
-def _seed_group(runs: Sequence[RunRow]) -> SeedGroup:
-    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
-    values = {name: [run.metrics[name] for run in runs] for name in names}
+def _seed_group(runs: dict[str, RunRow]) -> SeedGroup:
+    first, *others = runs.values()
+    names = [name for name in first.metrics if all(name in run.metrics for run in others)]
+    values = {name: [run.metrics[name] for run in runs.values()] for name in names}
     mean = {name: statistics.fmean(each) for name, each in values.items()}
-    return SeedGroup(runs[0].config, len(runs), mean, {name: interval(each) for name, each in values.items()})
+    return SeedGroup(runs, mean, {name: interval(each) for name, each in values.items()})
 
 
 def interval(values: Sequence[float]) -> float:

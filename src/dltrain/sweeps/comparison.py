@@ -10,17 +10,27 @@ from typing import Any
 from rich.table import Table
 
 from dltrain.commands.jobs import job_metrics
-from dltrain.config import safe_yaml
+from dltrain.config import safe_yaml, saved_config
 from dltrain.config.dotted import leaves
 from dltrain.config.registry import GROUPS
+from dltrain.report import significance
 from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import text, write_analysis
-from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, metric, value_text
+from dltrain.report.run_rows import (
+    Metric,
+    RunRow,
+    SeedGroup,
+    differing_keys,
+    group_by_seed,
+    metric,
+    repeated_over,
+    value_text,
+)
 from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
-from dltrain.sweeps.results import names_of, overrides_of, run_rows, seed_table
+from dltrain.sweeps.results import names_of, overrides_of, run_rows, show_repeated
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run or a sweep, or contains some"
 DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
@@ -59,7 +69,8 @@ def _run(folder: Path, label: str) -> RunRow:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return leaves(_nested(folder))
+    nested = _nested(folder)
+    return leaves(saved_config.with_added(nested)) if nested else {}
 
 
 def _nested(folder: Path) -> dict[str, Any]:
@@ -87,13 +98,12 @@ def report(arguments: Sequence[str]) -> None:
     keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in USUAL]
     by = metric([run.metrics for run in runs])
     runs.sort(key=lambda run: by.key(run.metrics))
-    groups = group_by_seed(runs, keys) if "seed" in keys else []
+    groups = group_by_seed(runs, keys) if repeated_over(keys) else []
     if as_json:
-        print(json.dumps(_as_json(runs, keys, groups), indent=2))
+        print(json.dumps(_as_json(runs, keys, groups, by), indent=2))
     else:
         show_table(_table(runs, keys, by))
-        if any(group.count > 1 for group in groups):
-            show_table(seed_table(groups, keys, by))
+        show_repeated(groups, keys, by)
     if output is None and as_json:
         return
     path = _write_page(folders, runs, keys, by, output)
@@ -166,7 +176,7 @@ def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
     return table
 
 
-def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedGroup]) -> dict[str, Any]:
+def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedGroup], by: Metric) -> dict[str, Any]:
     def number(value: float) -> float | None:  # JSON has no NaN
         return value if math.isfinite(value) else None
 
@@ -190,5 +200,9 @@ def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedG
                 "interval": {name: number(value) for name, value in group.spread.items()},
             }
             for group in groups
+        ],
+        "comparisons": [
+            {key: number(value) if isinstance(value, float) else value for key, value in vars(each).items()}
+            for each in significance.compare(groups, keys, by)
         ],
     }
