@@ -27,6 +27,7 @@ ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False}
 ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.folds": None, "data.fold": None}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
+ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has
 START_ONLY = ("resume", "trust", "name", "init", "init_partial")
 
 
@@ -45,7 +46,7 @@ def without_added(config: dict[str, Any]) -> dict[str, Any]:
     The digest of a sweep's job is made of it, so that a sweep of an older version recognises its jobs.
     """
     older = copy.deepcopy(config)
-    for key, value in ADDED.items():
+    for key, value in (ADDED | ADDED_TO_EVAL).items():
         node, name = _node_of(older, key), key.rpartition(".")[2]
         if key not in IN_DIGESTS and node is not None and node.get(name, ...) == value:
             del node[name]

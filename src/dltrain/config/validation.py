@@ -68,20 +68,12 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
             faults += _check_several(node, value, where, settings.keys)
         else:
             faults += _check_option(node, value, where, settings.keys)
-    if not faults and isinstance(data := config.get("data"), dict):
-        faults = _check_folds(data.get("folds"), data.get("fold"), where)
+    folds, fold = (None if faults else config.get("data", {}).get(key) for key in ("folds", "fold"))
+    if (folds, fold) != (None, None) and fold not in range(folds or 0):
+        n = folds or 5
+        advice = f"set both, the fold from 0 to {n - 1}; all in turn: -m data.folds={n} 'data.fold=range({n})'"
+        faults.append(f"data.folds={to_cli(folds)} data.fold={to_cli(fold)}: {advice}")
     return [" ".join(fault.splitlines()) for fault in faults]
-
-
-def _check_folds(folds: int | None, fold: int | None, where: Origin) -> list[str]:
-    if fold is None and folds is not None:
-        all_in_turn = f"dltrain train -m data.folds={folds} 'data.fold=range({folds})'"
-        return [f"data.folds={folds}: choose a fold, from data.fold=0 to {folds - 1}; all in turn: {all_in_turn}"]
-    if fold is not None and folds is None:
-        return [f"data.fold={fold}: needs the number of folds, such as data.folds=5{where('data.fold')}"]
-    if fold is not None and folds is not None and fold >= folds:
-        return [f"data.fold={fold}: must be 0 to {folds - 1}, as data.folds={folds}{where('data.fold')}"]
-    return []
 
 
 def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[str]:

@@ -20,6 +20,8 @@ rules: ContextVar[int] = ContextVar("rules", default=2)  # of splitting and scal
 
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=0)]
+Amount = Fraction | Count
+Folds = Annotated[int, Interval(ge=2)] | None
 
 
 class Examples(NamedTuple):
@@ -117,13 +119,7 @@ def _problem(examples: Examples) -> str:
 
 
 def split_train_val(
-    source: Source,
-    *,
-    val: Fraction | Count,
-    limit: Fraction | Count | None,
-    seed: int,
-    folds: Annotated[int, Interval(ge=2)] | None = None,
-    fold: Count | None = None,
+    source: Source, *, val: Amount, limit: Amount | None, seed: int, folds: Folds = None, fold: Count | None = None
 ) -> tuple[Examples, Examples | None]:
     """Return the training set, cut to `limit`, and the validation set: the data set's own, or a part of the former.
 
@@ -147,22 +143,18 @@ def split_train_val(
         raise ConfigError(f"data.folds={folds}: {problem}\nMove its examples into the training set, or leave folds out")
     if folds or (val and validation is None):
         if folds:
-            chosen = fold_numbers(train.targets, folds).eq(fold or 0).nonzero().flatten()
+            chosen = _orders(train.targets, seed=0)[1][fold::folds].sort().values
         else:
-            chosen = _held_out(train.targets, val, seed)
+            chosen = stratified(train.targets, _count(val, len(train.images), "data.val"), seed)
+        if not 0 < len(chosen) < len(train.images):
+            key = f"data.folds={folds}" if folds else f"data.val={val}"
+            raise ConfigError(f"{key} takes {len(chosen)} of {len(train.images)} training examples; change it")
         rest = torch.ones(len(train.images)).index_fill(0, chosen, 0).nonzero().flatten()
         train, validation = _take(train, rest), _take(train, chosen)
     if absent := [name for label, name in enumerate(train.classes) if label not in train.targets]:
         named = ", ".join([*absent[:5], "…"][: len(absent)])
         log.warning("classes without a training example (%d of %d): %s", len(absent), len(train.classes), named)
     return train, validation
-
-
-def _held_out(targets: Tensor, val: Fraction | Count, seed: int) -> Tensor:
-    count = _count(val, len(targets), "data.val")
-    if not 0 < count < len(targets):
-        raise ConfigError(f"data.val={val} takes {count} of {len(targets)} training examples; change it")
-    return stratified(targets, count, seed)
 
 
 def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = False) -> Tensor:
@@ -184,16 +176,11 @@ def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = Fa
     return chosen.sort().values
 
 
-def fold_numbers(targets: Tensor, folds: int) -> Tensor:
-    """Return the fold (N,) of each example: sizes, in all and of each class, differ by at most one."""
-    if folds > len(targets):
-        raise ConfigError(f"data.folds={folds} is more than the {len(targets)} training examples")
-    _, by_class = _orders(targets, seed=0)
-    return torch.empty(len(targets), dtype=torch.int64).index_copy_(0, by_class, torch.arange(len(targets)) % folds)
-
-
 def _orders(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices of all examples shuffled, and the same sorted by class; numbers are not sorted."""
+    """Return the indices of all examples shuffled, and the same sorted by class; numbers are not sorted.
+
+    Every n-th of the latter is a fold: sizes, in all and of each class, differ by at most one.
+    """
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed % 2**32))
     return shuffled, shuffled if targets.is_floating_point() else shuffled[targets[shuffled].argsort(stable=True)]
 

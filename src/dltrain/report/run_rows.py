@@ -60,34 +60,17 @@ def metric(metrics: Iterable[Mapping[str, Any]], name: str | None = None, direct
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ only in their seed or fold.
+    """Runs by the seed and fold in which they differ; `spread` is half the 95 % interval of a mean, NaN for one run."""
 
-    Args:
-        runs: by seed and fold
-        spread: half the 95 % interval of each mean; NaN for a single run
-    """
-
-    runs: dict[str, RunRow]
+    config: dict[str, Any]
+    count: int
     mean: dict[str, float]
     spread: dict[str, float]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The config of one of the runs."""
-        return next(iter(self.runs.values())).config
-
-    @property
-    def count(self) -> int:
-        return len(self.runs)
+    runs: dict[str, RunRow]
 
     def label(self, keys: Sequence[str]) -> str:
         """Return `key=value` for each of the keys but the seed and the fold."""
         return " ".join(f"{key}={value_text(self.config.get(key))}" for key in keys if key not in REPEATS)
-
-
-def repeated_over(keys: Iterable[str]) -> str:
-    """Return what the runs of a setting differ in: seeds, folds, or seeds × folds; empty without either."""
-    return " × ".join(REPEATS[key] for key in REPEATS if key in keys)
 
 
 def value_text(value: Any) -> str:
@@ -117,17 +100,18 @@ def group_by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[SeedGroup
     for run in runs:
         if run.is_done:
             values = tuple(repr(run.config.get(key)) for key in keys if key not in REPEATS)
-            group = groups.setdefault(values if repeated_over(keys) else run.folder, {})
+            group = groups.setdefault(values if REPEATS.keys() & set(keys) else run.folder, {})
             group[repr([run.config.get(key) for key in REPEATS])] = run
     return [_seed_group(group) for group in groups.values()]
 
 
-def _seed_group(runs: dict[str, RunRow]) -> SeedGroup:
-    first, *others = runs.values()
-    names = [name for name in first.metrics if all(name in run.metrics for run in others)]
-    values = {name: [run.metrics[name] for run in runs.values()] for name in names}
+def _seed_group(by_repeat: dict[str, RunRow]) -> SeedGroup:
+    runs = list(by_repeat.values())
+    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    values = {name: [run.metrics[name] for run in runs] for name in names}
     mean = {name: statistics.fmean(each) for name, each in values.items()}
-    return SeedGroup(runs, mean, {name: interval(each) for name, each in values.items()})
+    spread = {name: interval(each) for name, each in values.items()}
+    return SeedGroup(runs[0].config, len(runs), mean, spread, by_repeat)
 
 
 def interval(values: Sequence[float]) -> float:

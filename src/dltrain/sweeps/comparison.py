@@ -17,16 +17,7 @@ from dltrain.report import significance
 from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import text, write_analysis
-from dltrain.report.run_rows import (
-    Metric,
-    RunRow,
-    SeedGroup,
-    differing_keys,
-    group_by_seed,
-    metric,
-    repeated_over,
-    value_text,
-)
+from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, metric, value_text
 from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
@@ -69,8 +60,7 @@ def _run(folder: Path, label: str) -> RunRow:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    nested = _nested(folder)
-    return leaves(saved_config.with_added(nested)) if nested else {}
+    return leaves(saved_config.with_added(nested)) if (nested := _nested(folder)) else {}
 
 
 def _nested(folder: Path) -> dict[str, Any]:
@@ -98,7 +88,7 @@ def report(arguments: Sequence[str]) -> None:
     keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in USUAL]
     by = metric([run.metrics for run in runs])
     runs.sort(key=lambda run: by.key(run.metrics))
-    groups = group_by_seed(runs, keys) if repeated_over(keys) else []
+    groups = group_by_seed(runs, keys) if significance.repeated_over(keys) else []
     if as_json:
         print(json.dumps(_as_json(runs, keys, groups, by), indent=2))
     else:
@@ -177,8 +167,8 @@ def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
 
 
 def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedGroup], by: Metric) -> dict[str, Any]:
-    def number(value: float) -> float | None:  # JSON has no NaN
-        return value if math.isfinite(value) else None
+    def number(value: Any) -> Any:  # JSON has no NaN
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {
         "differing": list(keys),
@@ -201,8 +191,5 @@ def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedG
             }
             for group in groups
         ],
-        "comparisons": [
-            {key: number(value) if isinstance(value, float) else value for key, value in vars(each).items()}
-            for each in significance.compare(groups, keys, by)
-        ],
+        "comparisons": [{k: number(v) for k, v in vars(it).items()} for it in significance.compare(groups, keys, by)],
     }

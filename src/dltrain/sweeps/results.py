@@ -13,7 +13,7 @@ from rich.table import Table
 from dltrain.config.hints import is_number
 from dltrain.report import significance
 from dltrain.report.console import format_number, new_table, show_table
-from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, repeated_over
+from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
@@ -80,7 +80,7 @@ def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, mos
     """Return a table of means over seeds or folds with their 95 % intervals, the best first, of at most `most` rows."""
     ordered = sorted(groups, key=lambda group: by.key(group.mean))
     names = names_of((group.mean for group in ordered), by)
-    title = f"over {repeated_over(keys)}: mean ± half of its 95 % interval"
+    title = f"over {significance.repeated_over(keys)}: mean ± half of its 95 % interval"
     table = new_table(title, ["overrides"], ["n", *names])
     for group in ordered[:most]:
         metrics = [with_spread(group, name) if name in group.mean else "" for name in names]

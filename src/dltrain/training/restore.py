@@ -91,8 +91,7 @@ def load_examples(loaded: TrainedModel, split: str) -> Examples:
         if split == "test":
             examples = read_split(source, "test")
         else:
-            parts = build.train_and_val(node, loaded.values["seed"], source)
-            examples = parts[0] if split == "train" else parts[1]
+            examples = build.train_and_val(node, loaded.values["seed"], source)[split == "val"]
     if examples is None:
         raise ConfigError(f"split={split}: data={node['name']} had no such split in training. Set another split")
     return examples

@@ -12,16 +12,7 @@ from dltrain.report import significance
 from dltrain.report.html import charts, page
 from dltrain.report.html.run_page import NAME
 from dltrain.report.run_reader import read_records
-from dltrain.report.run_rows import (
-    REPEATS,
-    Metric,
-    RunRow,
-    SeedGroup,
-    differing_keys,
-    group_by_seed,
-    repeated_over,
-    value_text,
-)
+from dltrain.report.run_rows import REPEATS, Metric, RunRow, SeedGroup, differing_keys, group_by_seed, value_text
 from dltrain.runtime.errors import InputError, UserError
 
 MOST_KEYS = 12  # keys that get a chart each
@@ -85,7 +76,7 @@ def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], by: Metric, pl
             against=_against(groups, [key for key in keys if key not in REPEATS], metric),
             seeds=[group for group in groups if group.count > 1],
             repeats=REPEATS,
-            over=repeated_over(keys),
+            over=significance.repeated_over(keys),
             comparisons=significance.sentences(groups, keys, by),
             value_text=value_text,
             link=lambda run: _link(run.folder, place),
