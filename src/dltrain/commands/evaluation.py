@@ -98,7 +98,7 @@ def _evaluate(
     known, kind = loaded.content["data"], f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
     origin = loaded.path, kind, known["classes"], examples.targets.tolist()
     if first and (config.values["ensemble"] or split == "test") and origin[1:] != first[1:]:
-        problem = f"its examples ({kind}) are not those of {first[0]} ({first[1]})"
+        problem = f"its {split} examples ({kind}) are not those of {first[0]} ({first[1]})"
         raise ConfigError(f"{loaded.path}: {problem}. Evaluate it by itself")
     model = loaded.model if views == "none" else tta.AveragedViews(loaded.model, views)
     parts: list[Tensor] = []  # of the outputs, collected during `evaluate`, so that one pass suffices
