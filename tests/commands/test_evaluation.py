@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -56,6 +57,15 @@ def test_eval_of_val_gives_the_best_validation_metrics(dltrain: Command, trained
     folder = trained(*QUICK, "seed=3")
     dltrain("eval", f"ckpt={folder}", "split=val")
     assert figures(folder / "checkpoints", "eval-val.json")["accuracy"] == summary(folder)["best"]["accuracy"]
+
+
+def test_eval_of_val_gives_the_examples_of_the_fold(dltrain: Command, trained: Trained) -> None:
+    folder = trained(*QUICK, "data.folds=4", "data.fold=1", "epochs=1")
+    dltrain("eval", f"ckpt={folder}", "split=val")
+    found = figures(folder / "checkpoints", "eval-val.json")
+    assert found["accuracy"] == summary(folder)["best"]["accuracy"]
+    assert found["examples"] == 360  # of 1438; two folds have one more than the others
+    assert dltrain("eval", f"ckpt={folder}", "split=val").out.count("not the examples of the training") == 0
 
 
 def test_eval_of_train_leaves_the_validation_examples_out(dltrain: Command, trained: Trained) -> None:
@@ -291,6 +301,88 @@ def test_a_bad_checkpoint_among_several_is_reported_and_the_others_are_evaluated
     assert ["error" in each for each in documents] == [True, False, True]
     assert documents[2] == {"checkpoint": "nowhere", "error": "nowhere: no such file or folder"}
     assert figures(folder / "checkpoints")["accuracy"] == documents[1]["accuracy"]
+
+
+def probabilities(folder: Path, images: Any) -> Any:
+    """What a network of one hidden layer says of the test set, computed by numpy."""
+    content = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    weights = {key: value.numpy().astype("float64") for key, value in content["model"].items()}
+    (mean,), (std,) = content["data"]["statistics"]
+    pixels = (images.reshape(len(images), -1) / 255 - mean) / std
+    hidden = numpy.maximum(pixels @ weights["layers.1.weight"].T + weights["layers.1.bias"], 0)
+    logits = hidden @ weights["layers.3.weight"].T + weights["layers.3.bias"]
+    exponents = numpy.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def test_an_ensemble_averages_probabilities_of_networks_with_statistics_of_their_own(
+    dltrain: Command, trained: Trained
+) -> None:
+    members = [
+        trained(*QUICK, "epochs=1"),
+        trained("model=mlp", "model.hidden=[9]", "epochs=1", "data.mean=[0.1]", "data.std=[0.7]", "seed=3"),
+    ]
+    result = dltrain("eval", f"ckpt=[{members[0]},{members[1]}]", "ensemble=true", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    test = digits("test")
+    assert test is not None
+    labels = test.targets.numpy()
+    mean = sum(probabilities(folder, test.images.numpy()) for folder in members) / 2
+    assert found["loss"] == pytest.approx(-numpy.log(mean[range(len(labels)), labels]).mean(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((mean.argmax(axis=1) == labels).mean())
+    assert found["confusion"] == confusion_matrix(labels, mean.argmax(axis=1)).tolist()
+    assert found["checkpoint"] == "ensemble of 2"
+    for folder, member in zip(members, found.pop("members"), strict=True):
+        assert member == figures(folder / "checkpoints")
+        assert member["accuracy"] == summary(folder)["test"]["accuracy"]
+    assert found == figures(members[0] / "checkpoints", "ensemble-eval.json")
+    result = dltrain("eval", f"ckpt=[{members[0]},{members[1]}]", "ensemble=true", "tta=flip")
+    assert "ensemble of 2, tta=flip" in result.out
+    assert figures(members[0] / "checkpoints", "ensemble-eval-test-flip.json")["loss"] != found["loss"]
+
+
+def test_an_ensemble_for_numbers_averages_them(dltrain: Command, trained: Trained) -> None:
+    line = ("data=line", "model=linear", "task=regression", "epochs=2")
+    one, two = trained(*line), trained(*line, "seed=1")
+    assert dltrain("eval", f"ckpt=[{one},{two}]", "ensemble=true").code == 0
+    weights = [torch.load(run / "checkpoints" / "best.pt", weights_only=True)["model"] for run in (one, two)]
+    slope, shift = (sum(float(value) for each in weights for key, value in each.items() if name in key) / 2
+                    for name in ("weight", "bias"))  # fmt: skip
+    x = numpy.linspace(-2, 2, 100) + 2 / 99
+    found = figures(one / "checkpoints", "ensemble-eval.json")
+    assert found["loss"] == pytest.approx(((slope * x + shift - 2 * x) ** 2).mean(), rel=1e-4)
+    assert found["mae"] == pytest.approx(abs(slope * x + shift - 2 * x).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data=line", "model=linear", "task=regression", "epochs=2"), "(data=line task=regression) are not those of"),
+        (("model=autoencoder", "task=reconstruction", "epochs=1"), "needs classification or regression"),
+        (None, "needs several checkpoints"),
+    ],
+)
+def test_what_has_no_mean_is_no_ensemble(
+    dltrain: Command, trained: Trained, overrides: tuple[str, ...] | None, message: str
+) -> None:
+    first = trained(*QUICK, "epochs=1")
+    second = f",{trained(*overrides)}" if overrides else ""
+    result = dltrain("eval", f"ckpt=[{first}{second}]", "ensemble=true")
+    assert (result.code, message in result.err) == (2, True), result.err
+    assert not list(first.rglob("ensemble-*"))
+
+
+def test_checkpoints_with_other_test_examples_are_not_ranked_in_one_list(
+    dltrain: Command, trained: Trained, data_root: Path
+) -> None:
+    digit = trained(*QUICK, "epochs=1")
+    other = trained("data=mnist", f"data.root={data_root}", "model=linear", "epochs=1", "data.limit=50")
+    result = dltrain("eval", f"ckpt=[{digit},{other},{digit}]", "--json")
+    documents = json.loads(result.out)
+    assert result.code == 2
+    assert f"its test examples (data=mnist task=classification) are not those of {digit}" in result.err
+    assert ["error" in each for each in documents] == [False, True, False]
 
 
 def test_only_bad_checkpoints_are_an_error_and_no_checkpoint_is_one_too(dltrain: Command) -> None:

@@ -18,7 +18,7 @@ STORED: dict[str, Any] = {
     "metric": None,
     "epochs": 5,
     "batch_size": 64,
-    "data": {"name": "mnist", "root": "here", "val": 0.1, "balance": 0},
+    "data": {"name": "mnist", "root": "here", "val": 0.1, "balance": 0, "folds": None, "fold": None},
     "model": {"name": "mlp", "hidden": [128, 64]},
     "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
     "schedule": {"name": "constant", "warmup": 0.0},

@@ -85,17 +85,37 @@ def test_every_key_of_an_option_stands_in_its_yaml_and_no_other(group: str, name
 def test_defaults_are_only_in_yaml(group: str, name: str) -> None:
     signature = registry.signature(group, name)
     assert signature is not None
-    # These came later: a person's own YAML may be without them. Augmentation is
+    # These came later: a user's own YAML may be without them. Augmentation is
     elsewhere = {
         "class_weights",
         "focal",
         "balance",
+        "folds",
+        "fold",
         "head_factor",
         "bias_factor",
         "norm_factor",
         *(key.name for key in fields(Augmentation)),
     }  # off where a split is evaluated, whatever the config says
     assert {key for key, rule in signature.keys.items() if not rule.required} <= elsewhere
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "fault"),
+    [
+        (5, None, "data.folds=5 data.fold=null: set both, the fold from 0 to 4; all in turn: -m data.folds=5"),
+        (3, 3, "data.folds=3 data.fold=3: set both, the fold from 0 to 2"),
+        (None, 1, "data.folds=null data.fold=1: set both, the fold from 0 to 4"),
+        (1, 0, "data.folds=1: must be a whole number >= 2"),
+        (3, -1, "data.fold=-1: must be a whole number >= 0"),
+    ],
+)
+def test_a_fold_is_one_of_the_folds(config: dict[str, Any], folds: int | None, fold: int | None, fault: str) -> None:
+    config["data"] |= {"folds": folds, "fold": fold}
+    (found,) = faults(config)
+    assert found.startswith(fault)
+    config["data"] |= {"folds": 3, "fold": 2}
+    assert not faults(config)
 
 
 @pytest.mark.parametrize("group", registry.GROUPS)

@@ -148,9 +148,10 @@ def test_mapped_images_make_the_same_batches(root: Path, kept: Path, augmentatio
         assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
 
 
-def test_a_cut_leaves_mapped_images_in_their_file(root: Path, kept: Path) -> None:
-    mapped, val = split_train_val(source(root, False), val=0.2, limit=50, seed=3)
-    plain, _ = split_train_val(source(root, True), val=0.2, limit=50, seed=3)
+@pytest.mark.parametrize("fold", [{}, {"folds": 3, "fold": 1}], ids=str)
+def test_a_cut_leaves_mapped_images_in_their_file(root: Path, kept: Path, fold: dict[str, int]) -> None:
+    mapped, val = split_train_val(source(root, False), val=0.2, limit=50, seed=3, **fold)
+    plain, _ = split_train_val(source(root, True), val=0.2, limit=50, seed=3, **fold)
     assert val is not None
     assert isinstance(mapped.images, MappedImages) and isinstance(val.images, MappedImages)
     assert mapped.images.file is val.images.file

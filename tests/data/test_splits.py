@@ -186,6 +186,60 @@ def test_a_predefined_validation_split_is_used_and_nothing_is_held_back() -> Non
     assert numbers(val) == numbers(own)
 
 
+# --- folds
+
+
+def folds_of(source: Source, folds: int, limit: int | None = None, seed: int = 0) -> list[tuple[Examples, Examples]]:
+    """The training and the validation set of each fold."""
+    divided = [
+        split_train_val(source, val=0.3, limit=limit, seed=seed, folds=folds, fold=fold) for fold in range(folds)
+    ]
+    return [(train, val) for train, val in divided if val is not None]
+
+
+@pytest.mark.parametrize("limit", [None, 53])
+@pytest.mark.parametrize("folds", [2, 3, 5, 7, 50])
+def test_each_example_is_in_exactly_one_fold_and_in_training_otherwise(folds: int, limit: int | None) -> None:
+    whole, _ = split_train_val(source_of(train=numbered()), val=0, limit=limit, seed=4)
+    divided = folds_of(source_of(train=numbered()), folds, limit, seed=4)
+    assert sorted(number for _, val in divided for number in numbers(val)) == numbers(whole)
+    for train, val in divided:
+        assert sorted(numbers(train) + numbers(val)) == numbers(whole)
+        assert numbers(val) == sorted(numbers(val))
+        assert torch.equal(val.targets, numbered().targets[numbers(val)])
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5, 7, 50])
+def test_the_sizes_of_folds_differ_by_at_most_one_in_all_and_in_each_class(folds: int) -> None:
+    divided = folds_of(source_of(train=numbered()), folds)
+    counts = torch.stack([torch.bincount(val.targets, minlength=4) for _, val in divided])
+    assert int((counts.amax(0) - counts.amin(0)).max()) <= 1
+    assert int(counts.sum(1).max() - counts.sum(1).min()) <= 1
+
+
+def test_folds_of_numbers_are_random_and_of_one_size() -> None:
+    source = source_of(train=Examples(torch.arange(100.0).view(-1, 1, 1, 1), torch.linspace(0, 1, 100).view(-1, 1), ()))
+    divided = [sorted(int(it) for it in val.images.flatten()) for _, val in folds_of(source, 4)]
+    assert sorted(number for fold in divided for number in fold) == list(range(100))
+    assert [len(fold) for fold in divided] == [25] * 4
+    assert len({after - before for before, after in pairwise(divided[0])}) > 2
+
+
+def test_the_seed_does_not_change_folds() -> None:
+    first, other = (folds_of(source_of(train=numbered()), 5, seed=seed) for seed in (0, 9))
+    assert [numbers(val) for _, val in first] == [numbers(val) for _, val in other]
+
+
+def test_folds_of_a_data_set_with_its_own_validation_set_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.folds=5: the data set has a validation set of its own"):
+        folds_of(source_of(train=numbered(), val=numbered(5)), 5)
+
+
+def test_more_folds_than_examples_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.folds=101 takes 0 of 100 training examples"):
+        split_train_val(source_of(train=numbered()), val=0, limit=None, seed=0, folds=101, fold=100)
+
+
 def test_a_data_set_without_a_train_split_is_refused() -> None:
     with pytest.raises(InputError, match="no train split") as caught:
         split_train_val(source_of(test=numbered()), val=0, limit=None, seed=0)

@@ -156,7 +156,7 @@ def test_no_untrusted_text_becomes_markup_or_script(tmp_path: Path) -> None:
         RunRow(folder, HOSTILE, {"a": HOSTILE, HOSTILE: 1}, "failed", {HOSTILE: 0.5}, 1.0, HOSTILE),
         RunRow(folder, "b", {"a": 2}, "done", {"val_accuracy": 0.5}, 1.0),
     ]
-    other = comparison_page.text(HOSTILE, members, ["a", HOSTILE], "val_accuracy", tmp_path)
+    other = comparison_page.text(HOSTILE, members, ["a", HOSTILE], Metric("val_accuracy", False), tmp_path)
     for written in (text, other):
         assert "<img src=x" not in written
         assert "&lt;img src=x onerror=alert(1)&gt;" in written

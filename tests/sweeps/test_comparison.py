@@ -35,6 +35,21 @@ def test_runs_and_sweeps_are_compared_by_what_differs(dltrain: Command, folders:
     assert values == sorted(values, reverse=True)
 
 
+def test_settings_are_compared_over_their_folds_on_the_console_the_page_and_in_json(dltrain: Command) -> None:
+    rates = ("optim.lr=0.1,0.0001", "data.folds=3", "data.fold=range(3)")
+    result = dltrain("train", "-m", "model=linear", "data.limit=200", "epochs=2", *rates, "device.threads=1")
+    folder = sweep_folder(result)
+    sentence = "optim.lr=0.1 better than optim.lr=0.0001: in 3 of 3 folds"
+    for out in (result.out, dltrain("report", folder).out, (folder / "report.html").read_text()):
+        assert sentence in out
+    assert "over folds: mean" in result.out
+    found = json.loads(dltrain("report", folder, "--json").out)
+    assert [group["n"] for group in found["seeds"]] == [3, 3]
+    (compared,) = found["comparisons"]
+    assert (compared["best"], compared["n"], compared["wins"]) == ("optim.lr=0.1", 3, 3)
+    assert 0 < compared["p"] < 0.05
+
+
 def test_a_job_that_failed_before_writing_its_config_differs_by_its_overrides(dltrain: Command) -> None:
     overrides = ("patience=2", "data.val=0.1,0", "seed=0,1", "device.threads=1")
     folder = sweep_folder(dltrain("train", "-m", *QUICK, *overrides))

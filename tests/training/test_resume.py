@@ -86,6 +86,15 @@ def test_an_unchanged_environment_is_not_mentioned(dltrain: Command, folder: Pat
     assert weights(folder) == weights(dltrain("train", *QUICK).folder)
 
 
+def test_a_run_on_a_fold_resumes_to_the_same_bits_and_keeps_its_fold(dltrain: Command) -> None:
+    fold = ("data.folds=4", "data.fold=2")
+    folder = dltrain("train", *HALF, *fold).folder
+    result = dltrain("train", f"resume={folder}", "data.fold=1")
+    assert (result.code, "data.fold cannot change in a resumed run" in result.err) == (2, True)
+    assert dltrain("train", f"resume={folder}", ON).code == 0
+    assert weights(folder) == weights(dltrain("train", *QUICK, *fold).folder)
+
+
 def some(cases: Iterable[Any], often: Collection[Any]) -> list[Any]:
     """Cases for a test; but those named, only under torture."""
     return [case if case in often else pytest.param(case, marks=pytest.mark.torture) for case in cases]

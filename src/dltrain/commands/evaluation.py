@@ -37,25 +37,32 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
     Returns a JSON-able document and the result of the best checkpoint. The document is that result; for a list of
-    checkpoints it has the result of each in order, and one table ranks them. One that cannot be evaluated does not stop
-    the others: its entry has `checkpoint` and `error`, and PartialFailure is raised at the end, with the document.
+    checkpoints it has the result of each in order, and one table ranks them. One that cannot be evaluated, or that has
+    other test examples, does not stop the others: its entry has `checkpoint` and `error`, and PartialFailure is raised
+    at the end, with the document. The document of an ensemble is its result, with those of its `members`.
     """
-    ckpt = config.values["ckpt"]
+    ckpt, is_ensemble = config.values["ckpt"], config.values["ensemble"]
+    if is_ensemble and (isinstance(ckpt, str) or len(ckpt) < 2):
+        raise ConfigError("ensemble=true: needs several checkpoints, as in 'ckpt=[A,B]'")
     if isinstance(ckpt, str):
-        result, _ = _evaluate(ckpt, config)
+        result, *_ = _evaluate(ckpt, config)
         _show(result)
         return result, result
     document: list[dict[str, Any]] = []
     ranked: list[tuple[Task, dict[str, Any]]] = []
     errors: list[UserError] = []
+    outputs: list[Tensor] = []
+    first: tuple[Any, ...] = ()
     for path in ckpt:
         try:
-            result, task = _evaluate(path, config)
+            result, task, its_outputs, origin = _evaluate(path, config, first)
         except UserError as error:
             errors.append(error)
             document.append({"checkpoint": path, "error": str(error)})
             log.error("%s is left out: %s", path, error)
             continue
+        first = first or origin
+        outputs += [its_outputs] * is_ensemble
         document.append(result)
         ranked.append((task, result))
     if len(names := {result.get("metric") for _, result in ranked}) > 1:
@@ -68,40 +75,62 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     if errors:
         message = f"{len(errors)} of {len(document)} checkpoints could not be evaluated; the first: {errors[0]}"
         raise PartialFailure(message, errors[0].exit_code, document) from errors[0]
+    if is_ensemble:
+        result, *_ = _evaluate(ckpt[0], config, members=outputs)
+        _show(result)
+        return result | {"members": document}, result
     return document, ranked[0][1]
 
 
-def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], Task]:
-    """Return the result of one checkpoint, and its task."""
+def _evaluate(
+    ckpt: str, config: Config, first: tuple[Any, ...] = (), members: Sequence[Tensor] = ()
+) -> tuple[dict[str, Any], Task, Tensor, tuple[Any, ...]]:
+    """Return the result of one checkpoint, its task, its outputs, and its examples.
+
+    With the outputs of several `members` the result is that of their ensemble. Raises ConfigError for a checkpoint that
+    is ranked, or in an ensemble, with the `first` and has other examples.
+    """
     began = time.perf_counter()
     split, views = config.values["split"], config.values["tta"]
     loaded = load_trained(ckpt, config)
     is_classification = loaded.values["task"]["name"] == "classification"
     if views != "none" and not is_classification:
         raise ConfigError(f"tta={views}: needs a classifier, {loaded.path} was trained with another task")
+    if config.values["ensemble"] and loaded.values["task"]["name"] not in ("classification", "regression"):
+        raise ConfigError(f"ensemble=true: needs classification or regression, {loaded.path} has another task")
     task, examples, batches = _ready(loaded, config)
-    known = loaded.content["data"]
+    known, kind = loaded.content["data"], f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
+    origin = loaded.path, kind, known["classes"], examples.targets.tolist()
+    if first and (config.values["ensemble"] or split == "test") and origin[1:] != first[1:]:
+        problem = f"its {split} examples ({kind}) are not those of {first[0]} ({first[1]})"
+        raise ConfigError(f"{loaded.path}: {problem}. Evaluate it by itself")
     model = loaded.model if views == "none" else tta.AveragedViews(loaded.model, views)
-    outputs: list[Tensor] = []  # collected during `evaluate`, so that one pass suffices
-    if is_classification:
-        model.register_forward_hook(lambda module, inputs, output: outputs.append(output.float().cpu()))
+    parts: list[Tensor] = []  # of the outputs, collected during `evaluate`, so that one pass suffices
+    if is_classification or config.values["ensemble"]:
+        model.register_forward_hook(lambda module, inputs, output: parts.append(output.float().cpu()))
     with devices.memory_errors("Lower batch_size"):
-        metrics = evaluate(model, batches, task, loaded.runtime)
-    result: dict[str, Any] = {"checkpoint": str(loaded.path), "split": split, "tta": views}
+        metrics = {} if members else evaluate(model, batches, task, loaded.runtime)
+    outputs = torch.cat(parts) if parts else torch.empty(0)
+    if members:
+        outputs = tta.mean_log_probabilities(members) if is_classification else torch.stack([*members]).mean(dim=0)
+        loss = task.loss(outputs, outputs, examples.targets)
+        metrics = task.metrics(task.sums(loss[None], outputs[None], examples.targets[None])[0].tolist())
+    name = f"ensemble of {len(members)}" if members else str(loaded.path)
+    result: dict[str, Any] = {"checkpoint": name, "split": split, "tta": views}
     result |= {"examples": len(examples.images), **metrics}
     result |= {"metric": task.name} if isinstance(task, WithMetric) else {}
     if is_classification:
-        analyzed = analysis.classified(torch.cat(outputs), examples.targets, known["classes"])
+        analyzed = analysis.classified(outputs, examples.targets, known["classes"])
         result |= {"classes": analyzed.pop("per_class"), **analyzed}
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
     result |= system_info.environment()
-    path = loaded.path.parent / file_name(loaded.path, split, views)
+    path = loaded.path.parent / ("ensemble-" * bool(members) + file_name(loaded.path, split, views))
     try:
         run_files.write_json(path, result)
         log.info("metrics %s", path)
     except OutputError as error:  # the folder of the run may be read-only: still print the result
         log.warning("%s", error)
-    return result, task
+    return result, task, outputs, origin
 
 
 def analyze_checkpoint(config: Config) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dltrain.config import registry
 from dltrain.config.resolution import Config
 from dltrain.data.loader import normalization
-from dltrain.data.splits import split_train_val
 from dltrain.report import console
 from dltrain.runtime.devices import memory_errors
 from dltrain.runtime.errors import ConfigError, first_line, printable
@@ -72,7 +71,7 @@ def summarize(config: Config) -> dict[str, Any]:
 
 def _training_set(node: dict[str, Any], seed: int) -> build.Data:
     """Load the training and validation sets as a run does; the statistics are checked, not computed."""
-    train, val = split_train_val(registry.partial_call("data", node), val=node["val"], limit=node["limit"], seed=seed)
+    train, val = build.train_and_val(node, seed, registry.partial_call("data", node))
     return build.Data(train, val, None, normalization(train.images[:1], mean=node["mean"], std=node["std"]))
 
 

@@ -1,6 +1,7 @@
 """Test-time augmentation: predictions averaged over several views of each image. Knows tensors only."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -28,8 +29,13 @@ class AveragedViews(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         views = [images, *(shifted(images, *by) for by in MOVES)] if self.shift else [images]
         views += [view.flip(3) for view in views] if self.flip else []
-        log_probabilities = torch.stack([self.model(view).float().log_softmax(dim=1) for view in views])  # (V, B, K)
-        return log_probabilities.logsumexp(dim=0) - math.log(len(views))
+        return mean_log_probabilities([self.model(view) for view in views])
+
+
+def mean_log_probabilities(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the logarithm of the mean of the probabilities that outputs (B, K) stand for."""
+    log_probabilities = torch.stack([each.float().log_softmax(dim=1) for each in outputs])  # (V, B, K)
+    return log_probabilities.logsumexp(dim=0) - math.log(len(outputs))
 
 
 def shifted(images: Tensor, right: int, down: int) -> Tensor:

@@ -25,9 +25,11 @@ STOPPING = ("limit_steps", "max_seconds", "patience")
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
 ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False}
 ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "metric": None}
+ADDED |= {"data.folds": None, "data.fold": None}
 ADDED |= {"task.classification.class_weights": None, "task.classification.focal": 0.0}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
+ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has
 START_ONLY = ("resume", "trust", "name", "init", "init_partial")
 
 
@@ -46,7 +48,7 @@ def without_added(config: dict[str, Any]) -> dict[str, Any]:
     The digest of a sweep's job is made of it, so that a sweep of an older version recognises its jobs.
     """
     older = copy.deepcopy(config)
-    for key, value in ADDED.items():
+    for key, value in (ADDED | ADDED_TO_EVAL).items():
         node, name = _node_of(older, key), key.rpartition(".")[2]
         if key not in IN_DIGESTS and node is not None and node.get(name, ...) == value:
             del node[name]

@@ -68,6 +68,7 @@ class Eval:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file; several as [A,B] are ranked
         split: which examples to evaluate
         tta: test-time augmentation: mean probabilities over mirror images, shifts by one pixel, or both
+        ensemble: also evaluate the mean of all checkpoints' probabilities, or of the numbers that they predict
         batch_size: examples at a time; null for the training's
         trust: packages of your own code that the checkpoint may name
     """
@@ -75,6 +76,7 @@ class Eval:
     ckpt: str | Annotated[list[str], Len(1)]
     split: Literal["train", "val", "test"]
     tta: Literal["none", "flip", "shift", "flip_shift"]
+    ensemble: bool
     batch_size: Positive | None
     trust: str | list[str]
 

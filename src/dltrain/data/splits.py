@@ -20,6 +20,8 @@ rules: ContextVar[int] = ContextVar("rules", default=2)  # of splitting and scal
 
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Interval(ge=0)]
+Amount = Fraction | Count
+Folds = Annotated[int, Interval(ge=2)] | None
 
 
 class Examples(NamedTuple):
@@ -117,13 +119,15 @@ def _problem(examples: Examples) -> str:
 
 
 def split_train_val(
-    source: Source, *, val: Fraction | Count, limit: Fraction | Count | None, seed: int
+    source: Source, *, val: Amount, limit: Amount | None, seed: int, folds: Folds = None, fold: Count | None = None
 ) -> tuple[Examples, Examples | None]:
     """Return the training set, cut to `limit`, and the validation set: the data set's own, or a part of the former.
 
     Args:
         val: fraction (0.1) or number (5000) of training examples held out to choose the best checkpoint; 0 for none
         limit: fraction or number of training examples to use; null for all
+        folds: number of parts for cross-validation; the seed does not change the division; null for none
+        fold: which of them, from 0, is the validation set in place of data.val; -m 'data.fold=range(5)' for all of 5
     """
     train = read_split(source, "train")
     if train is None:
@@ -133,12 +137,18 @@ def split_train_val(
         if not 0 < keep <= len(train.images):
             raise ConfigError(f"data.limit={limit} leaves {keep} of {len(train.images)} training examples; raise it")
         train = _take(train, stratified(train.targets, keep, seed, is_training=True))
-    validation = read_split(source, "val") if val else None
-    if val and validation is None:
-        held_out = _count(val, len(train.images), "data.val")
-        if not 0 < held_out < len(train.images):
-            raise ConfigError(f"data.val={val} takes {held_out} of {len(train.images)} training examples; change it")
-        chosen = stratified(train.targets, held_out, seed)
+    validation = read_split(source, "val") if val or folds else None
+    if folds and validation is not None:
+        problem = "the data set has a validation set of its own, and folds divide only the training set"
+        raise ConfigError(f"data.folds={folds}: {problem}\nMove its examples into the training set, or leave folds out")
+    if folds or (val and validation is None):
+        if folds:
+            chosen = _orders(train.targets, seed=0)[1][fold::folds].sort().values
+        else:
+            chosen = stratified(train.targets, _count(val, len(train.images), "data.val"), seed)
+        if not 0 < len(chosen) < len(train.images):
+            key = f"data.folds={folds}" if folds else f"data.val={val}"
+            raise ConfigError(f"{key} takes {len(chosen)} of {len(train.images)} training examples; change it")
         rest = torch.ones(len(train.images)).index_fill(0, chosen, 0).nonzero().flatten()
         train, validation = _take(train, rest), _take(train, chosen)
     if absent := [name for label, name in enumerate(train.classes) if label not in train.targets]:
@@ -152,10 +162,8 @@ def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = Fa
 
     An example of each class stays for training where that can be: in the subset if it `is_training`, else outside.
     """
-    generator = torch.Generator().manual_seed(seed % 2**32)
-    shuffled = torch.randperm(len(targets), generator=generator)
+    shuffled, by_class = _orders(targets, seed)
     # Evenly spaced picks from a list sorted by class take the same fraction of each.
-    by_class = shuffled if targets.is_floating_point() else shuffled[targets[shuffled].argsort(stable=True)]
     chosen = by_class[torch.arange(count) * len(targets) // max(1, count)]
     training = torch.full((len(targets),), not is_training).index_fill(0, chosen, is_training)
     if rules.get() > 1 and not targets.is_floating_point() and len(targets[training].unique()) < len(targets.unique()):
@@ -166,6 +174,15 @@ def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = Fa
         ranked = by_class[shuffled[due[shuffled].argsort(stable=True)]]
         chosen = ranked[:count] if is_training else ranked[len(targets) - count :]
     return chosen.sort().values
+
+
+def _orders(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of all examples shuffled, and the same sorted by class; numbers are not sorted.
+
+    Every n-th of the latter is a fold: sizes, in all and of each class, differ by at most one.
+    """
+    shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed % 2**32))
+    return shuffled, shuffled if targets.is_floating_point() else shuffled[targets[shuffled].argsort(stable=True)]
 
 
 def fixed_part(targets: Tensor, split: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several runs side by side: a row for each, the metric that ranks them, how they differ, and means over seeds."""
+"""Several runs side by side: a row for each, the metric that ranks them, how they differ, means over seeds or folds."""
 
 import math
 import statistics
@@ -12,6 +12,7 @@ from dltrain.config.metric_names import smaller_is_better
 
 CONFIDENCE = 0.95
 Rows = Iterable[Mapping[str, Any]]
+REPEATS = {"seed": "seeds", "data.fold": "folds"}  # keys that repeat a setting, and what their values are called
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,17 @@ def metric(rows: Rows, name: str | None = None, direction: str | None = None, ch
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ only in their seed; `spread` is half the 95 % interval of each mean, NaN for a single run."""
+    """Runs by the seed and fold in which they differ; `spread` is half the 95 % interval of a mean, NaN for one run."""
 
     config: dict[str, Any]
     count: int
     mean: dict[str, float]
     spread: dict[str, float]
+    runs: dict[str, RunRow]
 
     def label(self, keys: Sequence[str]) -> str:
-        """Return `key=value` for each of the keys but the seed."""
-        return " ".join(f"{key}={value_text(self.config.get(key))}" for key in keys if key != "seed")
+        """Return `key=value` for each of the keys but the seed and the fold."""
+        return " ".join(f"{key}={value_text(self.config.get(key))}" for key in keys if key not in REPEATS)
 
 
 def value_text(value: Any) -> str:
@@ -92,24 +94,26 @@ def differing_keys(runs: Sequence[RunRow]) -> list[str]:
 
 
 def group_by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[SeedGroup]:
-    """Group the completed runs by all `keys` but the seed; without the seed in `keys`, each run is a group.
+    """Group the completed runs by all `keys` but the seed and the fold; without these in `keys`, each run is a group.
 
-    Runs with the same values and the same seed count once.
+    Runs with the same values, the same seed and the same fold count once.
     """
     groups: dict[Any, dict[str, RunRow]] = {}
     for run in runs:
         if run.is_done:
-            values = tuple(repr(run.config.get(key)) for key in keys if key != "seed")
-            group = groups.setdefault(values if "seed" in keys else run.folder, {})
-            group[repr(run.config.get("seed"))] = run
-    return [_seed_group(list(group.values())) for group in groups.values()]
+            values = tuple(repr(run.config.get(key)) for key in keys if key not in REPEATS)
+            group = groups.setdefault(values if REPEATS.keys() & set(keys) else run.folder, {})
+            group[repr([run.config.get(key) for key in REPEATS])] = run
+    return [_seed_group(group) for group in groups.values()]
 
 
-def _seed_group(runs: Sequence[RunRow]) -> SeedGroup:
+def _seed_group(by_repeat: dict[str, RunRow]) -> SeedGroup:
+    runs = list(by_repeat.values())
     names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     values = {name: [run.metrics[name] for run in runs] for name in names}
     mean = {name: statistics.fmean(each) for name, each in values.items()}
-    return SeedGroup(runs[0].config, len(runs), mean, {name: interval(each) for name, each in values.items()})
+    spread = {name: interval(each) for name, each in values.items()}
+    return SeedGroup(runs[0].config, len(runs), mean, spread, by_repeat)
 
 
 def interval(values: Sequence[float]) -> float:

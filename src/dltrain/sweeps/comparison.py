@@ -10,10 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from dltrain.commands.jobs import job_metrics
-from dltrain.config import safe_yaml
+from dltrain.config import safe_yaml, saved_config
 from dltrain.config.dotted import leaves
 from dltrain.config.metric_names import shared_metric
 from dltrain.config.registry import GROUPS
+from dltrain.report import significance
 from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import text, write_analysis
@@ -21,7 +22,7 @@ from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, g
 from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
-from dltrain.sweeps.results import names_of, overrides_of, run_rows, seed_table
+from dltrain.sweeps.results import names_of, overrides_of, run_rows, show_repeated
 
 USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run or a sweep, or contains some"
 DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
@@ -60,7 +61,7 @@ def _run(folder: Path, label: str) -> RunRow:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return leaves(_nested(folder))
+    return leaves(saved_config.with_added(nested)) if (nested := _nested(folder)) else {}
 
 
 def _nested(folder: Path) -> dict[str, Any]:
@@ -89,13 +90,12 @@ def report(arguments: Sequence[str]) -> None:
     chosen = shared_metric(run.config for run in runs if run.metrics)
     by = metric([run.metrics for run in runs], chosen=chosen)
     runs.sort(key=lambda run: by.key(run.metrics))
-    groups = group_by_seed(runs, keys) if "seed" in keys else []
+    groups = group_by_seed(runs, keys) if significance.repeated_over(keys) else []
     if as_json:
-        print(json.dumps(_as_json(runs, keys, groups), indent=2))
+        print(json.dumps(_as_json(runs, keys, groups, by), indent=2))
     else:
         show_table(_table(runs, keys, by))
-        if any(group.count > 1 for group in groups):
-            show_table(seed_table(groups, keys, by))
+        show_repeated(groups, keys, by)
     if output is None and as_json:
         return
     path = _write_page(folders, runs, keys, by, output)
@@ -168,9 +168,9 @@ def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
     return table
 
 
-def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedGroup]) -> dict[str, Any]:
-    def number(value: float) -> float | None:  # JSON has no NaN
-        return value if math.isfinite(value) else None
+def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedGroup], by: Metric) -> dict[str, Any]:
+    def number(value: Any) -> Any:  # JSON has no NaN
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {
         "differing": list(keys),
@@ -193,4 +193,5 @@ def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedG
             }
             for group in groups
         ],
+        "comparisons": [{k: number(v) for k, v in vars(it).items()} for it in significance.compare(groups, keys, by)],
     }

@@ -11,6 +11,7 @@ import yaml
 from rich.table import Table
 
 from dltrain.config.hints import is_number
+from dltrain.report import significance
 from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed
 from dltrain.runtime import atomic_files
@@ -76,10 +77,11 @@ def table(entries: Sequence[Entry], by: Metric) -> Table:
 
 
 def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, most: int | None = None) -> Table:
-    """Return a table of means over seeds with their 95 % intervals, the best first, of at most `most` rows."""
+    """Return a table of means over seeds or folds with their 95 % intervals, the best first, of at most `most` rows."""
     ordered = sorted(groups, key=lambda group: by.key(group.mean))
     names = names_of((group.mean for group in ordered), by)
-    table = new_table("over seeds: mean ± half of its 95 % interval", ["overrides"], ["n", *names])
+    title = f"over {significance.repeated_over(keys)}: mean ± half of its 95 % interval"
+    table = new_table(title, ["overrides"], ["n", *names])
     for group in ordered[:most]:
         metrics = [with_spread(group, name) if name in group.mean else "" for name in names]
         table.add_row(printable(group.label(keys)) or "all", str(group.count), *metrics)
@@ -95,12 +97,18 @@ def with_spread(group: SeedGroup, name: str) -> str:
 
 
 def show(entries: Sequence[Entry], jobs: Sequence[RunRow], by: Metric) -> None:
-    """Print the ranked table and, if jobs differ only in their seed, the means over seeds."""
+    """Print the ranked table and, if jobs differ only in their seed or fold, the means and how sure a difference is."""
     show_table(table(entries, by))
     keys = differing_keys(jobs)
-    groups = group_by_seed(jobs, keys)
+    show_repeated(group_by_seed(jobs, keys), keys, by, MOST_ROWS)
+
+
+def show_repeated(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, most: int | None = None) -> None:
+    """Print means over seeds or folds, if there are several, and what paired tests say of the differences."""
     if any(group.count > 1 for group in groups):
-        show_table(seed_table(groups, keys, by, MOST_ROWS))
+        show_table(seed_table(groups, keys, by, most))
+        for line in significance.sentences(groups, keys, by)[: most and most + 1]:
+            print(printable(line))
 
 
 def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:

@@ -107,7 +107,7 @@ def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned
         raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.search=random or tpe")
     if request.command != "train":
         raise ConfigError(f"sweep.search={settings.search}: only for dltrain train")
-    if (name is None or name.startswith("val_")) and not config["data"].get("val"):
+    if (name is None or name.startswith("val_")) and not (config["data"].get("val") or config["data"].get("folds")):
         raise ConfigError(f"sweep.search={settings.search}: needs a validation set; set data.val, such as data.val=0.1")
     if settings.pruner is not None and (settings.executor != "local" or (name or "val_").startswith("test_")):
         raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.executor=local and a metric of val")

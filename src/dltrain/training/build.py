@@ -88,7 +88,7 @@ def digest(examples: Examples) -> str:
 def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
     """Load all splits. Raises InputError for missing or damaged files, ConfigError for a split that cannot be made."""
     source = source or registry.partial_call("data", node)
-    train, val = split_train_val(source, val=node["val"], limit=node["limit"], seed=seed)
+    train, val = train_and_val(node, seed, source)
     if node.get("balance") and train.targets.is_floating_point():
         problem = "needs data with classes; this data has numbers"
         raise ConfigError(f"data.balance={node['balance']}: {problem}. Set data.balance=0")
@@ -100,6 +100,12 @@ def data(node: dict[str, Any], seed: int, source: Source | None = None) -> Data:
         if examples is not None:
             check_classes(train.classes, examples, split)
     return Data(train, val, test, normalization(train.images, mean=node["mean"], std=node["std"]))
+
+
+def train_and_val(node: dict[str, Any], seed: int, source: Source) -> tuple[Examples, Examples | None]:
+    """Load the training and the validation set as the node `data` divides them."""
+    keys = {key: node[key] for key in ("val", "limit", "folds", "fold") if key in node}
+    return split_train_val(source, seed=seed, **keys)
 
 
 def training_batches(data: Data, runtime: devices.Runtime, node: dict[str, Any], train: settings.Train) -> TensorLoader:

@@ -12,7 +12,7 @@ from dltrain.config import registry, saved_config, validation
 from dltrain.config.resolution import Config, resolve
 from dltrain.data.levels import EACH_BY_ITSELF
 from dltrain.data.loader import Statistics
-from dltrain.data.splits import Examples, by_rules, read_split, split_train_val
+from dltrain.data.splits import Examples, by_rules, read_split
 from dltrain.runtime import devices
 from dltrain.runtime.errors import ConfigError, InputError, listed
 from dltrain.runtime.folders import expand_user
@@ -91,8 +91,7 @@ def load_examples(loaded: TrainedModel, split: str) -> Examples:
         if split == "test":
             examples = read_split(source, "test")
         else:
-            parts = split_train_val(source, val=node["val"], limit=node["limit"], seed=loaded.values["seed"])
-            examples = parts[0] if split == "train" else parts[1]
+            examples = build.train_and_val(node, loaded.values["seed"], source)[split == "val"]
     if examples is None:
         raise ConfigError(f"split={split}: data={node['name']} had no such split in training. Set another split")
     return examples

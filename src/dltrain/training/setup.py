@@ -36,7 +36,7 @@ def prepare(
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
     # Mistakes are raised before the data is read, which may take minutes.
-    if options.patience is not None and not values["data"]["val"]:
+    if options.patience is not None and not (values["data"]["val"] or values["data"].get("folds")):
         raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
     initial = None
     if start is not None:

@@ -8,10 +8,11 @@ from typing import Any
 from urllib.parse import quote
 
 from dltrain.config.hints import to_cli
+from dltrain.report import significance
 from dltrain.report.html import charts, page
 from dltrain.report.html.run_page import NAME
 from dltrain.report.run_reader import read_records
-from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, value_text
+from dltrain.report.run_rows import REPEATS, Metric, RunRow, SeedGroup, differing_keys, group_by_seed, value_text
 from dltrain.runtime.errors import InputError, UserError
 
 MOST_KEYS = 12  # keys that get a chart each
@@ -37,7 +38,7 @@ def write(path: Path, title: str, runs: Sequence[RunRow], keys: Sequence[str], b
     """Write the page of several runs, the best first. Raises UserError."""
     ranked = sorted(runs, key=lambda run: by.key(run.metrics))
     keys = [key for key in keys if not _is_implied(key, keys, runs)]
-    page.write(path, text(title, ranked, keys, by.name, path.parent))
+    page.write(path, text(title, ranked, keys, by, path.parent))
 
 
 def _is_implied(key: str, keys: Sequence[str], runs: Sequence[RunRow]) -> bool:
@@ -47,15 +48,16 @@ def _is_implied(key: str, keys: Sequence[str], runs: Sequence[RunRow]) -> bool:
     return bool(dot) and f"{group}.name" in keys and key != f"{group}.name" and len(values) == 1
 
 
-def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], metric: str, place: Path) -> str:
+def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], by: Metric, place: Path) -> str:
     """Return the page of several runs. Raises InputError.
 
     Args:
         runs: the runs, the best first
         keys: keys of the config in which they differ
-        metric: the metric that ranks them, such as val_accuracy
+        by: the metric that ranks them
         place: the folder of the page; links are relative to it
     """
+    metric = by.name
     try:
         names = sorted({name for run in runs for name in run.metrics}, key=lambda name: (name != metric, name))
         failed = [run for run in runs if run.status == "failed"]
@@ -71,8 +73,11 @@ def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], metric: str, p
             runs=runs,
             failed=failed,
             curves=_curves(runs, metric),
-            against=_against(groups, [key for key in keys if key != "seed"], metric),
+            against=_against(groups, [key for key in keys if key not in REPEATS], metric),
             seeds=[group for group in groups if group.count > 1],
+            repeats=REPEATS,
+            over=significance.repeated_over(keys),
+            comparisons=significance.sentences(groups, keys, by),
             value_text=value_text,
             link=lambda run: _link(run.folder, place),
         )
