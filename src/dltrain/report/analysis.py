@@ -1,4 +1,4 @@
-"""Analysis of a network on a split, as plain data: confusion matrix, calibration, most confident mistakes, attention.
+"""Analysis of a network on a split, as plain data: confusion matrix, calibration, most confident mistakes, where it looks.
 
 Knows tensors and images in memory; knows no files, no console, no config. A network that can show its attention has a
 method `attention_map(images)`. It returns weights (B, h, w) for images (B, C, H, W), those of each image summing to 1,
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import predict
+from dltrain.report.class_maps import class_map, overlaid
 from dltrain.runtime.devices import Runtime
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def analyze(
         classes: names of all classes of the network
 
     The keys are `task`, `split` and `examples`; for classification also `classes`, those of `classified`, `mistakes`
-    (the most confident ones) and `attention`; for regression `points` (true, predicted); for reconstruction `pictures`.
+    (the most confident ones, with the `class_map` of a convolutional network) and `attention`; for regression `points` (true, predicted); for reconstruction `pictures`.
     Images are PNG as data URLs.
     """
     analysis: dict[str, Any] = {"task": task_name, "split": split, "examples": len(examples.images)}
@@ -57,6 +58,7 @@ def analyze(
         predicted = outputs.argmax(dim=1)
         analysis |= {"classes": list(classes), **classified(outputs, examples.targets, classes)}
         analysis["mistakes"] = _mistakes(outputs, examples, classes)
+        _add_class_maps(analysis["mistakes"], model, examples, batches, predicted, runtime)
         if maps := _attention(model, examples, batches, predicted, classes, runtime):
             analysis["attention"] = maps
     elif task_name == "regression":
@@ -163,6 +165,26 @@ def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> li
         {**_row(index, examples, predicted, classes), "probability": float(confidence[index])}
         for index in most_confident.tolist()
     ]
+
+
+def _add_class_maps(
+    mistakes: list[dict[str, Any]],
+    model: nn.Module,
+    examples: Examples,
+    batches: TensorLoader,
+    predicted: Tensor,
+    runtime: Runtime,
+) -> None:
+    """Add to each mistake its image under the map of the predicted class, if the network is convolutional."""
+    try:
+        for mistake in mistakes:  # one by one: gradients of a whole batch may need more memory than the training
+            index = mistake["index"]
+            image = batches.normalize(batches.images[torch.tensor([index], device=batches.images.device)])[0]
+            if (weights := class_map(model, image, int(predicted[index]), runtime)) is None:
+                return
+            mistake["class_map"] = data_url(overlaid(to_uint8(examples.images[index]), weights))
+    except Exception as error:  # code of a user; a run does not fail for a missing image
+        log.warning("class maps of the model are left out: %s: %s", type(error).__name__, error)
 
 
 def _row(index: int, examples: Examples, predicted: Tensor, classes: Sequence[str]) -> dict[str, Any]:
