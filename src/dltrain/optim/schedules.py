@@ -13,6 +13,8 @@ from annotated_types import Interval
 
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Factor = Annotated[float, Interval(ge=0, le=1)]
+Cycles = Annotated[int, Interval(ge=1, le=100)]
+Growth = Annotated[float, Interval(ge=1, le=10)]
 
 
 def constant(step: int, total_steps: int, *, warmup: Fraction) -> float:
@@ -71,15 +73,7 @@ def cosine(step: int, total_steps: int, *, warmup: Fraction, final: Factor) -> f
     return _ramp(step, warmup * total_steps) * (final + (1 - final) * fall)
 
 
-def restarts(
-    step: int,
-    total_steps: int,
-    *,
-    warmup: Fraction,
-    cycles: Annotated[int, Interval(ge=1, le=100)],
-    growth: Annotated[float, Interval(ge=1, le=10)],
-    final: Factor,
-) -> float:
+def restarts(step: int, total_steps: int, *, warmup: Fraction, cycles: Cycles, growth: Growth, final: Factor) -> float:
     """Linear warm-up, then half a cosine down, again and again from the full rate (Loshchilov, Hutter: SGDR, 2017).
 
     Args:

@@ -1,4 +1,4 @@
-"""Analysis of a network on a split, as plain data: confusion matrix, calibration, most confident mistakes, where it looks.
+"""Analysis of a network on a split, as plain data: confusion matrix, calibration, most confident mistakes, attention.
 
 Knows tensors and images in memory; knows no files, no console, no config. A network that can show its attention has a
 method `attention_map(images)`. It returns weights (B, h, w) for images (B, C, H, W), those of each image summing to 1,
@@ -47,8 +47,8 @@ def analyze(
         classes: names of all classes of the network
 
     The keys are `task`, `split` and `examples`; for classification also `classes`, those of `classified`, `mistakes`
-    (the most confident ones, with the `class_map` of a convolutional network) and `attention`; for regression `points` (true, predicted); for reconstruction `pictures`.
-    Images are PNG as data URLs.
+    (the most confident ones, with their `class_map` if the network is convolutional) and `attention`; for regression
+    `points` (true, predicted); for reconstruction `pictures`. Images are PNG as data URLs.
     """
     analysis: dict[str, Any] = {"task": task_name, "split": split, "examples": len(examples.images)}
     was_training = model.training
@@ -58,7 +58,7 @@ def analyze(
         predicted = outputs.argmax(dim=1)
         analysis |= {"classes": list(classes), **classified(outputs, examples.targets, classes)}
         analysis["mistakes"] = _mistakes(outputs, examples, classes)
-        _add_class_maps(analysis["mistakes"], model, examples, batches, predicted, runtime)
+        _add_class_maps(analysis["mistakes"], model, examples, batches, runtime)
         if maps := _attention(model, examples, batches, predicted, classes, runtime):
             analysis["attention"] = maps
     elif task_name == "regression":
@@ -168,21 +168,14 @@ def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> li
 
 
 def _add_class_maps(
-    mistakes: list[dict[str, Any]],
-    model: nn.Module,
-    examples: Examples,
-    batches: TensorLoader,
-    predicted: Tensor,
-    runtime: Runtime,
+    mistakes: list[dict[str, Any]], model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime
 ) -> None:
-    """Add to each mistake its image under the map of the predicted class, if the network is convolutional."""
+    """Add to each mistake of a convolutional network its image with the map of the predicted class over it."""
     try:
-        for mistake in mistakes:  # one by one: gradients of a whole batch may need more memory than the training
-            index = mistake["index"]
-            image = batches.normalize(batches.images[torch.tensor([index], device=batches.images.device)])[0]
-            if (weights := class_map(model, image, int(predicted[index]), runtime)) is None:
-                return
-            mistake["class_map"] = data_url(overlaid(to_uint8(examples.images[index]), weights))
+        for mistake in mistakes:  # one by one: gradients of all would need more memory than a small training batch
+            index = torch.tensor([mistake["index"]], device=batches.images.device)
+            if (weights := class_map(model, batches.normalize(batches.images[index]), runtime)) is not None:
+                mistake["class_map"] = data_url(overlaid(to_uint8(examples.images[mistake["index"]]), weights))
     except Exception as error:  # code of a user; a run does not fail for a missing image
         log.warning("class maps of the model are left out: %s: %s", type(error).__name__, error)
 
