@@ -151,8 +151,9 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
         total.zero_()
     metrics = task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
     if kept:
-        rows = (torch.cat(parts) if has_batch else parts[0][:0] for parts in zip(*kept, strict=True))
-        metrics = task.output_metrics(*(distributed.all_gather_rows(part, runtime.processes) for part in rows)) | metrics
+        own = (torch.cat(parts) if has_batch else parts[0][:0] for parts in zip(*kept, strict=True))
+        outputs, targets = (distributed.all_gather_rows(part, runtime.processes) for part in own)
+        metrics = task.output_metrics(outputs, targets) | metrics
     return metrics
 
 

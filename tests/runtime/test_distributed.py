@@ -254,6 +254,20 @@ def test_several_processes_give_the_result_of_one(
     assert of_records < 1e-5
 
 
+def test_two_processes_lower_the_rate_at_the_same_plateaus_as_one(lives: Nursery, tmp_path: Path) -> None:
+    words = (*COMMON, "model=mlp", "model.hidden=[8]", "epochs=6", "batch_size=45", "optim.lr=0.2", "log_every=1")
+    words += ("schedule=plateau", "schedule.patience=1", "schedule.threshold=0.1", "schedule.factor=0.5")
+    finish(lives, new(tmp_path / "one"), words)
+    run(lives, tmp_path / "several", *words)
+    rates, of_several = (
+        [record["lr"] for record in outcome(tmp_path / name)["records"] if "lr" in record]
+        for name in ("one", "several")
+    )
+    assert rates == of_several
+    assert len(set(rates)) > 2
+    assert farthest(tmp_path / "one", tmp_path / "several")[0] < 1e-5
+
+
 def new(folder: Path) -> Path:
     folder.mkdir()
     return folder

@@ -42,6 +42,16 @@ def test_a_failed_job_is_a_row_and_the_others_still_run(dltrain: Command) -> Non
     assert "3 jobs, 1 failed" in result.out
 
 
+def test_jobs_of_a_sweep_lower_their_rates_each_by_its_own_validations(dltrain: Command) -> None:
+    words = (*QUICK, "epochs=6", "optim.lr=0.000001", "schedule=plateau", "schedule.threshold=0.5")
+    folder = sweep_folder(dltrain("train", "-m", *words, "schedule.patience=1,3"))
+    rates = []
+    for row in rows(folder):
+        lines = (folder / row["folder"] / "metrics.jsonl").read_text().splitlines()
+        rates.append([round(json.loads(line)["lr"] / 1e-6, 4) for line in lines if '"train"' in line])
+    assert rates == [[1, 1, 0.1, 0.01, 0.001, 0.001], [1, 1, 1, 1, 0.1, 0.1]]
+
+
 def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "optim.lr=0.000001,0.1", "epochs=10")
     table = result.out[result.out.index("2 jobs, 0 failed") :]

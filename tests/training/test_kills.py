@@ -272,7 +272,7 @@ class Noisy(nn.Module):
 """
 NOISY = (*COMMON, "model=custom", "model.name=noisy:Noisy", "optim=adam", "optim.lr=0.002", "patience=2", "epochs=60")
 # By steps: by time a slow machine would save in between.
-NOISY += ("schedule=constant", "checkpoint_every=1000000", "keep=2")
+NOISY += ("schedule=plateau", "schedule.patience=1", "checkpoint_every=1000000", "keep=2")
 
 
 def item(*path: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
@@ -313,6 +313,7 @@ MUTANTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "best": item("progress", "best"),
     "best weights": item("progress", "best_weights"),
     "patience": item("progress", "stale_epochs"),
+    "validation scores": item("progress", "scores"),
     "latest figures": item("progress", "latest"),
     "position in metrics.jsonl": item("position"),
     "config": put(0.02, "config", "optim", "lr"),

@@ -75,6 +75,12 @@ def test_patience_counts_epochs_since_the_best() -> None:
     assert counts == [0, 1, 2, 0, 1, 2, 3]
 
 
+def test_scores_are_those_of_each_validation_and_none_where_they_are_not_finite() -> None:
+    records = [val(1, accuracy=0.5, loss=2.0), train(2.0), val(2, accuracy=0.4, loss=math.nan)]
+    assert noted([*records, val(3, accuracy=0.6, loss=1.0)]).scores == [0.5, None, 0.6]
+    assert noted([val(1, loss=2.0), val(2, loss=3.0)], Regression()).scores == [-2.0, -3.0]
+
+
 def test_the_best_weights_are_a_copy() -> None:
     progress, state = Progress(), weighing(1)
     progress.note(val(1, accuracy=0.5, loss=1.0), TASK, state)

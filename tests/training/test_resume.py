@@ -16,7 +16,7 @@ import torch
 from dltrain.checkpoints import checkpoint
 from dltrain.training import build
 from support import generated
-from support.command import Command
+from support.command import Command, Trained
 from support.tiers import mostly_slow
 
 QUICK = ("model=mlp", "model.hidden=[8]", "data.limit=100", "epochs=3", "batch_size=25", "device.threads=1")
@@ -552,3 +552,81 @@ def test_optimizer_keys_that_may_change_do_and_the_others_are_refused(
     result = dltrain("train", f"resume={folder}", "limit_steps=6", *then)
     assert (result.code, told in result.out + result.err) == (code, True), result.err
     assert code == 0 or (folder / "checkpoints" / "last.pt").read_bytes() == before
+
+
+# --- schedules
+
+# 12 validations of 10 examples, in which the accuracy stagnates again and again.
+SCHEDULED = (*QUICK, "epochs=12", "log_every=1", "optim.lr=0.1")
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "plateau": ("schedule=plateau", "schedule.patience=1", "schedule.factor=0.5", "schedule.warmup=0.1"),
+    "restarts": ("schedule=restarts", "schedule.cycles=3", "schedule.warmup=0.1"),
+}
+
+
+def rates(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["lr"] for line in lines if line["split"] == "train"]
+
+
+@pytest.mark.parametrize("stop", some(range(1, 48), (32,)))
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_with_any_schedule_resumes_to_the_same_bits(
+    dltrain: Command, trained: Trained, name: str, stop: int
+) -> None:
+    words = (*SCHEDULED, *SCHEDULES[name])
+    whole, part = trained(*words), dltrain("train", *words, f"limit_steps={stop}").folder
+    assert dltrain("train", f"resume={part}", ON).code == 0
+    assert weights(part) == weights(whole)
+    assert rates(part) == rates(whole)
+    assert checkpoint.load(last(part))["progress"]["scores"] == checkpoint.load(last(whole))["progress"]["scores"]
+
+
+def test_plateau_lowers_the_rate_when_the_validation_accuracy_of_the_records_has_not_improved(
+    trained: Trained,
+) -> None:
+    folder = trained(*SCHEDULED, *SCHEDULES["plateau"])
+    lines = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    accuracies = [line["accuracy"] for line in lines if line["split"] == "val"]
+    expected, best, falls = [], 0.0, 0
+    for accuracy in accuracies:
+        expected.append(0.1 * 0.5**falls)
+        falls += accuracy <= best * 1.0001
+        best = max(best, accuracy)
+    assert falls >= 2
+    assert rates(folder)[4::4] == pytest.approx(expected[1:])  # of the first step of each epoch
+
+
+def test_without_its_scores_a_run_with_plateau_would_be_another(dltrain: Command, trained: Trained) -> None:
+    words = (*SCHEDULED, *SCHEDULES["plateau"])
+    part = dltrain("train", *words, "limit_steps=32").folder
+    edited(last(part), lambda content: content["progress"].update(scores=[]))
+    assert dltrain("train", f"resume={part}", ON).code == 0
+    assert rates(part) != rates(trained(*words))
+
+
+def test_plateau_can_be_chosen_on_resume_and_knows_the_epochs_so_far(dltrain: Command) -> None:
+    part = dltrain("train", *SCHEDULED, "schedule=constant", "limit_steps=32").folder
+    result = dltrain("train", f"resume={part}", ON, *SCHEDULES["plateau"])
+    assert result.code == 0
+    assert "schedule.name" in result.out
+    assert "changed" in result.out
+    assert rates(part)[31] == 0.1
+    assert rates(part)[32] < 0.1
+
+
+def test_a_checkpoint_from_before_there_were_scores_resumes_with_and_without_plateau(
+    dltrain: Command, folder: Path
+) -> None:
+    edited(last(folder), lambda content: content["progress"].pop("scores"))
+    assert dltrain("train", f"resume={folder}", "limit_steps=7", *SCHEDULES["plateau"]).code == 0
+    edited(last(folder), lambda content: content["progress"].pop("scores"))
+    assert dltrain("train", f"resume={folder}", ON, "schedule=onecycle").code == 0
+
+
+@pytest.mark.parametrize("scores", [5, ["a"], [float("nan")], [[0.5]], [True]])
+def test_scores_that_are_no_numbers_are_refused(dltrain: Command, folder: Path, scores: object) -> None:
+    edited(last(folder), lambda content: content["progress"].update(scores=scores))
+    result = dltrain("train", f"resume={folder}", ON)
+    assert result.code == 66
+    assert "progress.scores must be numbers or null" in result.err

@@ -83,6 +83,8 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"{key} must be {describe(hint)}"
     if not conforms(content.get("averages"), dict[str, Any] | None):  # the earliest of format 2 have none
         return "averages must be weights by name"
+    if not conforms(at(content, "progress.scores") if has(content, "progress.scores") else [], list[float | None]):
+        return "progress.scores must be numbers or null"
     ends, levels = content["data"].get("range"), content["data"].get("levels")  # as above
     if not conforms(ends, Annotated[list[float], Len(2, 2)] | None):
         return "data.range must be two numbers"

@@ -114,7 +114,7 @@ GROUPS = {
     "optim": Group(
         "optim/optimizers.py", ("named_parameters", "optimizer", "model"), (("optim/optimizers.py", "scale_lr"),)
     ),
-    "schedule": Group("optim/schedules.py", ("total_steps", "step")),
+    "schedule": Group("optim/schedules.py", ("total_steps", "step", "scores")),
     "task": Group("optim/tasks.py", offered=("class_counts",)),
     "logger": Group("report/trackers", ("folder", "config"), several=True),
 }

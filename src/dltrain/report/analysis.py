@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import predict
+from dltrain.report.class_maps import class_map, overlaid
 from dltrain.runtime.devices import Runtime
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ def analyze(
         classes: names of all classes of the network
 
     The keys are `task`, `split` and `examples`; for classification also `classes`, those of `classified`, `mistakes`
-    (the most confident ones) and `attention`; for regression `points` (true, predicted); for reconstruction `pictures`.
-    Images are PNG as data URLs.
+    (the most confident ones, with their `class_map` if the network is convolutional) and `attention`; for regression
+    `points` (true, predicted); for reconstruction `pictures`. Images are PNG as data URLs.
     """
     analysis: dict[str, Any] = {"task": task_name, "split": split, "examples": len(examples.images)}
     was_training = model.training
@@ -57,6 +58,7 @@ def analyze(
         predicted = outputs.argmax(dim=1)
         analysis |= {"classes": list(classes), **classified(outputs, examples.targets, classes)}
         analysis["mistakes"] = _mistakes(outputs, examples, classes)
+        _add_class_maps(analysis["mistakes"], model, examples, batches, runtime)
         if maps := _attention(model, examples, batches, predicted, classes, runtime):
             analysis["attention"] = maps
     elif task_name == "regression":
@@ -166,6 +168,19 @@ def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> li
         {**_row(index, examples, predicted, classes), "probability": float(confidence[index])}
         for index in most_confident.tolist()
     ]
+
+
+def _add_class_maps(
+    mistakes: list[dict[str, Any]], model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime
+) -> None:
+    """Add to each mistake of a convolutional network its image with the map of the predicted class over it."""
+    try:
+        for mistake in mistakes:  # one by one: gradients of all would need more memory than a small training batch
+            index = torch.tensor([mistake["index"]], device=batches.images.device)
+            if (weights := class_map(model, batches.normalize(batches.images[index]), runtime)) is not None:
+                mistake["class_map"] = data_url(overlaid(to_uint8(examples.images[mistake["index"]]), weights))
+    except Exception as error:  # code of a user; a run does not fail for a missing image
+        log.warning("class maps of the model are left out: %s: %s", type(error).__name__, error)
 
 
 def _row(index: int, examples: Examples, predicted: Tensor, classes: Sequence[str]) -> dict[str, Any]:

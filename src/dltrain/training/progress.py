@@ -18,6 +18,7 @@ class Progress:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     latest: dict[str, dict[str, float]] = field(default_factory=dict)  # metrics by split
     stale_epochs: int = 0
+    scores: list[float | None] = field(default_factory=list)  # of each validation; None if it is not finite
     train_seconds: float = 0.0
     examples_per_second: float = 0.0  # of the fastest epoch so far
     epoch_examples: int = 0
@@ -43,6 +44,7 @@ class Progress:
             if is_finite and not self.best_weights:
                 self.best = position | record.values
         elif record.split == "val":
+            self.scores.append(task.score(record.values)[0] if is_finite else None)
             if is_finite and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
                 self.best_weights = {key: value.detach().cpu().clone() for key, value in state.eval_weights().items()}

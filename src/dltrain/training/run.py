@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from dltrain.config import saved_config
+from dltrain.config import registry, saved_config
 from dltrain.config.resolution import Config, resolved
 from dltrain.engine import Record, fit
 from dltrain.optim.step import NonFiniteLoss
@@ -106,6 +106,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
     options = {key: getattr(settings, key) for key in FIT_OPTIONS}
     steps, save_is_due = len(run.train), every(settings.checkpoint_every)
     by_steps = isinstance(settings.checkpoint_every, int)
+    schedule = registry.partial_call("schedule", run.config.values["schedule"], scores=progress.scores)
 
     def reason(seconds: float) -> str:
         return reason_to_stop(settings, sync.signals, state.step, seconds, progress.stale_epochs)
@@ -116,7 +117,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
     distributed.seed_rank(processes, settings.seed, state.step)
     try:
         with contextlib.closing(console.Display(settings.epochs, steps, state.step, settings.metric)) as display:
-            chunks = fit(state, run.train, run.val, run.task, run.schedule, run.runtime, **options)
+            chunks = fit(state, run.train, run.val, run.task, schedule, run.runtime, **options)
             for chunk in () if status else chunks:
                 for record in chunk:
                     if settings.on_nonfinite == "stop":

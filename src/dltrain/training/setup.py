@@ -36,8 +36,11 @@ def prepare(
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
     # Mistakes are raised before the data is read, which may take minutes.
-    if options.patience is not None and not (values["data"]["val"] or values["data"].get("folds")):
-        raise ConfigError("patience needs a validation set: set data.val, such as data.val=0.1")
+    schedule = registry.partial_call("schedule", values["schedule"], scores=()).keywords
+    has_val = values["data"]["val"] or values["data"].get("folds")
+    if (options.patience is not None or "scores" in schedule) and not has_val:
+        key = f"schedule={values['schedule']['name']}" if "scores" in schedule else "patience"
+        raise ConfigError(f"{key} needs a validation set: set data.val, such as data.val=0.1")
     initial = None
     if start is not None:
         claimed = weights.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
@@ -77,8 +80,7 @@ def prepare(
     with memory_errors(LESS_DATA):
         train = build.training_batches(data, runtime, values["data"], options)
         val = data.val and build.evaluation_batches(data.val, runtime, data.statistics, options.batch_size)
-    schedule = registry.partial_call("schedule", values["schedule"])
-    run = Run(config, options, runtime, data, train, val, task, schedule, state, Progress())
+    run = Run(config, options, runtime, data, train, val, task, state, Progress())
     if start is not None:
         snapshot.restore(run, start)
         done = run.state.step / len(train)

@@ -10,7 +10,6 @@ from torch import Tensor
 from dltrain.config import saved_config, settings
 from dltrain.config.resolution import Config
 from dltrain.data.loader import TensorLoader
-from dltrain.engine import Schedule
 from dltrain.optim.muon import Muon
 from dltrain.optim.step import NonFiniteLoss, Task, TrainState, accumulate_metrics, require_finite
 from dltrain.runtime import distributed, system_info
@@ -43,7 +42,6 @@ class Run:
     train: TensorLoader
     val: TensorLoader | None
     task: Task
-    schedule: Schedule
     state: TrainState
     progress: Progress
 

@@ -104,7 +104,7 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
         shown["reliability"] = charts.reliability(analysis["calibration"]["bins"])
     if "points" in analysis:
         shown["points"] = charts.points(analysis["points"])
-    shown["mistakes"] = list(_with_images(analysis.get("mistakes", ()), "image"))
+    shown["mistakes"] = list(_with_images(analysis.get("mistakes", ()), "image", "class_map"))
     shown["attention"] = [
         row | {"cells": _fractions(row["weights"]), "columns": len(row["weights"][0])}
         for row in _with_images(analysis.get("attention", ()), "image")
@@ -116,7 +116,7 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
 def _with_images(rows: Any, *keys: str) -> Iterator[dict[str, Any]]:
     """Yield the rows whose images under `keys` are PNGs in data URLs."""
     for row in rows:
-        if all(str(row[key]).startswith(PNG_URL) for key in keys):
+        if all(str(row.get(key, PNG_URL)).startswith(PNG_URL) for key in keys):
             yield dict(row)
 
 
