@@ -72,7 +72,7 @@ def _evaluate(ckpt: str, config: Config) -> tuple[dict[str, Any], tuple[float, .
     began = time.perf_counter()
     split, views = config.values["split"], config.values["tta"]
     loaded = load_trained(ckpt, config)
-    is_classification = loaded.values["task"]["name"] == "classification"
+    is_classification = loaded.task == "classification"
     if views != "none" and not is_classification:
         raise ConfigError(f"tta={views}: needs a classifier, {loaded.path} was trained with another task")
     task, examples, batches = _ready(loaded, config)
@@ -103,7 +103,7 @@ def analyze_checkpoint(config: Config) -> dict[str, Any]:
     """Analyze a checkpoint on a split, for the page of a run. Raises UserError."""
     loaded = load_trained(config.values["ckpt"], config)
     _, examples, batches = _ready(loaded, config)
-    classes, task, split = loaded.content["data"]["classes"], loaded.values["task"]["name"], config.values["split"]
+    classes, task, split = loaded.content["data"]["classes"], loaded.task, config.values["split"]
     with devices.memory_errors("Lower batch_size"):
         return analysis.analyze(loaded.model, examples, batches, classes, task, loaded.runtime, split=split)
 

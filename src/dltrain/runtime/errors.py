@@ -9,10 +9,17 @@ UserError (1)
  └─ Interrupted (129, 130, 143)  stopped by a signal, after saving
 """
 
+import linecache
 import logging
+import os
+import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import PurePath
 
 MAX_LENGTH = 300  # characters of a message from another library
+TRACEBACK = "DLTRAIN_TRACEBACK"  # the environment variable that asks for whole tracebacks
+NOT_USERS = sys.stdlib_module_names | {"dltrain", "torch"}
 
 
 class UserError(Exception):
@@ -55,6 +62,51 @@ def first_line(error: object) -> str:
     """Return the first line of an error's message, shortened to fit a table row, or else its type."""
     line = (sanitized(str(error)).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}…"
+
+
+def typed_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def user_line(error: BaseException | None) -> str:
+    """Return `FILE:LINE: TEXT` for the last line of the user's own code that led to an error, or to its cause.
+
+    Empty if none did. An error that dltrain raises on purpose says itself what is wrong.
+    """
+    while error is not None:
+        frames = [] if isinstance(error, UserError) else list(traceback.walk_tb(error.__traceback__))
+        places = [(frame.f_code.co_filename, line, frame.f_globals.get("__name__", "")) for frame, line in frames]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "<", error.lineno or 0, ""))
+        if own := [place[:2] for place in places if _is_users(place[0], str(place[2]))]:
+            file, number = own[-1]
+            return f"{min(file, os.path.relpath(file), key=len)}:{number}: {linecache.getline(file, number).strip()}"
+        error = error.__cause__
+    return ""
+
+
+def _is_users(file: str, module: str) -> bool:
+    is_installed = {"site-packages", "dist-packages"} & set(PurePath(file).parts)
+    return not (file.startswith("<") or is_installed or module.partition(".")[0] in NOT_USERS)
+
+
+def message(error: BaseException) -> str:
+    """Return an error's message; if it came from the user's own code, in at most three lines, the last with the place.
+
+    A message that has the place already stays as it is.
+    """
+    line, text = user_line(error), str(error)
+    if not line or line in text:
+        return text
+    return "\n".join([*text.splitlines()[:2], f"{line}  ({TRACEBACK}=1 shows the traceback)"])
+
+
+def reason(error: BaseException) -> str:
+    """Return an error in one line for a table row, with the line of the user's own code that it came from."""
+    line = user_line(error)
+    return f"{first_line(error)} ({line})" if line else first_line(error)
 
 
 def listed(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dltrain.config import registry, saved_config
 from dltrain.config.composition import Composed, Sweeping
+from dltrain.config.resolution import resolve
 from dltrain.config.safe_yaml import read_yaml
 from dltrain.config.settings import Sweep
 from dltrain.report.run_rows import metric
@@ -142,7 +143,8 @@ def _run_jobs(
     kept = sum(entry.outcome is not None and entry.number not in queue for entry in journal.entries.values())
     search = None
     if space is not None:
-        is_classification = planned[0].composed.config["task"]["name"] == "classification"
+        task = resolve(planned[0].composed.config)["task"]["name"]
+        is_classification = registry.base_option("task", task) == "classification"
         usual = "val_accuracy" if is_classification else "val_loss"
         objective = metric([], settings.metric or usual, settings.direction)
         search = Search(folder, settings, space, objective, journal, typed)

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from dltrain.config import registry
 from dltrain.engine import Record, evaluate
 from dltrain.report import analysis, console, run_files
 from dltrain.report.html import run_page
 from dltrain.runtime import system_info
 from dltrain.runtime.devices import memory_errors
+from dltrain.runtime.errors import reason
 from dltrain.training import build, class_counts
 from dltrain.training.run_dir import RunDir
 from dltrain.training.snapshot import Run
@@ -72,11 +74,11 @@ def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
     if examples is None:
         return {}, []
     batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
-    model, task = run.state.model, run.config.values["task"]["name"]
+    model, task = run.state.model, registry.base_option("task", run.config.values["task"]["name"])
     try:
         with memory_errors("The analysis is left out"):
             results = analysis.analyze(model, examples, batches, run.data.train.classes, task, run.runtime, split=split)
             return results, analysis.mistaken_pictures(examples, results)
     except Exception as error:  # such as one in attention_map of a user's model; the run is done
-        log.warning("no analysis of the %s set: %s", split, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+        log.warning("no analysis of the %s set: %s", split, f"{type(error).__name__}: {reason(error)}")
         return {}, []

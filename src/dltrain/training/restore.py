@@ -24,13 +24,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint with the checked config it was trained with, and its network on the device."""
+    """A checkpoint with the checked config it was trained with, and its network on the device.
+
+    `task` is the task's name; for a user's task that derives from a built-in one, the name of that one.
+    """
 
     path: Path
     content: dict[str, Any]
     values: dict[str, Any]
     runtime: devices.Runtime
     model: nn.Module
+    task: str
 
     @property
     def statistics(self) -> Statistics:
@@ -63,13 +67,14 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
         values["data"] = values["data"] | {"range": levels}
     runtime = devices.restored_device(config.values["device"], content["runtime"], config.typed)
     claimed = weights.check_weights(values["model"], known, content["model"], path)
-    runtime = devices.resolve_precision(runtime, claimed, values["batch_size"], values["task"]["name"])
+    task = registry.base_option("task", values["task"]["name"])
+    runtime = devices.resolve_precision(runtime, claimed, values["batch_size"], task)
     del claimed
     if runtime.precision != (trained := content["runtime"]["precision"]):
         log.warning("computed in %s, trained in %s: metrics differ in their last digits", runtime.precision, trained)
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
-    return TrainedModel(path, content, values, runtime, to_device(model, runtime, known["input_shape"]))
+    return TrainedModel(path, content, values, runtime, to_device(model, runtime, known["input_shape"]), task)
 
 
 def require_root(loaded: TrainedModel, config: Config) -> None:
