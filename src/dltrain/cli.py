@@ -15,7 +15,7 @@ from dltrain.commands import usage
 from dltrain.config import registry, validation
 from dltrain.config.validation import suggest
 from dltrain.runtime import startup, terminal, torchrun
-from dltrain.runtime.errors import TRACEBACK, ConfigError, OutputError, UserError, message, printable, sanitized
+from dltrain.runtime.errors import TRACEBACK, ConfigError, OutputError, UserError, located, printable, sanitized
 from dltrain.runtime.signals import SignalInterrupt, as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _report_error(error: UserError | KeyboardInterrupt) -> int:
         elif os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         else:
-            print(f"error: {sanitized(message(error))}", file=sys.stderr)
+            print(f"error: {sanitized(located(str(error), error))}", file=sys.stderr)
     return exit_code(error)
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dltrain.config import signatures
 from dltrain.config.signatures import PACKAGE, Param, Signature
 from dltrain.runtime.errors import ConfigError
@@ -169,9 +167,6 @@ def signature(group: str, name: str) -> Signature | None:
     place = GROUPS[group]
     if ":" in name:
         found = signatures.user_signature(signatures.user_object(name))
-        defaults = _inherited_defaults(group, name)
-        keys = {key: replace(rule, required=rule.required and key not in defaults) for key, rule in found.keys.items()}
-        found = replace(found, keys=keys)
         if group in ("optim", "data"):  # its first argument gets the parameters or the split, whatever its name
             found = replace(found, keys=dict(list(found.keys.items())[1:]))
     elif (own := builtin(group, name)) is not None:
@@ -180,23 +175,23 @@ def signature(group: str, name: str) -> Signature | None:
         return None
     injected = () if ":" in name and group == "data" else place.injected
     keys = {key: rule for key, rule in found.keys.items() if key not in injected}
+    keys |= {key: replace(keys[key], required=False) for key in _inherited_defaults(group, name) if key in keys}
     return replace(found, keys=keys | _shared(group))
 
 
 def base_option(group: str, name: str) -> str:
     """Return the built-in option that a user's class derives from, to treat it like that one; else the name itself."""
-    found = signatures.user_object(name) if ":" in name else None
-    for base in inspect.getmro(found) if inspect.isclass(found) else ():
-        option = base.__name__.lower()
-        if base.__module__.startswith("dltrain.") and builtin(group, option):
-            return option
-    return name
+    bases = getattr(signatures.user_object(name), "__mro__", ()) if ":" in name else ()
+    options = (base.__name__.lower() for base in bases if base.__module__.startswith("dltrain."))
+    return next((option for option in options if builtin(group, option)), name)
 
 
 def _inherited_defaults(group: str, name: str) -> dict[str, Any]:
     """Return the defaults of keys that a user's class has from a built-in option and gives no default of its own."""
     if (option := base_option(group, name)) == name:
         return {}
+    import yaml  # here, because it takes long
+
     parameters = inspect.signature(signatures.user_object(name)).parameters
     defaults = yaml.safe_load((config_folder() / group / f"{option}.yaml").read_text(encoding="utf-8"))
     return {key: defaults[key] for key, rule in parameters.items() if key in defaults and rule.default is rule.empty}
@@ -220,8 +215,7 @@ def partial_call(group: str, node: dict[str, Any], **injected: Any) -> functools
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # A function with **options gets its own keys, not those that dltrain handles for every option of the group.
     taken = parameters.keys() | (node.keys() - _shared(group).keys() if takes_any else set())
-    defaults = _inherited_defaults(group, name) if ":" in name else {}
-    own = {key: value for key, value in (defaults | node).items() if key != "name" and key in taken}
+    own = {k: v for k, v in (_inherited_defaults(group, name) | node).items() if k != "name" and k in taken}
     return functools.partial(function, **own, **{key: value for key, value in injected.items() if key in parameters})
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, Len
 
 from dltrain.config.hints import Matches
-from dltrain.runtime.errors import TRACEBACK, ConfigError, typed_line, user_line
+from dltrain.runtime.errors import TRACEBACK, ConfigError, located, typed_line
 
 PACKAGE = Path(__file__).parents[1]
 KNOWN: dict[str, Any] = {"Annotated": Annotated, "Literal": Literal}
@@ -171,8 +171,7 @@ def user_object(path: str) -> Any:
     except (Exception, SystemExit) as error:  # a user's module may do anything while it is imported
         if os.environ.get(TRACEBACK):  # printed here, because the check collects messages only
             traceback.print_exception(error)
-        place = f", {line}" if (line := user_line(error)) else ""
-        raise ConfigError(f"{path}: cannot import {module_name} ({typed_line(error)}){place}") from error
+        raise ConfigError(located(f"{path}: cannot import {module_name} ({typed_line(error)})", error)) from error
     if not callable(found := getattr(module, name, None)):
         raise ConfigError(f"{path}: {module_name} has no function or class {name or '(name it after a colon)'}")
     return found
@@ -189,7 +188,7 @@ def user_signature(found: Any) -> Signature:
     with contextlib.suppress(Exception):  # hints with names that are not imported: then every value is allowed
         hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
     meanings: dict[str, str] = {}
-    for described in reversed(inspect.getmro(found)) if inspect.isclass(found) else (found,):  # a base explains its own
+    for described in reversed(getattr(found, "__mro__", (found,))):  # a base explains its own arguments
         meanings |= argument_meanings(inspect.getdoc(described) or "", parameters)
     keys = {
         name: Param(hints.get(name, Any), parameter.default is parameter.empty, meanings.get(name, ""))

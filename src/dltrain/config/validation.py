@@ -86,9 +86,8 @@ def _check_option(group: str, node: dict[str, Any], where: Origin, others: Itera
         return [f"{key}={error}"]
     if found is None:
         hint = suggest(name, names(group))
-        if "did you mean" not in hint:
-            hint += f"; your own code is {group}=custom {key}=module:{name}"
-        return [f"{key}={name}: no such {group}{hint}{where(key)}"]
+        own = "" if "did you mean" in hint else f"; for your own code give its module, {key}=module:{name}"
+        return [f"{key}={name}: no such {group}{hint}{own}{where(key)}"]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
 
 

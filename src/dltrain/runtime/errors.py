@@ -12,14 +12,15 @@ UserError (1)
 import linecache
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import PurePath
 
 MAX_LENGTH = 300  # characters of a message from another library
 TRACEBACK = "DLTRAIN_TRACEBACK"  # the environment variable that asks for whole tracebacks
-NOT_USERS = sys.stdlib_module_names | {"dltrain", "torch"}
+# How the paths of generated code, the standard library and dltrain begin; folders of other installed code.
+NOT_USERS = ("<", f"{PurePath(os.__file__).parent}{os.sep}", f"{PurePath(__file__).parents[1]}{os.sep}")
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 class UserError(Exception):
@@ -66,47 +67,32 @@ def first_line(error: object) -> str:
 
 def typed_line(error: BaseException) -> str:
     """Return the type of an error and the first line of its message."""
-    name, line = type(error).__name__, first_line(error)
-    return name if line == name else f"{name}: {line}"
+    return first_line(f"{type(error).__name__}: {error}").rstrip(": ")
 
 
 def user_line(error: BaseException | None) -> str:
-    """Return `FILE:LINE: TEXT` for the last line of the user's own code that led to an error, or to its cause.
+    """Return `FILE:LINE: TEXT` of the last line of the user's own code that led to an error, or to its cause.
 
-    Empty if none did. An error that dltrain raises on purpose says itself what is wrong.
+    Empty if none did, or if dltrain raised the error on purpose, which says itself what is wrong.
     """
     while error is not None:
-        frames = [] if isinstance(error, UserError) else list(traceback.walk_tb(error.__traceback__))
-        places = [(frame.f_code.co_filename, line, frame.f_globals.get("__name__", "")) for frame, line in frames]
+        frames = [] if isinstance(error, UserError) else traceback.walk_tb(error.__traceback__)
+        places = [(frame.f_code.co_filename, line) for frame, line in frames]
         if isinstance(error, SyntaxError):
-            places.append((error.filename or "<", error.lineno or 0, ""))
-        if own := [place[:2] for place in places if _is_users(place[0], str(place[2]))]:
-            file, number = own[-1]
-            return f"{min(file, os.path.relpath(file), key=len)}:{number}: {linecache.getline(file, number).strip()}"
+            places.append((error.filename or "<", error.lineno or 0))
+        for file, number in reversed(places):
+            if not (file.startswith(NOT_USERS) or INSTALLED & set(PurePath(file).parts)):
+                shown = min(file, os.path.relpath(file), key=len)
+                return f"{shown}:{number}: {linecache.getline(file, number).strip()[:MAX_LENGTH]}"
         error = error.__cause__
     return ""
 
 
-def _is_users(file: str, module: str) -> bool:
-    is_installed = {"site-packages", "dist-packages"} & set(PurePath(file).parts)
-    return not (file.startswith("<") or is_installed or module.partition(".")[0] in NOT_USERS)
-
-
-def message(error: BaseException) -> str:
-    """Return an error's message; if it came from the user's own code, in at most three lines, the last with the place.
-
-    A message that has the place already stays as it is.
-    """
-    line, text = user_line(error), str(error)
-    if not line or line in text:
+def located(text: str, error: BaseException) -> str:
+    """Return a message, in at most three lines, with the line of the user's own code that led to an error, if any."""
+    if not (line := user_line(error)) or line in text:
         return text
-    return "\n".join([*text.splitlines()[:2], f"{line}  ({TRACEBACK}=1 shows the traceback)"])
-
-
-def reason(error: BaseException) -> str:
-    """Return an error in one line for a table row, with the line of the user's own code that it came from."""
-    line = user_line(error)
-    return f"{first_line(error)} ({line})" if line else first_line(error)
+    return "\n".join([*text.splitlines()[:2], f"at {line}  ({TRACEBACK}=1 shows the traceback)"])
 
 
 def listed(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:

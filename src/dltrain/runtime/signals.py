@@ -26,10 +26,7 @@ def exit_code(error: UserError | KeyboardInterrupt) -> int:
 
 
 def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
-    """Map an exception to what the user should see: a signal, a UserError, an OS error or one of the user's own code.
-
-    None for a bug.
-    """
+    """Map an exception to what the user should see, also one raised in the user's own code; None for a bug of ours."""
     cause: BaseException | None = error
     while cause is not None:  # an interrupted library may fail again while it cleans up
         if isinstance(cause, SignalInterrupt):

@@ -144,8 +144,7 @@ def _run_jobs(
     search = None
     if space is not None:
         task = resolve(planned[0].composed.config)["task"]["name"]
-        is_classification = registry.base_option("task", task) == "classification"
-        usual = "val_accuracy" if is_classification else "val_loss"
+        usual = "val_accuracy" if registry.base_option("task", task) == "classification" else "val_loss"
         objective = metric([], settings.metric or usual, settings.direction)
         search = Search(folder, settings, space, objective, journal, typed)
         composed = {number: search.planned(journal.entries[number].params).composed for number in queue}

@@ -25,11 +25,10 @@ def check_classes(classes: Sequence[str], examples: Examples, split: str) -> Non
 
 def check_task(node: dict[str, Any]) -> None:
     """Raise ConfigError if a user's task lacks a method; classes that derive from a built-in task have all."""
-    methods = [name for name in vars(Task) if not name.startswith("_")]
-    if lacking := [name for name in methods if not hasattr(registry.partial_call("task", node).func, name)]:
+    found = registry.partial_call("task", node).func
+    if lacking := [name for name in vars(Task) if not (name.startswith("_") or hasattr(found, name))]:
         raise ConfigError(
-            f"task={node['name']}: lacks the methods {', '.join(lacking)}\n"
-            "Derive the class from one of dltrain.optim.tasks, such as Classification, which has all"
+            f"task={node['name']}: lacks {', '.join(lacking)}; derive it from a task of dltrain.optim.tasks"
         )
 
 

@@ -24,17 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint with the checked config it was trained with, and its network on the device.
-
-    `task` is the task's name; for a user's task that derives from a built-in one, the name of that one.
-    """
+    """A checkpoint with the checked config it was trained with, and its network on the device."""
 
     path: Path
     content: dict[str, Any]
     values: dict[str, Any]
     runtime: devices.Runtime
     model: nn.Module
-    task: str
+    task: str  # the name; of a user's task that derives from a built-in one, that of the latter
 
     @property
     def statistics(self) -> Statistics:

@@ -147,8 +147,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
         _save(run, output, settings.keep)
     except HookError as error:
         _save(run, output, settings.keep)
-        where = output.folder if output else "FOLDER"
-        raise HookError(f"{error}\nThe run is saved: continue with resume={where}") from error
+        raise HookError(f"{error}\nThe run is saved: resume={output.folder if output else 'FOLDER'}") from error
     except (NonFiniteLoss, nonfinite.NonFiniteMetric) as error:
         if progress.best_weights and output is not None:  # they may be newer than the last checkpoint
             output.save_best(run)
