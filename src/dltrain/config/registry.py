@@ -190,10 +190,10 @@ def _inherited_defaults(group: str, name: str) -> dict[str, Any]:
     """Return the defaults of keys that a user's class has from a built-in option and gives no default of its own."""
     if (option := base_option(group, name)) == name:
         return {}
-    import yaml  # here, because it takes long
+    from dltrain.config.safe_yaml import read_yaml  # it imports Hydra
 
     parameters = inspect.signature(signatures.user_object(name)).parameters
-    defaults = yaml.safe_load((config_folder() / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    defaults = read_yaml(config_folder() / group / f"{option}.yaml")
     return {key: defaults[key] for key, rule in parameters.items() if key in defaults and rule.default is rule.empty}
 
 

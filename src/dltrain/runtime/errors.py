@@ -18,9 +18,8 @@ from pathlib import PurePath
 
 MAX_LENGTH = 300  # characters of a message from another library
 TRACEBACK = "DLTRAIN_TRACEBACK"  # the environment variable that asks for whole tracebacks
-# How the paths of generated code, the standard library and dltrain begin; folders of other installed code.
+# How the paths of generated code, of the standard library and of dltrain begin.
 NOT_USERS = ("<", f"{PurePath(os.__file__).parent}{os.sep}", f"{PurePath(__file__).parents[1]}{os.sep}")
-INSTALLED = {"site-packages", "dist-packages"}
 
 
 class UserError(Exception):
@@ -71,19 +70,16 @@ def typed_line(error: BaseException) -> str:
 
 
 def user_line(error: BaseException | None) -> str:
-    """Return `FILE:LINE: TEXT` of the last line of the user's own code that led to an error, or to its cause.
-
-    Empty if none did, or if dltrain raised the error on purpose, which says itself what is wrong.
-    """
+    """Return `FILE:LINE: TEXT`, the last line of the user's own code behind an error, unless that is a UserError."""
     while error is not None:
         frames = [] if isinstance(error, UserError) else traceback.walk_tb(error.__traceback__)
         places = [(frame.f_code.co_filename, line) for frame, line in frames]
         if isinstance(error, SyntaxError):
             places.append((error.filename or "<", error.lineno or 0))
         for file, number in reversed(places):
-            if not (file.startswith(NOT_USERS) or INSTALLED & set(PurePath(file).parts)):
-                shown = min(file, os.path.relpath(file), key=len)
-                return f"{shown}:{number}: {linecache.getline(file, number).strip()[:MAX_LENGTH]}"
+            if not (file.startswith(NOT_USERS) or {"site-packages", "dist-packages"} & set(PurePath(file).parts)):
+                text = linecache.getline(file, number).strip()
+                return f"{min(file, os.path.relpath(file), key=len)}:{number}: {text[:MAX_LENGTH]}"
         error = error.__cause__
     return ""
 

@@ -9,17 +9,14 @@ from dltrain.runtime.distributed import all_gather_text
 from dltrain.runtime.errors import UserError, first_line, located, typed_line
 from dltrain.runtime.torchrun import Processes
 
+Hooks = Mapping[str, Callable[[Record, TrainState], object]]
+
 
 class HookError(UserError):
     """A hook failed on some rank; raised on every rank, so that the run can be saved."""
 
 
-def call_hooks(
-    hooks: Mapping[str, Callable[[Record, TrainState], object]],
-    records: Sequence[Record],
-    state: TrainState,
-    processes: Processes,
-) -> str:
+def call_hooks(hooks: Hooks, records: Sequence[Record], state: TrainState, processes: Processes) -> str:
     """Call all hooks with each record; return the first text that one returns on any rank, which ends the run.
 
     A hook that returns another true value ends the run with its own name.
