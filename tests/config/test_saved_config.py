@@ -15,6 +15,7 @@ STORED: dict[str, Any] = {
     "report": False,
     "ema": None,
     "init_partial": False,
+    "hooks": [],
     "epochs": 5,
     "batch_size": 64,
     "data": {"name": "mnist", "root": "here", "val": 0.1},

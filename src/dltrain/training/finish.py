@@ -13,7 +13,6 @@ from dltrain.report import analysis, console, run_files
 from dltrain.report.html import run_page
 from dltrain.runtime import system_info
 from dltrain.runtime.devices import memory_errors
-from dltrain.runtime.errors import typed_line, user_line
 from dltrain.training import build, class_counts
 from dltrain.training.run_dir import RunDir
 from dltrain.training.snapshot import Run
@@ -80,5 +79,5 @@ def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
             results = analysis.analyze(model, examples, batches, run.data.train.classes, task, run.runtime, split=split)
             return results, analysis.mistaken_pictures(examples, results)
     except Exception as error:  # such as one in attention_map of a user's model; the run is done
-        log.warning("no analysis of the %s set: %s", split, f"{typed_line(error)} {user_line(error)}".strip())
+        log.warning("no analysis of the %s set: %s", split, " ".join(f"{type(error).__name__}: {error}".split())[:300])
         return {}, []
