@@ -15,7 +15,7 @@ from dltrain.commands import usage
 from dltrain.config import registry, validation
 from dltrain.config.validation import suggest
 from dltrain.runtime import startup, terminal, torchrun
-from dltrain.runtime.errors import ConfigError, OutputError, UserError, printable, sanitized
+from dltrain.runtime.errors import TRACEBACK, ConfigError, OutputError, UserError, located, printable, sanitized
 from dltrain.runtime.signals import SignalInterrupt, as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ def _report_error(error: UserError | KeyboardInterrupt) -> int:
     if torchrun.should_report(error):
         if isinstance(error, KeyboardInterrupt):
             print(error if isinstance(error, SignalInterrupt) else "stopped", file=sys.stderr)
-        elif os.environ.get("DLTRAIN_TRACEBACK"):
+        elif os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         else:
-            print(f"error: {sanitized(str(error))}", file=sys.stderr)
+            print(f"error: {sanitized(located(str(error), error))}", file=sys.stderr)
     return exit_code(error)
 
 

@@ -16,6 +16,7 @@ STORED: dict[str, Any] = {
     "ema": None,
     "init_partial": False,
     "metric": None,
+    "hooks": [],
     "epochs": 5,
     "batch_size": 64,
     "data": {"name": "mnist", "root": "here", "val": 0.1, "balance": 0, "folds": None, "fold": None},

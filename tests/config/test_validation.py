@@ -184,7 +184,12 @@ def test_an_unknown_key_is_reported_with_the_nearest_name(
         ("epochs", "???", "epochs is required: passes over the training set"),
         ("optim", {}, "optim.name is required: set it to module:name, your own code, or to an option's name"),
         ("task", {"name": "clasification"}, "task.name=clasification: no such task; did you mean classification?"),
-        ("task", {"name": "zzz"}, "task.name=zzz: no such task; there are classification, reconstruction, regression"),
+        (
+            "task",
+            {"name": "zzz"},
+            "task.name=zzz: no such task; there are classification, reconstruction, regression; "
+            "for your own code give its module, task.name=module:zzz",
+        ),
     ],
 )
 def test_a_wrong_value_is_reported_with_the_rule(config: dict[str, Any], key: str, value: object, message: str) -> None:

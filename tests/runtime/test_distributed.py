@@ -449,7 +449,7 @@ def test_a_failing_rank_ends_all_and_is_reported_once(lives: Nursery, tmp_path: 
     assert codes[0] not in (0, -signal.SIGKILL)  # it ends by itself
     if fault == "raise":
         assert sum(text.count("a fault of its own") for text in told) >= 1
-        assert "rank 1: Traceback" in told[1]
+        assert "rank 1: error: ValueError: a fault of its own\nat faulty.py:" in told[1]
     assert "Traceback" not in told[0]
     folder = run_folder(tmp_path)
     assert folder is not None

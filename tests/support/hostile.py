@@ -261,6 +261,19 @@ def configs(honest: dict[str, Any], mark: str) -> Iterator[tuple[str, dict[str, 
         yield f"{node} is a list", put(node, ["os:system", mark])
         yield f"{node} is text", put(node, "os:system")
         yield f"{node}.name is a group", put(f"{node}.name", {"_target_": "os.mkdir", "path": mark})
+    for name in CODE:
+        yield f"hooks=[{name}]", put("hooks", [name])
+    for hooks in (
+        "os:system",
+        ["os.system"],
+        [["os:mkdir"]],
+        [{"name": "os:mkdir"}],
+        {"os:mkdir": 1},
+        ["evil"],
+        [None],
+    ):
+        yield f"hooks={hooks}", put("hooks", hooks)
+    yield "hooks refer to code", changed(lambda config: config.update(name="evil:run", hooks=["${name}"]))
     yield "_target_", put("_target_", "os.mkdir")
     yield "device.name", put("device.name", "os:system")
     yield "device of a GPU that runs", put("device.precision", "os:system")

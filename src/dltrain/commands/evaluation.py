@@ -93,10 +93,10 @@ def _evaluate(
     began = time.perf_counter()
     split, views = config.values["split"], config.values["tta"]
     loaded = load_trained(ckpt, config)
-    is_classification = loaded.values["task"]["name"] == "classification"
+    is_classification = loaded.task == "classification"
     if views != "none" and not is_classification:
         raise ConfigError(f"tta={views}: needs a classifier, {loaded.path} was trained with another task")
-    if config.values["ensemble"] and loaded.values["task"]["name"] not in ("classification", "regression"):
+    if config.values["ensemble"] and loaded.task not in ("classification", "regression"):
         raise ConfigError(f"ensemble=true: needs classification or regression, {loaded.path} has another task")
     task, examples, batches = _ready(loaded, config)
     known, kind = loaded.content["data"], f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
@@ -137,7 +137,7 @@ def analyze_checkpoint(config: Config) -> dict[str, Any]:
     """Analyze a checkpoint on a split, for the page of a run. Raises UserError."""
     loaded = load_trained(config.values["ckpt"], config)
     _, examples, batches = _ready(loaded, config)
-    classes, task, split = loaded.content["data"]["classes"], loaded.values["task"]["name"], config.values["split"]
+    classes, task, split = loaded.content["data"]["classes"], loaded.task, config.values["split"]
     with devices.memory_errors("Lower batch_size"):
         return analysis.analyze(loaded.model, examples, batches, classes, task, loaded.runtime, split=split)
 

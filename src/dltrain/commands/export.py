@@ -73,7 +73,7 @@ def _onnx(loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, 
         network, images = onnx_graph.Normalized(network, scale, shift), examples.images
         layout = "uint8, 0..255" if is_bytes else "float32, values as in the data set"
         layout += ", normalised inside"
-    output = "logits" if loaded.values["task"]["name"] == "classification" else "outputs"
+    output = "logits" if loaded.task == "classification" else "outputs"
     with torch.no_grad():
         expected = torch.cat([loaded.model(inputs) for inputs, _ in batches.in_order()])
     layout = f"images (N, {_sides(images.shape[1:])}), {layout}"
@@ -145,7 +145,7 @@ def _metadata(loaded: TrainedModel) -> dict[str, str]:
         "classes": json.dumps(loaded.content["data"]["classes"]),
         "mean": json.dumps(mean),
         "std": json.dumps(std),
-        "task": loaded.values["task"]["name"],
+        "task": loaded.task,
         "model": loaded.values["model"]["name"],
         "dltrain": __version__,
     }

@@ -74,7 +74,9 @@ def _values(node: Any) -> int:
 
 def _custom_code(config: dict[str, Any]) -> Iterator[str]:
     """Yield a line with what the config would import if it were trusted, if anything."""
+    hooks = config.get("hooks")
     names = [node.get("name") for node in config.values() if isinstance(node, dict)]
+    names += hooks if isinstance(hooks, list) else [hooks]
     if foreign := [str(name) for name in names if ":" in str(name) or "${" in str(name)]:
         yield f"{'custom code':<12} {', '.join(foreign)}: runs only with trust="
 

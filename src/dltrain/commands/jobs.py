@@ -14,7 +14,7 @@ from typing import Any
 from dltrain.config import registry, saved_config
 from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
-from dltrain.runtime.errors import Interrupted, PartialFailure, UserError, first_line
+from dltrain.runtime.errors import Interrupted, PartialFailure, UserError, first_line, typed_line, user_line
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
@@ -74,10 +74,11 @@ def run_job(
         if (shown := as_user_error(error)) is not None:
             is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
             document = shown.document if isinstance(shown, PartialFailure) else None
-            return ended(report_error(shown), "interrupted" if is_stop else first_line(shown)), document
-        if torchrun.should_report(error):  # a bug, ours or in the user's code: print the traceback
+            reason = first_line(shown) + (f" ({line})" if (line := user_line(shown)) else "")
+            return ended(report_error(shown), "interrupted" if is_stop else reason), document
+        if torchrun.should_report(error):  # a bug of ours
             traceback.print_exc()
-        return ended(1, first_line(f"{type(error).__name__}: {error}")), None
+        return ended(1, typed_line(error)), None
 
 
 def _as_written(text: str, config: dict[str, Any]) -> str:

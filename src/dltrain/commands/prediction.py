@@ -45,7 +45,7 @@ def predict(config: Config) -> list[dict[str, Any]]:
     """
     values = config.values
     loaded = load_trained(values["ckpt"], config)
-    known, name = loaded.content["data"], loaded.values["task"]["name"]
+    known, name = loaded.content["data"], loaded.task
     if name not in ("classification", "regression"):
         raise ConfigError(f"predict needs task=classification or regression, {loaded.path} was trained with {name}")
     low, high = known.get("range") or (0, 1)

@@ -177,7 +177,26 @@ def signature(group: str, name: str) -> Signature | None:
         return None
     injected = () if ":" in name and group == "data" else place.injected + place.offered
     keys = {key: rule for key, rule in found.keys.items() if key not in injected}
+    keys |= {key: replace(keys[key], required=False) for key in _inherited_defaults(group, name) if key in keys}
     return replace(found, keys=keys | _shared(group))
+
+
+def base_option(group: str, name: str) -> str:
+    """Return the built-in option that a user's class derives from, to treat it like that one; else the name itself."""
+    bases = getattr(signatures.user_object(name), "__mro__", ()) if ":" in name else ()
+    options = (base.__name__.lower() for base in bases if base.__module__.startswith("dltrain."))
+    return next((option for option in options if builtin(group, option)), name)
+
+
+def _inherited_defaults(group: str, name: str) -> dict[str, Any]:
+    """Return the defaults of keys that a user's class has from a built-in option and gives no default of its own."""
+    if (option := base_option(group, name)) == name:
+        return {}
+    from dltrain.config.safe_yaml import read_yaml  # it imports Hydra
+
+    parameters = inspect.signature(signatures.user_object(name)).parameters
+    defaults = read_yaml(config_folder() / group / f"{option}.yaml")
+    return {key: defaults[key] for key, rule in parameters.items() if key in defaults and rule.default is rule.empty}
 
 
 @functools.cache
@@ -198,7 +217,7 @@ def partial_call(group: str, node: dict[str, Any], **injected: Any) -> functools
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # A function with **options gets its own keys, not those that dltrain handles for every option of the group.
     taken = parameters.keys() | (node.keys() - _shared(group).keys() if takes_any else set())
-    own = {key: value for key, value in node.items() if key != "name" and key in taken}
+    own = {k: v for k, v in (_inherited_defaults(group, name) | node).items() if k != "name" and k in taken}
     return functools.partial(function, **own, **{key: value for key, value in injected.items() if key in parameters})
 
 

@@ -23,10 +23,9 @@ HARMLESS = ("data.root", "data.memory", "device", "logger", "log_every", "checkp
 STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
-ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False}
-ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "metric": None}
-ADDED |= {"data.folds": None, "data.fold": None}
-ADDED |= {"task.classification.class_weights": None, "task.classification.focal": 0.0}
+ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False, "metric": None, "hooks": []}
+ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "data.folds": None}
+ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.classification.focal": 0.0}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has
@@ -190,6 +189,7 @@ def require_typed_address(values: dict[str, Any], typed: Collection[str], what: 
 def custom_imports(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the import path and the package of each piece of custom code that a config names."""
     nodes = [config.get(group) for group in GROUPS]
-    names = [node.get("name") for node in nodes if isinstance(node, dict)]
+    hooks = config.get("hooks")
+    names = [node.get("name") for node in nodes if isinstance(node, dict)] + (hooks if isinstance(hooks, list) else [])
     custom = [name for name in names if isinstance(name, str) and ":" in name]
     return [(name, name.partition(":")[0].partition(".")[0]) for name in custom]

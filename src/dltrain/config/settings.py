@@ -31,6 +31,7 @@ class Train:
         patience: stop after this many epochs without a better validation metric; null for never
         max_seconds: stop after this many seconds; null for no limit
         limit_steps: stop after this many steps in all; null for no limit
+        hooks: functions of your own that are called after each record and may end the run, such as my_hooks:on_epoch
         resume: folder of a run to continue in, from its last checkpoint
         init: checkpoint or state dict with the weights to start from
         init_partial: start even if the file of `init` holds less than half of the model's numbers
@@ -53,6 +54,7 @@ class Train:
     patience: Positive | None
     max_seconds: Annotated[float, Interval(gt=0)] | None
     limit_steps: Positive | None
+    hooks: list[Annotated[str, Matches(r"[\w.]+:\w+", "module:function, your own code")]]
     resume: str | None
     init: str | None
     init_partial: bool

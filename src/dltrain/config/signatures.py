@@ -9,7 +9,9 @@ import contextlib
 import functools
 import importlib
 import inspect
+import os
 import sys
+import traceback
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval, Len
 
 from dltrain.config.hints import Matches
-from dltrain.runtime.errors import ConfigError
+from dltrain.runtime.errors import TRACEBACK, ConfigError, located, typed_line
 
 PACKAGE = Path(__file__).parents[1]
 KNOWN: dict[str, Any] = {"Annotated": Annotated, "Literal": Literal}
@@ -167,7 +169,9 @@ def user_object(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may do anything while it is imported
-        raise ConfigError(f"{path}: cannot import {module_name} ({type(error).__name__}: {error})") from error
+        if os.environ.get(TRACEBACK):  # printed here, because the check collects messages only
+            traceback.print_exception(error)
+        raise ConfigError(located(f"{path}: cannot import {module_name} ({typed_line(error)})", error)) from error
     if not callable(found := getattr(module, name, None)):
         raise ConfigError(f"{path}: {module_name} has no function or class {name or '(name it after a colon)'}")
     return found
@@ -183,7 +187,9 @@ def user_signature(found: Any) -> Signature:
     hints: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # hints with names that are not imported: then every value is allowed
         hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
-    meanings = argument_meanings(document, parameters)
+    meanings: dict[str, str] = {}
+    for described in reversed(getattr(found, "__mro__", (found,))):  # a base explains its own arguments
+        meanings |= argument_meanings(inspect.getdoc(described) or "", parameters)
     keys = {
         name: Param(hints.get(name, Any), parameter.default is parameter.empty, meanings.get(name, ""))
         for name, parameter in parameters.items()

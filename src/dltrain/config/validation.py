@@ -56,6 +56,11 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
         faults.append(f'experiment: its YAML must begin with "{WHOLE}", and hold keys and their values')
     others = [*nodes, *(f"{node}.{key}" for node in nodes for key in _known(config, node, nodes[node]))]
     faults += _check_keys("", top, settings, where, others)
+    for path in () if faults else config.get("hooks", ()):
+        try:
+            signatures.user_object(path)
+        except ConfigError as error:
+            faults.append(f"hooks={error}")
     for node, place in nodes.items():
         value = config.get(node)
         if node in OPTIONAL and node not in config:
@@ -95,7 +100,9 @@ def _check_option(group: str, node: dict[str, Any], where: Origin, others: Itera
     except ConfigError as error:
         return [f"{key}={error}"]
     if found is None:
-        return [f"{key}={name}: no such {group}{suggest(name, names(group))}{where(key)}"]
+        hint = suggest(name, names(group))
+        own = "" if "did you mean" in hint else f"; for your own code give its module, {key}=module:{name}"
+        return [f"{key}={name}: no such {group}{hint}{own}{where(key)}"]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
 
 

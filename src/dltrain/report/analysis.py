@@ -20,6 +20,7 @@ from dltrain.data.splits import Examples
 from dltrain.engine import predict
 from dltrain.report.class_maps import class_map, overlaid
 from dltrain.runtime.devices import Runtime
+from dltrain.runtime.errors import located, typed_line
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def _attention(
         with torch.no_grad(), runtime.autocast():
             maps = attention_map(batches.normalize(batches.images[chosen.to(batches.images.device)]))
     except Exception as error:  # code of a user; a run does not fail for a missing chart
-        log.warning("attention_map of the model failed and is left out: %s: %s", type(error).__name__, error)
+        log.warning("attention_map of the model failed and is left out: %s", located(typed_line(error), error))
         return []
     if maps is None:
         return []

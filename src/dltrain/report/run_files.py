@@ -17,7 +17,8 @@ import yaml
 from dltrain.config.hints import is_number
 from dltrain.engine import Record
 from dltrain.runtime import atomic_files
-from dltrain.runtime.errors import OutputError, UserError, sanitize_record
+from dltrain.runtime.errors import OutputError, located, sanitize_record
+from dltrain.runtime.signals import as_user_error
 
 
 @contextlib.contextmanager
@@ -43,9 +44,12 @@ def run_log() -> Iterator[Callable[[Path], None]]:
     logger.addHandler(held)
     try:
         yield write_to
-    except UserError as error:  # to the file only: the caller prints it
-        with contextlib.suppress(OutputError):
-            held.handle(logging.LogRecord("dltrain", logging.ERROR, __file__, 0, str(error), None, None))
+    except Exception as error:  # to the file only: the caller prints it
+        if (shown := as_user_error(error)) is not None:
+            with contextlib.suppress(OutputError):
+                held.handle(
+                    logging.LogRecord("dltrain", logging.ERROR, __file__, 0, located(str(shown), shown), None, None)
+                )
         raise
     finally:
         logger.removeHandler(held)

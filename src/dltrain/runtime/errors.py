@@ -9,10 +9,17 @@ UserError (1)
  └─ Interrupted (129, 130, 143)  stopped by a signal, after saving
 """
 
+import linecache
 import logging
+import os
+import traceback
 from collections.abc import Sequence
+from pathlib import PurePath
 
 MAX_LENGTH = 300  # characters of a message from another library
+TRACEBACK = "DLTRAIN_TRACEBACK"  # the environment variable that asks for whole tracebacks
+# How the paths of generated code, of the standard library and of dltrain begin.
+NOT_USERS = ("<", f"{PurePath(os.__file__).parent}{os.sep}", f"{PurePath(__file__).parents[1]}{os.sep}")
 
 
 class UserError(Exception):
@@ -55,6 +62,33 @@ def first_line(error: object) -> str:
     """Return the first line of an error's message, shortened to fit a table row, or else its type."""
     line = (sanitized(str(error)).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]}…"
+
+
+def typed_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
+    return first_line(f"{type(error).__name__}: {error}").rstrip(": ")
+
+
+def user_line(error: BaseException | None) -> str:
+    """Return `FILE:LINE: TEXT`, the last line of the user's own code behind an error, unless that is a UserError."""
+    while error is not None:
+        frames = [] if isinstance(error, UserError) else traceback.walk_tb(error.__traceback__)
+        places = [(frame.f_code.co_filename, line) for frame, line in frames]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "<", error.lineno or 0))
+        for file, number in reversed(places):
+            if not (file.startswith(NOT_USERS) or {"site-packages", "dist-packages"} & set(PurePath(file).parts)):
+                text = linecache.getline(file, number).strip()
+                return f"{min(file, os.path.relpath(file), key=len)}:{number}: {text[:MAX_LENGTH]}"
+        error = error.__cause__
+    return ""
+
+
+def located(text: str, error: BaseException) -> str:
+    """Return a message, in at most three lines, with the line of the user's own code that led to an error, if any."""
+    if not (line := user_line(error)) or line in text:
+        return text
+    return "\n".join([*text.splitlines()[:2], f"at {line}  ({TRACEBACK}=1 shows the traceback)"])
 
 
 def listed(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from dltrain.runtime import terminal
-from dltrain.runtime.errors import InputError, OutputError, UserError
+from dltrain.runtime.errors import InputError, OutputError, UserError, typed_line, user_line
 
 # Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
 # asks it to; SIGHUP arrives when the terminal of a run is closed.
@@ -26,7 +26,7 @@ def exit_code(error: UserError | KeyboardInterrupt) -> int:
 
 
 def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
-    """Map an exception to what the user should see: a signal, a UserError or an OS error; None for a bug."""
+    """Map an exception to what the user should see, also one raised in the user's own code; None for a bug of ours."""
     cause: BaseException | None = error
     while cause is not None:  # an interrupted library may fail again while it cleans up
         if isinstance(cause, SignalInterrupt):
@@ -34,11 +34,16 @@ def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
         cause = cause.__context__
     if isinstance(error, UserError | KeyboardInterrupt):
         return error
-    if not isinstance(error, OSError) or error.filename is None:
+    if isinstance(error, OSError) and error.filename is not None:
+        # One that nothing else handled, such as a file missing in user code or a failing disk.
+        is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+        shown: UserError = (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
+    elif user_line(error):
+        shown = UserError(typed_line(error))
+    else:
         return None
-    # One that nothing else handled, such as a file missing in user code or a failing disk.
-    is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
-    return (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
+    shown.__cause__ = error
+    return shown
 
 
 def _outlive_terminal(number: int) -> None:

@@ -148,8 +148,8 @@ def _run_jobs(
     kept = sum(entry.outcome is not None and entry.number not in queue for entry in journal.entries.values())
     search = None
     if space is not None:
-        is_classification = planned[0].composed.config["task"]["name"] == "classification"
-        usual = "val_accuracy" if is_classification else "val_loss"
+        task = resolve(planned[0].composed.config)["task"]["name"]
+        usual = "val_accuracy" if registry.base_option("task", task) == "classification" else "val_loss"
         objective = metric([], settings.metric or usual, settings.direction)
         search = Search(folder, settings, space, objective, journal, typed)
         composed = {number: search.planned(journal.entries[number].params).composed for number in queue}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dltrain.config import registry
 from dltrain.data.splits import Examples
 from dltrain.optim.step import Task
 from dltrain.runtime import devices
@@ -19,6 +20,15 @@ def check_classes(classes: Sequence[str], examples: Examples, split: str) -> Non
         raise InputError(
             f"data: the {split} split has the classes {', '.join(examples.classes[:20])}; "
             f"the model was trained on {', '.join(classes[:20])}, in that order"
+        )
+
+
+def check_task(node: dict[str, Any]) -> None:
+    """Raise ConfigError if a user's task lacks a method; classes that derive from a built-in task have all."""
+    found = registry.partial_call("task", node).func
+    if lacking := [name for name in vars(Task) if not (name.startswith("_") or hasattr(found, name))]:
+        raise ConfigError(
+            f"task={node['name']}: lacks {', '.join(lacking)}; derive it from a task of dltrain.optim.tasks"
         )
 
 

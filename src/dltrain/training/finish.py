@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dltrain.config import registry
 from dltrain.engine import Record, evaluate
 from dltrain.report import analysis, console, run_files
 from dltrain.report.html import run_page
@@ -72,7 +73,7 @@ def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
     if examples is None:
         return {}, []
     batches = build.evaluation_batches(examples, run.runtime, run.data.statistics, run.settings.batch_size)
-    model, task = run.state.model, run.config.values["task"]["name"]
+    model, task = run.state.model, registry.base_option("task", run.config.values["task"]["name"])
     try:
         with memory_errors("The analysis is left out"):
             results = analysis.analyze(model, examples, batches, run.data.train.classes, task, run.runtime, split=split)

@@ -31,6 +31,7 @@ class TrainedModel:
     values: dict[str, Any]
     runtime: devices.Runtime
     model: nn.Module
+    task: str  # the name; of a user's task that derives from a built-in one, that of the latter
 
     @property
     def statistics(self) -> Statistics:
@@ -63,13 +64,14 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
         values["data"] = values["data"] | {"range": levels}
     runtime = devices.restored_device(config.values["device"], content["runtime"], config.typed)
     claimed = weights.check_weights(values["model"], known, content["model"], path)
-    runtime = devices.resolve_precision(runtime, claimed, values["batch_size"], values["task"]["name"])
+    task = registry.base_option("task", values["task"]["name"])
+    runtime = devices.resolve_precision(runtime, claimed, values["batch_size"], task)
     del claimed
     if runtime.precision != (trained := content["runtime"]["precision"]):
         log.warning("computed in %s, trained in %s: metrics differ in their last digits", runtime.precision, trained)
     model = build.model(values["model"], tuple(known["input_shape"]), known["outputs"])
     model.load_state_dict(content["model"])
-    return TrainedModel(path, content, values, runtime, to_device(model, runtime, known["input_shape"]))
+    return TrainedModel(path, content, values, runtime, to_device(model, runtime, known["input_shape"]), task)
 
 
 def require_root(loaded: TrainedModel, config: Config) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from dltrain.config import registry, saved_config
+from dltrain.config import registry, saved_config, signatures
 from dltrain.config.resolution import Config, resolved
 from dltrain.engine import Record, fit
 from dltrain.optim.step import NonFiniteLoss
@@ -20,6 +20,7 @@ from dltrain.runtime.distributed import SignalSync
 from dltrain.runtime.errors import ConfigError, Interrupted, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.training import build, nonfinite, snapshot
+from dltrain.training.hooks import HookError, call_hooks
 from dltrain.training.resume_point import open_resume_point
 from dltrain.training.run_dir import RunDir, open_run_dir
 from dltrain.training.setup import Load, prepare
@@ -107,6 +108,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
     steps, save_is_due = len(run.train), every(settings.checkpoint_every)
     by_steps = isinstance(settings.checkpoint_every, int)
     schedule = registry.partial_call("schedule", run.config.values["schedule"], scores=progress.scores)
+    hooks = {name: signatures.user_object(name) for name in settings.hooks}
 
     def reason(seconds: float) -> str:
         return reason_to_stop(settings, sync.signals, state.step, seconds, progress.stale_epochs)
@@ -125,8 +127,11 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
                     if output is not None:
                         output.write(record)
                     progress.note(record, run.task, state)
-                    since = state.step, generator_states()
                     status = watch(record) or status
+                if chunk and hooks:
+                    status = call_hooks(hooks, chunk, state, processes) or status
+                if chunk:
+                    since = state.step, generator_states()
                 display.show(chunk, state.step, progress.best)
                 due = save_is_due(state.step)
                 seconds, due = sync(time.perf_counter() - began, due, at_once=by_steps and due)
@@ -141,6 +146,9 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
             # Stopped between two records: the latest weights are tested.
             progress.best = {"split": "train", "step": state.step, "epoch": state.step / steps}
         _save(run, output, settings.keep)
+    except HookError as error:
+        _save(run, output, settings.keep)
+        raise HookError(f"{error}\nThe run is saved: resume={output.folder if output else 'FOLDER'}") from error
     except (NonFiniteLoss, nonfinite.NonFiniteMetric) as error:
         if progress.best_weights and output is not None:  # they may be newer than the last checkpoint
             output.save_best(run)

@@ -35,16 +35,18 @@ def prepare(
     per_rank = options.batch_size // processes.world_size
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
+    kind = registry.base_option("task", values["task"]["name"])
     # Mistakes are raised before the data is read, which may take minutes.
     schedule = registry.partial_call("schedule", values["schedule"], scores=()).keywords
     has_val = values["data"]["val"] or values["data"].get("folds")
     if (options.patience is not None or "scores" in schedule) and not has_val:
         key = f"schedule={values['schedule']['name']}" if "scores" in schedule else "patience"
         raise ConfigError(f"{key} needs a validation set: set data.val, such as data.val=0.1")
+    checks.check_task(values["task"])
     initial = None
     if start is not None:
         claimed = weights.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
-        runtime = resolve_precision(runtime, claimed, per_rank, values["task"]["name"])
+        runtime = resolve_precision(runtime, claimed, per_rank, kind)
         del claimed
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.warn_changed_environment(now, then, deterministic=values["device"]["deterministic"])
@@ -55,7 +57,7 @@ def prepare(
     split_by = by_rules(rules.get() if start is None else start.content["data"].get("rules", 1))
     with forbidden, memory_errors(LESS_DATA), split_by:
         data = load(values["data"], options.seed)
-    if start is None and values["task"]["name"] == "classification" and len(classes := data.train.classes) == 1:
+    if start is None and kind == "classification" and len(classes := data.train.classes) == 1:
         raise InputError(f"data: all examples are of one class, {classes[0]}; a classifier needs two or more")
     task = build.task(values, data.outputs, data.class_counts.get("train"))
     if values["metric"] == "auroc" and data.val is not None and len(data.val.targets.unique()) < 2:
@@ -74,7 +76,7 @@ def prepare(
         is_partial = options.init_partial or not options.init
         for line in weights.copy_matching(model, initial, Path(options.init or "pretrained"), is_partial=is_partial):
             log.warning("init: %s", line)
-    runtime = resolve_precision(runtime, model, per_rank, values["task"]["name"])
+    runtime = resolve_precision(runtime, model, per_rank, kind)
     model = to_device(model, runtime, data.input_shape)
     state = TrainState(model, build.optimizer(values["optim"], model))
     with memory_errors(LESS_DATA):

@@ -1,0 +1,34 @@
+"""Calls a user's own functions after the records of a step; they may end the run."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+from dltrain.engine import Record
+from dltrain.optim.step import TrainState
+from dltrain.runtime.distributed import all_gather_text
+from dltrain.runtime.errors import UserError, first_line, located, typed_line
+from dltrain.runtime.torchrun import Processes
+
+Hooks = Mapping[str, Callable[[Record, TrainState], object]]
+
+
+class HookError(UserError):
+    """A hook failed on some rank; raised on every rank, so that the run can be saved."""
+
+
+def call_hooks(hooks: Hooks, records: Sequence[Record], state: TrainState, processes: Processes) -> str:
+    """Call all hooks with each record; return the first text that one returns on any rank, which ends the run.
+
+    A hook that returns another true value ends the run with its own name.
+    """
+    statuses, failure, cause = [""], "", None
+    try:
+        for record, (name, hook) in itertools.product(records, hooks.items()):
+            if answer := hook(record, state):
+                statuses.append(first_line(answer) if isinstance(answer, str) else name)
+    except Exception as error:
+        failure, cause = located(f"hook {name} failed: {typed_line(error)}", error), error
+    # Any rank may end the run; all have to know, since they wait for each other in the next step.
+    if failures := [text for text in all_gather_text(failure, processes) if text]:
+        raise HookError(failures[0]) from cause
+    return next((text for text in all_gather_text("".join(statuses[:2]), processes) if text), "")
