@@ -116,16 +116,21 @@ def dispatch(
 
     `train_options` are further arguments of `training.run.train`; the other commands ignore them.
     Returns the JSON-able document of a command that has one, else None, and a summary: metrics by split, and the
-    status and folder of a run. The command `summary` is `train --summary`.
+    status and folder of a run. The commands `summary` and `show-batch` are `train --summary` and `train --show-batch`.
     """
     if saved_config.custom_imports(config):
         import_torch()  # the check imports the user's code, which imports torch
-    checked = resolved(config, "train" if command == "summary" else command, typed, origin)
+    checked = resolved(config, "train" if command in ("summary", "show-batch") else command, typed, origin)
     import_torch()  # after the check, so that mistakes are reported at once
     if command == "summary":
         from dltrain.commands.summary import summarize
 
         return summarize(checked), {}
+    if command == "show-batch":
+        from dltrain.commands.batch_page import show_batch
+
+        show_batch(checked)
+        return None, {}
     if command == "train":
         from dltrain.training.run import train
 

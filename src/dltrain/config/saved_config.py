@@ -25,6 +25,8 @@ STOPPING = ("limit_steps", "max_seconds", "patience")
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
 ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False}
 ADDED |= {"data.folder.range": None, "data.folder.memory": None}
+ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
+ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 START_ONLY = ("resume", "trust", "name", "init", "init_partial")

@@ -5,20 +5,33 @@ device, every resumed run and every number of processes sees the same images.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
 from annotated_types import Interval
 from torch import Tensor
-from torch.nn import functional as F
+
+from dltrain.data import colour, trivial
+from dltrain.data.geometric import random_crop, random_flip, rotations, smooth, warp, zooms
+from dltrain.data.mixing import cutout, erase, mix_images
+from dltrain.runtime.errors import ConfigError
 
 Pixels = Annotated[int, Interval(ge=0, le=8192)]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
 Size = Annotated[float, Interval(ge=0)]
-# Standard deviation of the smoothing as a fraction of the image's side: 4 pixels of 28 (Simard et al., 2003).
-SMOOTH = 1 / 7
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+# What a key that is null has in each set. None of them crops or flips: how far depends on the data, and digits have
+# no mirror images.
+SETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "light": {"resized_crop": 0.8, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
+    "medium": {"policy": "trivial", "erase": 0.1},
+    "strong": {"resized_crop": 0.5, "policy": "trivial", "erase": 0.25},
+}
+RATIO, ERASED_RATIO, ERASED_AREA = 4 / 3, 3.3, (0.02, 0.33)  # largest ratio of two sides; fractions of the image
 
 
 @dataclass(frozen=True)
@@ -26,22 +39,57 @@ class Augmentation:
     """Random changes of the training images, applied in the order of the keys.
 
     Args:
+        augment: a set for the keys that are null: `light` crops and recolours; `medium` has policy and erase; `strong` all
         crop: pixels of black padding on each side, from which a window of the old size is cut at random; 0 for none
         flip: mirror a random half of the images left to right; `alternate` mirrors each image in every second epoch
+        resized_crop: smallest fraction of the area that a window has, which is enlarged to the whole; 0 for none
         rotate: maximum rotation in degrees, to either side
         elastic: standard deviation in pixels of a smooth distortion (Simard et al., 2003); 0 for none
+        policy: `trivial` changes each image in one way, at random strength (Müller, Hutter, 2021); `none` for none
+        brightness: largest change of the brightness, as a fraction; 0 for none
+        contrast: largest change of the contrast, as a fraction; 0 for none
+        saturation: largest change of the saturation of colour images, as a fraction; 0 for none
         cutout: side in pixels of a square that is erased in each image (DeVries, Taylor, 2017); 0 for none
+        erase: fraction of the images in which a box of any shape is erased (Zhong et al., 2020); 0 for none
         mixup: blend pairs of images and of targets, by Beta(mixup, mixup) (Zhang et al., 2018); 0 for none
         cutmix: replace a box of each image by that of another, by Beta(cutmix, cutmix) (Yun et al., 2019); 0 for none
     """
 
+    augment: Literal["none", "light", "medium", "strong"] = "none"
     crop: Pixels = 0
     flip: bool | Literal["alternate"] = False
+    resized_crop: Fraction | None = None
     rotate: Degrees = 0.0
     elastic: Size = 0.0
+    policy: Literal["none", "trivial"] | None = None
+    brightness: Fraction | None = None
+    contrast: Fraction | None = None
+    saturation: Fraction | None = None
     cutout: Pixels = 0
+    erase: Fraction | None = None
     mixup: Size = 0.0
     cutmix: Size = 0.0
+
+
+def effective(augmentation: Augmentation, channels: int) -> Augmentation:
+    """Return the changes that `augmentation` means for images of so many channels, without a set; others are off.
+
+    Raises ConfigError for a saturation of images without colour.
+    """
+    if augmentation.saturation and channels != 3:
+        raise ConfigError(f"data.saturation={augmentation.saturation}: needs images of 3 channels, these have {channels}")
+    given = {key: value for key, value in asdict(augmentation).items() if value is not None}
+    merged = SETS[augmentation.augment] | given | {"augment": "none"} | ({} if channels == 3 else {"saturation": 0})
+    return Augmentation(**{key: value for key, value in merged.items() if value not in (0, "none")})
+
+
+def describe(augmentation: Augmentation) -> str:
+    """Return the changes that are on, as they are typed."""
+    return " ".join(
+        f"{key.name}={str(value).lower()}"
+        for key in fields(augmentation)
+        if (value := getattr(augmentation, key.name)) != key.default
+    )
 
 
 @dataclass(frozen=True)
@@ -50,10 +98,14 @@ class SampledAugmentations:
 
     shifts: (N, 2) top and left of the window in the padded image
     flips: (N,) whether the image is mirrored
-    angles: (N,) in radians
+    maps: (N, 3, 3) from a pixel to where it samples the old image
+    factors: (N, 3) of brightness, contrast and saturation
     holes: (N, 2) row and column of the centre of the erased square
+    erased: (N, 4) first and last row, first and last column of the erased box; empty if none is
     fractions: (N,) fraction of the image that is left when it is mixed with another
     boxes: (N, 4) first and last row, first and last column taken from the other image; empty for a blend
+    operations, strengths: (N,) of the policy, on the CPU
+    levels: black and white of floats
     """
 
     augmentation: Augmentation
@@ -62,31 +114,62 @@ class SampledAugmentations:
     batch_size: int
     shifts: Tensor | None
     flips: Tensor | None
-    angles: Tensor | None
+    maps: Tensor | None
+    factors: Tensor | None
     holes: Tensor | None
+    erased: Tensor | None
     fractions: Tensor | None
     boxes: Tensor | None
+    operations: Tensor | None
+    strengths: Tensor | None
+    levels: tuple[float, float] | None
 
     def apply_geometric(self, images: Tensor, places: Tensor) -> Tensor:
-        """Crop, mirror, rotate and distort images (B, C, H, W), bytes or floats, at `places` (B,) in the epoch."""
+        """Crop, mirror and resample images (B, C, H, W), bytes or floats, at `places` (B,) in the epoch, on the CPU."""
+        on_device = places.to(images.device, non_blocking=True)
         if self.shifts is not None:
-            images = random_crop(images, self.shifts[places], self.augmentation.crop)
+            images = random_crop(images, self.shifts[on_device], self.augmentation.crop)
         if self.flips is not None:
-            images = random_flip(images, self.flips[places])
-        if self.angles is not None or self.augmentation.elastic:
-            angles = torch.zeros(len(places), device=images.device) if self.angles is None else self.angles[places]
-            images = warp(images, angles, self._displacements(places, images))
-        return images
+            images = random_flip(images, self.flips[on_device])
+        if self.maps is None:
+            return images
+        options = self.augmentation
+        if not (options.rotate or options.elastic or options.resized_crop) and self.operations is not None:
+            operations = self.operations[places]  # the policy alone: most images stay where they are
+            moved = ((operations > 0) & (operations <= len(trivial.GEOMETRIC))).nonzero().flatten()
+            moved = moved.to(images.device, non_blocking=True)
+            return images.float().index_copy(0, moved, warp(images[moved], self.maps[on_device[moved]], None))
+        displacements = self._displacements(places, images)
+        return warp(images, self.maps[on_device], displacements, repeats_edges=bool(options.resized_crop))
 
-    def apply_cutout(self, images: Tensor, places: Tensor) -> Tensor:
-        """Erase a square of each normalised image."""
-        return images if self.holes is None else cutout(images, self.holes[places], self.augmentation.cutout)
+    def apply_colour(self, images: Tensor, places: Tensor) -> Tensor:
+        """Change the colours of images (B, C, H, W), bytes or floats."""
+        if self.factors is None and self.operations is None:
+            return images
+        black, white = self.levels or (0.0, 255.0)
+        images = images.float() if self.levels is None else (images - black) * (255 / (white - black))
+        if self.operations is not None and self.strengths is not None:
+            images = trivial.recolour(images, self.operations[places], self.strengths[places])
+        if self.factors is not None:
+            factors = self.factors[places.to(images.device, non_blocking=True)]
+            for column, change in enumerate((colour.brightness, colour.contrast, colour.saturation)):
+                if getattr(self.augmentation, change.__name__):
+                    images = change(images, factors[:, column])
+        return images if self.levels is None else images * ((white - black) / 255) + black
+
+    def apply_erasing(self, images: Tensor, places: Tensor) -> Tensor:
+        """Erase a square and a box of each normalised image."""
+        on_device = places.to(images.device, non_blocking=True)
+        if self.holes is not None:
+            images = cutout(images, self.holes[on_device], self.augmentation.cutout)
+        return images if self.erased is None else erase(images, self.erased[on_device])
 
     def apply_mix(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Mix images (B, C, H, W) and targets (B, ...) with the others."""
         assert self.fractions is not None and self.boxes is not None
+        places = places.to(images.device, non_blocking=True)
         images = mix_images(images, other_images, self.fractions[places], self.boxes[places])
         fractions = self.fractions[places].view(-1, *[1] * (targets.ndim - 1))
         return images, fractions * targets + (1 - fractions) * other_targets
@@ -96,7 +179,7 @@ class SampledAugmentations:
         if not self.augmentation.elastic:
             return None
         H, W = images.shape[2:]
-        size, places = self.batch_size, places.cpu()
+        size = self.batch_size
         first, last = int(places.min()) // size, int(places.max()) // size
         noise = torch.empty(1 + last - first, size, 2, H, W)
         for index, batch_noise in enumerate(noise, first):
@@ -116,7 +199,12 @@ def sample_augmentations(
 ) -> SampledAugmentations:
     """Sample the parameters for an epoch of `images` (N, C, H, W); `order` (N,) holds the examples' indices."""
     count, (H, W) = len(order), images.shape[2:]
-    shifts = flips = angles = holes = fractions = boxes = None
+    shifts = flips = maps = factors = holes = erased = fractions = boxes = operations = strengths = None
+
+    def uniform(columns: int, stream: int) -> Tensor:
+        """Sample (N, columns) from 0 to 1; a stream of its own for each key, so that none changes what others get."""
+        return torch.rand(count, columns, generator=seeded_generator(seed, epoch, 1, stream))
+
     if augmentation.crop:
         shifts = torch.randint(0, 2 * augmentation.crop + 1, (count, 2), generator=generator)
     if augmentation.flip == "alternate":
@@ -124,14 +212,53 @@ def sample_augmentations(
         flips = (flipped_first ^ bool(epoch % 2))[order]
     elif augmentation.flip:
         flips = torch.rand(count, generator=generator) < 0.5
+    angles = torch.zeros(count)
     if augmentation.rotate:
-        angles = torch.empty(count).uniform_(-1, 1, generator=generator) * math.radians(augmentation.rotate)
+        angles = angles.uniform_(-1, 1, generator=generator) * math.radians(augmentation.rotate)
+    if augmentation.rotate or augmentation.elastic or augmentation.resized_crop or augmentation.policy:
+        maps = rotations(angles)
+    if augmentation.resized_crop:
+        maps = zooms(_windows(uniform(4, 1), augmentation.resized_crop, H, W)) @ maps
+    if augmentation.policy:
+        chosen, strengths = uniform(2, 2).unbind(1)
+        operations, strengths = (chosen * len(trivial.OPERATIONS)).long(), 2 * strengths - 1
+        maps = maps @ trivial.maps(operations, strengths, H, W)
+    if augmentation.brightness or augmentation.contrast or augmentation.saturation:
+        amounts = [augmentation.brightness or 0, augmentation.contrast or 0, augmentation.saturation or 0]
+        factors = 1 + (2 * uniform(3, 3) - 1) * torch.tensor(amounts)
     if augmentation.cutout:
         holes = (torch.rand(count, 2, generator=generator) * torch.tensor([H, W])).long()
+    if augmentation.erase:
+        erased = _erased(uniform(5, 4), augmentation.erase, H, W)
     if augmentation.mixup or augmentation.cutmix:
         fractions, boxes = _sample_mix(augmentation, count, H, W, seed, epoch)
-    on_device = [x if x is None else x.to(images.device) for x in (shifts, flips, angles, holes, fractions, boxes)]
-    return SampledAugmentations(augmentation, seed, epoch, min(batch_size, count), *on_device)
+    sampled = (shifts, flips, maps, factors, holes, erased, fractions, boxes)
+    on_device = [x if x is None else x.to(images.device) for x in sampled]
+    levels = None
+    if (factors is not None or operations is not None) and images.dtype != torch.uint8:
+        black, white = map(float, images.nan_to_num(0, 0, 0).aminmax())
+        levels = black, white if white > black else black + 1
+    size = min(batch_size, count)
+    return SampledAugmentations(augmentation, seed, epoch, size, *on_device, operations, strengths, levels)
+
+
+def _windows(numbers: Tensor, smallest: float, H: int, W: int) -> Tensor:
+    """Return windows (N, 4) as `zooms` takes them, from numbers (N, 4): area, ratio of the sides, row, column."""
+    areas, ratios = smallest + (1 - smallest) * numbers[:, 0], RATIO ** (2 * numbers[:, 1] - 1)
+    sides = torch.stack([areas / ratios, areas * ratios], dim=1).sqrt().clamp(max=1)
+    return torch.cat([sides, (1 - sides) * torch.tensor([H, W]) * (numbers[:, 2:] - 0.5)], dim=1)
+
+
+def _erased(numbers: Tensor, probability: float, H: int, W: int) -> Tensor:
+    """Return boxes (N, 4) within the image, from numbers (N, 5): whether, area, ratio of the sides, row, column."""
+    low, high = ERASED_AREA
+    areas, ratios = low + (high - low) * numbers[:, 1], ERASED_RATIO ** (2 * numbers[:, 2] - 1)
+    size = torch.tensor([H, W])
+    sides = (torch.stack([areas * ratios, areas / ratios], dim=1).sqrt() * math.sqrt(H * W)).round().clamp(min=1)
+    sides = sides.minimum(size)
+    first = (numbers[:, 3:] * (size - sides + 1)).floor()
+    boxes = torch.stack([first, first + sides], dim=2).flatten(1).long()
+    return boxes * (numbers[:, :1] < probability)
 
 
 def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -155,67 +282,3 @@ def seeded_generator(*seeds: int) -> torch.Generator:
     """Return a generator seeded by these numbers; SeedSequence mixes them, so that similar ones differ."""
     seed = numpy.random.SeedSequence(seeds).generate_state(1)[0]
     return torch.Generator().manual_seed(int(seed))
-
-
-def random_crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
-    """Cut windows out of images (B, C, H, W) padded with zeros; shifts (B, 2) are top and left, 0..2*padding."""
-    B, _, H, W = images.shape
-    windows = F.pad(images, [padding] * 4).unfold(2, H, 1).unfold(3, W, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
-    return windows[torch.arange(B, device=images.device), :, shifts[:, 0], shifts[:, 1]]
-
-
-def random_flip(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror images (B, C, H, W) left to right where flips (B,) is true."""
-    return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
-
-
-def warp(images: Tensor, angles: Tensor, displacements: Tensor | None) -> Tensor:
-    """Rotate images (B, C, H, W) about their centre and distort them, as floats; bilinear, and zero outside.
-
-    A pixel samples the old image at its own position, rotated by the angle (B,) in radians (on screen the image turns
-    counterclockwise) and then moved by its displacement (B, 2, H, W) down and to the right.
-    """
-    H, W = images.shape[2:]
-    down = (torch.arange(H, device=images.device) - (H - 1) / 2).view(1, H, 1)
-    right = (torch.arange(W, device=images.device) - (W - 1) / 2).view(1, 1, W)
-    cos, sin = angles.cos().view(-1, 1, 1), angles.sin().view(-1, 1, 1)
-    rows, columns = cos * down + sin * right, cos * right - sin * down
-    if displacements is not None:
-        rows, columns = rows + displacements[:, 0], columns + displacements[:, 1]
-    grid = torch.stack([columns * (2 / W), rows * (2 / H)], dim=3)  # (B, H, W, 2), from -1 to 1
-    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def smooth(noise: Tensor) -> Tensor:
-    """Smooth noise (B, 2, H, W), uniform in -1..1, to a field with standard deviation 1 at its centre."""
-    down, right = (_gaussian(side, noise.device) for side in noise.shape[2:])
-    deviation = math.sqrt(1 / 3) * down[len(down) // 2].norm() * right[len(right) // 2].norm()
-    return down @ noise @ right.T / deviation
-
-
-def _gaussian(side: int, device: torch.device) -> Tensor:
-    """Return a smoothing matrix (side, side): each row is a Gaussian about its pixel."""
-    pixels = torch.arange(side, dtype=torch.float32, device=device)
-    return torch.exp(-(((pixels.view(-1, 1) - pixels) / (SMOOTH * side)) ** 2) / 2)
-
-
-def cutout(images: Tensor, middles: Tensor, side: int) -> Tensor:
-    """Set a square of images (B, C, H, W) to zero, centred at `middles` (B, 2), as far as it is inside the image."""
-    return images.masked_fill(_inside(images, middles - side // 2, middles + (side - side // 2)), 0.0)
-
-
-def mix_images(images: Tensor, others: Tensor, fractions: Tensor, boxes: Tensor) -> Tensor:
-    """Paste boxes (B, 4) of the others into images (B, C, H, W); blend the two where the box is empty."""
-    inside = _inside(images, boxes[:, 0::2], boxes[:, 1::2])
-    is_cut = (boxes[:, 1] > boxes[:, 0]).view(-1, 1, 1, 1)
-    fractions = fractions.view(-1, 1, 1, 1)
-    return torch.where(is_cut, torch.where(inside, others, images), fractions * images + (1 - fractions) * others)
-
-
-def _inside(images: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """Return masks (B, 1, H, W) of boxes from `first` (included) to `last` (excluded), both (B, 2): row, column."""
-    H, W = images.shape[2:]
-    rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
-    down = (rows >= first[:, :1]) & (rows < last[:, :1])
-    right = (columns >= first[:, 1:]) & (columns < last[:, 1:])
-    return (down.unsqueeze(2) & right.unsqueeze(1)).unsqueeze(1)

@@ -101,22 +101,24 @@ class TensorLoader:
 
     def _augmented(self, order: Tensor, parts: list[slice], draws: SampledAugmentations) -> tuple[Tensor, Tensor]:
         """Return the augmented images and the targets of some batches."""
-        places = torch.cat([torch.arange(part.start, part.stop, device=order.device) for part in parts])
-        images, targets = self._augmented_images(order, places, draws), self.targets.index_select(0, order[places])
+        places = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        chosen = order[places.to(order.device, non_blocking=True)]
+        images, targets = self._augmented_images(chosen, places, draws), self.targets.index_select(0, chosen)
         if draws.fractions is None:  # nothing is mixed
             return images, targets
         # Mixed with the next image of the whole batch, which may belong to the part of another rank.
         starts = places - places % self.batch_size
         others = starts + (places - starts + 1) % (len(order) - starts).clamp(max=self.batch_size)
-        other_targets = self.targets.index_select(0, order[others])
+        other = order[others.to(order.device, non_blocking=True)]
+        other_targets = self.targets.index_select(0, other)
         if not targets.is_floating_point():
             targets, other_targets = (F.one_hot(labels, self.classes).float() for labels in (targets, other_targets))
-        return draws.apply_mix(images, targets, self._augmented_images(order, others, draws), other_targets, places)
+        return draws.apply_mix(images, targets, self._augmented_images(other, others, draws), other_targets, places)
 
-    def _augmented_images(self, order: Tensor, places: Tensor, draws: SampledAugmentations) -> Tensor:
-        """Return normalised images with all augmentations except mixing."""
-        images = draws.apply_geometric(self.images.index_select(0, order[places])[:], places)
-        return draws.apply_cutout(self.normalize(images), places)
+    def _augmented_images(self, chosen: Tensor, places: Tensor, draws: SampledAugmentations) -> Tensor:
+        """Return the chosen images at `places` in the epoch, normalised, with all augmentations except mixing."""
+        images = draws.apply_geometric(self.images.index_select(0, chosen)[:], places)
+        return draws.apply_erasing(self.normalize(draws.apply_colour(images, places)), places)
 
     def _rank_slice(self, start: int) -> slice:
         """Return this rank's part of the batch that begins at `start`; if it has none, the batch's first example."""

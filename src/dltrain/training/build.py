@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dltrain.config import registry, settings
-from dltrain.data.augmentation import Augmentation
+from dltrain.data.augmentation import Augmentation, effective
 from dltrain.data.loader import Statistics, TensorLoader, normalization
 from dltrain.data.mapped_images import blocks
 from dltrain.data.splits import Examples, Source, read_split, rules, split_train_val
@@ -98,7 +98,7 @@ def training_batches(data: Data, runtime: devices.Runtime, node: dict[str, Any],
         runtime.device,
         batch_size=train.batch_size * train.accumulate,
         statistics=data.statistics,
-        augmentation=Augmentation(**options),
+        augmentation=effective(Augmentation(**options), data.input_shape[0]),
         seed=train.seed,
         processes=runtime.processes,
     )
