@@ -161,7 +161,7 @@ def _complete(argv: list[str]) -> int:
 def _run(command: str, argv: list[str]) -> int:
     """Run a job, or with -m a sweep; return the exit code. With --json only the job's document goes to stdout."""
     instead = next((flag for flag in ("--summary", "--show-batch") if command == "train" and flag in argv), "")
-    as_json = "--json" in argv and (instead == "--summary" or command in ("eval", "predict"))
+    as_json = "--json" in argv and (bool(instead) or command in ("eval", "predict"))
     of_sweep = [override for override in argv if override.lstrip("+").startswith("sweep.")]
     is_sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
     if is_sweep and not {"--hydra-help", "--version"} & set(argv):

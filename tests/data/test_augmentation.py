@@ -11,17 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dltrain.data import loader as batches_module
-from dltrain.data.augmentation import (
-    SMOOTH,
-    Augmentation,
-    cutout,
-    mix_images,
-    random_crop,
-    random_flip,
-    smooth,
-    warp,
-)
+from dltrain.data.augmentation import Augmentation
+from dltrain.data.geometric import SMOOTH, random_crop, random_flip, rotations, smooth, warp
 from dltrain.data.loader import TensorLoader
+from dltrain.data.mixing import cutout, mix_images
 from dltrain.data.splits import Examples
 from dltrain.optim.tasks import Classification
 from dltrain.runtime.torchrun import Processes
@@ -37,10 +30,17 @@ WAYS: list[dict[str, Any]] = [
     {"cutout": 3},
     {"mixup": 0.8},
     {"cutmix": 1},
+    {"resized_crop": 0.5},
+    {"policy": "trivial"},
+    {"brightness": 0.5},
+    {"contrast": 0.5},
+    {"saturation": 0.5},
+    {"erase": 0.7},
     {"crop": 1, "flip": True, "rotate": 10, "elastic": 0.5, "cutout": 2, "mixup": 0.4, "cutmix": 1.0},
+    {"resized_crop": 0.5, "rotate": 10, "policy": "trivial", "brightness": 0.3, "saturation": 0.3, "erase": 0.5},
 ]
 EACH = pytest.mark.parametrize(
-    "ways", WAYS, ids=lambda ways: "all" if len(ways) > 1 else "-".join(map(str, *ways.items()))
+    "ways", WAYS, ids=lambda ways: "-".join(ways) if len(ways) > 1 else "-".join(map(str, *ways.items()))
 )
 
 
@@ -200,7 +200,7 @@ def test_warped_equals_a_loop_over_the_pixels() -> None:
     images, angles = random_bytes(5, 2, 9, 7), torch.tensor([0.0, 0.3, -0.7, 2.0, 0.0])
     displacements = torch.empty(5, 2, 9, 7).uniform_(-2, 2, generator=generator)
     displacements[0] = 0
-    found = warp(images, angles, displacements)
+    found = warp(images, rotations(angles), displacements)
     for image, angle, displacement, bent in zip(images, angles.tolist(), displacements, found, strict=True):
         torch.testing.assert_close(bent.double(), warped_by_loops(image, angle, displacement), rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(found[0], images[0].float(), rtol=0, atol=1e-3)
@@ -210,12 +210,13 @@ def test_a_quarter_turn_is_rot90() -> None:
     images = random_bytes(3, 2, 6, 6)
     angles = torch.tensor([math.pi / 2, -math.pi / 2, math.pi])
     expected = torch.stack([image.rot90(turns, (1, 2)) for image, turns in zip(images, (1, -1, 2), strict=True)])
-    torch.testing.assert_close(warp(images, angles, None), expected.float(), rtol=0, atol=1e-2)
+    torch.testing.assert_close(warp(images, rotations(angles), None), expected.float(), rtol=0, atol=1e-2)
 
 
 def test_angles_are_uniform_in_the_requested_range() -> None:
     source = batches({"rotate": 30})
-    angles = torch.cat([drawn_of(source, number).angles for number in range(40)]) * 180 / math.pi
+    maps = torch.cat([drawn_of(source, number).maps for number in range(40)])
+    angles = torch.atan2(maps[:, 0, 1], maps[:, 0, 0]) * 180 / math.pi
     assert float(angles.abs().max()) <= 30
     assert float(angles.mean()) == pytest.approx(0, abs=3)
     assert float(angles.std()) == pytest.approx(60 / math.sqrt(12), rel=0.1)

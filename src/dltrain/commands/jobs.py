@@ -14,7 +14,7 @@ from typing import Any
 from dltrain.config import registry, saved_config
 from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
-from dltrain.runtime.errors import Interrupted, PartialFailure, UserError, first_line
+from dltrain.runtime.errors import ConfigError, Interrupted, PartialFailure, UserError, first_line
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
@@ -122,15 +122,12 @@ def dispatch(
         import_torch()  # the check imports the user's code, which imports torch
     checked = resolved(config, "train" if command in ("summary", "show-batch") else command, typed, origin)
     import_torch()  # after the check, so that mistakes are reported at once
-    if command == "summary":
-        from dltrain.commands.summary import summarize
+    if command in ("summary", "show-batch"):
+        if checked.values["resume"] is not None:
+            raise ConfigError(f"--{command}: describes a new run. Leave out resume, or use dltrain inspect")
+        from dltrain.commands import batch_page, summary
 
-        return summarize(checked), {}
-    if command == "show-batch":
-        from dltrain.commands.batch_page import show_batch
-
-        show_batch(checked)
-        return None, {}
+        return (summary.summarize if command == "summary" else batch_page.show_batch)(checked), {}
     if command == "train":
         from dltrain.training.run import train
 

@@ -1,11 +1,10 @@
-"""Changes of the colours of images, for whole batches: floats (B, C, H, W) from 0 (black) to 255 (white).
+"""Changes of the colours of whole batches of floats (B, C, H, W), 0 is black and 255 white, by factors (B,) in 0..2.
 
-A factor (B,) of 1 changes nothing, 0 takes all brightness, contrast, saturation or sharpness away, as in Pillow.
+Images whose factor is 1 are not changed; 0 takes all brightness, contrast or saturation away.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
@@ -25,40 +24,40 @@ def saturation(images: Tensor, factors: Tensor) -> Tensor:
     return _blend(_grey(images), images, factors) if images.shape[1] == len(LUMA) else images
 
 
-def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiply the distance of the pixels from the mean of their neighbourhood; those at the edge are kept."""
-    kernel = torch.ones(1, 1, 3, 3, device=images.device)
-    kernel[..., 1, 1] = 5
-    smooth = images.clone()
-    smooth[..., 1:-1, 1:-1] = F.conv2d(images.flatten(0, 1).unsqueeze(1), kernel / 13).view_as(images[..., 1:-1, 1:-1])
-    return _blend(smooth, images, factors)
-
-
-def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest `bits` (B,) of the 8 of a byte."""
-    steps = 2 ** (8 - bits).view(-1, 1, 1, 1)
+def posterize(images: Tensor, factors: Tensor) -> Tensor:
+    """Keep the highest 8 bits of a byte, or up to 4 fewer."""
+    steps = 2 ** (4 * (factors - 1).abs()).round().view(-1, 1, 1, 1)
     return (images / steps).floor_() * steps
 
 
-def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
-    """Invert the pixels from a threshold (B,) on."""
-    return torch.where(images >= thresholds.view(-1, 1, 1, 1), 255 - images, images)
+def solarize(images: Tensor, factors: Tensor) -> Tensor:
+    """Invert the pixels from a threshold on."""
+    thresholds = 255 * (1 - (factors - 1).abs()).view(-1, 1, 1, 1)
+    return torch.where(images >= thresholds, 255 - images, images)
 
 
-def autocontrast(images: Tensor) -> Tensor:
+def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretch each channel so that it reaches from 0 to 255; a channel of one colour is kept."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) * (255 / (high - low)), images)
 
 
-def equalize(images: Tensor) -> Tensor:
-    """Spread the levels of each channel, so that each range of them has equally many pixels, as Pillow does."""
-    levels = images.round().long().flatten(2)  # (B, C, pixels)
-    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=images.device)
-    counts.scatter_add_(2, levels, torch.ones_like(levels))
-    steps = (levels.shape[2] - counts.gather(2, levels.amax(2, keepdim=True))) // 255
-    table = ((counts.cumsum(2) - counts + steps // 2) // steps.clamp(min=1)).clamp(max=255)
-    return torch.where(steps > 0, table.gather(2, levels), images.flatten(2)).view_as(images)
+OPERATIONS = (brightness, contrast, saturation, posterize, solarize, autocontrast)
+
+
+def recolour(images: Tensor, factors: Tensor, levels: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Apply OPERATIONS with factors (B, 6) on the CPU to bytes, or to floats of which `levels` are black and white."""
+    if levels is not None:
+        black, scale = levels[0], 255 / (levels[1] - levels[0]).clamp(min=1e-30)
+        return recolour((images - black) * scale, factors, None) / scale + black
+    images = images.float()
+    for change, column in zip(OPERATIONS, factors.unbind(1), strict=True):
+        if len(chosen := (column != 1).nonzero().flatten()):
+            at, its = (part.to(images.device, non_blocking=True) for part in (chosen, column[chosen]))
+            images = (
+                change(images, its) if len(at) == len(images) else images.index_copy(0, at, change(images[at], its))
+            )
+    return images
 
 
 def _blend(others: Tensor, images: Tensor, factors: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 # Standard deviation of the smoothing as a fraction of the image's side: 4 pixels of 28 (Simard et al., 2003).
 SMOOTH = 1 / 7
+# Largest changes of a policy, those of AutoAugment's search space; shifts are fractions of the side.
+ROTATION, SHEAR, SHIFT = math.radians(30), 0.3, 0.3
 
 
 def random_crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
@@ -22,48 +24,34 @@ def random_flip(images: Tensor, flips: Tensor) -> Tensor:
     return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
-def rotations(angles: Tensor) -> Tensor:
-    """Return affine maps (B, 3, 3) for `warp` that rotate by angles (B,) in radians, counterclockwise on screen."""
-    maps = torch.eye(3).repeat(len(angles), 1, 1)
-    maps[:, 0, 0] = maps[:, 1, 1] = angles.cos()
-    maps[:, 0, 1], maps[:, 1, 0] = angles.sin(), -angles.sin()
-    return maps
+def affine_maps(angles: Tensor, strengths: Tensor, H: int, W: int) -> Tensor:
+    """Return maps (B, 2, 3) for `warp`: angles (B,) in radians; strengths (B, 4) of shears and shifts, x and y."""
+    cos, sin, (shear_x, shear_y, x, y) = angles.cos(), angles.sin(), strengths.unbind(1)
+    rows = [cos, sin + SHEAR * shear_y, SHIFT * H * y, SHEAR * shear_x - sin, cos, SHIFT * W * x]
+    return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
-def zooms(windows: Tensor) -> Tensor:
-    """Return affine maps (B, 3, 3) for `warp` that enlarge a window of each image to the whole of it.
+def warp(images: Tensor, maps: Tensor, displacements: Tensor | None = None, *, repeats_edges: bool = False) -> Tensor:
+    """Resample images (B, C, H, W), as floats; bilinear, and zero outside, beyond half a pixel if it `repeats_edges`.
 
-    windows: (B, 4) height and width as fractions of the image; how far down and right the centre is, in pixels
-    """
-    maps = torch.eye(3).repeat(len(windows), 1, 1)
-    maps[:, 0, 0], maps[:, 1, 1], maps[:, 0, 2], maps[:, 1, 2] = windows.T
-    return maps
-
-
-def warp(images: Tensor, maps: Tensor, displacements: Tensor | None, *, repeats_edges: bool = False) -> Tensor:
-    """Resample images (B, C, H, W), as floats: bilinear, and zero outside.
-
-    Args:
-        maps: (B, 3, 3) affine, from a pixel to where it samples the old image: (down, right, 1), from the image's centre
-        displacements: (B, 2, H, W) down and to the right in pixels, added to that
-        repeats_edges: up to half a pixel outside, the nearest pixel counts instead of zero: to enlarge without dark edges
+    A pixel samples the image where its map (B, 2, 3), on the CPU, takes it, both (down, right) of the centre, and its
+    displacement (B, 2, H, W) down and to the right in pixels, added to that.
     """
     H, W = images.shape[2:]
+    moved = (maps != torch.eye(2, 3)).flatten(1).any(1).nonzero().flatten()
+    if displacements is None and len(moved) < len(images):  # a policy leaves most images where they are
+        at = moved.to(images.device, non_blocking=True)
+        return images.float().index_copy(0, at, warp(images[at], maps[moved], repeats_edges=repeats_edges))
     down = (torch.arange(H, device=images.device) - (H - 1) / 2).view(1, H, 1)
     right = (torch.arange(W, device=images.device) - (W - 1) / 2).view(1, 1, W)
-    (yy, yx, y), (xy, xx, x) = (row.view(-1, 3, 1, 1).unbind(1) for row in maps[:, :2].unbind(1))
+    yy, yx, y, xy, xx, x = maps.to(images.device, non_blocking=True).view(-1, 6, 1, 1).unbind(1)
     rows, columns = yy * down + y + yx * right, xx * right + x + xy * down
     if displacements is not None:
         rows, columns = rows + displacements[:, 0], columns + displacements[:, 1]
-    if repeats_edges:
-        rows, columns = _repeat_edge(rows, H), _repeat_edge(columns, W)
+    for places, side in ((rows, H), (columns, W)) if repeats_edges else ():
+        places.copy_(torch.where(places.abs() <= side / 2, places.clamp((1 - side) / 2, (side - 1) / 2), places))
     grid = torch.stack([columns * (2 / W), rows * (2 / H)], dim=3)  # (B, H, W, 2), from -1 to 1
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def _repeat_edge(positions: Tensor, side: int) -> Tensor:
-    last = (side - 1) / 2
-    return torch.where(positions.abs() <= side / 2, positions.clamp(-last, last), positions)
 
 
 def smooth(noise: Tensor) -> Tensor:

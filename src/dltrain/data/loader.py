@@ -14,7 +14,7 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
-from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_augmentations, seeded_generator
+from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_epoch, seeded_generator
 from dltrain.data.mapped_images import MappedImages, blocks
 from dltrain.data.splits import Examples
 from dltrain.runtime.errors import ConfigError
@@ -72,9 +72,7 @@ class TensorLoader:
         order = torch.randperm(len(self.images), generator=generator)
         draws = None
         if self.augmentation != UNCHANGED:
-            draws = sample_augmentations(
-                self.augmentation, order, self.images, generator, self.seed, epoch, batch_size=self.batch_size
-            )
+            draws = sample_epoch(self.augmentation, order, self.images, self.batch_size, generator, self.seed, epoch)
         order = order.to(self.images.device)
         slices = [self._rank_slice(start) for start in range(0, len(order), self.batch_size)]
         batch_bytes = self.batch_size * self.images[0].numel() * 4  # as float32
@@ -102,23 +100,22 @@ class TensorLoader:
     def _augmented(self, order: Tensor, parts: list[slice], draws: SampledAugmentations) -> tuple[Tensor, Tensor]:
         """Return the augmented images and the targets of some batches."""
         places = torch.cat([torch.arange(part.start, part.stop) for part in parts])
-        chosen = order[places.to(order.device, non_blocking=True)]
-        images, targets = self._augmented_images(chosen, places, draws), self.targets.index_select(0, chosen)
-        if draws.fractions is None:  # nothing is mixed
+        images, targets = self._unmixed(order, places, draws)
+        if "fractions" not in draws.parameters:  # nothing is mixed
             return images, targets
         # Mixed with the next image of the whole batch, which may belong to the part of another rank.
         starts = places - places % self.batch_size
         others = starts + (places - starts + 1) % (len(order) - starts).clamp(max=self.batch_size)
-        other = order[others.to(order.device, non_blocking=True)]
-        other_targets = self.targets.index_select(0, other)
+        other_images, other_targets = self._unmixed(order, others, draws)
         if not targets.is_floating_point():
             targets, other_targets = (F.one_hot(labels, self.classes).float() for labels in (targets, other_targets))
-        return draws.apply_mix(images, targets, self._augmented_images(other, others, draws), other_targets, places)
+        return draws.apply_mix((images, targets), (other_images, other_targets), places)
 
-    def _augmented_images(self, chosen: Tensor, places: Tensor, draws: SampledAugmentations) -> Tensor:
-        """Return the chosen images at `places` in the epoch, normalised, with all augmentations except mixing."""
-        images = draws.apply_geometric(self.images.index_select(0, chosen)[:], places)
-        return draws.apply_erasing(self.normalize(draws.apply_colour(images, places)), places)
+    def _unmixed(self, order: Tensor, places: Tensor, draws: SampledAugmentations) -> tuple[Tensor, Tensor]:
+        """Return normalised images, with all augmentations except mixing, and their targets, at places on the CPU."""
+        chosen = order[places.to(order.device, non_blocking=True)]
+        images = self.images.index_select(0, chosen)[:]
+        return draws.apply(images, places, self.normalize), self.targets.index_select(0, chosen)
 
     def _rank_slice(self, start: int) -> slice:
         """Return this rank's part of the batch that begins at `start`; if it has none, the batch's first example."""

@@ -4,11 +4,6 @@ import torch
 from torch import Tensor
 
 
-def cutout(images: Tensor, middles: Tensor, side: int) -> Tensor:
-    """Set a square of images (B, C, H, W) to zero, centred at `middles` (B, 2), as far as it is inside the image."""
-    return images.masked_fill(_inside(images, middles - side // 2, middles + (side - side // 2)), 0.0)
-
-
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
     """Set boxes (B, 4) of images (B, C, H, W) to zero: first and last row, first and last column."""
     return images.masked_fill(_inside(images, boxes[:, 0::2], boxes[:, 1::2]), 0.0)
