@@ -209,7 +209,7 @@ def test_a_resumed_run_sees_the_same_colours_windows_and_policy(dltrain: Command
     arguments = ["train", "model=cnn", "model.widths=[4]", "data.limit=60", "epochs=2", "log_every=2", "batch_size=13"]
     arguments += ["data.augment=strong", "data.brightness=0.3", "data.contrast=0.2", "data.rotate=5", "report=false"]
     first = dltrain(*arguments)
-    assert "augment resized_crop=0.5 rotate=5.0 policy=trivial brightness=0.3 contrast=0.2 erase=0.25" in first.out
+    assert "augment resized_crop=0.5 rotate=5 policy=trivial brightness=0.3 contrast=0.2 erase=0.25" in first.out
     stopped = dltrain(*arguments, "limit_steps=6").folder
     assert dltrain("train", f"resume={stopped}", "limit_steps=null").code == 0
     assert equal(weights(first.folder), weights(stopped))
