@@ -160,21 +160,21 @@ def _complete(argv: list[str]) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     """Run a job, or with -m a sweep; return the exit code. With --json only the job's document goes to stdout."""
-    is_summary = command == "train" and "--summary" in argv
-    as_json = "--json" in argv and (is_summary or command in ("eval", "predict"))
+    instead = next((flag for flag in ("--summary", "--show-batch") if command == "train" and flag in argv), "")
+    as_json = "--json" in argv and (bool(instead) or command in ("eval", "predict"))
     of_sweep = [override for override in argv if override.lstrip("+").startswith("sweep.")]
     is_sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
     if is_sweep and not {"--hydra-help", "--version"} & set(argv):
-        if is_summary:
-            raise ConfigError("--summary: describes one run. Leave out -m and sweep.resume")
+        if instead:
+            raise ConfigError(f"{instead}: describes one run. Leave out -m and sweep.resume")
         if as_json:
             raise ConfigError(
                 "--json: a sweep prints no document; its results.csv has the metrics. Leave out --json or -m"
             )
         return _sweep(command, argv)
-    job = "summary" if is_summary else command
-    own = {"--summary": is_summary, "--json": as_json}  # a flag that does not apply is left in, and refused
-    arguments = [argument for argument in argv if not own.get(argument)]
+    job = instead.removeprefix("--") or command
+    own = [instead, *["--json"] * as_json]  # a flag that does not apply is left in, and refused
+    arguments = [argument for argument in argv if argument not in own]
     with startup.gc_paused(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         from dltrain.config import composition
 
@@ -206,7 +206,7 @@ def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, 
     from dltrain.config import resolution
 
     if of_sweep:
-        of = "train" if command == "summary" else command
+        of = "train" if command in ("summary", "show-batch") else command
         faults = validation.find_problems(resolution.resolve(composed.config), of, composed.origin)
         raise ConfigError("\n".join(faults) or f"{of_sweep[0]}: only works in a sweep. Add -m, or leave it out")
     from dltrain.report.console import start_logging

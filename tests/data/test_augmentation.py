@@ -11,17 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dltrain.data import loader as batches_module
-from dltrain.data.augmentation import (
-    SMOOTH,
-    Augmentation,
-    cutout,
-    mix_images,
-    random_crop,
-    random_flip,
-    smooth,
-    warp,
-)
+from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_epoch
+from dltrain.data.geometric import SMOOTH, affine_maps, random_crop, random_flip, smooth, warp
 from dltrain.data.loader import TensorLoader
+from dltrain.data.mixing import mix_images
 from dltrain.data.splits import Examples
 from dltrain.optim.tasks import Classification
 from dltrain.runtime.torchrun import Processes
@@ -37,10 +30,17 @@ WAYS: list[dict[str, Any]] = [
     {"cutout": 3},
     {"mixup": 0.8},
     {"cutmix": 1},
+    {"resized_crop": 0.5},
+    {"policy": "trivial"},
+    {"brightness": 0.5},
+    {"contrast": 0.5},
+    {"saturation": 0.5},
+    {"erase": 0.7},
     {"crop": 1, "flip": True, "rotate": 10, "elastic": 0.5, "cutout": 2, "mixup": 0.4, "cutmix": 1.0},
+    {"resized_crop": 0.5, "rotate": 10, "policy": "trivial", "brightness": 0.3, "saturation": 0.3, "erase": 0.5},
 ]
 EACH = pytest.mark.parametrize(
-    "ways", WAYS, ids=lambda ways: "all" if len(ways) > 1 else "-".join(map(str, *ways.items()))
+    "ways", WAYS, ids=lambda ways: "-".join(ways) if len(ways) > 1 else "-".join(map(str, *ways.items()))
 )
 
 
@@ -180,6 +180,10 @@ def test_alternate_flips_each_image_in_every_second_epoch_and_half_of_them_first
 # --- rotation and elastic deformation
 
 
+def rotations(angles: Tensor) -> Tensor:
+    return affine_maps(angles, torch.zeros(len(angles), 4), 8, 6)
+
+
 def warped_by_loops(image: Tensor, angle: float, displacement: Tensor) -> Tensor:
     """One picture (C, H, W), point by point: turned about its middle, moved, and read between four pixels."""
     C, H, W = image.shape
@@ -200,7 +204,7 @@ def test_warped_equals_a_loop_over_the_pixels() -> None:
     images, angles = random_bytes(5, 2, 9, 7), torch.tensor([0.0, 0.3, -0.7, 2.0, 0.0])
     displacements = torch.empty(5, 2, 9, 7).uniform_(-2, 2, generator=generator)
     displacements[0] = 0
-    found = warp(images, angles, displacements)
+    found = warp(images, rotations(angles), displacements)
     for image, angle, displacement, bent in zip(images, angles.tolist(), displacements, found, strict=True):
         torch.testing.assert_close(bent.double(), warped_by_loops(image, angle, displacement), rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(found[0], images[0].float(), rtol=0, atol=1e-3)
@@ -210,24 +214,22 @@ def test_a_quarter_turn_is_rot90() -> None:
     images = random_bytes(3, 2, 6, 6)
     angles = torch.tensor([math.pi / 2, -math.pi / 2, math.pi])
     expected = torch.stack([image.rot90(turns, (1, 2)) for image, turns in zip(images, (1, -1, 2), strict=True)])
-    torch.testing.assert_close(warp(images, angles, None), expected.float(), rtol=0, atol=1e-2)
+    torch.testing.assert_close(warp(images, rotations(angles), None), expected.float(), rtol=0, atol=1e-2)
 
 
 def test_angles_are_uniform_in_the_requested_range() -> None:
     source = batches({"rotate": 30})
-    angles = torch.cat([drawn_of(source, number).angles for number in range(40)]) * 180 / math.pi
+    maps = torch.cat([drawn_of(source, number).parameters["maps"] for number in range(40)])
+    angles = torch.atan2(maps[:, 0, 1], maps[:, 0, 0]) * 180 / math.pi
     assert float(angles.abs().max()) <= 30
     assert float(angles.mean()) == pytest.approx(0, abs=3)
     assert float(angles.std()) == pytest.approx(60 / math.sqrt(12), rel=0.1)
 
 
-def drawn_of(source: TensorLoader, number: int) -> Any:
+def drawn_of(source: TensorLoader, number: int) -> SampledAugmentations:
     """What is drawn for an epoch, without the pictures."""
     generator = torch.Generator().manual_seed(number)
-    order = torch.arange(COUNT)
-    return batches_module.sample_augmentations(
-        source.augmentation, order, source.images, generator, 0, number, batch_size=SIZE
-    )
+    return sample_epoch(source.augmentation, torch.arange(COUNT), source.images, SIZE, generator, 0, number)
 
 
 def test_smoothed_noise_is_noise_weighed_by_a_bell() -> None:
@@ -246,9 +248,7 @@ def test_elastic_moves_the_middle_by_as_many_pixels_as_asked_for() -> None:
     source = TensorLoader(
         examples, CPU, batch_size=100, statistics=((0.0,), (1.0,)), augmentation=Augmentation(elastic=1.4)
     )
-    draws = batches_module.sample_augmentations(
-        source.augmentation, torch.arange(500), source.images, torch.Generator(), 0, 0, batch_size=100
-    )
+    draws = sample_epoch(source.augmentation, torch.arange(500), source.images, 100, torch.Generator(), 0, 0)
     found = draws._displacements(torch.arange(500), source.images)
     assert float(found[..., 14, 14].std()) == pytest.approx(1.4, rel=0.1)
     neighbours = torch.corrcoef(torch.stack([found[:, 0, 14, 14], found[:, 0, 14, 15]]))[0, 1]
@@ -260,9 +260,11 @@ def test_elastic_moves_the_middle_by_as_many_pixels_as_asked_for() -> None:
 
 @pytest.mark.parametrize("side", [1, 2, 3, 12])
 def test_cutout_equals_a_loop_over_the_pixels(side: int) -> None:
-    images = torch.randn(6, 2, 8, 6, generator=torch.Generator().manual_seed(0))
-    middles = torch.tensor([[0, 0], [7, 5], [3, 3], [4, 1], [0, 5], [7, 0]])
-    found = cutout(images, middles, side)
+    images = torch.randn(COUNT, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    middles = (torch.rand(COUNT, 2, generator=torch.Generator().manual_seed(7)) * torch.tensor([8, 6])).long()
+    generator = torch.Generator().manual_seed(7)
+    draws = sample_epoch(Augmentation(cutout=side), torch.arange(COUNT), images, SIZE, generator, 0, 0)
+    found = draws.apply(images, torch.arange(COUNT), lambda floats: floats)
     for image, (down, right), wiped in zip(images, middles.tolist(), found, strict=True):
         expected = image.clone()
         for row, column in product(range(8), range(6)):
@@ -313,7 +315,7 @@ def test_each_image_is_mixed_with_the_next_one_of_its_batch() -> None:
 
 @pytest.mark.parametrize("shape", [0.2, 1.0, 4.0])
 def test_mixup_weights_have_a_beta_distribution(shape: float) -> None:
-    shares = torch.cat([drawn_of(batches({"mixup": shape}), number).fractions for number in range(100)])
+    shares = torch.cat([drawn_of(batches({"mixup": shape}), number).parameters["fractions"] for number in range(100)])
     assert float(shares.mean()) == pytest.approx(0.5, abs=0.03)
     assert float(shares.var()) == pytest.approx(1 / (4 * (2 * shape + 1)), rel=0.1)
 
@@ -321,14 +323,17 @@ def test_mixup_weights_have_a_beta_distribution(shape: float) -> None:
 def test_cutmix_boxes_are_as_large_as_the_target_weights() -> None:
     for number in range(20):
         draws = drawn_of(batches({"cutmix": 1}), number)
-        top, bottom, left, right = draws.boxes.T
-        torch.testing.assert_close(1 - draws.fractions, ((bottom - top) * (right - left) / (8 * 6)).float())
+        top, bottom, left, right = draws.parameters["boxes"].T
+        torch.testing.assert_close(
+            1 - draws.parameters["fractions"], ((bottom - top) * (right - left) / (8 * 6)).float()
+        )
         assert int(bottom.max()) <= 8
         assert int(right.max()) <= 6
 
 
 def test_mixup_and_cutmix_together_take_half_of_the_images_each() -> None:
-    boxes = torch.cat([drawn_of(batches({"mixup": 1, "cutmix": 1}), number).boxes for number in range(40)])
+    drawn = [drawn_of(batches({"mixup": 1, "cutmix": 1}), number).parameters["boxes"] for number in range(40)]
+    boxes = torch.cat(drawn)
     assert 0.35 < float((boxes[:, 1] > boxes[:, 0]).double().mean()) < 0.55  # some boxes are empty
 
 
@@ -347,8 +352,9 @@ def test_a_number_for_each_example_is_mixed_as_one() -> None:
     draws = drawn_of(batches({"mixup": 1.0}), 0)
     targets = torch.arange(COUNT).float()
     places = torch.arange(6)
-    _, found = draws.apply_mix(torch.zeros(6, 3, 8, 6), targets[:6], torch.zeros(6, 3, 8, 6), targets[6:12], places)
-    torch.testing.assert_close(found, draws.fractions[:6] * targets[:6] + (1 - draws.fractions[:6]) * targets[6:12])
+    images, fractions = torch.zeros(6, 3, 8, 6), draws.parameters["fractions"][:6]
+    _, found = draws.apply_mix((images, targets[:6]), (images, targets[6:12]), places)
+    torch.testing.assert_close(found, fractions * targets[:6] + (1 - fractions) * targets[6:12])
 
 
 def test_loss_and_accuracy_of_soft_targets_equal_their_definitions() -> None:

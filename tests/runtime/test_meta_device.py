@@ -38,6 +38,10 @@ AUGMENTATIONS = {
     "cutout": Augmentation(cutout=4),
     "mixup": Augmentation(mixup=1.0),
     "cutmix": Augmentation(cutmix=1.0),
+    "resized crop": Augmentation(resized_crop=0.5),
+    "policy": Augmentation(policy="trivial"),
+    "colour": Augmentation(brightness=0.2, contrast=0.2, saturation=0.2),
+    "erase": Augmentation(erase=0.5),
     "all": Augmentation(crop=2, flip=True, rotate=10.0, cutout=4, mixup=0.5, cutmix=0.5),
 }
 

@@ -205,6 +205,17 @@ def test_a_resumed_run_sees_the_same_augmented_images(dltrain: Command, stop: in
     assert lines(whole) == lines(stopped)
 
 
+def test_a_resumed_run_sees_the_same_colours_windows_and_policy(dltrain: Command) -> None:
+    arguments = ["train", "model=cnn", "model.widths=[4]", "data.limit=60", "epochs=2", "log_every=2", "batch_size=13"]
+    arguments += ["data.augment=strong", "data.brightness=0.3", "data.contrast=0.2", "data.rotate=5", "report=false"]
+    first = dltrain(*arguments)
+    assert "augment resized_crop=0.5 rotate=5 policy=trivial brightness=0.3 contrast=0.2 erase=0.25" in first.out
+    stopped = dltrain(*arguments, "limit_steps=6").folder
+    assert dltrain("train", f"resume={stopped}", "limit_steps=null").code == 0
+    assert equal(weights(first.folder), weights(stopped))
+    assert lines(first.folder) == lines(stopped)
+
+
 @pytest.mark.parametrize("count, code", [(129, 2), (130, 0), (128, 0)])
 def test_a_last_batch_of_one_is_refused_if_batch_norm_sees_a_single_pixel(
     dltrain: Command, count: int, code: int

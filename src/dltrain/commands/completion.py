@@ -13,7 +13,7 @@ from dltrain.commands import usage
 from dltrain.config import hints, registry, signatures
 from dltrain.runtime.folders import newest_first
 
-NOT_HYDRAS = ("--explain", "--json", "--summary")
+NOT_HYDRAS = ("--explain", "--json", "--summary", "--show-batch")
 MOST_FOLDERS = 20  # no more than can be taken in at a glance
 WEIGHTS = (".pt", ".pth")
 # Shells split at spaces and colons and interpret other characters; Hydra takes a comma for a sweep.

@@ -14,7 +14,7 @@ from typing import Any
 from dltrain.config import registry, saved_config
 from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
-from dltrain.runtime.errors import Interrupted, PartialFailure, UserError, first_line, typed_line, user_line
+from dltrain.runtime.errors import ConfigError, Interrupted, PartialFailure, UserError, first_line, typed_line, user_line
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
@@ -117,16 +117,18 @@ def dispatch(
 
     `train_options` are further arguments of `training.run.train`; the other commands ignore them.
     Returns the JSON-able document of a command that has one, else None, and a summary: metrics by split, and the
-    status and folder of a run. The command `summary` is `train --summary`.
+    status and folder of a run. The commands `summary` and `show-batch` are `train --summary` and `train --show-batch`.
     """
     if saved_config.custom_imports(config):
         import_torch()  # the check imports the user's code, which imports torch
-    checked = resolved(config, "train" if command == "summary" else command, typed, origin)
+    checked = resolved(config, "train" if command in ("summary", "show-batch") else command, typed, origin)
     import_torch()  # after the check, so that mistakes are reported at once
-    if command == "summary":
-        from dltrain.commands.summary import summarize
+    if command in ("summary", "show-batch"):
+        if checked.values["resume"] is not None:
+            raise ConfigError(f"--{command}: describes a new run. Leave out resume, or use dltrain inspect")
+        from dltrain.commands import batch_page, summary
 
-        return summarize(checked), {}
+        return (summary.summarize if command == "summary" else batch_page.show_batch)(checked), {}
     if command == "train":
         from dltrain.training.run import train
 

@@ -48,8 +48,6 @@ def summarize(config: Config) -> dict[str, Any]:
     Raises UserError, whose `exit_code` tells the kind of error.
     """
     values = config.values
-    if values["resume"] is not None:
-        raise ConfigError("--summary: describes a new run. Leave out resume, or use dltrain inspect")
     run = prepare(config, None, _training_set)
     model, shape = run.state.model.cpu(), run.data.input_shape
     with memory_errors("Choose a smaller model, or smaller images"):

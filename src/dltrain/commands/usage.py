@@ -37,6 +37,7 @@ COMMANDS = {
         ),
         flags=(
             ("--summary", "print the layers, shapes, parameters and FLOPs, with --json as JSON; train nothing"),
+            ("--show-batch", "write batch.html, a page of the first batch with its augmentation; train nothing"),
             *CONFIG_FLAGS,
         ),
     ),

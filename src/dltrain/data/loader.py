@@ -15,7 +15,7 @@ from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
-from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_augmentations, seeded_generator
+from dltrain.data.augmentation import Augmentation, SampledAugmentations, sample_epoch, seeded_generator
 from dltrain.data.balance import balanced_order
 from dltrain.data.mapped_images import MappedImages, blocks
 from dltrain.data.splits import Examples
@@ -78,9 +78,7 @@ class TensorLoader:
         order = self.order(generator=generator)
         draws = None
         if self.augmentation != UNCHANGED:
-            draws = sample_augmentations(
-                self.augmentation, order, self.images, generator, self.seed, epoch, batch_size=self.batch_size
-            )
+            draws = sample_epoch(self.augmentation, order, self.images, self.batch_size, generator, self.seed, epoch)
         order = order.to(self.images.device)
         slices = [self._rank_slice(start) for start in range(0, len(order), self.batch_size)]
         batch_bytes = self.batch_size * self.images[0].numel() * 4  # as float32
@@ -107,22 +105,23 @@ class TensorLoader:
 
     def _augmented(self, order: Tensor, parts: list[slice], draws: SampledAugmentations) -> tuple[Tensor, Tensor]:
         """Return the augmented images and the targets of some batches."""
-        places = torch.cat([torch.arange(part.start, part.stop, device=order.device) for part in parts])
-        images, targets = self._augmented_images(order, places, draws), self.targets.index_select(0, order[places])
-        if draws.fractions is None:  # nothing is mixed
+        places = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        images, targets = self._unmixed(order, places, draws)
+        if "fractions" not in draws.parameters:  # nothing is mixed
             return images, targets
         # Mixed with the next image of the whole batch, which may belong to the part of another rank.
         starts = places - places % self.batch_size
         others = starts + (places - starts + 1) % (len(order) - starts).clamp(max=self.batch_size)
-        other_targets = self.targets.index_select(0, order[others])
+        other_images, other_targets = self._unmixed(order, others, draws)
         if not targets.is_floating_point():
             targets, other_targets = (F.one_hot(labels, self.classes).float() for labels in (targets, other_targets))
-        return draws.apply_mix(images, targets, self._augmented_images(order, others, draws), other_targets, places)
+        return draws.apply_mix((images, targets), (other_images, other_targets), places)
 
-    def _augmented_images(self, order: Tensor, places: Tensor, draws: SampledAugmentations) -> Tensor:
-        """Return normalised images with all augmentations except mixing."""
-        images = draws.apply_geometric(self.images.index_select(0, order[places])[:], places)
-        return draws.apply_cutout(self.normalize(images), places)
+    def _unmixed(self, order: Tensor, places: Tensor, draws: SampledAugmentations) -> tuple[Tensor, Tensor]:
+        """Return normalised images, with all augmentations except mixing, and their targets, at places on the CPU."""
+        chosen = order[places.to(order.device, non_blocking=True)]
+        images = self.images.index_select(0, chosen)[:]
+        return draws.apply(images, places, self.normalize), self.targets.index_select(0, chosen)
 
     def _rank_slice(self, start: int) -> slice:
         """Return this rank's part of the batch that begins at `start`; if it has none, the batch's first example."""

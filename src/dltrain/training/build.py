@@ -11,7 +11,7 @@ from torch import nn
 
 from dltrain.config import registry, settings
 from dltrain.config.metric_names import smaller_is_better
-from dltrain.data.augmentation import Augmentation
+from dltrain.data.augmentation import Augmentation, effective
 from dltrain.data.loader import Statistics, TensorLoader, normalization
 from dltrain.data.mapped_images import blocks
 from dltrain.data.splits import Examples, Source, read_split, rules, split_train_val
@@ -117,7 +117,7 @@ def training_batches(data: Data, runtime: devices.Runtime, node: dict[str, Any],
         runtime.device,
         batch_size=train.batch_size * train.accumulate,
         statistics=data.statistics,
-        augmentation=Augmentation(**options),
+        augmentation=effective(Augmentation(**options), data.input_shape[0]),
         balance=node.get("balance", 0.0),
         seed=train.seed,
         processes=runtime.processes,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.checkpoints import checkpoint
+from dltrain.data import augmentation
 from dltrain.engine import Record
 from dltrain.report import run_files, run_reader
 from dltrain.report.trackers.run_trackers import Trackers
@@ -37,6 +38,8 @@ class RunDir:
         outputs = f"{data.outputs} classes" if data.train.classes else f"{data.outputs} values to predict"
         log.info("model   %s, %s parameters", values["model"]["name"], f"{build.count_parameters(run.state.model):,}")
         log.info("data    %s, %s examples of %s, %s", values["data"]["name"], counts, shape, outputs)
+        if changes := augmentation.describe(run.train.augmentation):
+            log.info("augment %s", changes)
         balanced = bool(values["data"].get("balance") or values["task"].get("class_weights"))
         class_counts.show(data, balanced=balanced)
         log.info("device  %s", run.runtime.describe())

@@ -45,7 +45,7 @@ def render(template: str, **content: Any) -> str:
 def write(path: Path, text: str) -> None:
     """Write a page atomically. Raises OutputError if that fails or would replace a file that is not such a page."""
     if path.exists() and not _is_ours(path):
-        raise OutputError(f"{path}: exists and is not a page of dltrain. Choose another file with -o FILE")
+        raise OutputError(f"{path}: exists and is not a page of dltrain. Move it, or choose another file")
     atomic_files.atomic_write(path, text.encode(errors="backslashreplace"))
 
 
