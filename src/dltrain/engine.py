@@ -153,7 +153,7 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
     if kept:
         own = (torch.cat(parts) if has_batch else parts[0][:0] for parts in zip(*kept, strict=True))
         outputs, targets = (distributed.all_gather_rows(part, runtime.processes) for part in own)
-        metrics = task.output_metrics(outputs, targets) | metrics
+        metrics = task.output_metrics(outputs, targets) | metrics  # type: ignore[attr-defined]
     return metrics
 
 

@@ -14,7 +14,15 @@ from typing import Any
 from dltrain.config import registry, saved_config
 from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
-from dltrain.runtime.errors import ConfigError, Interrupted, PartialFailure, UserError, first_line, typed_line, user_line
+from dltrain.runtime.errors import (
+    ConfigError,
+    Interrupted,
+    PartialFailure,
+    UserError,
+    first_line,
+    typed_line,
+    user_line,
+)
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
