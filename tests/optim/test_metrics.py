@@ -147,6 +147,13 @@ def test_a_skipped_step_does_not_count(name: str) -> None:
     assert task.metrics(total.tolist())[name] == computed(task, [(logits, labels)])[name]
 
 
+@pytest.mark.parametrize("name", SUMMED)
+def test_the_sums_need_no_value_of_the_device(name: str) -> None:
+    outputs, labels = torch.rand(2, 12, 7, device="meta"), torch.zeros(2, 12, dtype=torch.int64, device="meta")
+    found = by(name).sums(torch.rand(2, device="meta"), outputs, labels)
+    assert (found.shape, found.dtype, found.is_meta) == ((2, 3 + 3 * 7), torch.float64, True)
+
+
 @pytest.mark.parametrize("name", ["loss", "accuracy", "auroc"])
 def test_a_metric_of_the_task_itself_adds_no_sums(name: str) -> None:
     logits, labels = (part.unsqueeze(0) for part in drawn(12, 7, 0))
