@@ -92,6 +92,17 @@ def test_a_worker_of_a_sweep_keeps_data_of_other_rules_apart() -> None:
     assert (before.rules, now.rules) == (1, 2)
 
 
+def test_a_worker_of_a_sweep_reads_data_once_for_all_folds() -> None:
+    cache, node = data_cache.DataCache(), composition.preview("train", ["data.folds=3", "data.fold=0"]).config["data"]
+    first, source = cache(node, 0), cache.source
+    second = cache(node | {"fold": 1}, 0)
+    assert cache.source is source
+    assert first.digests["val"] != second.digests["val"]
+    assert first.digests["test"] == second.digests["test"]
+    assert cache(node, 0).digests == first.digests
+    assert cache(node | {"folds": None, "fold": None}, 0).digests["val"] != first.digests["val"]
+
+
 def test_a_run_by_rules_that_are_not_known_yet_is_refused(dltrain: Command, run: Path) -> None:
     path = run / "checkpoints" / "last.pt"
     content = checkpoint.load(path)
@@ -202,6 +213,17 @@ def test_a_sweep_knows_its_jobs_by_all_values_but_those_of_new_keys_that_behave_
         config[key] = config[key] | value if isinstance(value, dict) else value
     after = plan.check(dataclasses.replace(composed, config=config), "train")[0].digest
     assert (after == before) == is_same_job
+
+
+def test_a_sweep_of_evaluations_knows_its_jobs_without_the_key_of_ensembles() -> None:
+    composed = composition.preview("eval", ["ckpt=run"])
+    older = {key: value for key, value in composed.config.items() if key != "ensemble"}
+    chosen = composed.config | {"ensemble": True}
+    now, before, other = (
+        plan.check(dataclasses.replace(composed, config=config), "eval")[0].digest
+        for config in (composed.config, older, chosen)
+    )
+    assert before == now != other
 
 
 def test_an_older_config_is_read_with_the_values_of_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

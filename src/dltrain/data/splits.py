@@ -126,8 +126,8 @@ def split_train_val(
     Args:
         val: fraction (0.1) or number (5000) of training examples held out to choose the best checkpoint; 0 for none
         limit: fraction or number of training examples to use; null for all
-        folds: number of parts for cross-validation; the seed does not change the division; null for none
-        fold: which of them, from 0, is the validation set in place of data.val; -m 'data.fold=range(5)' for all of 5
+        folds: number of parts that the training set is divided into, whatever the seed; null for no cross validation
+        fold: which of these parts, from 0, is the validation set in place of data.val
     """
     train = read_split(source, "train")
     if train is None:
