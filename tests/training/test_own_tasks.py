@@ -144,7 +144,7 @@ def summary(folder: Path) -> dict[str, Any]:
 def test_an_own_task_is_trained_evaluated_predicted_exported_and_reported_like_its_base(own: Command) -> None:
     folder = own("train", *QUICK, *ORDINAL, "+task.distance=0.5", "report=true").folder
     assert set(summary(folder)["test"]) == {"loss", "accuracy", "off_by"}
-    assert "confusion" in (folder / "report.html").read_text()
+    assert "Confusion matrix" in (folder / "report.html").read_text()
     result = own("eval", f"ckpt={folder}", "tta=flip", "trust=[own_tasks]", "--json")
     document = json.loads(result.out)
     assert {"off_by", "accuracy", "confusion"} <= set(document)
