@@ -212,7 +212,7 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
     [
         # Of the last batch one process has no example; a part of an update is as large as in one process or smaller.
         # Long runs of networks with max pooling diverge: rounding can make another pixel the largest (as with threads).
-        (2, ("model=lenet", "batch_size=179", "epochs=4", "optim.lr=0.1")),
+        (2, ("model=lenet", "batch_size=179", "epochs=4", "optim.lr=0.1", "data.augment=strong", "data.contrast=0.2")),
         pytest.param(
             3,
             ("model=mlp", "batch_size=30", "accumulate=3", "clip_norm=0.5", "epochs=20", "optim.lr=0.1"),
