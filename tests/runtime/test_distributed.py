@@ -212,7 +212,13 @@ def test_a_sweep_is_refused_under_torchrun(dltrain: Command, second: None, monke
     [
         # Of the last batch one process has no example; a part of an update is as large as in one process or smaller.
         # Long runs of networks with max pooling diverge: rounding can make another pixel the largest (as with threads).
-        (2, ("model=lenet", "batch_size=179", "epochs=4", "optim.lr=0.1", "metric=f1_macro")),
+        (
+            2,
+            (
+                *("model=lenet", "batch_size=179", "epochs=4", "optim.lr=0.1", "metric=f1_macro"),
+                *("data.augment=strong", "data.contrast=0.2"),
+            ),
+        ),
         # Ranks have other mixtures of classes, so that each has another sum of weights.
         (
             2,
