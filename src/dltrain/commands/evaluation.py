@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ log = logging.getLogger(__name__)
 SHOWN_CLASSES = 50
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it; `kind` is data and task."""
+
+    path: Path
+    kind: str
+    task: Task
+    classes: list[str]
+    targets: Tensor
+    outputs: Tensor  # (N, ...) on the CPU; empty unless they are analyzed or averaged
+    result: dict[str, Any]
+
+    @property
+    def score(self) -> list[float]:
+        return [value if math.isfinite(value) else -math.inf for value in self.task.score(self.result)]
+
+
 def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
@@ -45,92 +63,109 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     if is_ensemble and (isinstance(ckpt, str) or len(ckpt) < 2):
         raise ConfigError("ensemble=true: needs several checkpoints, as in 'ckpt=[A,B]'")
     if isinstance(ckpt, str):
-        result, *_ = _evaluate(ckpt, config)
+        result = _evaluate(ckpt, config).result
         _show(result)
         return result, result
     document: list[dict[str, Any]] = []
-    ranked: list[tuple[Task, dict[str, Any]]] = []
+    ranked: list[Evaluated] = []
     errors: list[UserError] = []
-    outputs: list[Tensor] = []
-    first: tuple[Any, ...] = ()
     for path in ckpt:
         try:
-            result, task, its_outputs, origin = _evaluate(path, config, first)
+            ranked.append(_evaluate(path, config, first=ranked[0] if ranked else None))
+            document.append(ranked[-1].result)
         except UserError as error:
             errors.append(error)
             document.append({"checkpoint": path, "error": str(error)})
             log.error("%s is left out: %s", path, error)
-            continue
-        first = first or origin
-        outputs += [its_outputs] * is_ensemble
-        document.append(result)
-        ranked.append((task, result))
-    if len(names := {result.get("metric") for _, result in ranked}) > 1:
+    members = [*ranked]
+    if len(names := {each.result.get("metric") for each in ranked}) > 1:
         log.warning("trained with different metrics (%s): ranked by the usual one", ", ".join(sorted(map(str, names))))
-        ranked = [(task.task if isinstance(task, WithMetric) else task, result) for task, result in ranked]
-    ranked.sort(key=lambda one: [x if math.isfinite(x) else -math.inf for x in one[0].score(one[1])], reverse=True)
+        ranked = [
+            replace(each, task=each.task.task if isinstance(each.task, WithMetric) else each.task) for each in ranked
+        ]
+    ranked.sort(key=lambda each: each.score, reverse=True)
     if ranked:
-        rows = {result["checkpoint"]: _metrics(result) for _, result in ranked}
+        rows = {each.result["checkpoint"]: _metrics(each.result) for each in ranked}
         console.show_metrics(f"{config.values['split']}, best first", rows)
     if errors:
         message = f"{len(errors)} of {len(document)} checkpoints could not be evaluated; the first: {errors[0]}"
         raise PartialFailure(message, errors[0].exit_code, document) from errors[0]
     if is_ensemble:
-        result, *_ = _evaluate(ckpt[0], config, members=outputs)
+        result = _ensemble(members, config)
         _show(result)
         return result | {"members": document}, result
-    return document, ranked[0][1]
+    return document, ranked[0].result
 
 
-def _evaluate(
-    ckpt: str, config: Config, first: tuple[Any, ...] = (), members: Sequence[Tensor] = ()
-) -> tuple[dict[str, Any], Task, Tensor, tuple[Any, ...]]:
-    """Return the result of one checkpoint, its task, its outputs, and its examples.
-
-    With the outputs of several `members` the result is that of their ensemble. Raises ConfigError for a checkpoint that
-    is ranked, or in an ensemble, with the `first` and has other examples.
-    """
+def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Evaluated:
+    """Evaluate one checkpoint; raise ConfigError if it is compared with a `first` one that has other examples."""
     began = time.perf_counter()
-    split, views = config.values["split"], config.values["tta"]
+    split, views, is_ensemble = (config.values[key] for key in ("split", "tta", "ensemble"))
     loaded = load_trained(ckpt, config)
     is_classification = loaded.task == "classification"
     if views != "none" and not is_classification:
         raise ConfigError(f"tta={views}: needs a classifier, {loaded.path} was trained with another task")
-    if config.values["ensemble"] and loaded.task not in ("classification", "regression"):
+    if is_ensemble and loaded.task not in ("classification", "regression"):
         raise ConfigError(f"ensemble=true: needs classification or regression, {loaded.path} has another task")
     task, examples, batches = _ready(loaded, config)
-    known, kind = loaded.content["data"], f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
-    origin = loaded.path, kind, known["classes"], examples.targets.tolist()
-    if first and (config.values["ensemble"] or split == "test") and origin[1:] != first[1:]:
-        problem = f"its {split} examples ({kind}) are not those of {first[0]} ({first[1]})"
-        raise ConfigError(f"{loaded.path}: {problem}. Evaluate it by itself")
+    classes, targets = loaded.content["data"]["classes"], examples.targets
+    kind = f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
+    if first is not None and (is_ensemble or split == "test"):
+        same = first.kind == kind and first.classes == classes and torch.equal(first.targets, targets)
+        if not same:
+            problem = f"its {split} examples ({kind}) are not those of {first.path} ({first.kind})"
+            raise ConfigError(f"{loaded.path}: {problem}. Evaluate it by itself")
     model = loaded.model if views == "none" else tta.AveragedViews(loaded.model, views)
     parts: list[Tensor] = []  # of the outputs, collected during `evaluate`, so that one pass suffices
-    if is_classification or config.values["ensemble"]:
+    if is_classification or is_ensemble:
         model.register_forward_hook(lambda module, inputs, output: parts.append(output.float().cpu()))
     with devices.memory_errors("Lower batch_size"):
-        metrics = {} if members else evaluate(model, batches, task, loaded.runtime)
+        metrics = evaluate(model, batches, task, loaded.runtime)
     outputs = torch.cat(parts) if parts else torch.empty(0)
-    if members:
-        outputs = tta.mean_log_probabilities(members) if is_classification else torch.stack([*members]).mean(dim=0)
-        loss = task.loss(outputs, outputs, examples.targets)
-        metrics = task.metrics(task.sums(loss[None], outputs[None], examples.targets[None])[0].tolist())
-    name = f"ensemble of {len(members)}" if members else str(loaded.path)
-    result: dict[str, Any] = {"checkpoint": name, "split": split, "tta": views}
-    result |= {"examples": len(examples.images), **metrics}
-    result |= {"metric": task.name} if isinstance(task, WithMetric) else {}
-    if is_classification:
-        analyzed = analysis.classified(outputs, examples.targets, known["classes"])
-        result |= {"classes": analyzed.pop("per_class"), **analyzed}
+    of_classes = classes if is_classification else None
+    result = {"checkpoint": str(loaded.path), **_result(metrics, task, outputs, targets, of_classes, config)}
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
     result |= system_info.environment()
-    path = loaded.path.parent / ("ensemble-" * bool(members) + file_name(loaded.path, split, views))
+    _write(loaded.path.parent / file_name(loaded.path, split, views), result)
+    return Evaluated(loaded.path, kind, task, classes, targets, outputs, result)
+
+
+def _ensemble(members: Sequence[Evaluated], config: Config) -> dict[str, Any]:
+    """Return the result of the mean probabilities, or of the mean outputs of a regression, of several checkpoints."""
+    first, outputs = members[0], [each.outputs for each in members]
+    is_classification = "classes" in first.result
+    mean = tta.mean_log_probabilities(outputs) if is_classification else torch.stack(outputs).mean(dim=0)
+    loss = first.task.loss(mean, mean, first.targets)
+    metrics = first.task.metrics(first.task.sums(loss[None], mean[None], first.targets[None])[0].tolist())
+    if getattr(first.task, "needs_outputs", False):
+        metrics |= first.task.output_metrics(mean, first.targets)  # type: ignore[attr-defined]
+    classes = first.classes if is_classification else None
+    result = first.result | _result(metrics, first.task, mean, first.targets, classes, config)
+    result |= {"checkpoint": f"ensemble of {len(members)}"}
+    result |= {"seconds": round(sum(each.result["seconds"] for each in members), 3)}
+    name = file_name(first.path, config.values["split"], config.values["tta"])
+    _write(first.path.parent / f"ensemble-{name}", result)
+    return result
+
+
+def _result(
+    metrics: dict[str, float], task: Task, outputs: Tensor, targets: Tensor, classes: list[str] | None, config: Config
+) -> dict[str, Any]:
+    """Return metrics and, with `classes`, the analysis of a classifier's outputs."""
+    result = {"split": config.values["split"], "tta": config.values["tta"], "examples": len(targets), **metrics}
+    result |= {"metric": task.name} if isinstance(task, WithMetric) else {}
+    if classes is not None:
+        analyzed = analysis.classified(outputs, targets, classes)
+        result |= {"classes": analyzed.pop("per_class"), **analyzed}
+    return result
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
     try:
         run_files.write_json(path, result)
         log.info("metrics %s", path)
     except OutputError as error:  # the folder of the run may be read-only: still print the result
         log.warning("%s", error)
-    return result, task, outputs, origin
 
 
 def analyze_checkpoint(config: Config) -> dict[str, Any]:
