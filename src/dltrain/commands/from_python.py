@@ -84,7 +84,7 @@ class TrainedNetwork:
     def __init__(self, loaded: TrainedModel) -> None:
         prediction.require_predictable(loaded)
         self._loaded, self.model, self.path, self.config = loaded, loaded.model.eval(), loaded.path, loaded.values
-        self.shape, self.classes = (tuple(loaded.content["data"][key]) for key in ("input_shape", "classes"))
+        self.shape, self.classes = tuple(loaded.content["data"]["input_shape"]), list(loaded.content["data"]["classes"])
         self._loader = build.evaluation_batches(
             Examples(torch.zeros(1, *self.shape), torch.zeros(1), ()), loaded.runtime, loaded.statistics, 1
         )

@@ -32,7 +32,8 @@ def sweep(overrides: Sequence[str]) -> Result:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line.strip())
-            print(line, end="", flush=True)
+            if not line.startswith("error: "):  # raised below
+                print(line, end="", flush=True)
     text, code = "\n".join(lines), process.returncode
     folder = next((Path(line.removeprefix(MARK)).parent for line in lines if line.startswith(MARK)), None)
     if code in SIGNALS.values():
