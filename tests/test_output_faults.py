@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,24 +68,18 @@ def test_an_exit_code_holds_whatever_the_streams_are(command: str, streams: str,
         assert "Traceback" not in Path("err").read_text()
 
 
-@pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Standard output and standard error, both full."""
-    with open("/dev/full", "w", encoding="utf-8") as out, open("/dev/full", "w", encoding="utf-8") as err:  # noqa: PTH123
-        for name, stream in (("stdout", out), ("stderr", err)):
-            for each in (name, f"__{name}__"):
-                monkeypatch.setattr(sys, each, stream)
-        yield
-        for stream in (sys.stdout, sys.stderr):
-            stream.close()
-
-
-@pytest.mark.usefixtures("run", "full")
+@pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("command", QUICK)
 def test_an_exit_code_holds_when_both_streams_are_full(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setattr(sys, "argv", ["dltrain", *command.split()])
+    for name in ("stdout", "stderr"):
+        stream = open("/dev/full", "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        monkeypatch.setattr(sys, name, stream)
+        monkeypatch.setattr(sys, f"__{name}__", stream)
     with pytest.raises(SystemExit) as stop:
         cli.console()
+    sys.stdout.close()
+    sys.stderr.close()
     assert stop.value.code == (COMMANDS[command] or FULL)
 
 
