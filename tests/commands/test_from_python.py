@@ -352,6 +352,22 @@ def test_a_result_is_plain_data_that_a_notebook_shows_as_the_page_of_the_run() -
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries around the kernel
+def test_a_notebook_shows_the_progress_of_a_run_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", str(Path(dltrain.__file__).parents[1]))
+    words = [*QUICK[:3], "report=true", "logger=none"]
+    cell = nbformat.v4.new_code_cell(f"import dltrain\ndltrain.train({words!r})")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output["text"] for output in cell.outputs if output["output_type"] == "stream")
+    assert "epoch 1/1" in printed and "│ test │" in printed
+    (shown,) = [output["data"] for output in cell.outputs if output["output_type"] == "execute_result"]
+    assert shown["text/html"].startswith("<iframe srcdoc=")
+
+
+@pytest.mark.slow
 def test_a_sweep_from_python_returns_its_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     found = dltrain.sweep(["optim.lr=0.1,0.2", *QUICK])
     assert [job["status"] for job in found["jobs"]] == ["limit_steps"] * 2
