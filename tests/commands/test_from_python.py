@@ -151,7 +151,7 @@ def test_a_run_within_another_mode_of_torch_gives_the_same_bits(name: str) -> No
 
 @pytest.mark.usefixtures("default_dtype")
 def test_a_run_and_a_prediction_with_another_default_dtype_work(image: Path) -> None:
-    assert dltrain.train(QUICK)["status"] == "limit_steps"
+    assert dltrain.train(QUICK)["status"] == "done"
     assert torch.get_default_dtype() == torch.float64
     assert dltrain.load("last").predict(image)["label"] in "0123456789"
 
@@ -370,7 +370,7 @@ def test_a_notebook_shows_the_progress_of_a_run_and_its_page(tmp_path: Path, mon
 @pytest.mark.slow
 def test_a_sweep_from_python_returns_its_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     found = dltrain.sweep(["optim.lr=0.1,0.2", *QUICK])
-    assert [job["status"] for job in found["jobs"]] == ["limit_steps"] * 2
+    assert [job["status"] for job in found["jobs"]] == ["done"] * 2
     assert all(Path(job["folder"], "summary.json").is_file() for job in found["jobs"])
     assert json.loads(json.dumps(found)) == found
     assert "sweep" in str(found._repr_html_()).lower()
