@@ -29,18 +29,13 @@ HELP = {"-h", "--help"}
 
 def console() -> None:
     """Run the command line of the console script, and exit with its code."""
-    code = 0
-    terminal.make_streams_usable()
-    try:
-        code = main(sys.argv[1:])
-        sys.stdout.flush()
-    except OSError as error:
-        # A reader such as `head` has ended, or the terminal was closed: nobody reads a message.
-        unread = isinstance(error, BrokenPipeError) or terminal.is_closed(sys.stdout.fileno())
-        terminal.discard_output(sys.stdout.fileno())
-        terminal.detach_if_closed()
-        if not unread:
-            code = _report_error(OutputError(f"standard output: could not be written ({error.strerror})"))
+    terminal.make_streams_last()
+    code = main(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if not code and (failure := getattr(sys.stdout, "failure", None)):
+        code = _report_error(OutputError(f"standard output: could not be written ({failure.strerror})"))
+        sys.stderr.flush()
     sys.exit(code)
 
 

@@ -45,20 +45,10 @@ def predict(config: Config) -> list[dict[str, Any]]:
     """
     values = config.values
     loaded = load_trained(values["ckpt"], config)
-    known, name = loaded.content["data"], loaded.task
-    if name not in ("classification", "regression"):
-        raise ConfigError(f"predict needs task=classification or regression, {loaded.path} was trained with {name}")
-    low, high = known.get("range") or (0, 1)
-    if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
-        raise ConfigError(
-            f"{loaded.path}: trained on values from {low:.4g} to {high:.4g}, not on bytes or values from 0 to 1\n"
-            "The bytes of an image file cannot be mapped to that range; use dltrain eval with such data"
-        )
+    known, name = loaded.content["data"], require_predictable(loaded)
+    require_bytes(loaded)
     paths = find(values["input"])
     classes, shape = known["classes"], known["input_shape"]
-    task = registry.partial_call("task", loaded.values["task"], class_counts=known.get("class_counts"))()
-    targets = torch.zeros(1, known["outputs"]) if name == "regression" else torch.zeros(1, dtype=torch.int64)
-    checks.check_fit(loaded.model, loaded.values["model"], task, targets, shape, len(classes))
     columns = [f"value_{number}" for number in range(1, known["outputs"] + 1)]
     if name == "classification":
         ranks = range(1, min(values["top_k"], len(classes)) + 1)
@@ -89,6 +79,28 @@ def predict(config: Config) -> list[dict[str, Any]]:
         message = f"input={values['input']}: no image can be read: {rows[0]['error']}"
         raise PartialFailure(message, InputError.exit_code, rows)
     return rows
+
+
+def require_predictable(loaded: TrainedModel) -> str:
+    """Return the task of a network; raise ConfigError for one that neither classifies nor predicts numbers."""
+    known, name = loaded.content["data"], loaded.task
+    if name not in ("classification", "regression"):
+        raise ConfigError(f"predict needs task=classification or regression, {loaded.path} was trained with {name}")
+    task = registry.partial_call("task", loaded.values["task"], class_counts=known.get("class_counts"))()
+    targets = torch.zeros(1, known["outputs"]) if name == "regression" else torch.zeros(1, dtype=torch.int64)
+    shape, outputs = known["input_shape"], len(known["classes"])
+    checks.check_fit(loaded.model, loaded.values["model"], task, targets, shape, outputs)
+    return name
+
+
+def require_bytes(loaded: TrainedModel) -> None:
+    """Raise ConfigError for a network that was not trained on bytes or values from 0 to 1."""
+    low, high = loaded.content["data"].get("range") or (0, 1)
+    if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
+        raise ConfigError(
+            f"{loaded.path}: trained on values from {low:.4g} to {high:.4g}, not on bytes or values from 0 to 1\n"
+            "The bytes of an image file cannot be mapped to that range; use dltrain eval with such data"
+        )
 
 
 def find(text: str) -> list[Path]:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.version import VersionBase
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,6 +40,8 @@ from dltrain.runtime.folders import expand_user
 
 # What Hydra raises for a command line that it cannot use.
 COMPOSE_ERRORS = HydraException, OmegaConfBaseException, ValueError
+LOCK = threading.RLock()  # Hydra's state is that of the process, not of a thread
+HYDRA_STATE = GlobalHydra, HydraConfig, VersionBase
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,23 @@ def parse(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]
 
 
 @contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Put aside, inside the `with` block, the state of a Hydra app that dltrain is used in."""
+    known: dict[Any, Any] = Singleton._instances
+    with LOCK:
+        outer = {kind: known.pop(kind) for kind in HYDRA_STATE if kind in known}
+        try:
+            yield
+        finally:
+            for kind in HYDRA_STATE:
+                known.pop(kind, None)
+            known.update(outer)
+
+
+@contextlib.contextmanager
 def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
     """Yield Hydra's loader of configs/ and then `config_dir`, within the limits of `hydra_sandbox`."""
-    with hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with _own_hydra(), hydra_sandbox(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         listed = loader.get_group_options
 
@@ -159,10 +178,7 @@ def sweeping(command: str, argv: list[str]) -> Iterator[Sweeping]:
 
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
-    """Compose the config of a subcommand and fill in its references, for `dltrain.train` from Python.
-
-    Raises ConfigError at the first mistake; the command line reports all.
-    """
+    """Compose the config of a subcommand and fill in its references. Raises ConfigError at the first mistake."""
     try:
         with hydra_loader() as loader:
             return resolve(compose_job(loader, command, hydra_argv(overrides)).config)

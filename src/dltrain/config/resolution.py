@@ -1,11 +1,12 @@
 """Turn a composed config into the one that a command takes: fill in references, check every key."""
 
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dltrain.config import validation
@@ -65,6 +66,17 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(" ".join(message.split())) from error
     assert isinstance(filled, dict)
     return with_text_keys(filled)
+
+
+def plain(value: Any) -> Any:
+    """Return a config that Python made as plain data, without OmegaConf's nodes, NumPy's numbers and paths."""
+    if isinstance(value, DictConfig | ListConfig):
+        value = OmegaConf.to_container(value, resolve=True)  # it may refer to nodes outside itself
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else getattr(value, "tolist", lambda: value)()
 
 
 def with_text_keys(config: dict[Any, Any]) -> dict[str, Any]:

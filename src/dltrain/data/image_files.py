@@ -59,7 +59,7 @@ def open_image(path: str | Path, *, channels: int, levels: Levels = None) -> Ima
             if opened.width * opened.height > (most := Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{opened.width}x{opened.height} pixels, at most {most:,} are read: shrink it first")
             ImageOps.exif_transpose(opened, in_place=True)  # a copy would make other threads wait
-            return _flatten(opened, "RGB" if channels == 3 else "L", levels)
+            return flatten(opened, channels, levels)
     except UnidentifiedImageError:
         raise ValueError(_unidentified(path)) from None
     except Exception as error:  # decoders raise nearly anything on damaged input
@@ -99,11 +99,11 @@ def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
     return channels_first(image).contiguous()
 
 
-def _flatten(image: Image.Image, mode: str, levels: Levels) -> Image.Image:
-    """Convert an image of any mode to L or RGB."""
+def flatten(image: Image.Image, channels: int, levels: Levels) -> Image.Image:
+    """Convert an image of any mode to L or RGB, with transparent parts on white."""
     if image.mode in DEEP_MODES:  # Pillow would clip these at 255
         image = Image.fromarray(to_bytes(numpy.asarray(image, dtype=numpy.float64), image.mode, levels))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)
+    return (image.convert("RGB") if image.mode == "LAB" else image).convert("RGB" if channels == 3 else "L")

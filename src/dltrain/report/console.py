@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -67,14 +67,6 @@ class Sparkline:
         return "".join(BLOCKS[round((mean - low) * scale)] for mean in self.means)
 
 
-class _Lines(logging.StreamHandler[TextIO]):
-    """Writes plain lines; if stdout is closed the run continues, and train.log has all lines."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
 class _TerminalLines(RichHandler):
     """Writes lines to a terminal; one that is too wide is reduced to the parts that fit, if it has parts."""
 
@@ -82,10 +74,6 @@ class _TerminalLines(RichHandler):
         line = super().format(record)
         parts = getattr(record, PARTS, None)
         return terminal.fit_parts(parts, self.console.width) if parts and len(line) > self.console.width else line
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
 
 
 def start_logging() -> None:
@@ -95,7 +83,7 @@ def start_logging() -> None:
     logger.propagate = False  # the root logger belongs to the program that imports dltrain
     for old in [handler for handler in logger.handlers if handler.name == CONSOLE]:
         logger.removeHandler(old)
-    handler: logging.Handler = _Lines(sys.stdout)
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if terminal.is_interactive(sys.stdout):
         handler = _TerminalLines(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
     handler.set_name(CONSOLE)
@@ -242,12 +230,16 @@ def new_table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table
 def show_table(table: Table) -> None:
     """Print a table, at its full width if there is no terminal to fit into."""
     with contextlib.suppress(OSError):  # as for lines
-        if not (sys.stdout.encoding or "utf-8").lower().startswith("utf"):  # it lacks the characters for boxes
+        if (
+            not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+        ):  # it lacks the characters for boxes
             table.box = box.ASCII2
         if terminal.is_interactive(sys.stdout):
             Console(markup=False).print(table)  # brackets in a path or the name of a class are not colours
             return
         text = io.StringIO()
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-        Console(file=text, width=columns, markup=False, force_terminal=False).print(table)
+        columns = shutil.get_terminal_size().columns if terminal.is_terminal(sys.stdout) else 200
+        # Not as HTML in a notebook: that would not go to `text`.
+        plain = Console(file=text, width=columns, markup=False, force_terminal=False, force_jupyter=False)
+        plain.print(table)
         print(text.getvalue(), end="")

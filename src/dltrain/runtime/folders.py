@@ -50,6 +50,15 @@ def newest_first(*bases: Path) -> list[Path]:
     return sorted(folders, key=numbers, reverse=True)
 
 
+def find_run(name: str | Path) -> Path:
+    """Return the folder or file that a name means: `last` is the newest run in outputs/. Raises InputError."""
+    if str(name) != "last":
+        return expand_user(name)
+    if not (runs := newest_first(Path("outputs"))):
+        raise InputError("last: outputs/ contains no run. Give the folder of one")
+    return runs[0]
+
+
 def safe_name(text: str) -> str:
     """Make a text safe as part of a file name: no separators, not too long."""
     kept = re.sub(r"[^\w.,=+-]+", "_", text).strip("._")

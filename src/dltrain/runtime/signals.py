@@ -5,7 +5,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from dltrain.runtime import terminal
 from dltrain.runtime.errors import InputError, OutputError, UserError, typed_line, user_line
 
 # Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
@@ -47,13 +46,9 @@ def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
 
 
 def _outlive_terminal(number: int) -> None:
-    """After SIGHUP, discard output if the terminal is closed, and ignore further SIGHUPs.
-
-    A closing shell sends one to its jobs and the system another; a second one does not mean an impatient user.
-    """
+    """Ignore further SIGHUPs: a closing shell sends one to its jobs, and the system another."""
     if number == signal.SIGHUP:
         signal.signal(number, signal.SIG_IGN)
-        terminal.detach_if_closed()
 
 
 @contextlib.contextmanager

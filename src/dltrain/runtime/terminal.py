@@ -1,28 +1,67 @@
 """Query a terminal: is it interactive, is it closed, what fits in a line. Knows streams and text only."""
 
+import contextlib
 import errno
 import io
 import os
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 
-def make_streams_usable() -> None:
-    """Make printing never fail: replace a closed stream by devnull, and characters that the encoding lacks by ?."""
+class LastingStream(io.TextIOWrapper):
+    """A standard stream whose writes never fail: from the first that does, output is discarded.
+
+    `failure` is its error, None if nobody reads a message: a reader such as `head` has ended, a terminal was closed.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        with self._discarding():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._discarding():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError) and not is_closed(self.fileno()):
+                self.failure = error
+            discard_output(self.fileno())
+
+
+def make_streams_last() -> None:
+    """Make printing never fail: discard what cannot be written, and print ? for characters that the encoding lacks."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            devnull = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  (open until exit)
-            setattr(sys, name, devnull)
-            setattr(sys, f"__{name}__", devnull)
-        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  (open until exit)
+        elif type(stream) is io.TextIOWrapper:
+            errors, buffering = (
+                (stream.errors or "strict").replace("strict", "replace"),
+                (stream.line_buffering, stream.write_through),
+            )
+            stream = LastingStream(stream.detach(), stream.encoding, errors, None, *buffering)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """True if a stream belongs to a terminal; a program's own stream need not have `isatty`."""
+    return hasattr(stream, "isatty") and stream.isatty()
 
 
 def is_interactive(stream: TextIO) -> bool:
     """True if control codes may be written: a terminal that knows them and no NO_COLOR (no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    return is_terminal(stream) and not plain
 
 
 def is_closed(descriptor: int) -> bool:
@@ -32,13 +71,6 @@ def is_closed(descriptor: int) -> bool:
     except termios.error as error:
         return bool(error.args[0] == errno.EIO)
     return False
-
-
-def detach_if_closed() -> None:
-    """Discard further output if its terminal was closed, so that the run can end in order."""
-    for descriptor in (1, 2):
-        if is_closed(descriptor):
-            discard_output(descriptor)
 
 
 def discard_output(descriptor: int) -> None:

@@ -1,6 +1,5 @@
 """Progress of a sweep: a live view on a terminal, plain lines elsewhere."""
 
-import contextlib
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -67,11 +66,10 @@ class View:
 
     def log(self, line: str) -> None:
         """Print a line, above the live view if there is one."""
-        with contextlib.suppress(OSError):  # a sweep continues without a reader of its output
-            if self.live is not None:
-                self.live.console.print(Text(printable(line)))
-            else:
-                print(printable(line), flush=True)
+        if self.live is not None:
+            self.live.console.print(Text(printable(line)))
+        else:
+            print(printable(line), flush=True)
 
     def refresh(self) -> None:
         """Redraw the live view if enough time has passed."""
