@@ -27,6 +27,7 @@ STORED: dict[str, Any] = {
     "trust": [],
     "resume": None,
 }
+STORED = saved_config.with_added(STORED)
 
 
 def given(**changes: Any) -> dict[str, Any]:
@@ -159,3 +160,8 @@ def test_every_package_needs_trust() -> None:
 
 def test_built_in_code_needs_no_trust() -> None:
     assert saved_config.require_trusted(STORED, []) is None
+
+
+def test_a_data_file_of_ones_own_may_lack_the_keys_that_were_added() -> None:
+    own = {"name": "mnist", "root": "there", "val": 0.1}
+    assert saved_config.resume_config(STORED, given(data=own), ["data"])["data"] == STORED["data"] | own

@@ -92,7 +92,7 @@ def resume_config(stored: dict[str, Any], given: dict[str, Any], typed: Collecti
     if unfit := [key for key in typed if key in ("experiment", "init", "name")]:
         raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
     stored = with_added(stored)
-    joined = merge_overrides(stored, given, [key for key in typed if key not in ("resume", "trust")])
+    joined = with_added(merge_overrides(stored, given, [key for key in typed if key not in ("resume", "trust")]))
     before, after = _leaves(stored), _leaves(joined)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if fixed := [key for key in changed if key in FIXED_GROUPS or key.partition(".")[0] in FIXED]:
