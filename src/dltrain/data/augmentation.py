@@ -164,21 +164,19 @@ def sample_epoch(
     if keys.policy:
         numbers = uniform(2, 1)
         strengths.scatter_(1, (strengths.shape[1] * numbers[:, :1]).long(), 2 * numbers[:, 1:] - 1)
-    angles = geometric.ROTATION * strengths[:, 0]
-    if keys.rotate:
-        angles += torch.empty(count).uniform_(-1, 1, generator=generator) * math.radians(keys.rotate)
-    maps = geometric.affine_maps(angles, strengths[:, 1:5], *images.shape[2:])
+    if keys.policy or keys.resized_crop or keys.rotate or keys.elastic:
+        angles = geometric.ROTATION * strengths[:, 0]
+        if keys.rotate:
+            angles += torch.empty(count).uniform_(-1, 1, generator=generator) * math.radians(keys.rotate)
+        found["maps"] = geometric.affine_maps(angles, strengths[:, 1:5], *images.shape[2:])
     if keys.resized_crop:
         first, sides = _boxes(uniform(4, 2), keys.resized_crop, 1, RATIO)
-        maps = sides.unsqueeze(2) * maps
-        maps[:, :, 2] += (first + sides / 2 - 0.5) * size
-    if keys.elastic or (maps != torch.eye(2, 3)).any():
-        found["maps"] = maps
+        found["maps"] = sides.unsqueeze(2) * found["maps"]
+        found["maps"][:, :, 2] += (first + sides / 2 - 0.5) * size
     amounts = [keys.brightness or 0, keys.contrast or 0, keys.saturation or 0]
-    factors = 1 + 0.9 * strengths[:, 5:-1]
-    factors[:, :3] *= 1 + (2 * uniform(3, 3) - 1) * torch.tensor(amounts)
-    if (factors != 1).any():
-        found["factors"] = factors
+    if keys.policy or any(amounts):
+        found["factors"] = 1 + 0.9 * strengths[:, 5:-1]
+        found["factors"][:, :3] *= 1 + (2 * uniform(3, 3) - 1) * torch.tensor(amounts)
     if keys.cutout:
         first = (torch.rand(count, 2, generator=generator) * size).long() - keys.cutout // 2
         found["holes"] = torch.stack([first, first + keys.cutout], dim=2).flatten(1)
