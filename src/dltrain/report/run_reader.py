@@ -1,7 +1,8 @@
 """Reads the folder of a run as plain data; the folder may be untrusted, and no code in it is executed."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,26 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read the files of a run. Raises InputError with the file that cannot be read."""
     origins = {str(key): str(value) for key, value in _object(folder / ".hydra" / "origins.json").items()}
-    return RunRecord(
-        folder,
-        _object(folder / "summary.json"),
-        read_records(folder / "metrics.jsonl"),
-        _object(folder / "analysis.json"),
-        origins,
-    )
+    records = read_records(folder / "metrics.jsonl")
+    summary = _object(folder / "summary.json") or so_far(records)
+    return RunRecord(folder, summary, records, _object(folder / "analysis.json"), origins)
+
+
+def so_far(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a summary would say of a run that has none, as it was killed or still runs."""
+
+    def score(record: Mapping[str, Any]) -> float:
+        accuracy, loss = record.get("accuracy"), record.get("loss")
+        return accuracy if is_finite(accuracy) else -loss if is_finite(loss) else -math.inf  # type: ignore
+
+    validated = [record for record in records if record.get("split") == "val"]
+    best = {"best": dict(max(validated, key=score))} if validated else {}
+    return {"status": "not done", **best, "steps": records[-1].get("step") if records else None}
+
+
+def is_finite(value: Any) -> bool:
+    """True for a finite number, which can be plotted and compared."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_origins(

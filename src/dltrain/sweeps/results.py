@@ -1,24 +1,30 @@
-"""Results of a sweep: results.csv with a row for each job, and the ranked table at its end."""
+"""Results of a sweep: results.csv with a row for each job, and the ranked tables of runs on a terminal."""
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich import box
 from rich.table import Table
 
 from dltrain.config.hints import is_number
-from dltrain.report.console import format_number, new_table, show_table
-from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed
+from dltrain.report import console
+from dltrain.report.console import show_table
+from dltrain.report.run_rows import Metric, RunGroup, RunRow
+from dltrain.report.run_table import GAP, Column, fitting, run_columns, seed_columns
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
 
 SPLITS = ("train_", "val_", "test_")
-MOST_ROWS = 30  # of a table on the terminal; results.csv has them all
+MOST_ROWS = 30  # of a table on the terminal
+MOST_NAMES = 8  # of columns that are left out
 
 
 def row(entry: Entry) -> dict[str, Any]:
@@ -50,57 +56,41 @@ def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
     return sorted((entry for entry in entries if entry.outcome), key=lambda entry: by.key(entry.metrics))
 
 
-def names_of(metrics: Iterable[Mapping[str, float]], by: Metric) -> list[str]:
-    """Return the names of all metrics, with `by` first."""
-    return sorted(dict.fromkeys(name for values in metrics for name in values), key=lambda name: name != by.name)
+def show(groups: Sequence[RunGroup], noun: str, where: str, asked: Collection[str] = ()) -> None:
+    """Print a table of each group of runs and, where runs differ only in their seed, one of the means over seeds.
+
+    Args:
+        noun: what a run is called, such as job
+        where: the file that has the rows that are left out
+        asked: columns that are always printed, or `all`
+    """
+    advice = " or ".join(filter(None, ("--columns=NAME,…" if noun == "run" else "", where)))
+    for group in groups:
+        _print(group.title(noun), run_columns(group), asked, where, advice)
+        if group.seeds:
+            title = f"over seeds: mean ± half of its 95 % interval (of 3 or more), best {group.by.name} first"
+            _print(title, seed_columns(group), asked, where, advice)
 
 
-def table(entries: Sequence[Entry], by: Metric) -> Table:
-    """Return the ranked table of the jobs that have ended, without the overrides that all share."""
-    ended = ranked(entries, by)
-    failed = sum(entry.failed for entry in ended)
-    names = names_of((entry.metrics for entry in ended), by)
-    shared = set.intersection(*(set(entry.overrides) for entry in ended)) if len(ended) > 1 else set()
-    best = f", best {by.name} first" if by.name in names else ""
-    jobs = f"{len(ended)} job{'s' * (len(ended) != 1)}"
-    table = new_table(f"{jobs}, {failed} failed{best}", ("job", "overrides", "status"), (*names, "seconds"))
-    for entry in ended[:MOST_ROWS]:
-        values = row(entry)
-        metrics = [format_number(values[name]) if name in values else "" for name in names]
-        overrides = " ".join(override for override in entry.overrides if override not in shared)
-        status, seconds = printable(values["status"]), f"{values['seconds']:.1f}"
-        table.add_row(str(entry.number), printable(overrides), status, *metrics, seconds)
-    if len(ended) > MOST_ROWS:
-        table.caption = f"{len(ended) - MOST_ROWS} more in results.csv"
-    return table
-
-
-def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, most: int | None = None) -> Table:
-    """Return a table of means over seeds with their 95 % intervals, the best first, of at most `most` rows."""
-    ordered = sorted(groups, key=lambda group: by.key(group.mean))
-    names = names_of((group.mean for group in ordered), by)
-    table = new_table("over seeds: mean ± half of its 95 % interval", ["overrides"], ["n", *names])
-    for group in ordered[:most]:
-        metrics = [with_spread(group, name) if name in group.mean else "" for name in names]
-        table.add_row(printable(group.label(keys)) or "all", str(group.count), *metrics)
-    if most is not None and len(ordered) > most:
-        table.caption = f"{len(ordered) - most} more in report.html"
-    return table
-
-
-def with_spread(group: SeedGroup, name: str) -> str:
-    """Return a mean as text, such as 0.9812 ± 0.0031."""
-    spread = group.spread[name]
-    return format_number(group.mean[name]) + ("" if math.isnan(spread) else f" ± {format_number(spread)}")
-
-
-def show(entries: Sequence[Entry], jobs: Sequence[RunRow], by: Metric) -> None:
-    """Print the ranked table and, if jobs differ only in their seed, the means over seeds."""
-    show_table(table(entries, by))
-    keys = differing_keys(jobs)
-    groups = group_by_seed(jobs, keys)
-    if any(group.count > 1 for group in groups):
-        show_table(seed_table(groups, keys, by, MOST_ROWS))
+def _print(title: str, columns: Sequence[Column], asked: Collection[str], where: str, advice: str) -> None:
+    rows = len(columns[0].texts)
+    columns = [replace(column, texts=column.texts[:MOST_ROWS]) for column in columns]
+    width = console.columns()
+    kept = fitting(columns, width, asked)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    for column in kept:
+        head = "\n".join(map(printable, column.head.split("\n")))
+        table.add_column(head, justify="right" if column.is_number else "left", overflow="fold")
+    for texts in zip(*(column.texts for column in kept), strict=True):
+        table.add_row(*texts)
+    notes = [f"{rows - MOST_ROWS} more rows: {where}"] if rows > MOST_ROWS else []
+    left = sorted((column for column in columns if column not in kept), key=lambda column: column.rank)
+    if left:
+        names = [column.name for column in left[:MOST_NAMES]] + ["…"] * (len(left) > MOST_NAMES)
+        notes.append(f"{len(left)} more column{'s' * (len(left) != 1)} ({', '.join(names)}): {advice}")
+    print("\n".join(textwrap.wrap(printable(title), width)))
+    show_table(table, max(width, sum(column.width + GAP for column in kept)) if asked else width)
+    print(*(line for note in notes for line in textwrap.wrap(printable(note), width)), "", sep="\n")
 
 
 def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:

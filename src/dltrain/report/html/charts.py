@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dltrain.report.run_reader import is_finite as finite
+
 Spec = dict[str, Any]
 Record = Mapping[str, Any]
 
 MOST_POINTS = 400  # of a curve; a screen shows no more
-MOST_POINTS_OF_ALL = 5_000  # of the curves of many runs: 500 runs stay below two seconds to open
+FEW = 10  # points of a curve that are drawn as such
 MOST_LABELS = 20  # classes up to which a confusion matrix has its counts written into it
 
 
@@ -17,11 +19,6 @@ def thinned(points: Sequence[Any], most: int = MOST_POINTS) -> list[Any]:
     if len(points) <= most:
         return list(points)
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
-
-
-def finite(value: Any) -> bool:
-    """True for a finite number, which can be plotted."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
@@ -33,7 +30,6 @@ def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
         values += [{"x": record["epoch"], "y": record[key], "s": split} for record in thinned(chosen)]
     if not values:
         return None
-    few = len(values) <= 60
     return {
         **_frame(f"{title} over epochs", values),
         "encoding": {
@@ -44,14 +40,17 @@ def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
         },
         "layer": [
             {"mark": {"type": "line"}},
-            {"mark": {"type": "point", "filled": True, "size": 30, "opacity": 1 if few else 0}},
+            {"mark": {"type": "point", "filled": True, "size": 30, "opacity": 1 if len(values) <= 6 * FEW else 0}},
         ],
     }
 
 
-def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Spec | None:
-    """Return a chart of a metric of several runs over epochs, coloured by the last value; None without data."""
-    most = max(5, min(100, MOST_POINTS_OF_ALL // max(len(curves), 1)))
+def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, most: int) -> Spec | None:
+    """Return a chart of a metric of several runs over epochs, coloured by the last value; None without data.
+
+    It has about `most` points.
+    """
+    most = max(5, min(100, most // max(len(curves), 1)))
     values = []
     for label, points in curves.items():
         plotted = [(x, y) for x, y in points if finite(x) and finite(y)]
@@ -60,10 +59,9 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
         ]
     if not values:
         return None
-    single = all(len(points) < 2 for points in curves.values())
     return {
         **_frame(f"{title} over epochs, a line for each run", values, 320),
-        "mark": {"type": "point" if single else "line", "strokeWidth": 1.2, "opacity": 0.8},
+        "mark": {"type": "line", "strokeWidth": 1.2, "opacity": 0.8, "point": len(values) <= FEW * len(curves)},
         "encoding": {
             "x": _quantity("x", "epoch"),
             "y": _quantity("y", title),
