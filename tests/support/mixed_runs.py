@@ -58,7 +58,12 @@ def mixed_rows(count: int) -> list[RunRow]:
     rows = []
     for number in range(count):
         end = 0.5 + 0.5 * random.Random(number).random()
-        metrics = {"test_loss": 1 - end / 2, "test_accuracy": end - 0.01234, "val_loss": 1 - end / 2, "val_accuracy": end}
+        metrics = {
+            "test_loss": 1 - end / 2,
+            "test_accuracy": end - 0.01234,
+            "val_loss": 1 - end / 2,
+            "val_accuracy": end,
+        }
         rows.append(RunRow(Path(str(number)), f"run {number}", leaves(mixed_config(number)), "done", metrics, 12.5))
     return rows
 
@@ -68,7 +73,11 @@ def _write(folder: Path, number: int, epochs: int) -> Path:
     config, end = mixed_config(number), 0.5 + 0.5 * draw.random()
     if number % 7 == 6:
         config["model"] = {"name": "shop.nets.Wide", "width": 32}
-    run = folder / f"2026-11-{number % 28 + 1:02}" / f"{number // 60 % 24:02}-{number % 60:02}-00{'-trial' * (number % 5 == 4)}"
+    run = (
+        folder
+        / f"2026-11-{number % 28 + 1:02}"
+        / f"{number // 60 % 24:02}-{number % 60:02}-00{'-trial' * (number % 5 == 4)}"
+    )
     (run / ".hydra").mkdir(parents=True)
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     score = "r2" if config["task"]["name"] == "regression" else "accuracy"

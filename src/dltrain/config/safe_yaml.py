@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> Any:
     """Return the values of a YAML file of unknown origin. Raises UnsafeConfig that names the file."""
     text = checked_yaml(path, _FastBase)
     try:
-        return yaml.load(text, Loader=_FastSafe)  # noqa: S506  (it is a safe loader)
+        return yaml.load(text, Loader=_FastSafe)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
 
@@ -48,7 +48,7 @@ def checked_yaml(path: Path, loader: Any = _Loader) -> str:
             raise UnsafeConfig(f"no file of at most {LONGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
         if loader is _Loader or _has_aliases(text):
-            refuse_bomb(yaml.load(text, Loader=loader))  # noqa: S506  (a base loader, which makes texts only)
+            refuse_bomb(yaml.load(text, Loader=loader))
         return text
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None

@@ -237,14 +237,14 @@ def columns() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
 
 
-def show_table(table: Table, width: int | None = None) -> None:
-    """Print a table within `width` columns, by default those of the terminal."""
+def show_table(table: Table) -> None:
+    """Print a table, at its full width if there is no terminal to fit into."""
     with contextlib.suppress(OSError):  # as for lines
         if not (sys.stdout.encoding or "utf-8").lower().startswith("utf"):  # it lacks the characters for boxes
-            table.box = table.box and box.ASCII2
+            table.box = box.ASCII2
         if terminal.is_interactive(sys.stdout):
-            Console(markup=False, width=width).print(table)  # brackets in a path or a class name are not colours
+            Console(markup=False).print(table)  # brackets in a path or the name of a class are not colours
             return
         text = io.StringIO()
-        Console(file=text, width=width or columns(), markup=False, force_terminal=False).print(table)
+        Console(file=text, width=columns(), markup=False, force_terminal=False).print(table)
         print(text.getvalue(), end="")

@@ -101,7 +101,8 @@ class RunGroup:
         what = ", ".join(filter(None, (self.data, *(models if len(models) == 1 else ()))))
         failed = sum(run.status == "failed" for run in self.runs)
         best = f", best {self.by.name} first" if any(self.by.name in run.metrics for run in self.runs) else ""
-        return f"{what and f'{what}: '}{len(self.runs)} {noun}{'s' * (len(self.runs) != 1)}, {failed} failed{best}"
+        failures = f", {failed} failed" if failed or noun == "job" else ""
+        return f"{what and f'{what}: '}{len(self.runs)} {noun}{'s' * (len(self.runs) != 1)}{failures}{best}"
 
 
 def group_by_data(runs: Sequence[RunRow], by: Metric | None = None) -> list[RunGroup]:

@@ -1,6 +1,8 @@
 """Columns of a table of runs, each with a rank by which those that do not fit are left out. Knows no terminal."""
 
+import functools
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +37,7 @@ class Column:
         first, dot, last = self.name.rpartition(".")
         return f"{first}\n.{last}" if dot else self.name.replace("_", "\n", 1)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """The width in cells of a terminal."""
         return max(map(cell_len, [*self.head.split("\n"), *self.texts]))
@@ -117,8 +119,14 @@ def mean_text(mean: float, spread: float) -> str:
 
 
 def _texts(name: str, rank: float, values: Sequence[Any]) -> Column:
-    texts = [printable(value_text(value)) for value in values]
-    return Column(name, rank, values, [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in texts])
+    return Column(name, rank, values, [shortened(printable(value_text(value))) for value in values])
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Return a text of at most `longest` characters, the end of a path and the beginning of anything else."""
+    if len(text) <= longest:
+        return text
+    return f"…{text[1 - longest :]}" if re.search(r"[/\\]|^\d\d-", text) else f"{text[: longest - 1]}…"
 
 
 def _columns(

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -10,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich import box
-from rich.table import Table
+from rich.cells import cell_len
 
 from dltrain.config.hints import is_number
 from dltrain.report import console
-from dltrain.report.console import show_table
 from dltrain.report.run_rows import Metric, RunGroup, RunRow
-from dltrain.report.run_table import GAP, Column, fitting, run_columns, seed_columns
+from dltrain.report.run_table import GAP, Column, fitting, run_columns, seed_columns, shortened
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
 
 SPLITS = ("train_", "val_", "test_")
 MOST_ROWS = 30  # of a table on the terminal
+MOST_OF_NAME = 20  # characters of a run's name that are never cut
 MOST_NAMES = 8  # of columns that are left out
 
 
@@ -73,24 +73,34 @@ def show(groups: Sequence[RunGroup], noun: str, where: str, asked: Collection[st
 
 
 def _print(title: str, columns: Sequence[Column], asked: Collection[str], where: str, advice: str) -> None:
-    rows = len(columns[0].texts)
+    """Print the columns that fit into the terminal and, if some do not, which these are."""
+    width, rows = console.columns(), len(columns[0].texts)
+    longest = max(MOST_OF_NAME, width // 3)
     columns = [replace(column, texts=column.texts[:MOST_ROWS]) for column in columns]
-    width = console.columns()
+    columns[0] = replace(columns[0], texts=[shortened(text, longest) for text in columns[0].texts])
     kept = fitting(columns, width, asked)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
-    for column in kept:
-        head = "\n".join(map(printable, column.head.split("\n")))
-        table.add_column(head, justify="right" if column.is_number else "left", overflow="fold")
-    for texts in zip(*(column.texts for column in kept), strict=True):
-        table.add_row(*texts)
+    heads = zip(*(["", *column.head.split("\n")][-2:] for column in kept), strict=True)
+    lines = [*textwrap.wrap(printable(title), width), *(_line(kept, map(printable, texts)) for texts in heads)]
+    lines.append("─" * (sum(column.width + GAP for column in kept) - GAP))
+    lines += [_line(kept, texts) for texts in zip(*(column.texts for column in kept), strict=True)]
     notes = [f"{rows - MOST_ROWS} more rows: {where}"] if rows > MOST_ROWS else []
     left = sorted((column for column in columns if column not in kept), key=lambda column: column.rank)
     if left:
-        names = [column.name for column in left[:MOST_NAMES]] + ["…"] * (len(left) > MOST_NAMES)
-        notes.append(f"{len(left)} more column{'s' * (len(left) != 1)} ({', '.join(names)}): {advice}")
-    print("\n".join(textwrap.wrap(printable(title), width)))
-    show_table(table, max(width, sum(column.width + GAP for column in kept)) if asked else width)
-    print(*(line for note in notes for line in textwrap.wrap(printable(note), width)), "", sep="\n")
+        shown = ", ".join([column.name for column in left[:MOST_NAMES]] + ["…"] * (len(left) > MOST_NAMES))
+        notes.append(f"{len(left)} more column{'s' * (len(left) != 1)} ({shown}): {advice}")
+    lines += [line for note in notes for line in textwrap.wrap(printable(note), width)]
+    if not (sys.stdout.encoding or "utf-8").lower().startswith("utf"):  # it lacks the character of the rule
+        lines = [line.replace("─", "-") for line in lines]
+    print(*lines, "", sep="\n")
+
+
+def _line(columns: Iterable[Column], texts: Iterable[str]) -> str:
+    """Return a line of a table: texts to the left of their columns, numbers to the right."""
+    cells = []
+    for column, text in zip(columns, texts, strict=True):
+        blanks = " " * (column.width - cell_len(text))
+        cells.append(blanks + text if column.is_number else text + blanks)
+    return (" " * GAP).join(cells).rstrip()
 
 
 def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:

@@ -19,6 +19,7 @@ class Progress:
     latest: dict[str, dict[str, float]] = field(default_factory=dict)  # metrics by split
     stale_epochs: int = 0
     train_seconds: float = 0.0
+    total_seconds: float = 0.0  # until the checkpoint; 0 in one of before 2026-12
     examples_per_second: float = 0.0  # of the fastest epoch so far
     epoch_examples: int = 0
     epoch_seconds: float = 0.0

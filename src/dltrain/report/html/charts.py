@@ -1,6 +1,5 @@
 """Charts as Vega-Lite 6 specifications: data in, plain dicts out. page.js sets colours and fonts."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,8 +85,10 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
             {"t": true, "p": claimed, "n": count, "r": count / total}
             for claimed, count in zip(classes, row, strict=True)
         ]
-    axis = {"labelOverlap": True}
-    across = {**axis, "labelAngle": 0 if all(len(name) <= 4 for name in classes) else -45}
+    few = len(classes) <= MOST_LABELS
+    size: Spec = {} if few else {"width": {"step": 13}, "height": {"step": 13}}  # every class is named
+    axis = {"labelOverlap": False, "labelFontSize": 10}
+    across = {**axis, "labelAngle": 0 if few and all(len(name) <= 2 for name in classes) else -90}
     cells: Spec = {
         "mark": {"type": "rect"},
         "encoding": {
@@ -100,17 +101,22 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
         "mark": {"type": "text", "fontSize": 11},
         "encoding": {
             "text": {"field": "n", "format": ",d"},
-            "color": {"condition": {"test": "datum.r > 0.35", "value": "white"}},
+            # Black or white, whichever differs more from the cell; page.js says whether the page is dark.
+            "color": {
+                "condition": {"test": "(datum.r > (dark ? 0.4 : 0.76)) != dark", "value": "white"},
+                "value": "black",
+            },
         },
     }
     return {
         **_frame("Confusion matrix: true classes by predicted ones", values, 340),
+        **size,
         "encoding": {
             "x": {"field": "p", "type": "nominal", "title": "predicted", "sort": None, "axis": across},
             "y": {"field": "t", "type": "nominal", "title": "true", "sort": None, "axis": axis},
             "tooltip": [_tip("t", "true"), _tip("p", "predicted"), _tip("n", "examples"), _tip("r", "of the row")],
         },
-        "layer": [cells, numbers] if len(classes) <= MOST_LABELS else [cells],
+        "layer": [cells, numbers] if few else [cells],
     }
 
 
@@ -136,7 +142,19 @@ def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
         "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "tooltip": None},
         "encoding": {"x": {"field": "a", **fraction}, "y": {"field": "y", **fraction}},
     }
-    return {**_frame("Reliability: accuracy by confidence", values, 300), "layer": [bars, diagonal]}
+    counts: Spec = {
+        "transform": [{"calculate": "(datum.a + datum.b) / 2", "as": "c"}],
+        "mark": {"type": "text", "dy": -6, "fontSize": 9, "tooltip": None},
+        "encoding": {
+            "x": {"field": "c", **fraction},
+            "y": {"field": "y", **fraction},
+            "text": {"field": "n", "format": ".2~s"},
+        },
+    }
+    return {
+        **_frame("Reliability: accuracy by confidence, with the number of examples", values, 300),
+        "layer": [bars, diagonal, counts],
+    }
 
 
 def points(pairs: Iterable[Sequence[float]]) -> Spec:
@@ -165,12 +183,12 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
     """
     numbers = [value["x"] for value in values]
     x: Spec = {"field": "x", "title": key}
-    if all(map(finite, numbers)):
+    few = len(set(map(str, numbers))) <= FEW
+    if all(map(finite, numbers)) and not few:
         wide = min(numbers) > 0 and max(numbers) / min(numbers) >= 8
         x |= {"type": "quantitative", "scale": {"type": "log"} if wide else {"zero": False, "padding": 10}}
     else:
-        x |= {"type": "nominal", "sort": None, "axis": {"labelAngle": 0, "labelOverlap": True}}
-        values = [{**value, "x": str(value["x"])} for value in values]
+        x |= {"type": "ordinal", "sort": "ascending", "axis": {"labelAngle": 0, "labelOverlap": True}}
     tips = [_tip("label", "runs"), _tip("x", key), _tip("y", title), _tip("n", "n")]
     y = {"type": "quantitative", "scale": {"domain": _domain([value["y"] for value in values]), "nice": True}}
     point: Spec = {
@@ -183,6 +201,7 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
         "encoding": {"y": {"field": "lo", **y, "title": title}, "y2": {"field": "hi"}},
     }
     color = {"color": {"field": "g", "type": "nominal", "title": coloured, "sort": None}} if coloured else {}
+    color |= {"xOffset": {"field": "g"}} if coloured and few else {}  # side by side
     layers = [interval, point] if any("lo" in value for value in values) else [point]
     return {**_frame(f"{title} against {key}", values), "encoding": {"x": x, **color}, "layer": layers}
 

@@ -12,7 +12,8 @@ function config() {
     background: "transparent",
     font: "system-ui, sans-serif",
     view: { stroke: null },
-    axis: { ...labels, gridColor: line, domainColor: line, tickColor: line },
+    axis: { ...labels, gridColor: line, domainColor: line, tickColor: line, labelFlush: false, labelSeparation: 8 },
+    axisQuantitative: { labelOverlap: "greedy", tickCount: 6 },
     legend: { ...labels, orient: "top" },
     line: { color: accent },
     point: { color: accent },
@@ -34,6 +35,8 @@ async function draw(figure) {
   const dark = getComputedStyle(root).colorScheme.includes("dark");
   try {
     // `ast`: Vega interprets expressions, since the page's policy forbids evaluating text as code.
+    specification.params = [{ name: "dark", value: dark }];
+    if (figure.querySelector("[data-log]")?.checked) specification.encoding.y.scale = { type: "log" };
     const options = { actions: false, ast: true, renderer, config: config(), tooltip: { theme: dark ? "dark" : "light" } };
     await window.vegaEmbed(canvas, specification, options);
     figure.dataset.drawn = "yes";
@@ -82,7 +85,7 @@ function makeSortable(table) {
 function makeFilterable(input) {
   const rows = [...document.getElementById(input.dataset.table).tBodies[0].rows];
   const texts = rows.map((row) => row.textContent.toLowerCase());
-  const count = document.getElementById(input.dataset.count);
+  const count = document.querySelector(`[data-shown=${input.dataset.table}]`);
   input.addEventListener("input", () => {
     const terms = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -94,8 +97,62 @@ function makeFilterable(input) {
   });
 }
 
+// Hides the columns that do not fit, those of the highest rank first, and lists all of them to choose from.
+function makeChoosable(chooser) {
+  const table = document.getElementById(chooser.dataset.columns);
+  const heads = [...table.tHead.rows[0].cells];
+  const show = (column, on) => [...table.rows].forEach((row) => { row.cells[column].hidden = !on; });
+  const widths = heads.map((head) => head.offsetWidth);
+  const order = heads.map((_, column) => column).sort((a, b) => heads[a].dataset.rank - heads[b].dataset.rank);
+  let free = table.parentElement.clientWidth;
+  for (const column of order) {
+    const fits = !heads[column].hidden && (heads[column].dataset.rank <= 1 || widths[column] <= free);
+    if (fits) free -= widths[column];
+    else show(column, false);
+  }
+  heads.forEach((head, column) => {
+    const [label, box] = [document.createElement("label"), document.createElement("input")];
+    [box.type, box.checked] = ["checkbox", !head.hidden];
+    box.addEventListener("change", () => show(column, box.checked));
+    label.append(box, ` ${head.textContent}`);
+    chooser.append(label);
+  });
+  const shown = heads.filter((head) => !head.hidden).length;
+  chooser.firstElementChild.textContent = `Columns: ${shown} of ${heads.length} shown`;
+  chooser.hidden = false;
+}
+
+// Shows all that a row has, and its curves, where a run has no page of its own.
+function openRun(event) {
+  event.preventDefault();
+  const [row, name] = [event.target.closest("tr"), event.target.textContent];
+  const dialog = document.getElementById("run");
+  const heads = row.closest("table").tHead.rows[0].cells;
+  const pairs = [...row.cells].map((cell, index) => [heads[index].textContent, cell.textContent]).filter((pair) => pair[1]);
+  dialog.querySelector("h2").textContent = name;
+  dialog.querySelector("tbody").replaceChildren(...pairs.map((pair) => {
+    const line = document.createElement("tr");
+    pair.forEach((text) => { line.insertCell().textContent = text; });
+    return line;
+  }));
+  const figures = [...row.closest("section").querySelectorAll("figure.drawn")].map((figure) => {
+    const specification = JSON.parse(figure.querySelector("script").textContent);
+    specification.data.values = specification.data.values.filter((value) => value.s === name);
+    if (!specification.data.values.length) return null;
+    const copy = figure.cloneNode(true);
+    copy.querySelector("script").textContent = JSON.stringify(specification);
+    return copy;
+  }).filter(Boolean);
+  dialog.querySelector(".grid").replaceChildren(...figures);
+  dialog.showModal();
+  figures.forEach(draw);
+}
+
+document.querySelectorAll("[data-columns]").forEach(makeChoosable);
 document.querySelectorAll("table.sortable").forEach(makeSortable);
 document.querySelectorAll("input[data-table]").forEach(makeFilterable);
+document.querySelectorAll("[data-run]").forEach((link) => link.addEventListener("click", openRun));
+document.querySelectorAll("[data-log]").forEach((box) => box.addEventListener("change", () => draw(box.closest("figure"))));
 
 const button = document.getElementById("theme");
 button.hidden = false;

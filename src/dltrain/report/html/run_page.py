@@ -1,7 +1,7 @@
 """report.html of a run: metrics, curves, mistakes, config and environment."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from dltrain.config.dotted import leaves
 from dltrain.config.hints import to_cli
 from dltrain.report.html import charts, page
 from dltrain.report.run_reader import RunRecord, read_run, write_analysis
+from dltrain.report.run_rows import data_name, model_name
 from dltrain.runtime.errors import InputError, UserError
 
 log = logging.getLogger(__name__)
@@ -42,14 +43,14 @@ def write(path: Path, folder: Path, config: Mapping[str, Any], missing: str = ""
 def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
     """Return the page of a run; `missing` says why the analysis is missing, if it is. Raises InputError."""
     try:
-        names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]
+        values = leaves(config)
         return page.render(
             "run.html",
-            title=f"{names[0]} on {names[1]}",
+            title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
             folder="/".join(run.folder.parts[-2:]),
             status=str(run.summary.get("status", "not done")),
             missing=missing,
-            headline=_headline(run.summary),
+            headline=_headline(run),
             examples=dict(run.summary.get("examples") or {}),
             curves=_curves(run.records),
             epochs=[record for record in run.records if record.get("split") in ("val", "test")][-200:],
@@ -62,20 +63,34 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
         raise InputError(f"{run.folder}: its files have content that no run writes ({type(error).__name__})") from error
 
 
-def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _headline(run: RunRecord) -> list[tuple[str, str]]:
     """Return the key metrics with their labels."""
-    rows = []
+    rows, summary = [], run.summary
     test, best = summary.get("test") or {}, summary.get("best") or {}
     for split, values in (("test", test), ("best val", best if best.get("split") == "val" else {})):
         for key, value in values.items():
             if key in ("accuracy", "loss", "mae", "r2"):
                 rows.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.number(value)))
+    if charts.finite(best.get("epoch")) and best.get("split") == "val":
+        rows.append(("best epoch", f"{best['epoch']:g}"))
     if charts.finite(summary.get("train_seconds")):
         rows.append(("training", f"{summary['train_seconds']:,.1f} s"))
-    for key, label in (("examples_per_second", "examples/s"), ("steps", "steps"), ("parameters", "parameters")):
-        if charts.finite(summary.get(key)):
-            rows.append((label, f"{summary[key]:,.0f}"))
-    return rows
+    numbers = {"images/s, mean": mean_rate(run.records), "steps": summary.get("steps")}
+    numbers |= {"parameters": summary.get("parameters")}
+    return rows + [(label, f"{value:,.0f}") for label, value in numbers.items() if charts.finite(value)]
+
+
+def mean_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean of the images per second over the time of training; None without records of training."""
+    steps, seconds, last = 0.0, 0.0, 0  # seconds for one image of each step
+    for record in records:
+        if record.get("split") == "train" and (rate := record.get("examples_per_second")):
+            steps, seconds, last = (
+                steps + record["step"] - last,
+                seconds + (record["step"] - last) / rate,
+                record["step"],
+            )
+    return steps / seconds if seconds else None
 
 
 def _curves(records: list[dict[str, Any]]) -> list[charts.Spec]:

@@ -77,7 +77,11 @@ def executor(
         gpus = gpu_names() if wants_gpu else []
         available = len(gpus) or max(1, all_threads() // max(1, threads))
         count = settings.workers or available
-        return Workers(max(1, min(count, jobs)), max(1, all_threads() // count), gpus, waits)
+        each = max(1, all_threads() // count)
+        if each != all_threads() and not gpus and not all(device["threads"] for device in devices):
+            print(f"each job has {each} of {all_threads()} threads: the same run alone rounds differently, unless it")
+            print(f"has device.threads={each} as well")
+        return Workers(max(1, min(count, jobs)), each, gpus, waits)
     from dltrain.sweeps.executors import remote
 
     engine = settings.workers, threads or 1, int(wants_gpu), settings.options or {}
