@@ -15,57 +15,37 @@ class UnsafeConfig(HydraException):
     """Raised for a config that exceeds a limit or asks Hydra for what dltrain does not allow."""
 
 
-class _Loader(yaml.BaseLoader):  # keeps aliases shared and does not merge <<
-    depth = 0
-
-    def compose_node(self, *place: Any) -> yaml.Node | None:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise UnsafeConfig(f"nested more than {DEEPEST} deep")
-        node = super().compose_node(*place)
-        self.depth -= 1
-        return node
-
-
 # libyaml is eight times as fast, which counts where 500 runs are compared; PyYAML may be built without it.
-_FastBase: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-_FastSafe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # makes texts only, and does not merge <<
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> Any:
     """Return the values of a YAML file of unknown origin. Raises UnsafeConfig that names the file."""
-    text = checked_yaml(path, _FastBase)
+    text = checked_yaml(path)
     try:
-        return yaml.load(text, Loader=_FastSafe)
+        return yaml.load(text, Loader=_SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
 
 
-def checked_yaml(path: Path, loader: Any = _Loader) -> str:
+def checked_yaml(path: Path) -> str:
     """Return the text of a YAML file after checking its size, depth and aliases. Raises UnsafeConfig with the path."""
     try:
         if not path.is_file() or path.stat().st_size > LONGEST:
             raise UnsafeConfig(f"no file of at most {LONGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
-        if loader is _Loader or _has_aliases(text):
-            refuse_bomb(yaml.load(text, Loader=loader))
+        depth = 0
+        for event in yaml.parse(text, Loader=_BaseLoader):  # before a loader in C could overflow its stack
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UnsafeConfig(f"nested more than {DEEPEST} deep")
+        refuse_bomb(yaml.load(text, Loader=_BaseLoader))
         return text
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
     except UnsafeConfig as error:
         raise UnsafeConfig(f"{path}: {error}") from None
-
-
-def _has_aliases(text: str) -> bool:
-    """True if a YAML text has aliases. Raises UnsafeConfig for a depth at which a loader in C would overflow."""
-    depth, values, aliases = 0, 0, False
-    for event in yaml.parse(text, Loader=_FastBase):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        values += isinstance(event, yaml.NodeEvent)
-        aliases = aliases or isinstance(event, yaml.AliasEvent)
-        if depth > DEEPEST:
-            raise UnsafeConfig(f"nested more than {DEEPEST} deep")
-    return aliases or values > LARGEST
 
 
 def _unreadable(path: Path, error: Exception) -> UnsafeConfig:

@@ -15,7 +15,7 @@ from dltrain.config.validation import suggest
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import read_records, so_far, text, write_analysis
 from dltrain.report.run_rows import UNINFORMATIVE, RunGroup, RunRow, differing_keys, group_by_data, group_by_seed
-from dltrain.report.run_table import run_columns
+from dltrain.report.run_table import columns_of
 from dltrain.runtime.errors import ConfigError, InputError, UserError
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
@@ -109,7 +109,7 @@ def with_short_labels(runs: Sequence[RunRow]) -> list[RunRow]:
 
 def _require_known(asked: Sequence[str], groups: Sequence[RunGroup]) -> None:
     """Raise ConfigError for a column that no group has."""
-    known = {column.name for group in groups for column in run_columns(group) if asked} | {"all"}
+    known = {column.name for group in groups for column in columns_of(group) if asked} | {"all"}
     for name in asked:
         if name not in known:
             raise ConfigError(f"--columns={name}: no such column, or no run has a value{suggest(name, sorted(known))}")
@@ -124,7 +124,7 @@ def _write_page(folders: Sequence[Path], groups: Sequence[RunGroup], output: Pat
         run_page.write(path, folder, _nested(folder), _analyze(folder))
     elif not others and (entries := journal.read(folder)):
         path = output or folder / run_page.NAME
-        comparison_page.write_sweep(path, folder, group_by_data(run_rows(folder, entries)))
+        comparison_page.write(path, comparison_page.sweep_title(folder), group_by_data(run_rows(folder, entries)))
     else:
         path = output or Path(run_page.NAME)
         comparison_page.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", groups)

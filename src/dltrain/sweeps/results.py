@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from dltrain.config.hints import is_number
 from dltrain.report import console
 from dltrain.report.run_rows import Metric, RunGroup, RunRow
-from dltrain.report.run_table import GAP, Column, fitting, run_columns, seed_columns, shortened
+from dltrain.report.run_table import GAP, Column, columns_of, fitting, shortened
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
@@ -66,10 +66,10 @@ def show(groups: Sequence[RunGroup], noun: str, where: str, asked: Collection[st
     """
     advice = " or ".join(filter(None, ("--columns=NAME,…" if noun == "run" else "", where)))
     for group in groups:
-        _print(group.title(noun), run_columns(group), asked, where, advice)
+        _print(group.title(noun), columns_of(group), asked, where, advice)
         if group.seeds:
             title = f"over seeds: mean ± half of its 95 % interval (of 3 or more), best {group.by.name} first"
-            _print(title, seed_columns(group), asked, where, advice)
+            _print(title, columns_of(group, over_seeds=True), asked, where, advice)
 
 
 def _print(title: str, columns: Sequence[Column], asked: Collection[str], where: str, advice: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dltrain.report.run_reader import is_finite as finite
+from dltrain.report.run_reader import is_finite
 
 Spec = dict[str, Any]
 Record = Mapping[str, Any]
@@ -22,7 +22,7 @@ def thinned(points: Sequence[Any], most: int = MOST_POINTS) -> list[Any]:
 
 def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
     """Return a chart of a metric over epochs, a line for each split; None if no record has it."""
-    plotted = [record for record in records if finite(record.get(key)) and finite(record.get("epoch"))]
+    plotted = [record for record in records if is_finite(record.get(key)) and is_finite(record.get("epoch"))]
     values = []
     for split in ("train", "val"):
         chosen = [record for record in plotted if record.get("split") == split]
@@ -52,7 +52,7 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
     most = max(5, min(100, most // max(len(curves), 1)))
     values = []
     for label, points in curves.items():
-        plotted = [(x, y) for x, y in points if finite(x) and finite(y)]
+        plotted = [(x, y) for x, y in points if is_finite(x) and is_finite(y)]
         values += [
             {"x": _short(x), "y": _short(y), "s": label, "c": _short(plotted[-1][1])} for x, y in thinned(plotted, most)
         ]
@@ -159,7 +159,7 @@ def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
 
 def points(pairs: Iterable[Sequence[float]]) -> Spec:
     """Return a chart of predicted numbers over true ones."""
-    values = [{"x": true, "y": predicted} for true, predicted in pairs if finite(true) and finite(predicted)]
+    values = [{"x": true, "y": predicted} for true, predicted in pairs if is_finite(true) and is_finite(predicted)]
     return {
         **_frame("Predicted over true values", values, 300),
         "mark": {"type": "point", "filled": True, "size": 24},
@@ -184,7 +184,7 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
     numbers = [value["x"] for value in values]
     x: Spec = {"field": "x", "title": key}
     few = len(set(map(str, numbers))) <= FEW
-    if all(map(finite, numbers)) and not few:
+    if all(map(is_finite, numbers)) and not few:
         wide = min(numbers) > 0 and max(numbers) / min(numbers) >= 8
         x |= {"type": "quantitative", "scale": {"type": "log"} if wide else {"zero": False, "padding": 10}}
     else:

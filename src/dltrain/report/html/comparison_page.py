@@ -11,9 +11,9 @@ from dltrain.config.hints import to_cli
 from dltrain.config.registry import GROUPS
 from dltrain.report.html import charts, page
 from dltrain.report.html.run_page import NAME
-from dltrain.report.run_reader import read_records
+from dltrain.report.run_reader import is_finite, read_records
 from dltrain.report.run_rows import RunGroup, RunRow, SeedGroup, group_by_seed, model_name, value_text
-from dltrain.report.run_table import EXTRA, key_ranks, run_columns, seed_columns
+from dltrain.report.run_table import EXTRA, columns_of, key_ranks
 from dltrain.runtime.errors import InputError, UserError
 
 MOST_KEYS = 4  # keys that get a chart each
@@ -21,49 +21,39 @@ MOST_COLOURS = 5  # values of another key within such a chart
 FEWEST = 3  # values of a number for a chart against it
 MOST_GROUPS = 12  # data sets whose runs get charts
 MOST_POINTS = 5_000  # of the curves of all runs: 500 runs stay below two seconds to open
-MOST_HIDDEN = 40  # columns of a table besides those that are shown at first
 
 
 def write_after(folder: Path, groups: Sequence[RunGroup]) -> None:
     """Write the page of a sweep that has just ended; print an error instead of raising it, as the sweep is done."""
     try:
-        write_sweep(folder / NAME, folder, groups)
+        write(folder / NAME, sweep_title(folder), groups)
         print(f"page:  {folder / NAME}")
     except Exception as error:  # a chart that cannot be drawn must not cost a sweep
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         print(f"{NAME} was not written: {' '.join(reason.split())[:300]}")
 
 
-def write_sweep(path: Path, folder: Path, groups: Sequence[RunGroup]) -> None:
-    """Write the page of a sweep's jobs. Raises UserError."""
-    write(path, f"Sweep {'/'.join(folder.parts[-2:])}", groups)
+def sweep_title(folder: Path) -> str:
+    """Return the title of a sweep's page."""
+    return f"Sweep {'/'.join(folder.parts[-2:])}"
 
 
 def write(path: Path, title: str, groups: Sequence[RunGroup]) -> None:
-    """Write the page of several runs, by data set. Raises UserError."""
-    page.write(path, text(title, groups, path.parent))
-
-
-def text(title: str, groups: Sequence[RunGroup], place: Path) -> str:
-    """Return the page of several runs; links are relative to the folder `place` of the page. Raises InputError."""
+    """Write the page of several runs, by data set; its links are relative to its folder. Raises UserError."""
+    runs = [run for group in groups for run in group.runs]
+    failed = [(run.label, run.reason) for run in runs if run.status == "failed"]
+    subtitle = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(failed)} failed"
     try:
-        runs = [run for group in groups for run in group.runs]
-        failed = [run for run in runs if run.status == "failed"]
-        return page.render(
-            "set.html",
-            title=title,
-            subtitle=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(failed)} failed",
-            groups=[_shown(group, len(groups), place) for group in groups],
-            failed=failed,
-        )
+        shown = [_shown(group, len(groups), path.parent) for group in groups]
+        text = page.render("set.html", title=title, subtitle=subtitle, groups=shown, failed=failed)
     except page.UNFIT as error:
         raise InputError(f"{title}: a file has content that no run writes ({type(error).__name__})") from error
+    page.write(path, text)
 
 
 def _shown(group: RunGroup, among: int, place: Path) -> dict[str, Any]:
     """Return one of `among` groups in the form that the template shows."""
-    (best, by), columns = (group.runs[0], group.by.name), run_columns(group)
-    hidden = [column for column in columns if column.rank >= EXTRA][MOST_HIDDEN:]
+    best, by = group.runs[0], group.by.name
     keys = [key for key, rank in key_ranks(group).items() if rank < EXTRA]
     tiles = [(f"best {by.replace('_', ' ')}", page.number(best.metrics.get(by))), ("run", best.label)]
     tiles += [("model", model_name(best.config))]
@@ -72,9 +62,9 @@ def _shown(group: RunGroup, among: int, place: Path) -> dict[str, Any]:
     return {
         "title": group.title(),
         "tiles": [(name, value) for name, value in tiles if value] if by in best.metrics else [],
-        "columns": [column for column in columns if column not in hidden],
+        "columns": columns_of(group),
         "links": [_link(run.folder, place) for run in group.runs],
-        "seeds": seed_columns(group) if group.seeds else [],
+        "seeds": columns_of(group, over_seeds=True) if group.seeds else [],
         "against": _against(group, keys) if has_charts else [],
         "curves": _curves(group.runs, by, MOST_POINTS // among) if has_charts else [],
     }
@@ -118,7 +108,7 @@ def _against(group: RunGroup, keys: Sequence[str]) -> list[charts.Spec]:
             mean, spread = it.mean.get(metric, math.nan), it.spread.get(metric, math.nan)
             if it.config.get(key) is None or not math.isfinite(mean):
                 continue
-            x = it.config[key] if charts.finite(it.config[key]) else to_cli(it.config[key])
+            x = it.config[key] if is_finite(it.config[key]) else to_cli(it.config[key])
             point: dict[str, Any] = {"x": x, "y": mean, "n": it.count, "label": it.label(keys)}
             point |= {"g": value_text(it.config.get(other))} if other else {}
             if math.isfinite(spread):
@@ -132,7 +122,7 @@ def _against(group: RunGroup, keys: Sequence[str]) -> list[charts.Spec]:
 def _is_varied(key: str, seeds: Sequence[SeedGroup]) -> bool:
     """True for a number with several values, or an option among the overrides of a sweep."""
     values = [value for group in seeds if (value := group.config.get(key)) is not None]
-    is_number = all(map(charts.finite, values)) and not key.startswith("device.")
+    is_number = all(map(is_finite, values)) and not key.startswith("device.")
     return key in GROUPS or (is_number and len(set(values)) >= FEWEST)
 
 

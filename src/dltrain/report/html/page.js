@@ -102,50 +102,39 @@ function makeChoosable(chooser) {
   const table = document.getElementById(chooser.dataset.columns);
   const heads = [...table.tHead.rows[0].cells];
   const show = (column, on) => [...table.rows].forEach((row) => { row.cells[column].hidden = !on; });
-  const widths = heads.map((head) => head.offsetWidth);
-  const order = heads.map((_, column) => column).sort((a, b) => heads[a].dataset.rank - heads[b].dataset.rank);
+  const columns = heads.map((head, column) => ({ column, rank: Number(head.dataset.rank), width: head.offsetWidth }));
   let free = table.parentElement.clientWidth;
-  for (const column of order) {
-    const fits = !heads[column].hidden && (heads[column].dataset.rank <= 1 || widths[column] <= free);
-    if (fits) free -= widths[column];
+  for (const { column, rank, width } of columns.sort((one, other) => one.rank - other.rank)) {
+    if (rank <= 1 || (width && width <= free)) free -= width;
     else show(column, false);
   }
+  chooser.firstElementChild.textContent = `Columns: ${heads.filter((head) => !head.hidden).length} of ${heads.length} shown`;
   heads.forEach((head, column) => {
     const [label, box] = [document.createElement("label"), document.createElement("input")];
-    [box.type, box.checked] = ["checkbox", !head.hidden];
+    [box.type, box.checked, chooser.hidden] = ["checkbox", !head.hidden, false];
     box.addEventListener("change", () => show(column, box.checked));
     label.append(box, ` ${head.textContent}`);
     chooser.append(label);
   });
-  const shown = heads.filter((head) => !head.hidden).length;
-  chooser.firstElementChild.textContent = `Columns: ${shown} of ${heads.length} shown`;
-  chooser.hidden = false;
 }
 
-// Shows all that a row has, and its curves, where a run has no page of its own.
+// Shows all that a row has, and the curves of its run, which has no page of its own.
 function openRun(event) {
   event.preventDefault();
-  const [row, name] = [event.target.closest("tr"), event.target.textContent];
-  const dialog = document.getElementById("run");
+  const [row, dialog] = [event.target.closest("tr"), document.getElementById("run")];
   const heads = row.closest("table").tHead.rows[0].cells;
-  const pairs = [...row.cells].map((cell, index) => [heads[index].textContent, cell.textContent]).filter((pair) => pair[1]);
-  dialog.querySelector("h2").textContent = name;
-  dialog.querySelector("tbody").replaceChildren(...pairs.map((pair) => {
-    const line = document.createElement("tr");
-    pair.forEach((text) => { line.insertCell().textContent = text; });
-    return line;
-  }));
-  const figures = [...row.closest("section").querySelectorAll("figure.drawn")].map((figure) => {
-    const specification = JSON.parse(figure.querySelector("script").textContent);
-    specification.data.values = specification.data.values.filter((value) => value.s === name);
-    if (!specification.data.values.length) return null;
-    const copy = figure.cloneNode(true);
-    copy.querySelector("script").textContent = JSON.stringify(specification);
-    return copy;
-  }).filter(Boolean);
-  dialog.querySelector(".grid").replaceChildren(...figures);
+  dialog.querySelector("pre").textContent = [...row.cells].map((cell, i) => `${heads[i].textContent}  ${cell.textContent}`).join("\n");
+  const figures = [...row.closest("section").querySelectorAll("figure.drawn")].map((figure) => figure.cloneNode(true));
+  const own = figures.filter((figure) => {
+    const script = figure.querySelector("script");
+    const specification = JSON.parse(script.textContent);
+    specification.data.values = specification.data.values.filter((value) => value.s === event.target.textContent);
+    script.textContent = JSON.stringify(specification);
+    return specification.data.values.length;
+  });
+  dialog.querySelector(".grid").replaceChildren(...own);
   dialog.showModal();
-  figures.forEach(draw);
+  own.forEach(draw);
 }
 
 document.querySelectorAll("[data-columns]").forEach(makeChoosable);

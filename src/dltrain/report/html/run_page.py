@@ -1,5 +1,6 @@
 """report.html of a run: metrics, curves, mistakes, config and environment."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from dltrain.config.dotted import leaves
 from dltrain.config.hints import to_cli
 from dltrain.report.html import charts, page
-from dltrain.report.run_reader import RunRecord, read_run, write_analysis
+from dltrain.report.run_reader import RunRecord, is_finite, read_run, write_analysis
 from dltrain.report.run_rows import data_name, model_name
 from dltrain.runtime.errors import InputError, UserError
 
@@ -53,7 +54,12 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             headline=_headline(run),
             examples=dict(run.summary.get("examples") or {}),
             curves=_curves(run.records),
-            epochs=[record for record in run.records if record.get("split") in ("val", "test")][-200:],
+            epochs=[
+                [record.get(key) for key in ("split", "epoch", "step", "loss", "accuracy")]
+                for record in run.records
+                if record.get("split") in ("val", "test")
+            ][-200:],
+            by_name=lambda table, columns: [[name, *(row[key] for key in columns)] for name, row in table.items()],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),
             config=_config(config, run.origins),
@@ -71,26 +77,24 @@ def _headline(run: RunRecord) -> list[tuple[str, str]]:
         for key, value in values.items():
             if key in ("accuracy", "loss", "mae", "r2"):
                 rows.append((f"{split} {key}", page.percent(value) if key == "accuracy" else page.number(value)))
-    if charts.finite(best.get("epoch")) and best.get("split") == "val":
+    if is_finite(best.get("epoch")) and best.get("split") == "val":
         rows.append(("best epoch", f"{best['epoch']:g}"))
-    if charts.finite(summary.get("train_seconds")):
+    if is_finite(summary.get("train_seconds")):
         rows.append(("training", f"{summary['train_seconds']:,.1f} s"))
     numbers = {"images/s, mean": mean_rate(run.records), "steps": summary.get("steps")}
     numbers |= {"parameters": summary.get("parameters")}
-    return rows + [(label, f"{value:,.0f}") for label, value in numbers.items() if charts.finite(value)]
+    return rows + [(label, f"{value:,.0f}") for label, value in numbers.items() if is_finite(value)]
 
 
 def mean_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the mean of the images per second over the time of training; None without records of training."""
-    steps, seconds, last = 0.0, 0.0, 0  # seconds for one image of each step
-    for record in records:
-        if record.get("split") == "train" and (rate := record.get("examples_per_second")):
-            steps, seconds, last = (
-                steps + record["step"] - last,
-                seconds + (record["step"] - last) / rate,
-                record["step"],
-            )
-    return steps / seconds if seconds else None
+    trained = [record for record in records if record.get("split") == "train" and record.get("examples_per_second")]
+    ends = [0, *(record["step"] for record in trained)]
+    steps = [end - start for start, end in itertools.pairwise(ends)]
+    seconds = sum(
+        count / it["examples_per_second"] for count, it in zip(steps, trained, strict=True)
+    )  # at batch size 1
+    return sum(steps) / seconds if seconds else None
 
 
 def _curves(records: list[dict[str, Any]]) -> list[charts.Spec]:
