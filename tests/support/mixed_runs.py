@@ -18,7 +18,7 @@ KINDS = (
     "model=lenet data=digits optim=adam",
     "model=lenet data=mnist",
     "model=cnn data=mnist optim=adamw schedule=cosine device=cpu",
-    "model=torchvision data=folder data.root=/home/someone/a/rather/long/path/to/pictures/of/flowers/photos data.size=[224,224]",
+    "model=torchvision data=folder data.root=/home/someone/a/rather/long/path/to/pictures/photos data.size=[224,224]",
     "model=torchvision model.arch=mobilenet_v3_small data=folder data.root=/data/photos optim=adamw",
     "model=cnn data=cifar10 optim=muon data.flip=true data.crop=4 logger=none",
     "model=attention data=cifar10 optim=adamw ema=0.999",
@@ -73,11 +73,8 @@ def _write(folder: Path, number: int, epochs: int) -> Path:
     config, end = mixed_config(number), 0.5 + 0.5 * draw.random()
     if number % 7 == 6:
         config["model"] = {"name": "shop.nets.Wide", "width": 32}
-    run = (
-        folder
-        / f"2026-11-{number % 28 + 1:02}"
-        / f"{number // 60 % 24:02}-{number % 60:02}-00{'-trial' * (number % 5 == 4)}"
-    )
+    time = f"{number // 60 % 24:02}-{number % 60:02}-00{'-trial' * (number % 5 == 4)}"
+    run = folder / f"2026-11-{number % 28 + 1:02}" / time
     (run / ".hydra").mkdir(parents=True)
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     score = "r2" if config["task"]["name"] == "regression" else "accuracy"

@@ -82,7 +82,6 @@ COMMANDS = {
             (f"report {RUN}", "write the page of one run again"),
             ("report outputs/sweeps/DATE/TIME", "rank the jobs of a sweep, with means over seeds"),
             ("report outputs -o all.html", "compare all runs, by data set"),
-            ("report outputs --columns=optim.lr,seconds", "always show these columns"),
         ),
         (("FOLDER …", "runs, sweeps, or folders of them"),),
         (

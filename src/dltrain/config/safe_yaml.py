@@ -35,12 +35,14 @@ def checked_yaml(path: Path) -> str:
         if not path.is_file() or path.stat().st_size > LONGEST:
             raise UnsafeConfig(f"no file of at most {LONGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
-        depth = 0
+        depth, has_aliases = 0, False
         for event in yaml.parse(text, Loader=_BaseLoader):  # before a loader in C could overflow its stack
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise UnsafeConfig(f"nested more than {DEEPEST} deep")
-        refuse_bomb(yaml.load(text, Loader=_BaseLoader))
+            has_aliases |= isinstance(event, yaml.AliasEvent)
+        if has_aliases or len(text) > LARGEST:
+            refuse_bomb(yaml.load(text, Loader=_BaseLoader))
         return text
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None

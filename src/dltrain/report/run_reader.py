@@ -36,12 +36,12 @@ def read_run(folder: Path) -> RunRecord:
 def so_far(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what a summary would say of a run that has none, as it was killed or still runs."""
 
-    def score(record: Mapping[str, Any]) -> float:
+    def score(record: Any) -> Any:
         accuracy, loss = record.get("accuracy"), record.get("loss")
-        return accuracy if is_finite(accuracy) else -loss if is_finite(loss) else -math.inf  # type: ignore
+        return accuracy if is_finite(accuracy) else -loss if is_finite(loss) else -math.inf
 
     validated = [record for record in records if record.get("split") == "val"]
-    best = {"best": dict(max(validated, key=score))} if validated else {}
+    best = {"best": max(validated, key=score)} if validated else {}
     return {"status": "not done", **best, "steps": records[-1].get("step") if records else None}
 
 

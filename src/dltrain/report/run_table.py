@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -63,9 +62,8 @@ def columns_of(group: RunGroup, *, over_seeds: bool = False) -> list[Column]:
         first = Column("run", ALWAYS, [row.label for row in rows], [printable(row.label) for row in rows])
         seconds = ["" if math.isnan(row.seconds) else f"{row.seconds:.1f}" for row in rows]
         columns.append(Column("seconds", 7.5, [row.seconds for row in rows], seconds, True))
-        columns.append(
-            _texts("date", EXTRA if all(row.date in row.label for row in rows) else 8.5, [r.date for r in rows])
-        )
+        rank = EXTRA if all(row.date in row.label for row in rows) else 8.5
+        columns.append(_texts("date", rank, [row.date for row in rows]))
     agree = [replace(it, rank=EXTRA) if not it.is_number and len(set(it.texts)) == 1 else it for it in columns]
     return [column for column in [first, *agree] if any(text not in ("", "–") for text in column.texts)]
 
@@ -119,10 +117,8 @@ def mean_text(mean: float, spread: float) -> str:
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
-    """Return a text of at most `longest` characters, the end of a path or date and the beginning of anything else."""
-    if len(text) <= longest:
-        return text
-    return f"…{text[1 - longest :]}" if re.search(r"[/\\]|^\d\d-", text) else f"{text[: longest - 1]}…"
+    """Return the last `longest` characters of a text, which say most about a path or a run."""
+    return text if len(text) <= longest else f"…{text[1 - longest :]}"
 
 
 def _texts(name: str, rank: float, values: Sequence[Any]) -> Column:

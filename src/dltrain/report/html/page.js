@@ -118,23 +118,14 @@ function makeChoosable(chooser) {
   });
 }
 
-// Shows all that a row has, and the curves of its run, which has no page of its own.
+// Shows all that a row has where a run has no page of its own.
 function openRun(event) {
   event.preventDefault();
   const [row, dialog] = [event.target.closest("tr"), document.getElementById("run")];
   const heads = row.closest("table").tHead.rows[0].cells;
-  dialog.querySelector("pre").textContent = [...row.cells].map((cell, i) => `${heads[i].textContent}  ${cell.textContent}`).join("\n");
-  const figures = [...row.closest("section").querySelectorAll("figure.drawn")].map((figure) => figure.cloneNode(true));
-  const own = figures.filter((figure) => {
-    const script = figure.querySelector("script");
-    const specification = JSON.parse(script.textContent);
-    specification.data.values = specification.data.values.filter((value) => value.s === event.target.textContent);
-    script.textContent = JSON.stringify(specification);
-    return specification.data.values.length;
-  });
-  dialog.querySelector(".grid").replaceChildren(...own);
+  const lines = [...row.cells].map((cell, index) => `${heads[index].textContent}  ${cell.textContent}`);
+  dialog.querySelector("pre").textContent = lines.join("\n");
   dialog.showModal();
-  own.forEach(draw);
 }
 
 document.querySelectorAll("[data-columns]").forEach(makeChoosable);

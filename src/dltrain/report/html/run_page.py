@@ -45,6 +45,7 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
     """Return the page of a run; `missing` says why the analysis is missing, if it is. Raises InputError."""
     try:
         values = leaves(config)
+        rows = [(key, to_cli(value), run.origins.get(key, "")) for key, value in values.items()]
         return page.render(
             "run.html",
             title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
@@ -62,7 +63,8 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             by_name=lambda table, columns: [[name, *(row[key] for key in columns)] for name, row in table.items()],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),
-            config=_config(config, run.origins),
+            chosen=[row for row in rows if _is_chosen(row)],
+            defaults=[row for row in rows if not _is_chosen(row)],
             environment=_environment(run.summary),
         )
     except page.UNFIT as error:
@@ -109,16 +111,16 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
     if not analysis:
         return {}
     classes = [str(name) for name in analysis.get("classes", ())]
-    shown: dict[str, Any] = {"split": str(analysis["split"]), "examples": int(analysis["examples"])}
+    shown: dict[str, Any] = {"split": str(analysis["split"]), "examples": int(analysis["examples"]), "charts": []}
     if "confusion" in analysis and len(classes) <= MOST_CLASSES:
-        shown["confusion"] = charts.confusion(analysis["confusion"], classes)
+        shown["charts"].append(charts.confusion(analysis["confusion"], classes))
     if "per_class" in analysis:
         shown["per_class"] = analysis["per_class"]
     if "calibration" in analysis:
         shown["calibration_error"] = float(analysis["calibration"]["error"])
-        shown["reliability"] = charts.reliability(analysis["calibration"]["bins"])
+        shown["charts"].append(charts.reliability(analysis["calibration"]["bins"]))
     if "points" in analysis:
-        shown["points"] = charts.points(analysis["points"])
+        shown["charts"].append(charts.points(analysis["points"]))
     shown["mistakes"] = list(_with_images(analysis.get("mistakes", ()), "image"))
     shown["attention"] = [
         row | {"cells": _fractions(row["weights"]), "columns": len(row["weights"][0])}
@@ -142,14 +144,9 @@ def _fractions(weights: list[list[float]]) -> list[float]:
     return [round(weight / largest, 3) if largest > 0 else 0.0 for weight in flat]
 
 
-def _config(config: Mapping[str, Any], origins: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a row for each key; `chosen` marks those from the command line or an experiment, which come first."""
-    rows = []
-    for key, value in leaves(config).items():
-        origin = origins.get(key, "")
-        chosen = origin.startswith(("the command line", "experiment/"))
-        rows.append({"key": key, "value": to_cli(value), "origin": origin, "chosen": chosen})
-    return sorted(rows, key=lambda row: not row["chosen"])
+def _is_chosen(row: tuple[str, str, str]) -> bool:
+    """True if the value of a key comes from the command line or an experiment."""
+    return row[2].startswith(("the command line", "experiment/"))
 
 
 def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
