@@ -42,7 +42,7 @@ def checked_yaml(path: Path) -> str:
                 raise UnsafeConfig(f"nested more than {DEEPEST} deep")
             has_aliases |= isinstance(event, yaml.AliasEvent)
         if has_aliases or len(text) > LARGEST:
-            refuse_bomb(yaml.load(text, Loader=_BaseLoader))
+            refuse_bomb(_BaseLoader(text).get_single_data())
         return text
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None

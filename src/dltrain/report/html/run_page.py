@@ -56,7 +56,7 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             examples=dict(run.summary.get("examples") or {}),
             curves=_curves(run.records),
             epochs=[
-                [record.get(key) for key in ("split", "epoch", "step", "loss", "accuracy")]
+                [*(record[key] for key in ("split", "epoch", "step", "loss")), record.get("accuracy")]
                 for record in run.records
                 if record.get("split") in ("val", "test")
             ][-200:],
