@@ -18,6 +18,7 @@ from support import pages as folders
 from support.command import Command
 from support.tiers import mostly_slow
 
+RELIABILITY = "Reliability: accuracy by confidence, with the number of examples"
 ACCURACY = Metric("val_accuracy", smaller_is_better=False)
 CONFIG = {"model": {"name": "mlp", "width": 8}, "data": {"name": "digits"}, "seed": 3}
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{7*7}}"
@@ -60,7 +61,10 @@ def test_the_page_of_a_run_has_its_headline_curves_analysis_config_and_environme
         "learning rate",
         "examples per second",
     ]
-    assert titles[4:] == ["Confusion matrix: true classes by predicted ones", "Reliability: accuracy by confidence, with the number of examples"]
+    assert titles[4:] == [
+        "Confusion matrix: true classes by predicted ones",
+        "Reliability: accuracy by confidence, with the number of examples",
+    ]
     assert ["one", "0.9000", "0.8000", "0.8500", "10"] in table_rows(text)
 
 

@@ -50,7 +50,10 @@ def columns_of(group: RunGroup, *, over_seeds: bool = False) -> list[Column]:
     columns.append(_texts("model", 2, [model_name(row.config) or None for row in rows]))
     ranks = [(key, rank) for key, rank in key_ranks(group).items() if not (over_seeds and key == "seed")]
     columns += [_texts(key, rank, [row.config.get(key) for row in rows]) for key, rank in ranks]
-    for index, name in enumerate(_metric_names(group)):
+    by = group.by.name
+    names = dict.fromkeys(name for run in group.runs for name in run.metrics)
+    splits = sorted(names, key=lambda name: (name != by, name.partition("_")[2] != by.partition("_")[2]))
+    for index, name in enumerate(splits):
         spreads = [row.spread.get(name, math.nan) if over_seeds else math.nan for row in rows]
         texts = [mean_text(it[name], spread) if name in it else "" for it, spread in zip(metrics, spreads, strict=True)]
         rank = (ALWAYS, 4)[index] if index < 2 else 11 + index
@@ -95,12 +98,10 @@ def key_ranks(group: RunGroup) -> dict[str, float]:
 def is_implied(key: str, group: RunGroup) -> bool:
     """True if a key differs only because one option of its group has it and another does not."""
     name = f"{key.partition('.')[0]}.name"
-    having = [run for run in group.runs if key in run.config]
     if name not in group.keys or all(key in run.config or run.is_part for run in group.runs):
         return False
-    return len({(run.config.get(name), repr(run.config[key])) for run in having}) == len(
-        {run.config.get(name) for run in having}
-    )
+    pairs = {(repr(run.config.get(name)), repr(run.config[key])) for run in group.runs if key in run.config}
+    return len(pairs) == len({option for option, _ in pairs})
 
 
 def _is_path(key: str, group: RunGroup) -> bool:
@@ -123,11 +124,3 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 def _texts(name: str, rank: float, values: Sequence[Any]) -> Column:
     return Column(name, rank, values, [shortened(printable(value_text(value))) for value in values])
-
-
-def _metric_names(group: RunGroup) -> list[str]:
-    """Return the names of all metrics: the one that ranks, the same of other splits, and the rest."""
-    split, _, key = group.by.name.partition("_")
-    first = [f"{each}_{key}" for each in (split, "val", "test", "train")]
-    names = dict.fromkeys(name for run in group.runs for name in run.metrics)
-    return sorted(names, key=lambda name: (first.index(name) if name in first else 9, not name.startswith(split)))

@@ -21,10 +21,7 @@ from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
 from dltrain.sweeps.results import overrides_of, run_rows, show
 
-USAGE = (
-    "usage: dltrain report FOLDER … [--columns=NAME,…|all] [--json] [-o FILE]; "
-    "each folder is a run or a sweep, or contains some"
-)
+USAGE = "usage: dltrain report FOLDER … [--columns=NAME,…] [--json] [-o FILE]; each is or contains runs or sweeps"
 DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
 
 
@@ -124,7 +121,7 @@ def _write_page(folders: Sequence[Path], groups: Sequence[RunGroup], output: Pat
         run_page.write(path, folder, _nested(folder), _analyze(folder))
     elif not others and (entries := journal.read(folder)):
         path = output or folder / run_page.NAME
-        comparison_page.write(path, comparison_page.sweep_title(folder), group_by_data(run_rows(folder, entries)))
+        comparison_page.write(path, f"Sweep {'/'.join(folder.parts[-2:])}", group_by_data(run_rows(folder, entries)))
     else:
         path = output or Path(run_page.NAME)
         comparison_page.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", groups)

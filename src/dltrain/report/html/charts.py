@@ -10,6 +10,7 @@ Record = Mapping[str, Any]
 
 MOST_POINTS = 400  # of a curve; a screen shows no more
 FEW = 10  # points of a curve that are drawn as such
+IS_DARK = "(datum.r > (dark ? 0.4 : 0.76)) != dark"  # of a cell; page.js sets `dark` as the page is
 MOST_LABELS = 20  # classes up to which a confusion matrix has its counts written into it
 
 
@@ -101,11 +102,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
         "mark": {"type": "text", "fontSize": 11},
         "encoding": {
             "text": {"field": "n", "format": ",d"},
-            # Black or white, whichever differs more from the cell; page.js says whether the page is dark.
-            "color": {
-                "condition": {"test": "(datum.r > (dark ? 0.4 : 0.76)) != dark", "value": "white"},
-                "value": "black",
-            },
+            "color": {"condition": {"test": IS_DARK, "value": "white"}, "value": "black"},
         },
     }
     return {
@@ -142,19 +139,11 @@ def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
         "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "tooltip": None},
         "encoding": {"x": {"field": "a", **fraction}, "y": {"field": "y", **fraction}},
     }
-    counts: Spec = {
-        "transform": [{"calculate": "(datum.a + datum.b) / 2", "as": "c"}],
-        "mark": {"type": "text", "dy": -6, "fontSize": 9, "tooltip": None},
-        "encoding": {
-            "x": {"field": "c", **fraction},
-            "y": {"field": "y", **fraction},
-            "text": {"field": "n", "format": ".2~s"},
-        },
-    }
-    return {
-        **_frame("Reliability: accuracy by confidence, with the number of examples", values, 300),
-        "layer": [bars, diagonal, counts],
-    }
+    place = {"x": {"field": "m", **fraction}, "y": {"field": "y", **fraction}}
+    number = {"type": "text", "dy": -6, "fontSize": 9, "tooltip": None}
+    counts: Spec = {"mark": number, "encoding": {**place, "text": {"field": "n", "format": ".2~s"}}}
+    title = "Reliability: accuracy by confidence, with the number of examples"
+    return {**_frame(title, values, 300), "layer": [bars, diagonal, counts]}
 
 
 def points(pairs: Iterable[Sequence[float]]) -> Spec:

@@ -26,16 +26,11 @@ MOST_POINTS = 5_000  # of the curves of all runs: 500 runs stay below two second
 def write_after(folder: Path, groups: Sequence[RunGroup]) -> None:
     """Write the page of a sweep that has just ended; print an error instead of raising it, as the sweep is done."""
     try:
-        write(folder / NAME, sweep_title(folder), groups)
+        write(folder / NAME, f"Sweep {'/'.join(folder.parts[-2:])}", groups)
         print(f"page:  {folder / NAME}")
     except Exception as error:  # a chart that cannot be drawn must not cost a sweep
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         print(f"{NAME} was not written: {' '.join(reason.split())[:300]}")
-
-
-def sweep_title(folder: Path) -> str:
-    """Return the title of a sweep's page."""
-    return f"Sweep {'/'.join(folder.parts[-2:])}"
 
 
 def write(path: Path, title: str, groups: Sequence[RunGroup]) -> None:

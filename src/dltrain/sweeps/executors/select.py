@@ -79,8 +79,9 @@ def executor(
         count = settings.workers or available
         each = max(1, all_threads() // count)
         if each != all_threads() and not gpus and not all(device["threads"] for device in devices):
-            print(f"each job has {each} of {all_threads()} threads: the same run alone rounds differently, unless it")
-            print(f"has device.threads={each} as well")
+            print(
+                f"each job has {each} of {all_threads()} threads: with device.threads={each} a single run rounds alike"
+            )
         return Workers(max(1, min(count, jobs)), each, gpus, waits)
     from dltrain.sweeps.executors import remote
 
