@@ -209,7 +209,7 @@ def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path)
     comparison_page.write(tmp_path / "report.html", "Twenty-four", group_by_data(members, ACCURACY))
     text = (tmp_path / "report.html").read_text()
     rows = [row for row in table_rows(text) if row and row[0].startswith("job ") and len(row) > 5]
-    accuracies = [float(row[1]) for row in rows if row[1]]
+    accuracies = [float(row[5]) for row in rows if row[5]]
     assert accuracies == sorted(accuracies, reverse=True)
     assert (len(rows), len(accuracies)) == (24, 21)
     assert ["job 3", "exit code 1: RuntimeError: &lt;b&gt;no&lt;/b&gt;"] in table_rows(text)

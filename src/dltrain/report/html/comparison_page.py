@@ -60,7 +60,7 @@ def _shown(group: RunGroup, among: int, place: Path) -> dict[str, Any]:
         "columns": columns_of(group),
         "links": [_link(run.folder, place) for run in group.runs],
         "seeds": columns_of(group, over_seeds=True) if group.seeds else [],
-        "against": _against(group, keys) if has_charts else [],
+        "against": _against(group, [*keys, *({"model"} & set(group.keys))]) if has_charts else [],
         "curves": _curves(group.runs, by, MOST_POINTS // among) if has_charts else [],
     }
 
