@@ -214,7 +214,7 @@ def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path)
     assert (len(rows), len(accuracies)) == (24, 21)
     assert ["job 3", "exit code 1: RuntimeError: &lt;b&gt;no&lt;/b&gt;"] in table_rows(text)
     assert '<a href="./5_job/report.html">' in text
-    assert '<a href="./6_job">' in text
+    assert '<a href="./6_job" data-run>' in text
     drawn = {spec["description"]: spec for spec in specs(text)}
     assert {"val accuracy against model", "val accuracy against optim.lr"} <= set(drawn)
     points = drawn["val accuracy against optim.lr"]["data"]["values"]

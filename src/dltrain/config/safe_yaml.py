@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> Any:
     """Return the values of a YAML file of unknown origin. Raises UnsafeConfig that names the file."""
     text = checked_yaml(path)
     try:
-        return yaml.load(text, Loader=_SafeLoader)
+        return _SafeLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
 
