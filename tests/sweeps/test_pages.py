@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dltrain.report.html import charts, comparison_page, run_page
-from dltrain.report.run_rows import Metric, differing_keys
+from dltrain.report.run_rows import Metric, group_by_data
 from support import pages as folders
 from support.browser import chromium, not_drawn, opened
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written_set(folder: Path, count: int) -> Path:
     members = folders.write_set(folder, count)
-    comparison_page.write(folder / "report.html", f"{count} runs", members, differing_keys(members), ACCURACY)
+    comparison_page.write(folder / "report.html", f"{count} runs", group_by_data(members, ACCURACY))
     return folder / "report.html"
 
 
