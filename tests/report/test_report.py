@@ -362,7 +362,7 @@ def test_a_sweep_leaves_its_page_and_its_jobs_none_until_they_are_asked_for(dltr
     (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
     assert "report.html" in result.out
     text = (sweep / "report.html").read_text()
-    assert next(row[2:4] for row in table_rows(text) if row and row[0].startswith("job ")) in (
+    assert next(row[3:5] for row in table_rows(text) if row and row[0].startswith("job ")) in (
         ["0.1", "0"],
         ["0.1", "1"],
     )

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from dltrain.commands.jobs import JobResult
-from dltrain.report.run_rows import group_by_data, interval, metric
+from dltrain.report.run_rows import Metric, group_by_data, interval, metric
 from dltrain.sweeps import results
 from dltrain.sweeps.journal import Entry
 from dltrain.sweeps.live_view import View
@@ -26,6 +26,11 @@ def entry(number: int, overrides: str, code: int = 0, status: str = "done", **me
     )
 
 
+def ranked(entries: list[Entry], by: Metric) -> list[str]:
+    (group,) = group_by_data(results.run_rows(Path(), entries), by)
+    return [run.label for run in group.runs]
+
+
 def test_jobs_are_ranked_by_validation_and_those_without_a_metric_come_last() -> None:
     entries = [
         entry(0, "a", val_accuracy=0.2, test_accuracy=0.9),
@@ -35,9 +40,9 @@ def test_jobs_are_ranked_by_validation_and_those_without_a_metric_come_last() ->
     ]
     by = metric([entry.metrics for entry in entries])
     assert (by.name, by.smaller_is_better) == ("val_accuracy", False)
-    assert [it.number for it in results.ranked(entries, by)] == [2, 0, 1, 3]
+    assert ranked(entries, by) == ["job 2", "job 0", "job 1", "job 3"]
     by = metric([entry.metrics for entry in entries], "test_accuracy", "minimize")
-    assert [it.number for it in results.ranked(entries, by)][:2] == [2, 0]
+    assert ranked(entries, by)[:2] == ["job 2", "job 0"]
 
 
 @pytest.mark.parametrize("count", [3, 5, 30])

@@ -1,5 +1,6 @@
 """Read YAML files of unknown origin within limits of size, depth and aliases."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,43 @@ class UnsafeConfig(HydraException):
     """Raised for a config that exceeds a limit or asks Hydra for what dltrain does not allow."""
 
 
-# libyaml is eight times as fast, which counts where 500 runs are compared; PyYAML may be built without it.
-_BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # makes texts only, and does not merge <<
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _Loader(yaml.BaseLoader):  # keeps aliases shared and does not merge <<
+    depth = 0
+
+    def compose_node(self, *place: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise UnsafeConfig(f"nested more than {DEEPEST} deep")
+        node = super().compose_node(*place)
+        self.depth -= 1
+        return node
 
 
 def read_yaml(path: Path) -> Any:
     """Return the values of a YAML file of unknown origin. Raises UnsafeConfig that names the file."""
     text = checked_yaml(path)
     try:
-        return _SafeLoader(text).get_single_data()
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
+
+
+def read_to_show(path: Path) -> Any:
+    """Return the values of a YAML file that are only shown, by libyaml, which is eight times as fast; else `read_yaml`.
+
+    Not of a file that Hydra then reads by PyYAML's own parser: a check must see what the parser after it sees.
+    """
+    with contextlib.suppress(yaml.YAMLError, OSError, ValueError, RecursionError):
+        if path.is_file() and path.stat().st_size <= LARGEST:
+            text, loader = path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            depth = 0
+            for event in yaml.parse(text, loader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+                    break
+            else:
+                return loader(text).get_single_data()
+    return read_yaml(path)
 
 
 def checked_yaml(path: Path) -> str:
@@ -35,14 +61,7 @@ def checked_yaml(path: Path) -> str:
         if not path.is_file() or path.stat().st_size > LONGEST:
             raise UnsafeConfig(f"no file of at most {LONGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
-        depth, has_aliases = 0, False
-        for event in yaml.parse(text, Loader=_BaseLoader):  # before a loader in C could overflow its stack
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise UnsafeConfig(f"nested more than {DEEPEST} deep")
-            has_aliases |= isinstance(event, yaml.AliasEvent)
-        if has_aliases or len(text) > LARGEST:
-            refuse_bomb(_BaseLoader(text).get_single_data())
+        refuse_bomb(_Loader(text).get_single_data())
         return text
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None

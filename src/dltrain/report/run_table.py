@@ -46,7 +46,7 @@ def columns_of(group: RunGroup, *, over_seeds: bool = False) -> list[Column]:
     """Return all columns of the runs of a group, or of their means over seeds; those in which all agree on demand."""
     rows: Sequence[Any] = group.seeds if over_seeds else group.runs
     metrics = [row.mean if over_seeds else row.metrics for row in rows]
-    columns = [] if over_seeds else [_texts("status", 3, [row.reason or row.status for row in rows])]
+    columns = [] if over_seeds else [_texts("status", 3, [row.status for row in rows])]
     columns.append(_texts("model", 2, [model_name(row.config) or None for row in rows]))
     ranks = [(key, rank) for key, rank in key_ranks(group).items() if not (over_seeds and key in REPEATS)]
     columns += [_texts(key, rank, [row.config.get(key) for row in rows]) for key, rank in ranks]

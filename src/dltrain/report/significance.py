@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dltrain.report.run_rows import RunGroup, interval
+from dltrain.report.run_rows import FEWEST, RunGroup, interval
 
-FEWEST = 3  # pairs of a test
 LEVEL = 0.05
 FRACTIONS = ("accuracy", "f1_macro", "auroc")  # metrics whose differences are shown in points, which are hundredths
 

@@ -66,7 +66,7 @@ def _nested(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = safe_yaml.read_yaml(path)
+        config = safe_yaml.read_to_show(path)
     except safe_yaml.UnsafeConfig as error:
         raise InputError(str(error)) from error
     return config if isinstance(config, dict) else {}

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.cells import cell_len
+from rich.cells import set_cell_size
 
 from dltrain.config.hints import is_number
 from dltrain.report import console, significance
-from dltrain.report.run_rows import Metric, RunGroup, RunRow
+from dltrain.report.run_rows import RunGroup, RunRow
 from dltrain.report.run_table import GAP, Column, columns_of, fitting, shortened
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
@@ -25,6 +25,7 @@ SPLITS = ("train_", "val_", "test_")
 MOST_ROWS = 30  # of a table on the terminal
 MOST_OF_NAME = 20  # characters of a run's name that are never cut
 MOST_NAMES = 8  # of columns that are left out
+MOST_FAILURES = 5  # with their reasons
 
 
 def row(entry: Entry) -> dict[str, Any]:
@@ -51,11 +52,6 @@ def write_results(path: Path, entries: Iterable[Entry]) -> None:
     atomic_files.atomic_write(path, text.getvalue().encode(errors="backslashreplace"))
 
 
-def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
-    """Return the jobs that have ended, the best first."""
-    return sorted((entry for entry in entries if entry.outcome), key=lambda entry: by.key(entry.metrics))
-
-
 def show(groups: Sequence[RunGroup], noun: str, where: str, asked: Collection[str] = ()) -> None:
     """Print a table of each group of runs and, where they differ only in seed or fold, of means, with what tests say.
 
@@ -66,7 +62,8 @@ def show(groups: Sequence[RunGroup], noun: str, where: str, asked: Collection[st
     """
     advice = " or ".join(filter(None, ("--columns=NAME,…" if noun == "run" else "", where)))
     for group in groups:
-        _print(group.title(noun), columns_of(group), asked, where, advice)
+        failures = [f"{run.label}: {run.reason}" for run in group.runs if run.reason][:MOST_FAILURES]
+        _print(group.title(noun), columns_of(group), asked, where, advice, failures)
         if group.seeds:
             title = f"over {group.over}: mean ± half of its 95 % interval (of 3 or more), best {group.by.name} first"
             tests = significance.sentences(group)[: MOST_ROWS + 1]
@@ -98,11 +95,9 @@ def _print(
 
 def _line(columns: Iterable[Column], texts: Iterable[str]) -> str:
     """Return a line of a table: texts to the left of their columns, numbers to the right."""
-    cells = []
-    for column, text in zip(columns, texts, strict=True):
-        blanks = " " * (column.width - cell_len(text))
-        cells.append(blanks + text if column.is_number else text + blanks)
-    return (" " * GAP).join(cells).rstrip()
+    cells = [(text, it.width, it.is_number) for text, it in zip(texts, columns, strict=True)]
+    padded = (text.rjust(width) if is_number else set_cell_size(text, width) for text, width, is_number in cells)
+    return (" " * GAP).join(padded).rstrip()
 
 
 def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:

@@ -138,7 +138,6 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
     if faults is not None and ((faults.dtype, faults.ndim) != (torch.float32, 0) or not 0 <= faults < torch.inf):
         raise ValueError("invalid count of non-finite losses")
     numbers = [progress[key] for key in ("train_seconds", "examples_per_second", "epoch_seconds")]
-    numbers.append(progress.get("total_seconds", 0.0))
     metrics = [progress["best"], *progress["latest"].values()]
     numbers += [value for part in metrics for key, value in part.items() if key != "split"]
     if not all(type(value) in (int, float) for value in numbers):

@@ -99,7 +99,8 @@ def _against(group: RunGroup, keys: Sequence[str]) -> list[charts.Spec]:
     specs, metric, settings = [], group.by.name, group.settings
     varied = [key for key in keys if key not in REPEATS and _is_varied(key, settings)]
     for key in varied[:MOST_KEYS]:
-        other = next((name for name in keys if name != key and 1 < len(_values(settings, name)) <= MOST_COLOURS), "")
+        counts = {name: len({value_text(it.config.get(name)) for it in settings}) for name in keys if name != key}
+        other = next((name for name, count in counts.items() if 1 < count <= MOST_COLOURS), "")
         points = []
         for it in settings:
             mean, spread = it.mean.get(metric, math.nan), it.spread.get(metric, math.nan)
@@ -121,7 +122,3 @@ def _is_varied(key: str, settings: Sequence[SeedGroup]) -> bool:
     values = [value for it in settings if (value := it.config.get(key)) is not None]
     is_number = all(map(is_finite, values)) and not key.startswith("device.")
     return key in GROUPS or (is_number and len(set(values)) >= FEWEST)
-
-
-def _values(groups: Sequence[SeedGroup], key: str) -> set[str]:
-    return {value_text(group.config.get(key)) for group in groups}
