@@ -7,6 +7,7 @@ import io
 import os
 import shlex
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +35,8 @@ def main() -> None:
             console.print("\n… and at the end:\n", style="dim")
 
     View.refresh = refresh  # type: ignore[method-assign]
-    results.show_table = console.print  # type: ignore[assignment, attr-defined]
+    results.print = partial(console.print, highlight=False, markup=False)  # type: ignore[attr-defined]
+    results.console.columns = lambda: console.width  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         assert cli.main(shlex.split(LINE)) == 0

@@ -11,12 +11,13 @@ import pytest
 
 from dltrain.report.html import charts, comparison_page, page, run_page
 from dltrain.report.run_reader import leaves, read_records, read_run
-from dltrain.report.run_rows import Metric, RunRow, differing_keys, group_by_seed
+from dltrain.report.run_rows import Metric, RunRow, group_by_data, group_by_seed
 from dltrain.runtime.errors import InputError, OutputError
 from support import pages as folders
 from support.command import Command
 from support.tiers import mostly_slow
 
+RELIABILITY = "Reliability: accuracy by confidence, with the number of examples"
 ACCURACY = Metric("val_accuracy", smaller_is_better=False)
 CONFIG = {"model": {"name": "mlp", "width": 8}, "data": {"name": "digits"}, "seed": 3}
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{7*7}}"
@@ -59,7 +60,10 @@ def test_the_page_of_a_run_has_its_headline_curves_analysis_config_and_environme
         "learning rate",
         "examples per second",
     ]
-    assert titles[4:] == ["Confusion matrix: true classes by predicted ones", "Reliability: accuracy by confidence"]
+    assert titles[4:] == [
+        "Confusion matrix: true classes by predicted ones",
+        "Reliability: accuracy by confidence, with the number of examples",
+    ]
     assert ["one", "0.9000", "0.8000", "0.8500", "10"] in table_rows(text)
 
 
@@ -156,7 +160,8 @@ def test_no_untrusted_text_becomes_markup_or_script(tmp_path: Path) -> None:
         RunRow(folder, HOSTILE, {"a": HOSTILE, HOSTILE: 1}, "failed", {HOSTILE: 0.5}, 1.0, HOSTILE),
         RunRow(folder, "b", {"a": 2}, "done", {"val_accuracy": 0.5}, 1.0),
     ]
-    other = comparison_page.text(HOSTILE, members, ["a", HOSTILE], Metric("val_accuracy", False), tmp_path)
+    comparison_page.write(tmp_path / "set.html", HOSTILE, group_by_data(members))
+    other = (tmp_path / "set.html").read_text()
     for written in (text, other):
         assert "<img src=x" not in written
         assert "&lt;img src=x onerror=alert(1)&gt;" in written
@@ -200,7 +205,7 @@ def test_another_s_file_is_not_replaced(tmp_path: Path) -> None:
 def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path, 24)
     (members[5].folder / "report.html").touch()
-    comparison_page.write(tmp_path / "report.html", "Twenty-four", members, differing_keys(members), ACCURACY)
+    comparison_page.write(tmp_path / "report.html", "Twenty-four", group_by_data(members, ACCURACY))
     text = (tmp_path / "report.html").read_text()
     rows = [row for row in table_rows(text) if row and row[0].startswith("job ") and len(row) > 5]
     accuracies = [float(row[5]) for row in rows if row[5]]
@@ -208,18 +213,19 @@ def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path)
     assert (len(rows), len(accuracies)) == (24, 21)
     assert ["job 3", "exit code 1: RuntimeError: &lt;b&gt;no&lt;/b&gt;"] in table_rows(text)
     assert '<a href="./5_job/report.html">' in text
-    assert '<a href="./6_job">' in text
+    assert '<a href="./6_job" data-run>' in text
     drawn = {spec["description"]: spec for spec in specs(text)}
     assert {"val accuracy against model", "val accuracy against optim.lr"} <= set(drawn)
     points = drawn["val accuracy against optim.lr"]["data"]["values"]
     assert len(points) == 6
     assert all(it["lo"] < it["y"] < it["hi"] and it["n"] >= 3 for it in points)
-    assert drawn["val accuracy against optim.lr"]["encoding"]["x"]["scale"] == {"type": "log"}
+    assert drawn["val accuracy against optim.lr"]["encoding"]["x"]["type"] == "ordinal"
+    assert drawn["val accuracy against optim.lr"]["encoding"]["xOffset"] == {"field": "g"}  # intervals side by side
 
 
 def test_the_page_of_500_runs_is_below_3_megabytes_and_of_a_run_below_2(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path / "set", 500)
-    comparison_page.write(tmp_path / "report.html", "Five hundred", members, differing_keys(members), ACCURACY)
+    comparison_page.write(tmp_path / "report.html", "Five hundred", group_by_data(members, ACCURACY))
     assert (tmp_path / "report.html").stat().st_size < 3e6
     run = folders.write_run(tmp_path / "run", [str(digit) for digit in range(10)])
     assert len(text_of(run).encode()) < 2e6
@@ -230,9 +236,9 @@ def test_a_key_that_only_one_option_has_is_no_difference_of_its_own() -> None:
         RunRow(Path(), "a", {"model.name": "mlp", "model.width": 8, "optim.lr": 1}, "done", {}, 1.0),
         RunRow(Path(), "b", {"model.name": "lenet", "optim.lr": 2}, "done", {}, 1.0),
     ]
-    keys = differing_keys(members)
-    assert keys == ["model.name", "model.width", "optim.lr"]
-    assert [key for key in keys if not comparison_page._is_implied(key, keys, members)] == ["model.name", "optim.lr"]
+    (group,) = group_by_data(members)
+    assert group.keys == ["model.name", "model.width", "optim.lr"]
+    assert [key for key in group.keys if not group.is_implied(key)] == ["model.name", "optim.lr"]
 
 
 def test_leaves_are_dotted_keys() -> None:
@@ -356,7 +362,7 @@ def test_a_sweep_leaves_its_page_and_its_jobs_none_until_they_are_asked_for(dltr
     (sweep,) = tmp_path.glob("outputs/sweeps/*/*")
     assert "report.html" in result.out
     text = (sweep / "report.html").read_text()
-    assert next(row[2:4] for row in table_rows(text) if row and row[0].startswith("job ")) in (
+    assert next(row[3:5] for row in table_rows(text) if row and row[0].startswith("job ")) in (
         ["0.1", "0"],
         ["0.1", "1"],
     )
@@ -395,7 +401,6 @@ DEEP, LONG = "[" * 100_000, "9" * 400
         ("metrics.jsonl", '{"split": "val", "epoch": 1.0, "loss": 0.5}\n{"split": "val"}\n'),
         ("summary.json", f'{{"status": "done", "train_seconds": {LONG}, "total_seconds": {LONG}}}'),
         ("summary.json", DEEP),
-        (".hydra/config.yaml", "model: mlp"),
         ("analysis.json", '{"split": "test", "examples": 1, "mistakes": [{"image": "data:image/png;base64,"}]}'),
         ("analysis.json", DEEP),
     ],
@@ -484,16 +489,18 @@ def test_only_runs_that_are_done_and_of_other_seeds_are_averaged(tmp_path: Path)
 def test_runs_of_one_name_have_a_curve_each(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path, 3)
     same = [RunRow(it.folder, "one name", it.config, it.status, it.metrics, 1.0) for it in members]
-    comparison_page.write(tmp_path / "report.html", "three", same, ["seed"], ACCURACY)
+    comparison_page.write(tmp_path / "report.html", "three", group_by_data(same, ACCURACY))
     (curves, _) = [
         spec for spec in specs((tmp_path / "report.html").read_text()) if "a line for each" in spec["description"]
     ]
     assert len({it["s"] for it in curves["data"]["values"]}) == 3
 
 
-def test_the_page_of_an_earlier_end_does_not_outlive_a_resume(dltrain: Command) -> None:
+def test_the_page_of_a_run_is_made_anew_by_a_resume_and_kept_by_one_without_report(dltrain: Command) -> None:
     folder = dltrain("train", "model=mlp", "data.limit=100", "limit_steps=1").folder
-    assert (folder / "report.html").is_file()
+    before = (folder / "report.html").read_text()
     result = dltrain("train", f"resume={folder}", "limit_steps=2", "report=false")
     assert result.code == 0
-    assert not (folder / "report.html").exists()
+    after = (folder / "report.html").read_text()
+    assert after != before
+    assert "<dt>steps</dt><dd>2</dd>" in after

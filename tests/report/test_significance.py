@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from dltrain.report.run_rows import Metric, RunRow, differing_keys, group_by_seed
+from dltrain.report.run_rows import Metric, RunRow, group_by_data
 from dltrain.report.significance import Comparison, compare, holm, paired_t_test, sentences
 
 ACCURACY, LOSS = Metric("val_accuracy", smaller_is_better=False), Metric("val_loss", smaller_is_better=True)
@@ -24,13 +24,13 @@ def runs(name: str, settings: dict[str, list[float]], repeat: str = "seed") -> l
 
 
 def compared(rows: list[RunRow], by: Metric) -> list[Comparison]:
-    keys = differing_keys(rows)
-    return compare(group_by_seed(rows, keys), keys, by)
+    (group,) = group_by_data(rows, by)
+    return compare(group)
 
 
 def told(rows: list[RunRow], by: Metric = ACCURACY) -> list[str]:
-    keys = differing_keys(rows)
-    return sentences(group_by_seed(rows, keys), keys, by)
+    (group,) = group_by_data(rows, by)
+    return sentences(group)
 
 
 @pytest.mark.parametrize("count", [3, 5, 30])

@@ -64,10 +64,10 @@ def test_the_text_form_has_a_row_for_each_run_and_one_for_each_group_of_seeds(
 ) -> None:
     result = dltrain("report", *folders)
     assert result.code == 0
-    assert "5 runs, best val_accuracy first" in result.out
+    assert "digits: 5 runs, 2 failed, best val_accuracy first" in result.out
     assert f"{folders[0].name} job 0" in result.out
     assert "mean ± half of its 95 % interval" in result.out
-    assert "optim.lr" in result.out
+    assert ".lr" in result.out
 
 
 def test_a_parent_folder_stands_for_every_run_in_it_once(dltrain: Command, folders: list[Path]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dltrain.report.html import charts, comparison_page, run_page
-from dltrain.report.run_rows import Metric, differing_keys
+from dltrain.report.run_rows import Metric, group_by_data
 from support import pages as folders
 from support.browser import chromium, not_drawn, opened
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written_set(folder: Path, count: int) -> Path:
     members = folders.write_set(folder, count)
-    comparison_page.write(folder / "report.html", f"{count} runs", members, differing_keys(members), ACCURACY)
+    comparison_page.write(folder / "report.html", f"{count} runs", group_by_data(members, ACCURACY))
     return folder / "report.html"
 
 
@@ -101,9 +101,50 @@ def test_a_table_is_filtered_by_text(browser: Any, sweep: Path) -> None:
         statuses, models = column(page, 1), column(page, 2)
         assert statuses
         assert set(zip(statuses, models, strict=True)) == {("failed", "lenet")}
-        assert page.text_content("#shown") == f"{len(statuses)} of 24"
+        assert page.text_content("[data-shown=runs]") == f"{len(statuses)} of 24"
         page.fill("input[type=search]", "")
         assert len(column(page, 0)) == 24
+
+
+def test_columns_that_do_not_fit_are_hidden_until_they_are_chosen(browser: Any, sweep: Path) -> None:
+    with opened(browser, sweep, width=400) as page:
+        heads = page.locator("#runs th")
+        hidden = [
+            it.strip() for it in page.eval_on_selector_all("#runs th[hidden]", "all => all.map(it => it.textContent)")
+        ]
+        assert 0 < len(hidden) < heads.count()
+        chooser = page.locator("[data-columns=runs]")
+        assert f"{heads.count() - len(hidden)} of {heads.count()} shown" in chooser.text_content()
+        chooser.locator("summary").click()
+        chooser.locator("label", has_text=hidden[0]).locator("input").check()
+        assert page.locator("#runs th[hidden]").count() == len(hidden) - 1
+        assert page.locator("#runs tbody td:not([hidden])").count() == 24 * (heads.count() - len(hidden) + 1)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_page_of_its_own_opens_a_view_of_its_row(browser: Any, sweep: Path) -> None:
+    with opened(browser, sweep) as page:
+        page.locator("#runs tbody tr a[data-run]").first.click()
+        row = page.locator("#runs tbody tr").first.locator("td").first.text_content()
+        assert f"run  {row}" in page.locator("dialog[open] pre").text_content()
+        page.locator("dialog button").click()
+        assert page.locator("dialog[open]").count() == 0
+
+
+@pytest.mark.slow
+def test_a_loss_is_drawn_on_a_log_axis_on_demand(browser: Any, run: Path) -> None:
+    with opened(browser, run) as page:
+        figure = page.locator("figure", has=page.locator("[data-log]")).first
+        before = figure.locator(".canvas").inner_html()
+        figure.locator("[data-log]").check()
+        page.wait_for_function(
+            "before => document.querySelector('figure:has([data-log]) .canvas').innerHTML !== before", arg=before
+        )
+        figure.locator("[data-log]").uncheck()
+        page.wait_for_function(
+            "before => document.querySelector('figure:has([data-log]) .canvas').innerHTML === before", arg=before
+        )
+        assert not_drawn(page) == []
 
 
 @pytest.mark.slow

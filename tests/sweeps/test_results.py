@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from dltrain.commands.jobs import JobResult
-from dltrain.report.run_rows import differing_keys, group_by_seed, interval, metric
+from dltrain.report.run_rows import Metric, group_by_data, interval, metric
 from dltrain.sweeps import results
 from dltrain.sweeps.journal import Entry
 from dltrain.sweeps.live_view import View
@@ -26,6 +26,11 @@ def entry(number: int, overrides: str, code: int = 0, status: str = "done", **me
     )
 
 
+def ranked(entries: list[Entry], by: Metric) -> list[str]:
+    (group,) = group_by_data(results.run_rows(Path(), entries), by)
+    return [run.label for run in group.runs]
+
+
 def test_jobs_are_ranked_by_validation_and_those_without_a_metric_come_last() -> None:
     entries = [
         entry(0, "a", val_accuracy=0.2, test_accuracy=0.9),
@@ -35,12 +40,12 @@ def test_jobs_are_ranked_by_validation_and_those_without_a_metric_come_last() ->
     ]
     by = metric([entry.metrics for entry in entries])
     assert (by.name, by.smaller_is_better) == ("val_accuracy", False)
-    assert [it.number for it in results.ranked(entries, by)] == [2, 0, 1, 3]
+    assert ranked(entries, by) == ["job 2", "job 0", "job 1", "job 3"]
     by = metric([entry.metrics for entry in entries], "test_accuracy", "minimize")
-    assert [it.number for it in results.ranked(entries, by)][:2] == [2, 0]
+    assert ranked(entries, by)[:2] == ["job 2", "job 0"]
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 30])
+@pytest.mark.parametrize("count", [3, 5, 30])
 def test_the_interval_is_that_of_students_t(count: int) -> None:
     draw = random.Random(count)
     values = [draw.gauss(0, 1) for _ in range(count)]
@@ -57,9 +62,10 @@ def test_the_interval_covers_the_mean_nineteen_times_of_twenty() -> None:
     assert 0.935 <= covered / 2000 <= 0.965
 
 
-def test_a_nan_metric_has_no_interval() -> None:
-    assert math.isnan(interval([math.nan, 1.0]))
-    assert math.isnan(interval([math.inf, 1.0]))
+def test_a_nan_metric_and_two_runs_have_no_interval() -> None:
+    assert math.isnan(interval([math.nan, 1.0, 1.0]))
+    assert math.isnan(interval([math.inf, 1.0, 1.0]))
+    assert math.isnan(interval([0.9, 1.0]))
 
 
 def test_jobs_that_differ_only_by_seed_form_one_group() -> None:
@@ -67,12 +73,11 @@ def test_jobs_that_differ_only_by_seed_form_one_group() -> None:
         [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
     )]  # fmt: skip
     entries.append(entry(9, "optim.lr=0.2 seed=3", 1, "failed"))
-    jobs = results.run_rows(Path(), entries)
-    keys = differing_keys(jobs)
-    one, other = group_by_seed(jobs, keys)
-    assert (one.label(keys), one.count, one.mean) == ("optim.lr=0.1", 2, {"val_loss": pytest.approx(1.6)})
-    assert (other.label(keys), other.count) == ("optim.lr=0.2", 2)
-    assert other.spread["val_loss"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
+    (group,) = group_by_data(results.run_rows(Path(), entries))
+    one, other = group.settings
+    assert (group.label(one), one.count, one.mean) == ("optim.lr=0.1", 2, {"val_loss": pytest.approx(1.6)})
+    assert (group.label(other), other.count) == ("optim.lr=0.2", 2)
+    assert math.isnan(other.spread["val_loss"])
 
 
 def test_results_are_written_whole_with_brackets_commas_and_quotes(tmp_path: Path) -> None:
@@ -85,11 +90,12 @@ def test_results_are_written_whole_with_brackets_commas_and_quotes(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
-def test_a_large_table_is_cut_and_says_so() -> None:
+def test_a_large_table_is_cut_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     entries = [entry(number, f"seed={number}", val_loss=number) for number in range(100)]
-    shown = results.table(entries, metric([entry.metrics for entry in entries]))
-    assert shown.row_count == results.MOST_ROWS
-    assert shown.caption == "70 more in results.csv"
+    results.show(group_by_data(results.run_rows(Path(), entries)), "job", "results.csv")
+    shown = capsys.readouterr().out
+    assert shown.count("job ") == results.MOST_ROWS
+    assert "70 more rows: results.csv" in shown
 
 
 def test_the_live_view_shows_running_done_failed_best_and_the_time_left() -> None:

@@ -1,5 +1,6 @@
 """Sweeps: every job has its folder and its row, a failed one does not stop the others, the table is ranked."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dltrain.sweeps.executors import select
 from support.command import Command
 from support.sweeping import QUICK, rows, sweep_folder
+
+SHORT = ("model=linear", "data.limit=50", "epochs=1", "report=false", "logger=none")
 
 
 def test_every_job_has_a_folder_named_by_number_and_overrides_and_a_row(dltrain: Command) -> None:
@@ -40,6 +44,8 @@ def test_a_failed_job_is_a_row_and_the_others_still_run(dltrain: Command) -> Non
     assert [row["status"].split(":")[0] for row in found] == ["done", "failed (1)", "done"]
     assert "the loss is not finite" in found[1]["status"]
     assert "3 jobs, 1 failed" in result.out
+    (line,) = [line for line in result.out[result.out.index("3 jobs") :].splitlines() if line.startswith("job 1: ")]
+    assert "the loss is not finite" in line
 
 
 def test_jobs_of_a_sweep_lower_their_rates_each_by_its_own_validations(dltrain: Command) -> None:
@@ -52,10 +58,21 @@ def test_jobs_of_a_sweep_lower_their_rates_each_by_its_own_validations(dltrain: 
     assert rates == [[1, 1, 0.1, 0.01, 0.001, 0.001], [1, 1, 1, 1, 0.1, 0.1]]
 
 
+def test_jobs_that_share_the_cores_say_so_unless_their_threads_are_chosen(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "all_threads", functools.cache(lambda: 4))
+    line = "each job has 2 of 4 threads: with device.threads=2 a single run rounds alike"
+    for words, said in ((["sweep.workers=2"], True), (["sweep.workers=1"], False)):
+        assert (line in dltrain("train", "-m", *SHORT, "seed=0,1", "device.name=cpu", *words).out) is said
+    chosen = dltrain("train", "-m", *SHORT, "seed=0,1", "device.name=cpu", "sweep.workers=2", "device.threads=1")
+    assert "each job has" not in chosen.out
+
+
 def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:
     result = dltrain("train", "-m", *QUICK, "optim.lr=0.000001,0.1", "epochs=10")
     table = result.out[result.out.index("2 jobs, 0 failed") :]
-    assert table.index("optim.lr=0.1") < table.index("optim.lr=1e-06")
+    assert table.index("job 1") < table.index("job 0")  # 0.1 before 1e-06
 
 
 def test_a_sweep_of_evaluations_keeps_the_metrics_of_each_split(dltrain: Command) -> None:

@@ -624,6 +624,31 @@ def test_a_checkpoint_from_before_there_were_scores_resumes_with_and_without_pla
     assert dltrain("train", f"resume={folder}", ON, "schedule=onecycle").code == 0
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_starts(dltrain: Command, folder: Path) -> None:
+    before = checkpoint.load(last(folder))["progress"]["total_seconds"]
+    assert 0 < before <= json.loads((folder / "summary.json").read_text())["total_seconds"]
+    edited(last(folder), lambda content: content["progress"].update(total_seconds=1000.0))
+    assert dltrain("train", f"resume={folder}", ON).code == 0
+    found = json.loads((folder / "summary.json").read_text())["total_seconds"]
+    assert 1000 < checkpoint.load(last(folder))["progress"]["total_seconds"] <= found < 2000
+
+
+def test_a_checkpoint_from_before_the_total_seconds_resumes_and_counts_those_since(
+    dltrain: Command, folder: Path
+) -> None:
+    edited(last(folder), lambda content: content["progress"].pop("total_seconds"))
+    assert dltrain("train", f"resume={folder}", ON).code == 0
+    assert 0 < json.loads((folder / "summary.json").read_text())["total_seconds"] < 1000
+
+
+@pytest.mark.parametrize("seconds", ["a", None, float("nan"), 10**400])
+def test_total_seconds_that_are_no_number_are_refused(dltrain: Command, folder: Path, seconds: object) -> None:
+    edited(last(folder), lambda content: content["progress"].update(total_seconds=seconds))
+    result = dltrain("train", f"resume={folder}", ON)
+    assert result.code == 66
+    assert "progress.total_seconds must be a number" in result.err
+
+
 @pytest.mark.parametrize("scores", [5, ["a"], [float("nan")], [[0.5]], [True]])
 def test_scores_that_are_no_numbers_are_refused(dltrain: Command, folder: Path, scores: object) -> None:
     edited(last(folder), lambda content: content["progress"].update(scores=scores))

@@ -85,6 +85,8 @@ def validation_error(content: dict[str, Any]) -> str:
         return "averages must be weights by name"
     if not conforms(at(content, "progress.scores") if has(content, "progress.scores") else [], list[float | None]):
         return "progress.scores must be numbers or null"
+    if not conforms(at(content, "progress.total_seconds") if has(content, "progress.total_seconds") else 0.0, float):
+        return "progress.total_seconds must be a number"
     ends, levels = content["data"].get("range"), content["data"].get("levels")  # as above
     if not conforms(ends, Annotated[list[float], Len(2, 2)] | None):
         return "data.range must be two numbers"

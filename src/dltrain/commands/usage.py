@@ -82,10 +82,14 @@ COMMANDS = {
         (
             (f"report {RUN}", "write the page of one run again"),
             ("report outputs/sweeps/DATE/TIME", "rank the jobs of a sweep, with means over seeds"),
-            ("report outputs -o all.html", "compare all runs"),
+            ("report outputs -o all.html", "compare all runs, by data set"),
         ),
         (("FOLDER …", "runs, sweeps, or folders of them"),),
-        (("--json", "print JSON, write no page"), ("-o FILE", "write the page to FILE")),
+        (
+            ("--columns=NAME,…", "columns to show besides run and metric; all for every one"),
+            ("--json", "print JSON, write no page"),
+            ("-o FILE", "write the page to FILE"),
+        ),
     ),
     "inspect": Usage(
         "show what is inside a checkpoint, without running any of it",

@@ -8,7 +8,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ PLAIN_SECONDS = 10.0
 MOST_LINES = 50
 CONSOLE = "dltrain console"  # name of the handler, so that there is only one
 RATES = ("lr", "examples_per_second")  # of training, not results
+WIDE = 200  # columns of a table where there is no terminal
 PARTS = "parts"  # attribute of a log record: the parts of its line with their priorities, for a narrow terminal
 
 
@@ -217,29 +218,25 @@ def show_end(title: str, summary: Mapping[str, Any], folder: Path) -> None:
     log.info("checkpoints %s", folder / "checkpoints")
 
 
-def new_table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
-    """Return a table with columns of texts, which are folded where space is short, and then of numbers."""
-    table = Table(title=title, title_justify="left")
-    for column in texts:
-        table.add_column(printable(column), overflow="fold")
-    for column in numbers:
-        table.add_column(printable(column), justify="right")
-    return table
+def columns() -> int:
+    """Return the columns of the terminal, many where there is none."""
+    return shutil.get_terminal_size().columns if terminal.is_terminal(sys.stdout) else WIDE
+
+
+def has_boxes() -> bool:
+    """True if the encoding of stdout has the characters for rules and boxes."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
 def show_table(table: Table) -> None:
     """Print a table, at its full width if there is no terminal to fit into."""
     with contextlib.suppress(OSError):  # as for lines
-        if (
-            not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
-        ):  # it lacks the characters for boxes
+        if not has_boxes():
             table.box = box.ASCII2
         if terminal.is_interactive(sys.stdout):
             Console(markup=False).print(table)  # brackets in a path or the name of a class are not colours
             return
         text = io.StringIO()
-        columns = shutil.get_terminal_size().columns if terminal.is_terminal(sys.stdout) else 200
         # Not as HTML in a notebook: that would not go to `text`.
-        plain = Console(file=text, width=columns, markup=False, force_terminal=False, force_jupyter=False)
-        plain.print(table)
+        Console(file=text, width=columns(), markup=False, force_terminal=False, force_jupyter=False).print(table)
         print(text.getvalue(), end="")

@@ -1,12 +1,15 @@
 """Reads the folder of a run as plain data; the folder may be untrusted, and no code in it is executed."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dltrain.config.dotted import leaves
+from dltrain.config.metric_names import smaller_is_better
+from dltrain.report.run_rows import Metric
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import InputError
 
@@ -24,16 +27,25 @@ class RunRecord:
     origins: dict[str, str]
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Read the files of a run. Raises InputError with the file that cannot be read."""
+def read_run(folder: Path, metric: Any = None) -> RunRecord:
+    """Read the files of a run, whose config has `metric`. Raises InputError with the file that cannot be read."""
     origins = {str(key): str(value) for key, value in _object(folder / ".hydra" / "origins.json").items()}
-    return RunRecord(
-        folder,
-        _object(folder / "summary.json"),
-        read_records(folder / "metrics.jsonl"),
-        _object(folder / "analysis.json"),
-        origins,
-    )
+    records = read_records(folder / "metrics.jsonl")
+    summary = _object(folder / "summary.json") or so_far(records, metric)
+    return RunRecord(folder, summary, records, _object(folder / "analysis.json"), origins)
+
+
+def so_far(records: Sequence[Mapping[str, Any]], metric: Any = None) -> dict[str, Any]:
+    """Return what a summary would say of a run that has none, as it was killed or still runs."""
+    validated = [record for record in records if record.get("split") == "val"]
+    name = next((key for key in (metric, "accuracy") if any(key in record for record in validated)), "loss")
+    best = {"best": min(validated, key=Metric(name, smaller_is_better(name)).key)} if validated else {}
+    return {"status": "not done", **best, "steps": records[-1].get("step") if records else None}
+
+
+def is_finite(value: Any) -> bool:
+    """True for a finite number, which can be plotted and compared."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_origins(

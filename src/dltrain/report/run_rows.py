@@ -1,18 +1,22 @@
 """Several runs side by side: a row for each, the metric that ranks them, how they differ, means over seeds or folds."""
 
+import functools
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from dltrain.config.hints import to_cli
-from dltrain.config.metric_names import smaller_is_better
+from dltrain.config.metric_names import shared_metric, smaller_is_better
 
 CONFIDENCE = 0.95
 Rows = Iterable[Mapping[str, Any]]
 REPEATS = {"seed": "seeds", "data.fold": "folds"}  # keys that repeat a setting, and what their values are called
+FEWEST = 3  # values for an interval, pairs of a test: that of two is a dozen times as wide as their distance
+UNINFORMATIVE = ("name", "sweep", "resume", "trust", "logger", "report")  # keys that say nothing about a result
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class RunRow:
     seconds: float
     reason: str = ""
     is_part: bool = False
+
+    @property
+    def date(self) -> str:
+        """The day on which the run began, by the name of its folder; empty if that has none."""
+        return (re.findall(r"\d{4}-\d\d-\d\d", str(self.folder.parent)) or [""])[-1]
 
     @property
     def is_done(self) -> bool:
@@ -62,7 +71,7 @@ def metric(rows: Rows, name: str | None = None, direction: str | None = None, ch
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs by the seed and fold in which they differ; `spread` is half the 95 % interval of a mean, NaN for one run."""
+    """Runs that differ in seed or fold only; `spread` is half the 95 % interval of a mean, NaN for one or two runs."""
 
     config: dict[str, Any]
     count: int
@@ -70,9 +79,84 @@ class SeedGroup:
     spread: dict[str, float]
     runs: dict[str, RunRow]
 
-    def label(self, keys: Sequence[str]) -> str:
-        """Return `key=value` for each of the keys but the seed and the fold."""
-        return " ".join(f"{key}={value_text(self.config.get(key))}" for key in keys if key not in REPEATS)
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs on one data set, the best by a metric first; `keys` are those whose values differ between them."""
+
+    data: str
+    runs: list[RunRow]
+    by: Metric
+    keys: list[str]
+
+    @functools.cached_property
+    def settings(self) -> list[SeedGroup]:
+        """The means over seeds and folds, the best first."""
+        return sorted(group_by_seed(self.runs, self.keys), key=lambda it: self.by.key(it.mean))
+
+    @property
+    def seeds(self) -> list[SeedGroup]:
+        """The settings that have several runs."""
+        return [it for it in self.settings if it.count > 1]
+
+    @property
+    def over(self) -> str:
+        """What the runs of a setting differ in: seeds, folds, or seeds × folds."""
+        return " × ".join(REPEATS[key] for key in REPEATS if key in self.keys)
+
+    def is_implied(self, key: str) -> bool:
+        """True if a key differs only because one option of its group has it and another does not."""
+        name = f"{key.partition('.')[0]}.name"
+        if name not in self.keys or all(key in run.config or run.is_part for run in self.runs):
+            return False
+        pairs = {(repr(run.config.get(name)), repr(run.config[key])) for run in self.runs if key in run.config}
+        return len(pairs) == len({option for option, _ in pairs})
+
+    @functools.cached_property
+    def telling(self) -> list[str]:
+        """The keys that tell settings apart."""
+        return [key for key in self.keys if key not in REPEATS and not self.is_implied(key)]
+
+    def label(self, setting: SeedGroup) -> str:
+        """Return `key=value` for each of the keys that tell a setting from others."""
+        return " ".join(f"{key}={value_text(setting.config.get(key))}" for key in self.telling)
+
+    def title(self, noun: str = "run") -> str:
+        """Return what the group holds: digits, mlp: 12 runs, 1 failed, best val_accuracy first."""
+        models = {model_name(run.config) for run in self.runs}
+        what = ", ".join(filter(None, (self.data, *(models if len(models) == 1 else ()))))
+        failed = sum(run.status == "failed" for run in self.runs)
+        best = f", best {self.by.name} first" if any(self.by.name in run.metrics for run in self.runs) else ""
+        failures = f", {failed} failed" if failed or noun == "job" else ""
+        return f"{what and f'{what}: '}{len(self.runs)} {noun}{'s' * (len(self.runs) != 1)}{failures}{best}"
+
+
+def group_by_data(runs: Sequence[RunRow], by: Metric | None = None) -> list[RunGroup]:
+    """Group runs by their data set, the largest group first; `by` ranks all of them, else the usual metric of each."""
+    groups: dict[str, list[RunRow]] = {}
+    name = next((name for run in runs if (name := data_name(run.config))), "")
+    for run in runs:
+        name = data_name(run.config) or name  # a job that failed early has only its overrides
+        groups.setdefault(name, []).append(run)
+    found = []
+    for name, members in groups.items():
+        chosen = shared_metric(run.config for run in members if run.metrics)
+        ranks = by or metric([run.metrics for run in members], chosen=chosen)
+        keys = [key for key in differing_keys(members) if key.partition(".")[0] not in UNINFORMATIVE]
+        found.append(RunGroup(name, sorted(members, key=lambda run: ranks.key(run.metrics)), ranks, keys))
+    return sorted(found, key=lambda group: -len(group.runs))
+
+
+def model_name(config: Mapping[str, Any]) -> str:
+    """Return the architecture of torchvision or the option of `model`; empty if a config by dotted keys has neither."""
+    return str(config.get("model.arch") or config.get("model.name") or config.get("model") or "")
+
+
+def data_name(config: Mapping[str, Any]) -> str:
+    """Return the last part of the path to a user's data or the option of `data`; empty as for `model_name`."""
+    name = str(config.get("data.name") or config.get("data") or "")
+    path = next((config[key] for key in ("data.file", "data.root") if config.get(key)), "")
+    return PurePath(str(path)).stem if path and name in ("folder", "table", "arrays", "") else name
 
 
 def value_text(value: Any) -> str:
@@ -119,11 +203,11 @@ def _seed_group(by_repeat: dict[str, RunRow]) -> SeedGroup:
 def interval(values: Sequence[float]) -> float:
     """Return half the width of the 95 % interval of the mean by Student's t (1908).
 
-    NaN for a single value, and if any of the values is not finite.
+    NaN for fewer than three values, and if any of them is not finite.
     """
+    if len(values) < FEWEST or not all(map(math.isfinite, values)):
+        return math.nan
     from scipy.special import stdtrit
 
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return math.nan
     quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))

@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dltrain.report.run_rows import REPEATS, Metric, SeedGroup, interval
+from dltrain.report.run_rows import FEWEST, RunGroup, interval
 
-FEWEST = 3  # pairs of a test
 LEVEL = 0.05
 FRACTIONS = ("accuracy", "f1_macro", "auroc")  # metrics whose differences are shown in points, which are hundredths
 
@@ -25,22 +24,17 @@ class Comparison:
     p: float
 
 
-def repeated_over(keys: Sequence[str]) -> str:
-    """Return what the runs of a setting differ in: seeds, folds, or seeds × folds."""
-    return " × ".join(REPEATS[key] for key in REPEATS if key in keys)
-
-
-def compare(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric) -> list[Comparison]:
+def compare(group: RunGroup) -> list[Comparison]:
     """Return comparisons of the best setting with each other one that has several runs, the best of these first."""
-    several = [group for group in groups if group.count > 1 and math.isfinite(by.key(group.mean))]
-    ranked = sorted(several, key=lambda group: (group.count < FEWEST, by.key(group.mean)))
-    found = []
+    by, found = group.by, []
+    several = [it for it in group.seeds if math.isfinite(by.key(it.mean))]
+    ranked = sorted(several, key=lambda it: it.count < FEWEST)
     for best, other in zip(ranked[:1] * len(ranked), ranked[1:], strict=False):
         shared = [(other.runs[key], run) for key, run in best.runs.items() if key in other.runs]
         pairs = [(by.key(one.metrics), by.key(two.metrics)) for one, two in shared]
         gains = [one - two for one, two in pairs]
         mean, wins = statistics.fmean(gains) if gains else math.nan, sum(gain > 0 for gain in gains)
-        labels = best.label(keys), other.label(keys)
+        labels = group.label(best), group.label(other)
         found.append(Comparison(*labels, len(gains), wins, mean, interval(gains), paired_t_test(pairs)))
     return [replace(it, p=p) for it, p in zip(found, holm([it.p for it in found]), strict=True)]
 
@@ -63,9 +57,9 @@ def holm(tests: Sequence[float]) -> list[float]:
     return [max((step for other, step in steps if other <= p), default=p) for p in tests]
 
 
-def sentences(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric) -> list[str]:
+def sentences(group: RunGroup) -> list[str]:
     """Return a title and a sentence for each comparison; empty if there is nothing to compare."""
-    found, over = compare(groups, keys, by), repeated_over(keys)
+    found, over, by = compare(group), group.over, group.by
     scale, points = (100, " points") if by.name.endswith(FRACTIONS) else (1, "")
     method = " (Holm)" if sum(not math.isnan(it.p) for it in found) > 1 else ""
     lines = [f"{by.name}, the best setting against each other one (paired t-test over {over}):"]

@@ -2,41 +2,38 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from dltrain.commands.jobs import job_metrics
 from dltrain.config import safe_yaml, saved_config
 from dltrain.config.dotted import leaves
-from dltrain.config.metric_names import shared_metric
 from dltrain.config.registry import GROUPS
+from dltrain.config.validation import suggest
 from dltrain.report import significance
-from dltrain.report.console import format_number, new_table, show_table
 from dltrain.report.html import comparison_page, page, run_page
-from dltrain.report.run_reader import text, write_analysis
-from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed, metric, value_text
-from dltrain.runtime.errors import ConfigError, InputError, UserError, printable
+from dltrain.report.run_reader import read_records, so_far, text, write_analysis
+from dltrain.report.run_rows import UNINFORMATIVE, RunGroup, RunRow, differing_keys, group_by_data
+from dltrain.report.run_table import columns_of
+from dltrain.runtime.errors import ConfigError, InputError, UserError
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
-from dltrain.sweeps.results import names_of, overrides_of, run_rows, show_repeated
+from dltrain.sweeps.results import overrides_of, run_rows, show
 
-USAGE = "usage: dltrain report FOLDER … [--json] [-o FILE]; each folder is a run or a sweep, or contains some"
+USAGE = "usage: dltrain report FOLDER … [--columns=NAME,…] [--json] [-o FILE]; each is or contains runs or sweeps"
 DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
-USUAL = ("name", "sweep", "resume", "trust", "logger", "report")  # keys that say nothing about a result
 
 
 def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
     """Yield the run in a folder, or else all runs below it, with the failed jobs of sweeps."""
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
-        yield _run(folder, "/".join(folder.parts[-2:]))
+        yield _run(folder, str(folder.absolute()))
         return
     entries = journal.read(folder)
     for entry in sorted(entries, key=lambda entry: entry.number):
-        path, label = folder / entry.folder, f"{folder.name} job {entry.number}"
+        path, label = folder / entry.folder, f"{folder.absolute()} job {entry.number}"
         if (outcome := entry.outcome) is not None and outcome.failed:
             whole, overrides = _config(path), overrides_of(entry)
             config = whole or {f"{key}.name" if key in GROUPS else key: value for key, value in overrides.items()}
@@ -49,13 +46,13 @@ def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
 
 
 def _run(folder: Path, label: str) -> RunRow:
-    if (content := text(folder / "summary.json")) is None:
-        return RunRow(folder, label, _config(folder), "not done", {}, math.nan)
+    content, config = text(folder / "summary.json"), _config(folder)
     try:
-        summary = json.loads(content)
+        records = read_records(folder / "metrics.jsonl") if content is None else []
+        summary = so_far(records, config.get("metric")) if content is None else json.loads(content)
         values = {k: v for k, v in job_metrics("train", summary).items() if isinstance(v, int | float)}
         seconds = float(summary.get("total_seconds", math.nan))
-        return RunRow(folder, label, _config(folder), str(summary["status"]), values, seconds)
+        return RunRow(folder, label, config, str(summary["status"]), values, seconds)
     except page.UNFIT as error:
         raise InputError(f"{folder / 'summary.json'}: cannot be read ({type(error).__name__})") from error
 
@@ -69,7 +66,7 @@ def _nested(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = safe_yaml.read_yaml(path)
+        config = safe_yaml.read_to_show(path)
     except safe_yaml.UnsafeConfig as error:
         raise InputError(str(error)) from error
     return config if isinstance(config, dict) else {}
@@ -77,7 +74,7 @@ def _nested(folder: Path) -> dict[str, Any]:
 
 def report(arguments: Sequence[str]) -> None:
     """Print the comparison of the folders in `arguments` and write its page; with --json print only JSON."""
-    folders, as_json, output = _read(arguments)
+    folders, as_json, output, columns = _read(arguments)
     runs: list[RunRow] = []
     for folder in folders:
         if not folder.is_dir():
@@ -86,37 +83,51 @@ def report(arguments: Sequence[str]) -> None:
         if not found:
             raise InputError(f"{folder}: contains no run")
         runs += [run for run in found if run.folder not in {known.folder for known in runs}]
-    keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in USUAL]
-    chosen = shared_metric(run.config for run in runs if run.metrics)
-    by = metric([run.metrics for run in runs], chosen=chosen)
-    runs.sort(key=lambda run: by.key(run.metrics))
-    groups = group_by_seed(runs, keys) if significance.repeated_over(keys) else []
+    groups = group_by_data(with_short_labels(runs))
     if as_json:
-        print(json.dumps(_as_json(runs, keys, groups, by), indent=2))
+        print(json.dumps(_as_json(groups), indent=2))
     else:
-        show_table(_table(runs, keys, by))
-        show_repeated(groups, keys, by)
+        _require_known(columns, groups)
+        show(groups, "run", run_page.NAME, columns)
     if output is None and as_json:
         return
-    path = _write_page(folders, runs, keys, by, output)
+    path = _write_page(folders, groups, output)
     if not as_json:
         print(f"page:  {path}")
 
 
-def _write_page(
-    folders: Sequence[Path], runs: Sequence[RunRow], keys: Sequence[str], by: Metric, output: Path | None
-) -> Path:
+def with_short_labels(runs: Sequence[RunRow]) -> list[RunRow]:
+    """Return the runs with labels of as few parts of their folders' paths as tell all of them apart."""
+    names = [""]
+    for count in range(1, max(len(run.folder.parts) for run in runs) + 1):
+        names = ["/".join(Path(run.label).parts[-count:]) for run in runs]
+        if len(set(names)) == len(runs):
+            break
+    return [replace(run, label=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _require_known(asked: Sequence[str], groups: Sequence[RunGroup]) -> None:
+    """Raise ConfigError for a column that no group has."""
+    known = {column.name for group in groups for column in columns_of(group) if asked} | {"all"}
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"--columns={name}: no such column, or no run has a value{suggest(name, sorted(known))}")
+
+
+def _write_page(folders: Sequence[Path], groups: Sequence[RunGroup], output: Path | None) -> Path:
     """Write the page into the folder of a single run or sweep, else into the current folder; return its path."""
     (folder, *others) = folders
+    runs = [run for group in groups for run in group.runs]
     if not others and [run.folder for run in runs] == [folder]:
         path = output or folder / run_page.NAME
         run_page.write(path, folder, _nested(folder), _analyze(folder))
     elif not others and (entries := journal.read(folder)):
         path = output or folder / run_page.NAME
-        comparison_page.write_sweep(path, folder, run_rows(folder, entries), by)
+        jobs = group_by_data(run_rows(folder, entries), groups[0].by)
+        comparison_page.write(path, f"Sweep {'/'.join(folder.parts[-2:])}", jobs)
     else:
         path = output or Path(run_page.NAME)
-        comparison_page.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", runs, keys, by)
+        comparison_page.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", groups)
     return path
 
 
@@ -137,61 +148,60 @@ def _analyze(folder: Path) -> str:
     return ""
 
 
-def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None]:
-    """Return the folders, True for --json, and the file of -o."""
+def _read(arguments: Sequence[str]) -> tuple[list[Path], bool, Path | None, list[str]]:
+    """Return the folders, True for --json, the file of -o and the names of --columns."""
     folders: list[Path] = []
-    as_json, output = False, None
+    as_json, output, columns = False, None, list[str]()
     remaining = iter(arguments)
     for argument in remaining:
         if argument == "--json":
             as_json = True
         elif argument in ("-o", "--output"):
             output = expand_user(next(remaining, ""))
+        elif argument.partition("=")[0] == "--columns":
+            columns = (argument.partition("=")[2] or next(remaining, "")).split(",")
         elif argument.startswith("-"):
             raise ConfigError(f"{argument}: no such option. {USAGE}")
         else:
             folders.append(expand_user(argument))
     if not folders or output == Path():
         raise ConfigError(USAGE)
-    return folders, as_json, output
+    return folders, as_json, output, columns
 
 
-def _table(runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> Table:
-    names = names_of((run.metrics for run in runs), by)
-    title = f"{len(runs)} run{'s' * (len(runs) != 1)}, best {by.name} first"
-    table = new_table(title, ("run", "status", *keys), (*names, "seconds"))
-    for run in runs:
-        values = [printable(value_text(run.config.get(key))) for key in keys]
-        shown = [format_number(run.metrics[name]) if name in run.metrics else "" for name in names]
-        seconds = "" if math.isnan(run.seconds) else f"{run.seconds:.1f}"
-        table.add_row(printable(run.label), printable(run.status), *values, *shown, seconds)
-    return table
+def _as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
+    def numbers(values: Mapping[str, Any]) -> dict[str, Any]:  # JSON has no NaN
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
-
-def _as_json(runs: Sequence[RunRow], keys: Sequence[str], groups: Sequence[SeedGroup], by: Metric) -> dict[str, Any]:
-    def number(value: Any) -> Any:  # JSON has no NaN
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
+    runs = [run for group in groups for run in group.runs]
+    keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in UNINFORMATIVE]
     return {
-        "differing": list(keys),
+        "differing": keys,
         "runs": [
             {
                 "folder": str(run.folder),
+                "data": group.data,
                 "status": run.status,
                 "config": {key: run.config.get(key) for key in keys},
-                "figures": {name: number(value) for name, value in run.metrics.items()},
-                "seconds": number(run.seconds),
+                "figures": numbers(run.metrics),
+                "seconds": numbers({"": run.seconds})[""],
             }
-            for run in runs
+            for group in groups
+            for run in group.runs
         ],
         "seeds": [
             {
-                "config": group.label(keys),
-                "n": group.count,
-                "mean": {name: number(value) for name, value in group.mean.items()},
-                "interval": {name: number(value) for name, value in group.spread.items()},
+                "data": group.data,
+                "config": group.label(it),
+                "n": it.count,
+                "mean": numbers(it.mean),
+                "interval": numbers(it.spread),
             }
             for group in groups
+            if group.over
+            for it in group.settings
         ],
-        "comparisons": [{k: number(v) for k, v in vars(it).items()} for it in significance.compare(groups, keys, by)],
+        "comparisons": [
+            {"data": group.data} | numbers(vars(it)) for group in groups for it in significance.compare(group)
+        ],
     }

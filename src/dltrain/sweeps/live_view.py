@@ -17,7 +17,6 @@ from dltrain.report.run_rows import metric
 from dltrain.runtime import terminal
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
-from dltrain.sweeps.results import ranked
 
 REDRAW_SECONDS = 0.2
 MOST_SHOWN = 16  # running jobs
@@ -96,7 +95,7 @@ class View:
             table.add_row(f"job {number}", Text(overrides), took, Text(latest))
         best = Text("")
         by = metric([entry.metrics for entry in ended], self.metric, self.direction)
-        if (first := next(iter(ranked(ended, by)), None)) and by.name in first.metrics:
+        if (first := min(ended, key=lambda it: by.key(it.metrics), default=None)) and by.name in first.metrics:
             value = format_number(first.metrics[by.name])
             best = Text(f"best  job {first.number}  {by.name} {value}  {self._overrides(first)}")
         return Group(heading, table, best)

@@ -1,25 +1,31 @@
-"""Results of a sweep: results.csv with a row for each job, and the ranked table at its end."""
+"""Results of a sweep: results.csv with a row for each job, and the ranked tables of runs on a terminal."""
 
+import contextlib
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
+from rich.cells import set_cell_size
 
 from dltrain.config.hints import is_number
-from dltrain.report import significance
-from dltrain.report.console import format_number, new_table, show_table
-from dltrain.report.run_rows import Metric, RunRow, SeedGroup, differing_keys, group_by_seed
+from dltrain.report import console, significance
+from dltrain.report.run_rows import RunGroup, RunRow
+from dltrain.report.run_table import GAP, Column, columns_of, fitting, shortened
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import printable
 from dltrain.sweeps.journal import Entry
 
 SPLITS = ("train_", "val_", "test_")
-MOST_ROWS = 30  # of a table on the terminal; results.csv has them all
+MOST_ROWS = 30  # of a table on the terminal
+MOST_OF_NAME = 20  # characters of a run's name that are never cut
+MOST_NAMES = 8  # of columns that are left out
+MOST_FAILURES = 5  # with their reasons
 
 
 def row(entry: Entry) -> dict[str, Any]:
@@ -46,69 +52,52 @@ def write_results(path: Path, entries: Iterable[Entry]) -> None:
     atomic_files.atomic_write(path, text.getvalue().encode(errors="backslashreplace"))
 
 
-def ranked(entries: Iterable[Entry], by: Metric) -> list[Entry]:
-    """Return the jobs that have ended, the best first."""
-    return sorted((entry for entry in entries if entry.outcome), key=lambda entry: by.key(entry.metrics))
+def show(groups: Sequence[RunGroup], noun: str, where: str, asked: Collection[str] = ()) -> None:
+    """Print a table of each group of runs and, where they differ only in seed or fold, of means, with what tests say.
+
+    Args:
+        noun: what a run is called, such as job
+        where: the file that has the rows that are left out
+        asked: columns that are always printed, or `all`
+    """
+    advice = " or ".join(filter(None, ("--columns=NAME,…" if noun == "run" else "", where)))
+    for group in groups:
+        failures = [f"{run.label}: {run.reason}" for run in group.runs if run.reason][:MOST_FAILURES]
+        _print(group.title(noun), columns_of(group), asked, where, advice, failures)
+        if group.seeds:
+            title = f"over {group.over}: mean ± half of its 95 % interval (of 3 or more), best {group.by.name} first"
+            tests = significance.sentences(group)[: MOST_ROWS + 1]
+            _print(title, columns_of(group, over_seeds=True), asked, where, advice, tests)
 
 
-def names_of(metrics: Iterable[Mapping[str, float]], by: Metric) -> list[str]:
-    """Return the names of all metrics, with `by` first."""
-    return sorted(dict.fromkeys(name for values in metrics for name in values), key=lambda name: name != by.name)
+def _print(
+    title: str, columns: Sequence[Column], asked: Collection[str], where: str, advice: str, below: Sequence[str] = ()
+) -> None:
+    """Print the columns that fit into the terminal, if some do not, which these are, and lines `below` them."""
+    width, rows = console.columns(), len(columns[0].texts)
+    longest = max(MOST_OF_NAME, width // 3)
+    columns = [replace(column, texts=column.texts[:MOST_ROWS]) for column in columns]
+    columns[0] = replace(columns[0], texts=[shortened(text, longest) for text in columns[0].texts])
+    kept = fitting(columns, width, asked)
+    heads = zip(*(["", *column.head.split("\n")][-2:] for column in kept), strict=True)
+    lines = [*textwrap.wrap(printable(title), width), *(_line(kept, map(printable, texts)) for texts in heads)]
+    lines.append("─" * (sum(column.width + GAP for column in kept) - GAP))
+    lines += [_line(kept, texts) for texts in zip(*(column.texts for column in kept), strict=True)]
+    notes = [f"{rows - MOST_ROWS} more rows: {where}"] if rows > MOST_ROWS else []
+    left = sorted((column for column in columns if column not in kept), key=lambda column: column.rank)
+    if left:
+        shown = ", ".join([column.name for column in left[:MOST_NAMES]] + ["…"] * (len(left) > MOST_NAMES))
+        notes.append(f"{len(left)} more column{'s' * (len(left) != 1)} ({shown}): {advice}")
+    lines += [line for note in [*notes, *below] for line in textwrap.wrap(printable(note), width)]
+    with contextlib.suppress(OSError):  # as for the lines of a log
+        print(*(line if console.has_boxes() else line.replace("─", "-") for line in lines), "", sep="\n")
 
 
-def table(entries: Sequence[Entry], by: Metric) -> Table:
-    """Return the ranked table of the jobs that have ended, without the overrides that all share."""
-    ended = ranked(entries, by)
-    failed = sum(entry.failed for entry in ended)
-    names = names_of((entry.metrics for entry in ended), by)
-    shared = set.intersection(*(set(entry.overrides) for entry in ended)) if len(ended) > 1 else set()
-    best = f", best {by.name} first" if by.name in names else ""
-    jobs = f"{len(ended)} job{'s' * (len(ended) != 1)}"
-    table = new_table(f"{jobs}, {failed} failed{best}", ("job", "overrides", "status"), (*names, "seconds"))
-    for entry in ended[:MOST_ROWS]:
-        values = row(entry)
-        metrics = [format_number(values[name]) if name in values else "" for name in names]
-        overrides = " ".join(override for override in entry.overrides if override not in shared)
-        status, seconds = printable(values["status"]), f"{values['seconds']:.1f}"
-        table.add_row(str(entry.number), printable(overrides), status, *metrics, seconds)
-    if len(ended) > MOST_ROWS:
-        table.caption = f"{len(ended) - MOST_ROWS} more in results.csv"
-    return table
-
-
-def seed_table(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, most: int | None = None) -> Table:
-    """Return a table of means over seeds or folds with their 95 % intervals, the best first, of at most `most` rows."""
-    ordered = sorted(groups, key=lambda group: by.key(group.mean))
-    names = names_of((group.mean for group in ordered), by)
-    title = f"over {significance.repeated_over(keys)}: mean ± half of its 95 % interval"
-    table = new_table(title, ["overrides"], ["n", *names])
-    for group in ordered[:most]:
-        metrics = [with_spread(group, name) if name in group.mean else "" for name in names]
-        table.add_row(printable(group.label(keys)) or "all", str(group.count), *metrics)
-    if most is not None and len(ordered) > most:
-        table.caption = f"{len(ordered) - most} more in report.html"
-    return table
-
-
-def with_spread(group: SeedGroup, name: str) -> str:
-    """Return a mean as text, such as 0.9812 ± 0.0031."""
-    spread = group.spread[name]
-    return format_number(group.mean[name]) + ("" if math.isnan(spread) else f" ± {format_number(spread)}")
-
-
-def show(entries: Sequence[Entry], jobs: Sequence[RunRow], by: Metric) -> None:
-    """Print the ranked table and, if jobs differ only in their seed or fold, the means and how sure a difference is."""
-    show_table(table(entries, by))
-    keys = differing_keys(jobs)
-    show_repeated(group_by_seed(jobs, keys), keys, by, MOST_ROWS)
-
-
-def show_repeated(groups: Sequence[SeedGroup], keys: Sequence[str], by: Metric, most: int | None = None) -> None:
-    """Print means over seeds or folds, if there are several, and what paired tests say of the differences."""
-    if any(group.count > 1 for group in groups):
-        show_table(seed_table(groups, keys, by, most))
-        for line in significance.sentences(groups, keys, by)[: most and most + 1]:
-            print(printable(line))
+def _line(columns: Iterable[Column], texts: Iterable[str]) -> str:
+    """Return a line of a table: texts to the left of their columns, numbers to the right."""
+    cells = [(text, it.width, it.is_number) for text, it in zip(texts, columns, strict=True)]
+    padded = (text.rjust(width) if is_number else set_cell_size(text, width) for text, width, is_number in cells)
+    return (" " * GAP).join(padded).rstrip()
 
 
 def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:

@@ -14,7 +14,7 @@ from dltrain.config.metric_names import shared_metric
 from dltrain.config.resolution import resolve
 from dltrain.config.safe_yaml import read_yaml
 from dltrain.config.settings import Sweep
-from dltrain.report.run_rows import metric
+from dltrain.report.run_rows import group_by_data, metric
 from dltrain.runtime import folders
 from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
@@ -193,10 +193,10 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
     results.write_results(folder / "results.csv", entries)
     metrics = [entry.metrics for entry in entries]
     by = metric(metrics, settings.metric, settings.direction)
-    jobs = results.run_rows(folder, entries)
-    results.show(entries, jobs, by)
+    groups = group_by_data(results.run_rows(folder, entries), by)
+    results.show(groups, "job", "results.csv")
     print(f"table: {folder / 'results.csv'}")
-    comparison_page.write_after(folder, jobs, by)
+    comparison_page.write_after(folder, groups)
     known = sorted({name for values in metrics for name in values})
     if settings.metric is not None and known and settings.metric not in known:
         print(f"sweep.metric={settings.metric}: no job has this metric; available: {', '.join(known)}")

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +19,7 @@ from dltrain.training.snapshot import Run
 log = logging.getLogger(__name__)
 
 
-def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[str, Any]:
+def finish(run: Run, output: RunDir | None, status: str) -> dict[str, Any]:
     """Test the best weights; write and print the summary, and write the page of the run.
 
     With several processes only the first, which has an `output`, does more than test.
@@ -43,7 +42,7 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
         "best": progress.best,
         "steps": run.state.step,
         "train_seconds": None if rate is None else round(progress.train_seconds, 3),
-        "total_seconds": round(time.perf_counter() - began, 3),
+        "total_seconds": run.total_seconds,
         "examples_per_second": None if rate is None else round(rate, 1),
         "examples": class_counts.count(run.data),
         "parameters": build.count_parameters(model),
@@ -54,12 +53,14 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
         return summary
     folder, trackers = output.folder, output.trackers
     run_files.write_json(folder / "summary.json", summary)
-    is_shown = status != "interrupted" and (run.settings.report or trackers.running)
+    # A page that was asked for, such as that of a job, is made anew.
+    has_page = (folder / run_page.NAME).exists() or (run.settings.report and status != "interrupted")
+    is_shown = status != "interrupted" and (has_page or trackers.running)
     results, mistakes = _analyze(run) if is_shown else ({}, [])
     trackers.finish(summary, mistakes)
     names = run.config.values["model"]["name"], run.config.values["data"]["name"]
     console.show_end(f"{names[0]} on {names[1]}: {status}", summary, folder)
-    if run.settings.report and status != "interrupted" and run_page.write_after(folder, run.config.stored, results):
+    if has_page and run_page.write_after(folder, run.config.stored, results):
         log.info("page        %s", folder / run_page.NAME)
     return summary
 

@@ -20,6 +20,7 @@ class Progress:
     stale_epochs: int = 0
     scores: list[float | None] = field(default_factory=list)  # of each validation; None if it is not finite
     train_seconds: float = 0.0
+    total_seconds: float = 0.0  # until the checkpoint; 0 in one of before 2026-12
     examples_per_second: float = 0.0  # of the fastest epoch so far
     epoch_examples: int = 0
     epoch_seconds: float = 0.0

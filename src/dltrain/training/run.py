@@ -70,6 +70,7 @@ def train(
             config = saved_config.resumed(config, start.content)
         run_trackers.require(config.stored)
         run = prepare(config, start, load, processes)
+        run.began = began - run.progress.total_seconds
         sync = SignalSync(processes, stack.enter_context(recorded_signals(ignore_repeats=processes.world_size > 1)))
         with contextlib.ExitStack() as closing:
             output = None
@@ -86,7 +87,7 @@ def train(
                 status = _loop(run, output, sync, began, watch)
                 from dltrain.training import finish  # imported here so that the page does not delay the first step
 
-                summary = finish.finish(run, output, status, began)
+                summary = finish.finish(run, output, status)
         sync(at_once=True)  # the first rank has written the files until now
     if sync.signals:
         number = Signals(sync.signals[0])

@@ -83,7 +83,7 @@ def open_run_dir(
             (folder / "checkpoints").mkdir(exist_ok=True)
             run_files.write_config(folder / ".hydra" / "config.yaml", config.stored)
             # These describe other weights.
-            for name in ("analysis.json", "report.html", "summary.json") if start is not None else ():
+            for name in ("analysis.json", "summary.json") if start is not None else ():
                 (folder / name).unlink(missing_ok=True)
             if run.settings.report:
                 run_reader.write_origins(folder, config.values, config.origin, config.typed if start else None)

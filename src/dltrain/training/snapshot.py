@@ -1,7 +1,8 @@
 """The parts of a run, and their state in a checkpoint: all that is needed to resume bit-identically."""
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ class Run:
     task: Task
     state: TrainState
     progress: Progress
+    began: float = field(default_factory=time.perf_counter)  # less the seconds before a resume
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of the whole run, over all its starts."""
+        return round(time.perf_counter() - self.began, 3)
 
 
 def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
         "sums": run.state.sums,
         "faults": run.state.faults,
         "generators": generator_states(),
-        "progress": dict(vars(run.progress)),
+        "progress": vars(run.progress) | {"total_seconds": run.total_seconds},
         "position": position,
         "digests": {"data": run.data.digests, "config": saved_config.digests(run.config.values)},
         **_common(run),

@@ -1,14 +1,16 @@
 """Charts as Vega-Lite 6 specifications: data in, plain dicts out. page.js sets colours and fonts."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from dltrain.report.run_reader import is_finite
 
 Spec = dict[str, Any]
 Record = Mapping[str, Any]
 
 MOST_POINTS = 400  # of a curve; a screen shows no more
-MOST_POINTS_OF_ALL = 5_000  # of the curves of many runs: 500 runs stay below two seconds to open
+FEW = 10  # points of a curve that are drawn as such
+IS_DARK = "(datum.r > (dark ? 0.4 : 0.76)) != dark"  # of a cell; page.js sets `dark` as the page is
 MOST_LABELS = 20  # classes up to which a confusion matrix has its counts written into it
 
 
@@ -19,21 +21,15 @@ def thinned(points: Sequence[Any], most: int = MOST_POINTS) -> list[Any]:
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
 
 
-def finite(value: Any) -> bool:
-    """True for a finite number, which can be plotted."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
     """Return a chart of a metric over epochs, a line for each split; None if no record has it."""
-    plotted = [record for record in records if finite(record.get(key)) and finite(record.get("epoch"))]
+    plotted = [record for record in records if is_finite(record.get(key)) and is_finite(record.get("epoch"))]
     values = []
     for split in ("train", "val"):
         chosen = [record for record in plotted if record.get("split") == split]
         values += [{"x": record["epoch"], "y": record[key], "s": split} for record in thinned(chosen)]
     if not values:
         return None
-    few = len(values) <= 60
     return {
         **_frame(f"{title} over epochs", values),
         "encoding": {
@@ -44,26 +40,28 @@ def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
         },
         "layer": [
             {"mark": {"type": "line"}},
-            {"mark": {"type": "point", "filled": True, "size": 30, "opacity": 1 if few else 0}},
+            {"mark": {"type": "point", "filled": True, "size": 30, "opacity": 1 if len(values) <= 6 * FEW else 0}},
         ],
     }
 
 
-def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Spec | None:
-    """Return a chart of a metric of several runs over epochs, coloured by the last value; None without data."""
-    most = max(5, min(100, MOST_POINTS_OF_ALL // max(len(curves), 1)))
+def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, most: int) -> Spec | None:
+    """Return a chart of a metric of several runs over epochs, coloured by the last value; None without data.
+
+    It has about `most` points.
+    """
+    most = max(5, min(100, most // max(len(curves), 1)))
     values = []
     for label, points in curves.items():
-        plotted = [(x, y) for x, y in points if finite(x) and finite(y)]
+        plotted = [(x, y) for x, y in points if is_finite(x) and is_finite(y)]
         values += [
             {"x": _short(x), "y": _short(y), "s": label, "c": _short(plotted[-1][1])} for x, y in thinned(plotted, most)
         ]
     if not values:
         return None
-    single = all(len(points) < 2 for points in curves.values())
     return {
         **_frame(f"{title} over epochs, a line for each run", values, 320),
-        "mark": {"type": "point" if single else "line", "strokeWidth": 1.2, "opacity": 0.8},
+        "mark": {"type": "line", "strokeWidth": 1.2, "opacity": 0.8, "point": len(values) <= FEW * len(curves)},
         "encoding": {
             "x": _quantity("x", "epoch"),
             "y": _quantity("y", title),
@@ -88,8 +86,10 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
             {"t": true, "p": claimed, "n": count, "r": count / total}
             for claimed, count in zip(classes, row, strict=True)
         ]
-    axis = {"labelOverlap": True}
-    across = {**axis, "labelAngle": 0 if all(len(name) <= 4 for name in classes) else -45}
+    few = len(classes) <= MOST_LABELS
+    size: Spec = {} if few else {"width": {"step": 13}, "height": {"step": 13}}  # every class is named
+    axis = {"labelOverlap": False, "labelFontSize": 10}
+    across = {**axis, "labelAngle": 0 if few and all(len(name) <= 2 for name in classes) else -90}
     cells: Spec = {
         "mark": {"type": "rect"},
         "encoding": {
@@ -102,17 +102,18 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
         "mark": {"type": "text", "fontSize": 11},
         "encoding": {
             "text": {"field": "n", "format": ",d"},
-            "color": {"condition": {"test": "datum.r > 0.35", "value": "white"}},
+            "color": {"condition": {"test": IS_DARK, "value": "white"}, "value": "black"},
         },
     }
     return {
         **_frame("Confusion matrix: true classes by predicted ones", values, 340),
+        **size,
         "encoding": {
             "x": {"field": "p", "type": "nominal", "title": "predicted", "sort": None, "axis": across},
             "y": {"field": "t", "type": "nominal", "title": "true", "sort": None, "axis": axis},
             "tooltip": [_tip("t", "true"), _tip("p", "predicted"), _tip("n", "examples"), _tip("r", "of the row")],
         },
-        "layer": [cells, numbers] if len(classes) <= MOST_LABELS else [cells],
+        "layer": [cells, numbers] if few else [cells],
     }
 
 
@@ -138,12 +139,16 @@ def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
         "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "tooltip": None},
         "encoding": {"x": {"field": "a", **fraction}, "y": {"field": "y", **fraction}},
     }
-    return {**_frame("Reliability: accuracy by confidence", values, 300), "layer": [bars, diagonal]}
+    place = {"x": {"field": "m", **fraction}, "y": {"field": "y", **fraction}}
+    number = {"type": "text", "dy": -6, "fontSize": 9, "tooltip": None}
+    counts: Spec = {"mark": number, "encoding": {**place, "text": {"field": "n", "format": ".2~s"}}}
+    title = "Reliability: accuracy by confidence, with the number of examples"
+    return {**_frame(title, values, 300), "layer": [bars, diagonal, counts]}
 
 
 def points(pairs: Iterable[Sequence[float]]) -> Spec:
     """Return a chart of predicted numbers over true ones."""
-    values = [{"x": true, "y": predicted} for true, predicted in pairs if finite(true) and finite(predicted)]
+    values = [{"x": true, "y": predicted} for true, predicted in pairs if is_finite(true) and is_finite(predicted)]
     return {
         **_frame("Predicted over true values", values, 300),
         "mark": {"type": "point", "filled": True, "size": 24},
@@ -167,12 +172,12 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
     """
     numbers = [value["x"] for value in values]
     x: Spec = {"field": "x", "title": key}
-    if all(map(finite, numbers)):
+    few = len(set(map(str, numbers))) <= FEW
+    if all(map(is_finite, numbers)) and not few:
         wide = min(numbers) > 0 and max(numbers) / min(numbers) >= 8
         x |= {"type": "quantitative", "scale": {"type": "log"} if wide else {"zero": False, "padding": 10}}
     else:
-        x |= {"type": "nominal", "sort": None, "axis": {"labelAngle": 0, "labelOverlap": True}}
-        values = [{**value, "x": str(value["x"])} for value in values]
+        x |= {"type": "ordinal", "sort": "ascending", "axis": {"labelAngle": 0, "labelOverlap": True}}
     tips = [_tip("label", "runs"), _tip("x", key), _tip("y", title), _tip("n", "n")]
     y = {"type": "quantitative", "scale": {"domain": _domain([value["y"] for value in values]), "nice": True}}
     point: Spec = {
@@ -185,6 +190,7 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
         "encoding": {"y": {"field": "lo", **y, "title": title}, "y2": {"field": "hi"}},
     }
     color = {"color": {"field": "g", "type": "nominal", "title": coloured, "sort": None}} if coloured else {}
+    color |= {"xOffset": {"field": "g"}} if coloured and few else {}  # side by side
     layers = [interval, point] if any("lo" in value for value in values) else [point]
     return {**_frame(f"{title} against {key}", values), "encoding": {"x": x, **color}, "layer": layers}
 

@@ -8,81 +8,64 @@ from typing import Any
 from urllib.parse import quote
 
 from dltrain.config.hints import to_cli
+from dltrain.config.registry import GROUPS
 from dltrain.report import significance
 from dltrain.report.html import charts, page
 from dltrain.report.html.run_page import NAME
-from dltrain.report.run_reader import read_records
-from dltrain.report.run_rows import REPEATS, Metric, RunRow, SeedGroup, differing_keys, group_by_seed, value_text
+from dltrain.report.run_reader import is_finite, read_records
+from dltrain.report.run_rows import REPEATS, RunGroup, RunRow, SeedGroup, model_name, value_text
+from dltrain.report.run_table import EXTRA, columns_of, key_ranks
 from dltrain.runtime.errors import InputError, UserError
 
-MOST_KEYS = 12  # keys that get a chart each
+MOST_KEYS = 4  # keys that get a chart each
 MOST_COLOURS = 5  # values of another key within such a chart
+FEWEST = 3  # values of a number for a chart against it
+MOST_GROUPS = 12  # data sets whose runs get charts
+MOST_POINTS = 5_000  # of the curves of all runs: 500 runs stay below two seconds to open
 
 
-def write_after(folder: Path, jobs: Sequence[RunRow], by: Metric) -> None:
+def write_after(folder: Path, groups: Sequence[RunGroup]) -> None:
     """Write the page of a sweep that has just ended; print an error instead of raising it, as the sweep is done."""
     try:
-        write_sweep(folder / NAME, folder, jobs, by)
+        write(folder / NAME, f"Sweep {'/'.join(folder.parts[-2:])}", groups)
         print(f"page:  {folder / NAME}")
     except Exception as error:  # a chart that cannot be drawn must not cost a sweep
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         print(f"{NAME} was not written: {' '.join(reason.split())[:300]}")
 
 
-def write_sweep(path: Path, folder: Path, jobs: Sequence[RunRow], by: Metric) -> None:
-    """Write the page of a sweep's jobs. Raises UserError."""
-    write(path, f"Sweep {'/'.join(folder.parts[-2:])}", jobs, differing_keys(jobs), by)
-
-
-def write(path: Path, title: str, runs: Sequence[RunRow], keys: Sequence[str], by: Metric) -> None:
-    """Write the page of several runs, the best first. Raises UserError."""
-    ranked = sorted(runs, key=lambda run: by.key(run.metrics))
-    keys = [key for key in keys if not _is_implied(key, keys, runs)]
-    page.write(path, text(title, ranked, keys, by, path.parent))
-
-
-def _is_implied(key: str, keys: Sequence[str], runs: Sequence[RunRow]) -> bool:
-    """True if a key differs only because one option of its group has it and another does not."""
-    group, dot, _ = key.partition(".")
-    values = {repr(run.config[key]) for run in runs if key in run.config}
-    return bool(dot) and f"{group}.name" in keys and key != f"{group}.name" and len(values) == 1
-
-
-def text(title: str, runs: Sequence[RunRow], keys: Sequence[str], by: Metric, place: Path) -> str:
-    """Return the page of several runs. Raises InputError.
-
-    Args:
-        runs: the runs, the best first
-        keys: keys of the config in which they differ
-        by: the metric that ranks them
-        place: the folder of the page; links are relative to it
-    """
-    metric = by.name
+def write(path: Path, title: str, groups: Sequence[RunGroup]) -> None:
+    """Write the page of several runs, by data set; its links are relative to its folder. Raises UserError."""
+    runs = [run for group in groups for run in group.runs]
+    failed = [(run.label, run.reason) for run in runs if run.status == "failed"]
+    subtitle = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(failed)} failed"
     try:
-        names = sorted({name for run in runs for name in run.metrics}, key=lambda name: (name != metric, name))
-        failed = [run for run in runs if run.status == "failed"]
-        groups = group_by_seed(runs, keys)
-        return page.render(
-            "set.html",
-            title=title,
-            subtitle=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(failed)} failed",
-            best=runs[0] if runs and metric in runs[0].metrics else None,
-            metric=metric,
-            keys=list(keys),
-            names=names,
-            runs=runs,
-            failed=failed,
-            curves=_curves(runs, metric),
-            against=_against(groups, [key for key in keys if key not in REPEATS], metric),
-            seeds=[group for group in groups if group.count > 1],
-            repeats=REPEATS,
-            over=significance.repeated_over(keys),
-            comparisons=significance.sentences(groups, keys, by),
-            value_text=value_text,
-            link=lambda run: _link(run.folder, place),
-        )
+        shown = [_shown(group, len(groups), path.parent) for group in groups]
+        text = page.render("set.html", title=title, subtitle=subtitle, groups=shown, failed=failed)
     except page.UNFIT as error:
         raise InputError(f"{title}: a file has content that no run writes ({type(error).__name__})") from error
+    page.write(path, text)
+
+
+def _shown(group: RunGroup, among: int, place: Path) -> dict[str, Any]:
+    """Return one of `among` groups in the form that the template shows."""
+    best, by = group.runs[0], group.by.name
+    keys = [key for key, rank in key_ranks(group).items() if rank < EXTRA]
+    tiles = [(f"best {by.replace('_', ' ')}", page.number(best.metrics.get(by))), ("run", best.label)]
+    tiles += [("model", model_name(best.config))]
+    tiles += [(key, value_text(best.config[key])) for key in keys[:MOST_KEYS] if best.config.get(key) is not None]
+    has_charts = among <= MOST_GROUPS
+    return {
+        "title": group.title(),
+        "tiles": [(name, value) for name, value in tiles if value] if by in best.metrics else [],
+        "columns": columns_of(group),
+        "links": [_link(run.folder, place) for run in group.runs],
+        "over": group.over,
+        "seeds": columns_of(group, over_seeds=True) if group.seeds else [],
+        "comparisons": significance.sentences(group),
+        "against": _against(group, [*keys, *({"model"} & set(group.keys))]) if has_charts else [],
+        "curves": _curves(group.runs, by, MOST_POINTS // among) if has_charts else [],
+    }
 
 
 def _link(folder: Path, place: Path) -> str:
@@ -91,8 +74,8 @@ def _link(folder: Path, place: Path) -> str:
     return "./" + quote(os.fsencode(os.path.relpath(report if report.exists() else folder, place)))
 
 
-def _curves(runs: Sequence[RunRow], metric: str) -> list[charts.Spec]:
-    """Chart the curves of the metric of all runs together, and those of the loss if it is not the metric."""
+def _curves(runs: Sequence[RunRow], metric: str, most: int) -> list[charts.Spec]:
+    """Chart the curves of the metric of all runs with at most `most` points, and those of the loss if it is another."""
     split, _, key = metric.partition("_")
     split = "train" if split == "train" else "val"  # the test set is evaluated once, at the end
     wanted = dict.fromkeys([(split, key), ("val", "loss"), ("train", "loss")])
@@ -107,24 +90,25 @@ def _curves(runs: Sequence[RunRow], metric: str) -> list[charts.Spec]:
             if points:
                 label = run.label if run.label not in curves[split, key] else str(run.folder)
                 curves[split, key][label] = points
-    specs = [charts.curves_of_runs(lines, f"{split} {key}") for (split, key), lines in curves.items()]
+    specs = [charts.curves_of_runs(lines, f"{split} {key}", most) for (split, key), lines in curves.items()]
     return [spec for spec in specs if spec is not None][:2]
 
 
-def _against(groups: Sequence[SeedGroup], keys: Sequence[str], metric: str) -> list[charts.Spec]:
-    """Chart the metric against each key: means over seeds with their intervals."""
-    specs = []
-    for key in keys[:MOST_KEYS]:
-        other = next((name for name in keys if name != key and 1 < len(_values(groups, name)) <= MOST_COLOURS), "")
+def _against(group: RunGroup, keys: Sequence[str]) -> list[charts.Spec]:
+    """Chart the metric against each number that was varied, and each option of a sweep: means over seeds."""
+    specs, metric, settings = [], group.by.name, group.settings
+    varied = [key for key in keys if key not in REPEATS and _is_varied(key, settings)]
+    for key in varied[:MOST_KEYS]:
+        counts = {name: len({value_text(it.config.get(name)) for it in settings}) for name in keys if name != key}
+        other = next((name for name, count in counts.items() if 1 < count <= MOST_COLOURS), "")
         points = []
-        for group in groups:
-            mean, spread = group.mean.get(metric, math.nan), group.spread.get(metric, math.nan)
-            if key not in group.config or not math.isfinite(mean):
+        for it in settings:
+            mean, spread = it.mean.get(metric, math.nan), it.spread.get(metric, math.nan)
+            if it.config.get(key) is None or not math.isfinite(mean):
                 continue
-            x = group.config[key]
-            x = x if charts.finite(x) else to_cli(x)
-            point: dict[str, Any] = {"x": x, "y": mean, "n": group.count, "label": group.label(keys)}
-            point |= {"g": value_text(group.config.get(other))} if other else {}
+            x = it.config[key] if is_finite(it.config[key]) else to_cli(it.config[key])
+            point: dict[str, Any] = {"x": x, "y": mean, "n": it.count, "label": group.label(it)}
+            point |= {"g": value_text(it.config.get(other))} if other else {}
             if math.isfinite(spread):
                 point |= {"lo": mean - spread, "hi": mean + spread}
             points.append(point)
@@ -133,5 +117,8 @@ def _against(groups: Sequence[SeedGroup], keys: Sequence[str], metric: str) -> l
     return specs
 
 
-def _values(groups: Sequence[SeedGroup], key: str) -> set[str]:
-    return {value_text(group.config.get(key)) for group in groups}
+def _is_varied(key: str, settings: Sequence[SeedGroup]) -> bool:
+    """True for a number with several values, or an option among the overrides of a sweep."""
+    values = [value for it in settings if (value := it.config.get(key)) is not None]
+    is_number = all(map(is_finite, values)) and not key.startswith("device.")
+    return key in GROUPS or (is_number and len(set(values)) >= FEWEST)

@@ -12,7 +12,8 @@ function config() {
     background: "transparent",
     font: "system-ui, sans-serif",
     view: { stroke: null },
-    axis: { ...labels, gridColor: line, domainColor: line, tickColor: line },
+    axis: { ...labels, gridColor: line, domainColor: line, tickColor: line, labelFlush: false, labelSeparation: 8 },
+    axisQuantitative: { labelOverlap: "greedy", tickCount: 6 },
     legend: { ...labels, orient: "top" },
     line: { color: accent },
     point: { color: accent },
@@ -34,6 +35,8 @@ async function draw(figure) {
   const dark = getComputedStyle(root).colorScheme.includes("dark");
   try {
     // `ast`: Vega interprets expressions, since the page's policy forbids evaluating text as code.
+    specification.params = [{ name: "dark", value: dark }];
+    if (figure.querySelector("[data-log]")?.checked) specification.encoding.y.scale = { type: "log" };
     const options = { actions: false, ast: true, renderer, config: config(), tooltip: { theme: dark ? "dark" : "light" } };
     await window.vegaEmbed(canvas, specification, options);
     figure.dataset.drawn = "yes";
@@ -82,7 +85,7 @@ function makeSortable(table) {
 function makeFilterable(input) {
   const rows = [...document.getElementById(input.dataset.table).tBodies[0].rows];
   const texts = rows.map((row) => row.textContent.toLowerCase());
-  const count = document.getElementById(input.dataset.count);
+  const count = document.querySelector(`[data-shown=${input.dataset.table}]`);
   input.addEventListener("input", () => {
     const terms = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -94,8 +97,42 @@ function makeFilterable(input) {
   });
 }
 
+// Hides the columns that do not fit, those of the highest rank first, and lists all of them to choose from.
+function makeChoosable(chooser) {
+  const table = document.getElementById(chooser.dataset.columns);
+  const heads = [...table.tHead.rows[0].cells];
+  const show = (column, on) => [...table.rows].forEach((row) => { row.cells[column].hidden = !on; });
+  const columns = heads.map((head, column) => ({ column, rank: Number(head.dataset.rank), width: head.offsetWidth }));
+  let free = table.parentElement.clientWidth;
+  for (const { column, rank, width } of columns.sort((one, other) => one.rank - other.rank)) {
+    if (rank <= 1 || (width && width <= free)) free -= width;
+    else show(column, false);
+  }
+  chooser.firstElementChild.textContent = `Columns: ${heads.filter((head) => !head.hidden).length} of ${heads.length} shown`;
+  heads.forEach((head, column) => {
+    const [label, box] = [document.createElement("label"), document.createElement("input")];
+    [box.type, box.checked, chooser.hidden] = ["checkbox", !head.hidden, false];
+    box.addEventListener("change", () => show(column, box.checked));
+    label.append(box, ` ${head.textContent}`);
+    chooser.append(label);
+  });
+}
+
+// Shows all that a row has where a run has no page of its own.
+function openRun(event) {
+  event.preventDefault();
+  const [row, dialog] = [event.target.closest("tr"), document.getElementById("run")];
+  const heads = row.closest("table").tHead.rows[0].cells;
+  const lines = [...row.cells].map((cell, index) => `${heads[index].textContent}  ${cell.textContent}`);
+  dialog.querySelector("pre").textContent = lines.join("\n");
+  dialog.showModal();
+}
+
+document.querySelectorAll("[data-columns]").forEach(makeChoosable);
 document.querySelectorAll("table.sortable").forEach(makeSortable);
 document.querySelectorAll("input[data-table]").forEach(makeFilterable);
+document.querySelectorAll("[data-run]").forEach((link) => link.addEventListener("click", openRun));
+document.querySelectorAll("[data-log]").forEach((box) => box.addEventListener("change", () => draw(box.closest("figure"))));
 
 const button = document.getElementById("theme");
 button.hidden = false;

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from dltrain import __version__
 from dltrain.report.console import format_number
-from dltrain.report.html import charts
+from dltrain.report.run_reader import is_finite
 from dltrain.runtime import atomic_files
 from dltrain.runtime.errors import OutputError
 
@@ -77,11 +77,11 @@ def _environment() -> Environment:
 
 def number(value: Any) -> str:
     """Return a number for a table; empty for null, NaN and infinity."""
-    if charts.finite(value):
+    if is_finite(value):
         return format_number(value)
     return "" if value is None or isinstance(value, float) else str(value)  # for a missing key jinja raises
 
 
 def percent(value: Any) -> str:
     """Return a fraction as a percentage with two decimals; empty for anything that is not a finite number."""
-    return f"{100 * value:.2f} %" if charts.finite(value) else ""
+    return f"{100 * value:.2f} %" if is_finite(value) else ""

@@ -1,14 +1,16 @@
 """report.html of a run: metrics, curves, mistakes, config and environment."""
 
+import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dltrain.config.dotted import leaves
 from dltrain.config.hints import to_cli
 from dltrain.report.html import charts, page
-from dltrain.report.run_reader import RunRecord, read_run, write_analysis
+from dltrain.report.run_reader import RunRecord, is_finite, read_run, write_analysis
+from dltrain.report.run_rows import data_name, model_name
 from dltrain.runtime.errors import InputError, UserError
 
 log = logging.getLogger(__name__)
@@ -36,49 +38,68 @@ def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any
 
 def write(path: Path, folder: Path, config: Mapping[str, Any], missing: str = "") -> None:
     """Write the page of a run's folder. Raises UserError."""
-    page.write(path, text(read_run(folder), config, missing))
+    page.write(path, text(read_run(folder, config.get("metric")), config, missing))
 
 
 def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
     """Return the page of a run; `missing` says why the analysis is missing, if it is. Raises InputError."""
     try:
-        names = [str((config.get(group) or {}).get("name", "?")) for group in ("model", "data")]
-        metric = str(config.get("metric") or "")
+        values = leaves(config)
+        rows = [(key, to_cli(value), run.origins.get(key, "")) for key, value in values.items()]
+        metric = str(values.get("metric") or "loss")
+        metrics = list(dict.fromkeys(["loss", "accuracy", metric]))
         return page.render(
             "run.html",
-            title=f"{names[0]} on {names[1]}",
+            title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
             folder="/".join(run.folder.parts[-2:]),
             status=str(run.summary.get("status", "not done")),
             missing=missing,
-            headline=_headline(run.summary),
+            headline=_headline(run),
             examples=dict(run.summary.get("examples") or {}),
             curves=_curves(run.records, metric),
-            metrics=["loss", *dict.fromkeys(name for name in ("accuracy", metric) if name not in ("", "loss"))],
-            epochs=[record for record in run.records if record.get("split") in ("val", "test")][-200:],
+            metrics=metrics,
+            epochs=[
+                [*(record[key] for key in ("split", "epoch", "step")), *(record.get(name) for name in metrics)]
+                for record in run.records
+                if record.get("split") in ("val", "test")
+            ][-200:],
+            by_name=lambda table, columns: [[name, *(row[key] for key in columns)] for name, row in table.items()],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),
-            config=_config(config, run.origins),
+            chosen=[row for row in rows if _is_chosen(row)],
+            defaults=[row for row in rows if not _is_chosen(row)],
             environment=_environment(run.summary),
         )
     except page.UNFIT as error:
         raise InputError(f"{run.folder}: its files have content that no run writes ({type(error).__name__})") from error
 
 
-def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _headline(run: RunRecord) -> list[tuple[str, str]]:
     """Return the key metrics with their labels."""
-    rows = []
+    rows, summary = [], run.summary
     test, best = summary.get("test") or {}, summary.get("best") or {}
     for split, values in (("test", test), ("best val", best if best.get("split") == "val" else {})):
         for key, value in values.items():
             if key not in ("split", "step", "epoch"):
                 shown = page.percent(value) if key.endswith("accuracy") else page.number(value)
                 rows.append((f"{split} {key.replace('_', ' ')}", shown))
-    if charts.finite(summary.get("train_seconds")):
+    if is_finite(best.get("epoch")) and best.get("split") == "val":
+        rows.append(("best epoch", f"{best['epoch']:g}"))
+    if is_finite(summary.get("train_seconds")):
         rows.append(("training", f"{summary['train_seconds']:,.1f} s"))
-    for key, label in (("examples_per_second", "examples/s"), ("steps", "steps"), ("parameters", "parameters")):
-        if charts.finite(summary.get(key)):
-            rows.append((label, f"{summary[key]:,.0f}"))
-    return rows
+    numbers = {"images/s, mean": mean_rate(run.records), "steps": summary.get("steps")}
+    numbers |= {"parameters": summary.get("parameters")}
+    return rows + [(label, f"{value:,.0f}") for label, value in numbers.items() if is_finite(value)]
+
+
+def mean_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean of the images per second over the time of training; None without records of training."""
+    trained = [record for record in records if record.get("split") == "train" and record.get("examples_per_second")]
+    ends = [0, *(record["step"] for record in trained)]
+    steps = [end - start for start, end in itertools.pairwise(ends)]
+    # The seconds of a step, in units of the batch size, which cancels.
+    seconds = sum(count / it["examples_per_second"] for count, it in zip(steps, trained, strict=True))
+    return sum(steps) / seconds if seconds else None
 
 
 def _curves(records: list[dict[str, Any]], metric: str) -> list[charts.Spec]:
@@ -94,16 +115,17 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
     if not analysis:
         return {}
     classes = [str(name) for name in analysis.get("classes", ())]
-    shown: dict[str, Any] = {"split": str(analysis["split"]), "examples": int(analysis["examples"])}
+    shown: dict[str, Any] = {"split": str(analysis["split"]), "examples": int(analysis["examples"]), "charts": []}
     if "confusion" in analysis and len(classes) <= MOST_CLASSES:
-        shown["confusion"] = charts.confusion(analysis["confusion"], classes)
+        shown["charts"].append(charts.confusion(analysis["confusion"], classes))
     if "per_class" in analysis:
-        shown["per_class"], shown["macro"] = analysis["per_class"], analysis.get("macro", {})
+        shown["per_class"], macro = analysis["per_class"], analysis.get("macro")
+        shown["macro"] = {"macro average": {"examples": None} | macro} if macro else {}
     if "calibration" in analysis:
         shown["calibration_error"] = float(analysis["calibration"]["error"])
-        shown["reliability"] = charts.reliability(analysis["calibration"]["bins"])
+        shown["charts"].append(charts.reliability(analysis["calibration"]["bins"]))
     if "points" in analysis:
-        shown["points"] = charts.points(analysis["points"])
+        shown["charts"].append(charts.points(analysis["points"]))
     shown["mistakes"] = list(_with_images(analysis.get("mistakes", ()), "image", "class_map"))
     shown["attention"] = [
         row | {"cells": _fractions(row["weights"]), "columns": len(row["weights"][0])}
@@ -127,14 +149,9 @@ def _fractions(weights: list[list[float]]) -> list[float]:
     return [round(weight / largest, 3) if largest > 0 else 0.0 for weight in flat]
 
 
-def _config(config: Mapping[str, Any], origins: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a row for each key; `chosen` marks those from the command line or an experiment, which come first."""
-    rows = []
-    for key, value in leaves(config).items():
-        origin = origins.get(key, "")
-        chosen = origin.startswith(("the command line", "experiment/"))
-        rows.append({"key": key, "value": to_cli(value), "origin": origin, "chosen": chosen})
-    return sorted(rows, key=lambda row: not row["chosen"])
+def _is_chosen(row: tuple[str, str, str]) -> bool:
+    """True if the value of a key comes from the command line or an experiment."""
+    return row[2].startswith(("the command line", "experiment/"))
 
 
 def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -77,7 +77,10 @@ def executor(
         gpus = gpu_names() if wants_gpu else []
         available = len(gpus) or max(1, all_threads() // max(1, threads))
         count = settings.workers or available
-        return Workers(max(1, min(count, jobs)), max(1, all_threads() // count), gpus, waits)
+        each, every = max(1, all_threads() // count), all_threads()
+        if each < every and not gpus and not all(device["threads"] for device in devices):
+            print(f"each job has {each} of {every} threads: with device.threads={each} a single run rounds alike")
+        return Workers(max(1, min(count, jobs)), each, gpus, waits)
     from dltrain.sweeps.executors import remote
 
     engine = settings.workers, threads or 1, int(wants_gpu), settings.options or {}
