@@ -373,6 +373,36 @@ def test_what_has_no_mean_is_no_ensemble(
     assert not list(first.rglob("ensemble-*"))
 
 
+SORTED = """
+import torch
+
+def images(split, has_val=False):
+    numbers = torch.arange(60, dtype=torch.uint8).view(60, 1, 1, 1).repeat(1, 1, 4, 4)
+    return None if split == "val" and not has_val else (numbers, torch.arange(60) // 30, ["low", "high"])
+"""
+
+
+def test_networks_of_different_folds_or_seeds_are_no_ensemble_on_their_validation_sets_even_if_labels_are_the_same(
+    dltrain: Command,
+) -> None:
+    Path("sorted_set.py").write_text(SORTED)
+    of_set = ("data=custom", "data.name=sorted_set:images", "model=linear", "epochs=1", "report=false", "logger=none")
+    folds, seeds, own = (
+        [dltrain("train", *of_set, *each).folder for each in pair]
+        for pair in (
+            (("data.folds=3", "data.fold=0"), ("data.folds=3", "data.fold=1")),
+            (("seed=0",), ("seed=1",)),
+            (("+data.has_val=true", "seed=0"), ("+data.has_val=true", "seed=1")),
+        )
+    )
+    for one, two in (folds, seeds):
+        for split, code in (("val", 2), ("test", 0)):
+            result = dltrain("eval", f"ckpt=[{one},{two}]", "ensemble=true", f"split={split}", "trust=[sorted_set]")
+            assert (result.code, "examples (data=sorted_set:images" in result.err) == (code, bool(code)), result.err
+    # A validation set of the data set's own is the same for all seeds.
+    assert dltrain("eval", f"ckpt=[{own[0]},{own[1]}]", "ensemble=true", "split=val", "trust=[sorted_set]").code == 0
+
+
 def test_checkpoints_with_other_test_examples_are_not_ranked_in_one_list(
     dltrain: Command, trained: Trained, data_root: Path
 ) -> None:

@@ -303,3 +303,14 @@ def test_a_list_of_weights_of_another_length_is_a_mismatch() -> None:
     message = "task.class_weights has 4 numbers, the data has 10 classes; give one for each class"
     assert message in Classification(0.0, WEIGHTS).mismatch(LABELS, (1, 8, 8), (10,), 10)
     assert Classification(0.0, WEIGHTS).mismatch(LABELS, (1, 8, 8), (4,), 4) == ""
+
+
+def test_weights_that_are_whole_numbers_are_those_that_are_not() -> None:
+    parts = batch("classification")
+    whole, exact = ([kind(label % 3) for label in range(4)] for kind in (int, float))
+    tasks._on_device.cache_clear()
+    assert torch.equal(Classification(0.1, whole).loss(*parts), Classification(0.1, exact).loss(*parts))
+
+
+def test_weights_that_are_all_zero_are_refused() -> None:
+    assert "are all 0" in Classification(0.0, [0.0] * 10).mismatch(LABELS, (1, 8, 8), (10,), 10)

@@ -105,6 +105,23 @@ def failing(record, state):
     if record.step == 8 and record.split == "train" and not os.path.exists("mended"):
         raise RuntimeError("a mistake")
 
+def leaving(record, state):
+    raise SystemExit(0)
+
+def interrupted(record, state):
+    return "interrupted"
+
+def blank(record, state):
+    return " "
+
+def emptying(record, state):
+    record.values.clear()
+
+def ruining(record, state):
+    for weight in state.model.parameters():
+        weight.data.fill_(float("nan"))
+    raise RuntimeError("a mistake")
+
 def of_rank_1(record, state):
     if os.environ["RANK"] == "1" and record.step == 8:
         if os.path.exists("fail"):
@@ -263,6 +280,30 @@ def test_hooks_of_a_checkpoint_need_trust_and_are_shown_by_inspect(own: Command)
         assert (result.code, "add trust=[own_tasks]" in result.err) == (2, True)
     assert "own_tasks:noisy: runs only with trust=" in own("inspect", folder / "checkpoints" / "last.pt").out
     assert saved_config.with_added({"seed": 0})["hooks"] == []
+
+
+def test_a_hook_that_exits_with_code_0_is_a_failure(own: Command) -> None:
+    result = own("train", *QUICK, "hooks=[own_tasks:leaving]", "checkpoint_every=1000")
+    assert (result.code, last(result.folder)["step"]) == (1, 4)
+    assert "error: hook own_tasks:leaving failed: SystemExit: 0" in result.err
+
+
+@pytest.mark.parametrize("name", ["interrupted", "blank"])
+def test_a_text_that_means_something_else_to_sweeps_is_no_status(own: Command, name: str) -> None:
+    found = summary(own("train", *QUICK, f"hooks=[own_tasks:{name}]").folder)
+    assert (found["status"], found["steps"], "test" in found) == (f"own_tasks:{name}", 4, True)
+
+
+def test_a_hook_that_changes_its_record_changes_no_metrics_of_the_run(own: Command) -> None:
+    whole, changed = own("train", *QUICK).folder, own("train", *QUICK, "hooks=[own_tasks:emptying]").folder
+    assert (summary(changed)["best"], summary(changed)["val"]) == (summary(whole)["best"], summary(whole)["val"])
+
+
+def test_a_failing_hook_that_has_ruined_the_weights_leaves_the_checkpoint_before_it(own: Command) -> None:
+    result = own("train", *QUICK, "hooks=[own_tasks:ruining]", "checkpoint_every=3")
+    assert (result.code, last(result.folder)["step"]) == (1, 3)
+    assert "failed: RuntimeError: a mistake" in result.err
+    assert f"A weight is not finite; earlier checkpoints are kept: resume={result.folder}" in result.err
 
 
 @pytest.mark.parametrize("fails", mostly_slow([False, True], fast=[True]))

@@ -36,10 +36,15 @@ SHOWN_CLASSES = 50
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it; `kind` is data and task."""
+    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it; `kind` is data and task.
+
+    `chosen` is what a training or validation set was chosen by, `digest` that of its examples in training.
+    """
 
     path: Path
     kind: str
+    chosen: dict[str, Any]
+    digest: str | None
     task: Task
     classes: list[str]
     targets: Tensor
@@ -110,9 +115,13 @@ def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Eval
     task, examples, batches = _ready(loaded, config)
     classes, targets = loaded.content["data"]["classes"], examples.targets
     kind = f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
+    keys = {"seed": loaded.values["seed"], **loaded.values["data"]}
+    chosen = {} if split == "test" else {key: keys.get(key) for key in ("seed", "val", "limit", "folds", "fold")}
+    digest = loaded.content.get("digests", {}).get("data", {}).get(split)
     if first is not None and (is_ensemble or split == "test"):
         same = first.kind == kind and first.classes == classes and torch.equal(first.targets, targets)
-        if not same:
+        # Of other seeds or folds the labels may be the same although the images are not, as in a sorted folder.
+        if not same or (first.chosen != chosen and (digest is None or digest != first.digest)):
             problem = f"its {split} examples ({kind}) are not those of {first.path} ({first.kind})"
             raise ConfigError(f"{loaded.path}: {problem}. Evaluate it by itself")
     model = loaded.model if views == "none" else tta.AveragedViews(loaded.model, views)
@@ -127,7 +136,7 @@ def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Eval
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
     result |= system_info.environment()
     _write(loaded.path.parent / file_name(loaded.path, split, views), result)
-    return Evaluated(loaded.path, kind, task, classes, targets, outputs, result)
+    return Evaluated(loaded.path, kind, chosen, digest, task, classes, targets, outputs, result)
 
 
 def _ensemble(members: Sequence[Evaluated], config: Config) -> dict[str, Any]:

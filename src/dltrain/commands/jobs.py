@@ -78,7 +78,7 @@ def run_job(
         document, summary = dispatch(command, config, **settings)
         metrics, folder = job_metrics(command, summary), str(summary.get("folder", ""))
         return JobResult(0, str(summary.get("status", "done")), metrics, time.perf_counter() - began, folder), document
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # sys.exit(0) of a user's code is no success
         if (shown := as_user_error(error)) is not None:
             is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
             document = shown.document if isinstance(shown, PartialFailure) else None

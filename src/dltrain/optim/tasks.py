@@ -89,6 +89,8 @@ class Classification:
         if self.weights is not None and len(self.weights) != classes:
             numbers = f"task.class_weights has {len(self.weights)} numbers, the data has {classes} classes"
             return f"{numbers}; give one for each class, in the order of the table of classes"
+        if self.weights is not None and not any(self.weights):
+            return "task.class_weights are all 0: no image has a loss; set one of them higher"
         return ""
 
 
@@ -156,7 +158,7 @@ class Reconstruction:
 @functools.lru_cache
 def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
     """Return the weights as a tensor that is copied to the device once, not at each step."""
-    return torch.tensor(weights, device=device)
+    return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def _rows(count: int, *sums: Tensor) -> Tensor:

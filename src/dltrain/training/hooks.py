@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from dltrain.engine import Record
 from dltrain.optim.step import TrainState
@@ -9,6 +10,7 @@ from dltrain.runtime.distributed import all_gather_text
 from dltrain.runtime.errors import UserError, first_line, located, typed_line
 from dltrain.runtime.torchrun import Processes
 
+OUTCOMES = ("done", "failed", "interrupted", "pruned", "not done")  # the statuses that sweeps and reports decide by
 Hooks = Mapping[str, Callable[[Record, TrainState], object]]
 
 
@@ -19,14 +21,15 @@ class HookError(UserError):
 def call_hooks(hooks: Hooks, records: Sequence[Record], state: TrainState, processes: Processes) -> str:
     """Call all hooks with each record; return the first text that one returns on any rank, which ends the run.
 
-    A hook that returns another true value ends the run with its own name.
+    A hook that returns another true value, or one of OUTCOMES, ends the run with its own name.
     """
     statuses, failure, cause = [""], "", None
     try:
         for record, (name, hook) in itertools.product(records, hooks.items()):
-            if answer := hook(record, state):
-                statuses.append(first_line(answer) if isinstance(answer, str) else name)
-    except Exception as error:
+            if answer := hook(replace(record, values={**record.values}), state):  # the run keeps its own
+                is_reason = isinstance(answer, str) and answer.strip() not in ("", *OUTCOMES)
+                statuses.append(first_line(answer) if is_reason else name)
+    except (Exception, SystemExit) as error:  # sys.exit(0) would look like success
         failure, cause = located(f"hook {name} failed: {typed_line(error)}", error), error
     # Any rank may end the run; all have to know, since they wait for each other in the next step.
     if failures := [text for text in all_gather_text(failure, processes) if text]:

@@ -148,8 +148,12 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
             progress.best = {"split": "train", "step": state.step, "epoch": state.step / steps}
         _save(run, output, settings.keep)
     except HookError as error:
-        _save(run, output, settings.keep)
-        raise HookError(f"{error}\nThe run is saved: resume={output.folder if output else 'FOLDER'}") from error
+        try:
+            _save(run, output, settings.keep)
+            saved = "The run is saved"
+        except NonFiniteLoss:  # the hook may have written such weights
+            saved = "A weight is not finite; earlier checkpoints are kept"
+        raise HookError(f"{error}\n{saved}: resume={output.folder if output else 'FOLDER'}") from error
     except (NonFiniteLoss, nonfinite.NonFiniteMetric) as error:
         if progress.best_weights and output is not None:  # they may be newer than the last checkpoint
             output.save_best(run)
