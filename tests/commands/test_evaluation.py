@@ -398,7 +398,7 @@ def test_networks_of_different_folds_or_seeds_are_no_ensemble_on_their_validatio
     for one, two in (folds, seeds):
         for split, code in (("val", 2), ("test", 0)):
             result = dltrain("eval", f"ckpt=[{one},{two}]", "ensemble=true", f"split={split}", "trust=[sorted_set]")
-            assert (result.code, "examples (data=sorted_set:images" in result.err) == (code, bool(code)), result.err
+            assert (result.code, "examples or task (data=sorted_set:" in result.err) == (code, bool(code)), result.err
     # A validation set of the data set's own is the same for all seeds.
     assert dltrain("eval", f"ckpt=[{own[0]},{own[1]}]", "ensemble=true", "split=val", "trust=[sorted_set]").code == 0
 
@@ -411,7 +411,7 @@ def test_checkpoints_with_other_test_examples_are_not_ranked_in_one_list(
     result = dltrain("eval", f"ckpt=[{digit},{other},{digit}]", "--json")
     documents = json.loads(result.out)
     assert result.code == 2
-    assert f"its test examples (data=mnist task=classification) are not those of {digit}" in result.err
+    assert f"its test examples or task (data=mnist task=classification) are not those of {digit}" in result.err
     assert ["error" in each for each in documents] == [False, True, False]
 
 

@@ -77,6 +77,14 @@ class Alone:
     def mismatch(self, *arguments):
         return ""
 
+class EachByItself(Classification):
+    def loss(self, outputs, inputs, targets):
+        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+class Number(Classification):
+    def loss(self, outputs, inputs, targets):
+        return 1.0
+
 class Lacking:
     def loss(self, outputs, inputs, targets):
         return outputs.mean()
@@ -280,6 +288,13 @@ def test_hooks_of_a_checkpoint_need_trust_and_are_shown_by_inspect(own: Command)
         assert (result.code, "add trust=[own_tasks]" in result.err) == (2, True)
     assert "own_tasks:noisy: runs only with trust=" in own("inspect", folder / "checkpoints" / "last.pt").out
     assert saved_config.with_added({"seed": 0})["hooks"] == []
+
+
+@pytest.mark.parametrize(("name", "found"), [("EachByItself", "a tensor (20,)"), ("Number", "float")])
+def test_a_loss_that_is_no_mean_is_named_with_its_shape(own: Command, name: str, found: str) -> None:
+    result = own("train", *QUICK, "task=custom", f"task.name=own_tasks:{name}")
+    assert result.code == 1
+    assert f"error: task: its loss returns {found}, not the mean of the batch, a tensor ()" in result.err
 
 
 def test_a_hook_that_exits_with_code_0_is_a_failure(own: Command) -> None:

@@ -122,7 +122,7 @@ def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Eval
         same = first.kind == kind and first.classes == classes and torch.equal(first.targets, targets)
         # Of other seeds or folds the labels may be the same although the images are not, as in a sorted folder.
         if not same or (first.chosen != chosen and (digest is None or digest != first.digest)):
-            problem = f"its {split} examples ({kind}) are not those of {first.path} ({first.kind})"
+            problem = f"its {split} examples or task ({kind}) are not those of {first.path} ({first.kind})"
             raise ConfigError(f"{loaded.path}: {problem}. Evaluate it by itself")
     model = loaded.model if views == "none" else tta.AveragedViews(loaded.model, views)
     parts: list[Tensor] = []  # of the outputs, collected during `evaluate`, so that one pass suffices

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.runtime.devices import Runtime
+from dltrain.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -115,10 +116,16 @@ def train_step(
             loss = task.loss(outputs, part_inputs, part_targets)
         # So that the gradient is that of the mean over the batch, even if the last part is smaller.
         fraction = len(part_inputs) / len(inputs) if accumulate > 1 else 1.0
-        if parallel is not None:
-            parallel.module.global_loss(loss, weight * fraction).backward()
-        else:
-            (loss * fraction if accumulate > 1 else loss).backward()
+        try:
+            if parallel is not None:
+                parallel.module.global_loss(loss, weight * fraction).backward()
+            else:
+                (loss * fraction if accumulate > 1 else loss).backward()
+        except (RuntimeError, AttributeError) as error:
+            if (shape := getattr(loss, "shape", None)) == ():
+                raise
+            found = type(loss).__name__ if shape is None else f"a tensor {tuple(shape)}"
+            raise UserError(f"task: its loss returns {found}, not the mean of the batch, a tensor ()") from error
         # A weight, or a view of one, would change with the update before its metrics are computed.
         outputs = outputs.detach() if outputs._base is None and not outputs.is_leaf else outputs.detach().clone()
         parts.append(StepOutput(loss.detach(), outputs, part_targets))
