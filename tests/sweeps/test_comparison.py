@@ -43,6 +43,7 @@ def test_settings_are_compared_over_their_folds_on_the_console_the_page_and_in_j
     for out in (result.out, dltrain("report", folder).out, (folder / "report.html").read_text()):
         assert sentence in out
     assert "over folds: mean" in result.out
+    assert '"title": "data.fold"' not in (folder / "report.html").read_text()  # a mean over folds has no colour of one
     found = json.loads(dltrain("report", folder, "--json").out)
     assert [group["n"] for group in found["seeds"]] == [3, 3]
     (compared,) = found["comparisons"]

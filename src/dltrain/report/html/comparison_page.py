@@ -97,7 +97,8 @@ def _curves(runs: Sequence[RunRow], metric: str, most: int) -> list[charts.Spec]
 def _against(group: RunGroup, keys: Sequence[str]) -> list[charts.Spec]:
     """Chart the metric against each number that was varied, and each option of a sweep: means over seeds."""
     specs, metric, settings = [], group.by.name, group.settings
-    varied = [key for key in keys if key not in REPEATS and _is_varied(key, settings)]
+    keys = [key for key in keys if key not in REPEATS]
+    varied = [key for key in keys if _is_varied(key, settings)]
     for key in varied[:MOST_KEYS]:
         counts = {name: len({value_text(it.config.get(name)) for it in settings}) for name in keys if name != key}
         other = next((name for name, count in counts.items() if 1 < count <= MOST_COLOURS), "")
