@@ -153,7 +153,8 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
     if kept:
         own = (torch.cat(parts) if has_batch else parts[0][:0] for parts in zip(*kept, strict=True))
         outputs, targets = (distributed.all_gather_rows(part, runtime.processes) for part in own)
-        metrics = task.output_metrics(outputs, targets) | metrics  # type: ignore[attr-defined]
+        # A metric of the same name that the task itself computes counts.
+        metrics = metrics | task.output_metrics(outputs, targets) | metrics  # type: ignore[attr-defined]
     return metrics
 
 

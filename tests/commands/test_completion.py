@@ -137,7 +137,7 @@ def test_a_key_of_another_subcommand_is_not_completed(offered: Offered) -> None:
     ("line", "found"),
     [
         ("train --e", ["--explain"]),
-        ("report --", ["--help", "--json"]),
+        ("report --", ["--columns=", "--help", "--json"]),
         ("list --", ["--help", "--json", "--schema"]),
         ("inspect --h", ["--help"]),
         ("train --explain optim.l", ["optim.lr"]),

@@ -50,7 +50,7 @@ device.threads=null
 """,
     "train --explain task": f"""task=classification
   means    Cross entropy and accuracy over classes.
-  is       one of classification, reconstruction, regression
+  is       one of classification, custom, reconstruction, regression
   from     {CONFIGS}/train.yaml
 
 task.label_smoothing=0.0

@@ -162,8 +162,8 @@ def test_a_metric_of_the_task_itself_adds_no_sums(name: str) -> None:
 
 def test_without_a_metric_the_task_is_the_plain_one() -> None:
     node = {"name": "classification", "label_smoothing": 0.0}
-    assert build.task({"task": node, "metric": None}, 7) == PLAIN
-    assert build.task({"task": node, "metric": "loss"}, 7) == WithMetric(PLAIN, "loss", True, 7)
+    assert build.task({"task": node, "metric": None}, 7, None) == PLAIN
+    assert build.task({"task": node, "metric": "loss"}, 7, None) == WithMetric(PLAIN, "loss", True, 7)
 
 
 class Batches:

@@ -30,7 +30,7 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
     if command not in usage.COMMANDS:
         return []
     if current.startswith("-"):
-        flags = ["--help", *(flag.split()[0] for flag, _ in usage.COMMANDS[command].flags)]
+        flags = ["--help", *(re.split("(?<==)| ", flag)[0] for flag, _ in usage.COMMANDS[command].flags)]
         return sorted(flag for flag in flags if flag.startswith(current))
     if command not in registry.COMMANDS:
         return folders(command, "", current) if command in FOLDERS else []
