@@ -68,7 +68,7 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
         raise ExportError("its weights exceed the 2 GiB that an ONNX file can hold")
     network.eval()
     try:
-        with _silenced():
+        with silenced():
             program = torch.onnx.export(
                 network,
                 (torch.cat([example, example]),),  # a batch of one would become a fixed size
@@ -89,21 +89,22 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
         raise ExportError(first_line(error.__cause__ or error)) from error
 
 
-def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
-    """Return the largest difference of the outputs of an ONNX file from `expected` (N, ...), over several batch sizes.
-
-    Raises ExportError if it is larger than rounding explains, or if onnxruntime cannot run the file.
-    """
+def outputs(file: bytes, inputs: Tensor, *, threads: int) -> Tensor:
+    """Return what an ONNX file computes, in batches of several sizes. Raises ExportError if it cannot be run."""
     onnxruntime = require_packages()
     onnxruntime.set_default_logger_severity(4)  # it writes to stderr of the process
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, threads
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        parts = [session.run(None, {"images": part.numpy()})[0] for part in _batches(inputs)]
+        parts = [session.run(None, {"images": part.numpy()})[0] for part in batches(inputs)]
     except Exception as error:  # its exceptions have no common base class
         raise ExportError(f"onnxruntime cannot run it: {first_line(error)}") from error
-    outputs = torch.cat([torch.from_numpy(part) for part in parts])
+    return torch.cat([torch.from_numpy(part) for part in parts])
+
+
+def difference(outputs: Tensor, expected: Tensor) -> float:
+    """Return the largest difference from `expected` (N, ...). Raises ExportError if rounding does not explain it."""
     if outputs.shape != expected.shape:
         raise ExportError(f"its outputs are {tuple(outputs.shape)}, the network's {tuple(expected.shape)}")
     largest = float((outputs - expected).abs().max())
@@ -113,14 +114,14 @@ def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -
     return largest
 
 
-def _batches(inputs: Tensor) -> list[Tensor]:
+def batches(inputs: Tensor) -> list[Tensor]:
     """Split all inputs into batches of the sizes in BATCHES."""
     *first, rest = inputs.tensor_split(tuple(itertools.accumulate(BATCHES[:-1])))
     return [batch for batch in (*first, *rest.split(BATCHES[-1])) if len(batch)]
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Suppress the progress of the exporter and its warnings about torch itself, which are of no use to users."""
     with (
         contextlib.redirect_stdout(io.StringIO()),

@@ -3,7 +3,10 @@
 import contextlib
 import os
 import platform
+import resource
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,21 @@ def environment() -> dict[str, Any]:
         },
         "git": _git_commit(),
     }
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Return the most bytes that this process has had in memory, and its tensors on the GPU, null without one."""
+    import torch
+
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"host": host, "gpu": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None}
+
+
+def command_line() -> str | None:
+    """Return the command that started this process; None if another program did, whose arguments may be secret."""
+    program, *arguments = sys.argv or [""]
+    is_ours = Path(program).name == "dltrain" or Path(program).parts[-2:] == ("dltrain", "__main__.py")
+    return shlex.join(["dltrain", *arguments]) if is_ours else None
 
 
 def cpu_name() -> str:
