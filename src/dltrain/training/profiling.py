@@ -57,10 +57,11 @@ def _write(profile: torch.profiler.profile, steps: int, folder: Path) -> None:
     # A kernel's time is also that of the operation which started it.
     operations = [event for event in profile.key_averages() if event.device_type.name == "CPU"]
     total = sum(map(time, operations)) or 1.0
+    names = {"ProfilerStep*": "Python, between operations"}
     lines = [f"{'ms a step':>10} {'of all':>7} {'calls':>6}  operation, by time on the {'GPU' if of_gpu else 'CPU'}"]
     for each in sorted(operations, key=time, reverse=True)[:WRITTEN]:
         cost = time(each)
-        lines.append(f"{cost / 1000 / steps:10.3f} {cost / total:7.1%} {each.count / steps:6.3g}  {each.key}")
+        lines.append(f"{cost / 1000 / steps:10.3f} {cost / total:7.1%} {each.count / steps:6.3g}  {names.get(each.key, each.key)}")
     atomic_files.atomic_write(folder / "profile.txt", "".join(f"{line}\n" for line in lines).encode())
     log.info("profile %s and profile.txt, %d step%s", path, steps, "s" * (steps != 1))
     for line in lines[: LOGGED + 1]:
