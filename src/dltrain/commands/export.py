@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dltrain import __version__
-from dltrain.commands import onnx_graph, torch_graph
+from dltrain.commands import onnx_graph
 from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.data.loader import TensorLoader
@@ -23,9 +23,8 @@ from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
-GRAPHS = {"onnx": "ONNX", "torch_export": "torch.export"}
-OUTPUTS = {"onnx": "model.onnx", "torch_export": "model.pt2"}
-OUTPUTS |= {"safetensors": "model.safetensors", "state_dict": "model.pth"}
+OUTPUTS = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
+OUTPUTS |= {"state_dict": "model.pth"}
 MOST_EXAMPLES = 1000  # to verify a graph with
 MOST_VALUES = 1 << 24  # in those examples: fewer if images are large
 SHOWN_CLASSES = 10
@@ -40,14 +39,14 @@ def export(config: Config) -> Path:
     kind = values["format"]
     if kind == "onnx":
         onnx_graph.require_packages()
-    elif kind not in GRAPHS and "normalize" in config.typed:
+    elif kind != "torch_export" and "normalize" in config.typed:
         raise ConfigError(f"normalize: format={kind} holds weights only, no graph that could normalise. Leave it out")
     path = expand_user(values["output"] or OUTPUTS[kind])
     loaded = load_trained(values["ckpt"], config)
     loaded.model.cpu().eval()  # the export has no device, and a CPU computes float32 in full precision
     with memory_errors("Set format=safetensors, which needs less memory"):
-        if kind in GRAPHS:
-            content, lines = _graph(loaded, path, kind, normalize=values["normalize"])
+        if kind in ("onnx", "torch_export"):
+            content, lines = _graph(kind, loaded, path, normalize=values["normalize"])
         else:
             content = _safetensors(loaded) if kind == "safetensors" else _state_dict(loaded)
             lines = [f"input     {_layout(loaded)}{_classes(loaded)}", f"use it    dltrain train init={path}"]
@@ -61,7 +60,7 @@ def export(config: Config) -> Path:
     return path
 
 
-def _graph(loaded: TrainedModel, path: Path, kind: str, *, normalize: bool) -> tuple[bytes, list[str]]:
+def _graph(kind: str, loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, list[str]]:
     """Return a verified file with a graph, and the log lines that describe it."""
     examples, description = _examples(loaded)
     batches = TensorLoader(
@@ -79,21 +78,15 @@ def _graph(loaded: TrainedModel, path: Path, kind: str, *, normalize: bool) -> t
     with torch.no_grad():
         expected = torch.cat([loaded.model(inputs) for inputs, _ in batches.in_order()])
     layout = f"images (N, {_sides(images.shape[1:])}), {layout}"
-    metadata = _metadata(loaded) | {"input": layout}
     try:
-        if kind == "onnx":
-            file = onnx_graph.build(network, images[:1], output=output, metadata=metadata)
-        else:
-            file = torch_graph.build(network, images[:1], metadata=metadata)
+        metadata = _metadata(loaded) | {"input": layout}
+        file = onnx_graph.build(kind, network, images[:1], output=output, metadata=metadata)
     except onnx_graph.ExportError as error:
         name = loaded.values["model"]["name"]
-        raise ConfigError(f"model={name} cannot be exported to {GRAPHS[kind]}: {error}\nSet format=safetensors") from error
+        to = "ONNX" if kind == "onnx" else "torch.export"
+        raise ConfigError(f"model={name} cannot be exported to {to}: {error}\nSet format=safetensors") from error
     try:
-        if kind == "onnx":
-            found = onnx_graph.outputs(file, images, threads=loaded.runtime.threads)
-        else:
-            found = torch_graph.outputs(file, images)
-        largest = onnx_graph.difference(found, expected)
+        largest = onnx_graph.difference(kind, file, images, expected, threads=loaded.runtime.threads)
     except onnx_graph.ExportError as error:
         raise OutputError(f"{path}: not written, {error}\nSet format=safetensors") from error
     return file, [

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate", "metric")
 FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
 # Keys that may change without a warning: the weights stay the same. A run reports another device itself.
-HARMLESS = ("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report", "profile")
+HARMLESS = ("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
+HARMLESS += ("profile",)
 STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
@@ -27,8 +28,7 @@ ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False, "me
 ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "data.folds": None}
 ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.classification.focal": 0.0}
 ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
-ADDED |= {"profile": 0}
-ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None}
+ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None, "profile": 0}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has
@@ -183,9 +183,9 @@ def require_typed_address(values: dict[str, Any], typed: Collection[str], what: 
     """Raise ConfigError if only a checkpoint, not the user, names the server or folder that metrics are sent to."""
     nodes = values.get("logger")
     for key, variable in ADDRESSES.items():
-        group, tracker, name = key.split(".")
+        _, tracker, name = key.split(".")
         node = nodes.get(tracker) if isinstance(nodes, dict) else None
-        keys = {group, f"{group}.{tracker}", key}
+        keys = {"logger", f"logger.{tracker}", key}
         if isinstance(node, dict) and node.get(name) is not None and not keys & set(typed):
             raise ConfigError(
                 f"{what} names the {key} to send metrics to. Type it yourself, or set it to null and "

@@ -49,9 +49,8 @@ def parse_request(command: str, argv: list[str]) -> Request:
     stored = _read(path, command, config_dir)
     kept = [each for each in stored if _key(each) not in typed and (_key(each) in OWN or not _is_of_start(each))]
     kept += [override for override in stored if _is_kept_output(override, typed)]
-    for address in set(ADDRESSES) & set(map(_key, stored)):
-        if not {address, "logger"} & set(typed):
-            print(f"{address} is not taken from {path}: type it again, or the tracker's own default is used")
+    for address in () if "logger" in typed else sorted(ADDRESSES.keys() & set(map(_key, stored)) - typed.keys()):
+        print(f"{address} is not taken from {path}: type it again, or the tracker's own default is used")
     for override in stored:  # a file never says what jobs write to
         if _key(override) in WRITTEN and _key(override) not in typed:
             advice = f"must be typed on the command line. If it is right, type it again: '{override}'"
@@ -72,7 +71,8 @@ def _is_of_start(argument: str) -> bool:
 def _is_kept_output(override: str, typed: Collection[str]) -> bool:
     """True if an override of a file says what jobs write, and no typed one replaces it."""
     key = _key(override)
-    return _is_of_output(key) and key not in (*typed, *ADDRESSES) and not (key.startswith("logger") and "logger" in typed)
+    is_replaced = key in typed or (key.startswith("logger") and "logger" in typed)
+    return _is_of_output(key) and key not in ADDRESSES and not is_replaced
 
 
 def _is_of_output(key: str) -> bool:

@@ -48,8 +48,7 @@ def finish(run: Run, output: RunDir | None, status: str, began: float) -> dict[s
         "examples": class_counts.count(run.data),
         "parameters": build.count_parameters(model),
         "device": run.runtime.describe(),
-        "peak_memory": system_info.peak_memory(),
-        "command": system_info.command_line(),
+        **system_info.process(),
         **system_info.environment(),
     }
     if output is None:

@@ -13,7 +13,7 @@ from dltrain.data import augmentation
 from dltrain.engine import Record
 from dltrain.report import run_files, run_reader
 from dltrain.report.trackers.run_trackers import Trackers
-from dltrain.runtime import atomic_files, code_snapshot, folders, system_info
+from dltrain.runtime import atomic_files, folders, system_info
 from dltrain.training import build, checks, class_counts, snapshot
 from dltrain.training.resume_point import ResumePoint
 from dltrain.training.snapshot import Run
@@ -46,7 +46,6 @@ class RunDir:
         log.info("device  %s", run.runtime.describe())
         if run.runtime.processes.world_size > 1 and checks.has_batch_norm(run.state.model):
             log.info("batch norm uses each rank's part of a batch: the result differs from that of one process")
-        log.debug("command %s", system_info.command_line())
         log.info("folder  %s%s", self.folder, f", resumed at step {run.state.step}" if resumed else "")
 
     def write(self, record: Record) -> None:
@@ -84,8 +83,8 @@ def open_run_dir(
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             run_files.write_config(folder / ".hydra" / "config.yaml", config.stored)
-            # These describe other weights.
-            for name in ("analysis.json", "report.html", "summary.json") if start is not None else ():
+            # These describe other weights, or other code.
+            for name in ("analysis.json", "report.html", "summary.json", "code.diff") if start is not None else ():
                 (folder / name).unlink(missing_ok=True)
             if run.settings.report:
                 run_reader.write_origins(folder, config.values, config.origin, config.typed if start else None)
@@ -93,8 +92,7 @@ def open_run_dir(
             if start is not None and metrics.position < start.content["position"]:
                 log.warning("metrics.jsonl lacks records from before step %d; the rest is kept", run.state.step)
         stack.enter_context(contextlib.closing(metrics))
-        snapshot_of_code = threading.Thread(target=code_snapshot.write, args=[folder])  # git may take seconds
-        snapshot_of_code.start()
-        stack.callback(snapshot_of_code.join)
+        (thread := threading.Thread(target=system_info.keep_code, args=[folder])).start()  # git may take seconds
+        stack.callback(thread.join)
         trackers = Trackers(config.values.get("logger", {}), folder, config.stored)
         yield RunDir(folder, metrics, stack.enter_context(contextlib.closing(trackers)))
