@@ -23,8 +23,7 @@ from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
-OUTPUTS |= {"state_dict": "model.pth"}
+OUTPUTS = dict(onnx="model.onnx", torch_export="model.pt2", safetensors="model.safetensors", state_dict="model.pth")
 MOST_EXAMPLES = 1000  # to verify a graph with
 MOST_VALUES = 1 << 24  # in those examples: fewer if images are large
 SHOWN_CLASSES = 10
@@ -79,12 +78,10 @@ def _graph(kind: str, loaded: TrainedModel, path: Path, *, normalize: bool) -> t
         expected = torch.cat([loaded.model(inputs) for inputs, _ in batches.in_order()])
     layout = f"images (N, {_sides(images.shape[1:])}), {layout}"
     try:
-        metadata = _metadata(loaded) | {"input": layout}
-        file = onnx_graph.build(kind, network, images[:1], output=output, metadata=metadata)
+        file = onnx_graph.build(kind, network, images[:1], output, _metadata(loaded) | {"input": layout})
     except onnx_graph.ExportError as error:
         name = loaded.values["model"]["name"]
-        to = "ONNX" if kind == "onnx" else "torch.export"
-        raise ConfigError(f"model={name} cannot be exported to {to}: {error}\nSet format=safetensors") from error
+        raise ConfigError(f"model={name} cannot be exported to {kind}: {error}\nSet format=safetensors") from error
     try:
         largest = onnx_graph.difference(kind, file, images, expected, threads=loaded.runtime.threads)
     except onnx_graph.ExportError as error:

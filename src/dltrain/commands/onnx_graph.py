@@ -58,7 +58,7 @@ def require_packages() -> Any:
     return onnxruntime
 
 
-def build(kind: str, network: nn.Module, example: Tensor, *, output: str, metadata: Mapping[str, str]) -> bytes:
+def build(kind: str, network: nn.Module, example: Tensor, output: str, metadata: Mapping[str, str]) -> bytes:
     """Return a network as a file for batches of any size, with the input `images` and one output.
 
     The same network gives the same bytes: what the exporter records of local source files is removed.
@@ -104,8 +104,9 @@ def difference(kind: str, file: bytes, inputs: Tensor, expected: Tensor, *, thre
         with torch.no_grad():
             outputs = torch.cat([network(part) for part in _batches(inputs)])
     except Exception as error:  # those of onnxruntime have no common base class
-        program = "onnxruntime" if kind == "onnx" else "torch"
-        raise ExportError(f"{program} cannot run it: {first_line(error)}") from error
+        raise ExportError(
+            f"{'onnxruntime' if kind == 'onnx' else 'torch'} cannot run it: {first_line(error)}"
+        ) from error
     if outputs.shape != expected.shape:
         raise ExportError(f"its outputs are {tuple(outputs.shape)}, the network's {tuple(expected.shape)}")
     largest = float((outputs - expected).abs().max())

@@ -20,7 +20,6 @@ FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate", "metric")
 FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
 # Keys that may change without a warning: the weights stay the same. A run reports another device itself.
 HARMLESS = ("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
-HARMLESS += ("profile",)
 STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
@@ -34,7 +33,7 @@ IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has
 # Where metrics are sent, never taken from a file; and the environment variable that says the same.
 ADDRESSES = {"logger.mlflow.tracking_uri": "MLFLOW_TRACKING_URI", "logger.wandb.entity": "WANDB_ENTITY"}
-START_ONLY = ("resume", "trust", "name", "init", "init_partial")
+START_ONLY = ("resume", "trust", "name", "init", "init_partial", "profile")
 
 
 def with_added(config: dict[str, Any]) -> dict[str, Any]:

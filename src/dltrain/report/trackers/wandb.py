@@ -1,7 +1,6 @@
 """Logs a run to Weights & Biases, online or only into the folder of the run.
 
-W&B takes each row of a run once, by its number. A row is a line of metrics.jsonl, sent when a checkpoint covers it: so a
-run that is killed and resumed sends only the rows that W&B lacks.
+W&B takes each row of a run once, by its number. A row is a line of metrics.jsonl, sent when a checkpoint covers it.
 """
 
 import os
@@ -18,8 +17,7 @@ from dltrain.runtime import atomic_files
 Mode = Literal["online", "offline"] | None
 SETTINGS: dict[str, Any] = {"silent": True, "console": "off", "x_disable_meta": True, "x_disable_machine_info": True}
 SETTINGS |= {"x_disable_stats": True, "x_save_requirements": False, "disable_git": True, "disable_code": True}
-# Seconds, so that an unreachable server does not block the run for minutes.
-SETTINGS |= {"init_timeout": 30, "finish_timeout": 60, "finish_timeout_raises": True}
+SETTINGS |= {"init_timeout": 30, "finish_timeout": 60, "finish_timeout_raises": True}  # seconds, for a dead server
 
 
 class WandB:
@@ -33,24 +31,23 @@ class WandB:
 
     def __init__(self, folder: Path, config: dict[str, Any], *, project: str, entity: str | None, mode: Mode) -> None:
         self.rows: list[dict[str, float]] = []  # not yet sent
-        self.sent, self.ended, folder = 0, False, folder.absolute()
+        self.sent, folder = 0, folder.absolute()
         if not (file := folder / "wandb_run_id").exists():
             atomic_files.atomic_write(file, f"{secrets.token_hex(8)}\n".encode())
         if not re.fullmatch(r"[0-9a-f]{16}", run_id := file.read_text(encoding="utf-8").strip()):
             raise ValueError(f"{file.name} holds no W&B run ID")  # which becomes part of a path
         shutil.rmtree(folder / "wandb", ignore_errors=True)  # a resumed run writes it again from metrics.jsonl
         (folder / "wandb").mkdir()
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
+        defaults = {"WANDB_ERROR_REPORTING": "false", "WANDB_CACHE_DIR": str(folder / "wandb" / "cache")}
+        os.environ.update(defaults | os.environ)
         import wandb
 
         if (mode or os.environ.get("WANDB_MODE", "online")) == "online" and not wandb.login(prompt=False):
             raise RuntimeError("no API key; set WANDB_API_KEY, or run wandb login, or set logger.wandb.mode=offline")
         place: dict[str, Any] = {"project": project, "entity": entity, "mode": mode, "dir": str(folder), "id": run_id}
         place |= {"name": "/".join(folder.parts[-2:]), "settings": wandb.Settings(**SETTINGS)}
-        place |= {"resume": "allow", "reinit": "create_new"}  # a run of the caller goes on
-        before = sys.exit, sys.excepthook  # which wandb replaces
-        self.run = wandb.init(**place, config=flat(config), allow_val_change=True)
+        before = sys.exit, sys.excepthook  # which wandb replaces; `create_new` lets a run of the caller go on
+        self.run = wandb.init(**place, config=flat(config), allow_val_change=True, resume="allow", reinit="create_new")
         sys.exit, sys.excepthook = before
         self.run.define_metric("*", step_metric="step")
 
@@ -70,9 +67,7 @@ class WandB:
         self.saved()
         best = {f"best/{key}": value for key, value in summary["best"].items() if key not in PLACE}
         self.run.summary.update(best | {key: summary[key] for key in ("status", "device")})
-        self.ended = True
         self.run.finish(exit_code=int(summary["status"] == "interrupted"))
 
     def close(self) -> None:
-        if not self.ended:
-            self.run.finish(exit_code=1)
+        self.run.finish(exit_code=1)  # does nothing if it has ended
