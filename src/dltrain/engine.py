@@ -5,7 +5,7 @@ body of the caller's `for` loop replaces callbacks: it logs, saves checkpoints, 
 two yields `TrainState` holds everything that a checkpoint needs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -74,7 +74,7 @@ def fit(
     clip_norm: float | None,
     on_nonfinite: OnNonfinite,
     ema: float | None = None,
-) -> Iterator[list[Record]]:
+) -> Generator[list[Record], None, None]:
     """Train `state` in place until `epochs` are done; yield the records of each step, usually an empty list.
 
     A step whose loss is NaN or infinite updates nothing. With `on_nonfinite="stop"` no later step does either, and

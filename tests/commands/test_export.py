@@ -389,7 +389,7 @@ def test_a_custom_network_that_is_not_a_graph_is_refused_and_its_weights_can_be_
     assert (refused.code, "wants to run own_graph:Own" in refused.err) == (2, True)
     result = dltrain("export", f"ckpt={folder}", "trust=[own_graph]")
     assert result.code == 2
-    assert "model=own_graph:Own cannot be exported to ONNX: Could not guard on data-dependent" in result.err
+    assert "model=own_graph:Own cannot be exported to onnx: Could not guard on data-dependent" in result.err
     assert result.err.endswith("\nSet format=safetensors\n")
     assert not Path("model.onnx").exists()
     assert dltrain("export", f"ckpt={folder}", "trust=[own_graph]", "format=safetensors").code == 0
@@ -473,3 +473,37 @@ def test_a_sweeps_file_chooses_no_file_that_is_written(dltrain: Command, run_fol
     assert (tmp_path / "precious").read_text() == "mine"
     assert dltrain("export", "sweep.resume=sent", "output=mine.pth").code == 0
     assert Path("mine.pth").is_file()
+
+
+@pytest.mark.parametrize("model", mostly_slow(MODELS, fast=["mlp"]))
+def test_a_torch_export_computes_what_the_network_computes(
+    dltrain: Command, trained: Trained, thousand: Path, model: str
+) -> None:
+    folder = trained("data=mnist", f"data.root={thousand}", *MODELS[model], *QUICK)
+    pixels = pixels_of(thousand)
+    inputs = normalised(folder, pixels)
+    expected = outputs(network(folder), inputs)
+    result = dltrain("export", f"ckpt={folder}", "format=torch_export")
+    assert (result.code, result.err) == (0, "")
+    assert "verified  1,000 examples of the test split, batches of 1, 7, 256" in result.out
+    extra = {"classes": "", "input": ""}
+    found = torch.export.load("model.pt2", extra_files=extra).module()
+    for count in (1, 7, 1000):
+        assert outputs(found, pixels[:count]) == pytest.approx(expected[:count], abs=1e-5)
+    assert json.loads(extra["classes"])[:2] == ["0", "1"]
+    assert "normalised inside" in extra["input"]
+    assert dltrain("export", f"ckpt={folder}", "format=torch_export", "normalize=false", "output=plain.pt2").code == 0
+    plain = torch.export.load("plain.pt2").module()
+    assert outputs(plain, inputs[:9]) == pytest.approx(expected[:9], abs=1e-5)
+
+
+def test_a_torch_export_that_computes_something_else_is_not_written(
+    dltrain: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.export.export
+    other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    monkeypatch.setattr(torch.export, "export", lambda _, inputs, **rest: real(other, (inputs[0].float(),), **rest))
+    result = dltrain("export", f"ckpt={run_folder}", "format=torch_export", "normalize=false")
+    assert result.code == 73
+    assert "its outputs differ from the network's by" in result.err
+    assert not Path("model.pt2").exists()

@@ -294,7 +294,7 @@ def test_a_missing_extra_is_reported_before_training(dltrain: Command, monkeypat
         (["logger=[csv,tensorbord]"], "logger=tensorbord: no such option; did you mean tensorboard?"),
         (["logger=[csv,mlflow]", "logger.mlflow.experimnt=x"], "did you mean logger.mlflow.experiment?"),
         (["logger=mlflow", "logger.mlflow.experiment=3"], "logger.mlflow.experiment=3: must be text"),
-        (["+logger.wandb={}"], "logger.wandb: no such logger; there are csv, mlflow, tensorboard"),
+        (["+logger.aim={}"], "logger.aim: no such logger; there are csv, mlflow, tensorboard, wandb"),
         (["logger=[]", "sed=1"], "sed: no such key; did you mean seed?"),
         (["logger.csv=3", "logger=csv"], "logger.csv=3: must be a group of keys"),
         (["logger=3"], "logger=3: no such option"),

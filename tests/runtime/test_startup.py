@@ -10,6 +10,7 @@ import pytest
 
 # Of the machine's; what a run of a built-in model on MNIST has no use for.
 FOREIGN = ("torchvision", "sklearn", "scipy", "matplotlib", "pandas", "optuna", "ray", "submitit", "mlflow", "onnx")
+FOREIGN += ("wandb",)
 FOREIGN += ("tensorboard", "torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "triton")
 AT_THE_END = ("jinja2", "PIL", "dltrain.report.analysis", "dltrain.training.finish", "dltrain.report.html.page")
 

@@ -170,7 +170,7 @@ def test_some_commands_write_nothing_outside_their_folder(here: Path, every: int
 
 
 LINKED = (".lock", "train.log", "metrics.jsonl", "summary.json", ".hydra", "checkpoints", "checkpoints/last.pt")
-LINKED += ("tensorboard", "metrics.csv", "mlflow_run_id")
+LINKED += ("tensorboard", "metrics.csv", "mlflow_run_id", "wandb_run_id")
 
 
 @pytest.mark.parametrize("name", mostly_slow(LINKED, fast=["checkpoints/last.pt"]))

@@ -54,7 +54,14 @@ def test_a_run_writes_the_promised_files(dltrain: Command) -> None:
     events = [path for path in left if path.startswith("tensorboard/events.out.tfevents.")]
     assert len(events) == 1
     expected |= set(events)
-    assert left == expected | {"metrics.jsonl", "summary.json", "train.log", "checkpoints/last-1.pt", ".lock"}
+    assert left == expected | {
+        "metrics.jsonl",
+        "summary.json",
+        "train.log",
+        "checkpoints/last-1.pt",
+        ".lock",
+        "packages.txt",
+    }
     assert folder.parent.parent == Path("outputs")
     assert folder.name.endswith("-my_run")
     assert not Path("multirun.yaml").exists()

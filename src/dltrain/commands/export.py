@@ -1,4 +1,4 @@
-"""`dltrain export`: writes a checkpoint as an ONNX graph or as bare weights, for other programs."""
+"""`dltrain export`: writes a checkpoint as a graph, of ONNX or torch, or as bare weights, for other programs."""
 
 import io
 import json
@@ -23,8 +23,8 @@ from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = {"onnx": "model.onnx", "safetensors": "model.safetensors", "state_dict": "model.pth"}
-MOST_EXAMPLES = 1000  # to verify an ONNX file with
+OUTPUTS = dict(onnx="model.onnx", torch_export="model.pt2", safetensors="model.safetensors", state_dict="model.pth")
+MOST_EXAMPLES = 1000  # to verify a graph with
 MOST_VALUES = 1 << 24  # in those examples: fewer if images are large
 SHOWN_CLASSES = 10
 
@@ -38,14 +38,14 @@ def export(config: Config) -> Path:
     kind = values["format"]
     if kind == "onnx":
         onnx_graph.require_packages()
-    elif "normalize" in config.typed:
+    elif kind != "torch_export" and "normalize" in config.typed:
         raise ConfigError(f"normalize: format={kind} holds weights only, no graph that could normalise. Leave it out")
     path = expand_user(values["output"] or OUTPUTS[kind])
     loaded = load_trained(values["ckpt"], config)
     loaded.model.cpu().eval()  # the export has no device, and a CPU computes float32 in full precision
     with memory_errors("Set format=safetensors, which needs less memory"):
-        if kind == "onnx":
-            content, lines = _onnx(loaded, path, normalize=values["normalize"])
+        if kind in ("onnx", "torch_export"):
+            content, lines = _graph(kind, loaded, path, normalize=values["normalize"])
         else:
             content = _safetensors(loaded) if kind == "safetensors" else _state_dict(loaded)
             lines = [f"input     {_layout(loaded)}{_classes(loaded)}", f"use it    dltrain train init={path}"]
@@ -59,8 +59,8 @@ def export(config: Config) -> Path:
     return path
 
 
-def _onnx(loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, list[str]]:
-    """Return a verified ONNX file and the log lines that describe it."""
+def _graph(kind: str, loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, list[str]]:
+    """Return a verified file with a graph, and the log lines that describe it."""
     examples, description = _examples(loaded)
     batches = TensorLoader(
         examples, torch.device("cpu"), batch_size=onnx_graph.BATCHES[-1], statistics=loaded.statistics
@@ -78,12 +78,12 @@ def _onnx(loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, 
         expected = torch.cat([loaded.model(inputs) for inputs, _ in batches.in_order()])
     layout = f"images (N, {_sides(images.shape[1:])}), {layout}"
     try:
-        file = onnx_graph.build(network, images[:1], output=output, metadata=_metadata(loaded) | {"input": layout})
+        file = onnx_graph.build(kind, network, images[:1], output, _metadata(loaded) | {"input": layout})
     except onnx_graph.ExportError as error:
         name = loaded.values["model"]["name"]
-        raise ConfigError(f"model={name} cannot be exported to ONNX: {error}\nSet format=safetensors") from error
+        raise ConfigError(f"model={name} cannot be exported to {kind}: {error}\nSet format=safetensors") from error
     try:
-        largest = onnx_graph.difference(file, images, expected, threads=loaded.runtime.threads)
+        largest = onnx_graph.difference(kind, file, images, expected, threads=loaded.runtime.threads)
     except onnx_graph.ExportError as error:
         raise OutputError(f"{path}: not written, {error}\nSet format=safetensors") from error
     return file, [

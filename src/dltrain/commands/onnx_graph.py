@@ -1,11 +1,11 @@
-"""Exports a network to ONNX and compares both outputs. Knows tensors; knows no config, no files."""
+"""Exports a network as a graph, of ONNX or torch, and compares both outputs. Knows tensors; no config, no files."""
 
 import contextlib
 import io
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ BATCHES = (1, 7, 256)  # sizes to run the file with; the last one is repeated
 
 
 class ExportError(Exception):
-    """A network cannot be exported to ONNX, or the file computes something else."""
+    """A network cannot be exported, or the file computes something else."""
 
 
 class Normalized(nn.Module):
@@ -58,22 +58,27 @@ def require_packages() -> Any:
     return onnxruntime
 
 
-def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping[str, str]) -> bytes:
-    """Return a network as an ONNX file for batches of any size, with the input `images` and one output.
+def build(kind: str, network: nn.Module, example: Tensor, output: str, metadata: Mapping[str, str]) -> bytes:
+    """Return a network as a file for batches of any size, with the input `images` and one output.
 
     The same network gives the same bytes: what the exporter records of local source files is removed.
     Raises ExportError for a network that torch cannot export.
     """
-    if sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGEST:
+    two, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch")},)  # one would become a fixed size
+    if kind == "onnx" and sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGEST:
         raise ExportError("its weights exceed the 2 GiB that an ONNX file can hold")
     network.eval()
     try:
         with _silenced():
+            if kind == "torch_export":
+                exported, buffer = torch.export.export(network, (two,), dynamic_shapes=shapes), io.BytesIO()
+                torch.export.save(exported, buffer, extra_files=dict(metadata))
+                return buffer.getvalue()
             program = torch.onnx.export(
                 network,
-                (torch.cat([example, example]),),  # a batch of one would become a fixed size
+                (two,),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=shapes,
                 input_names=["images"],
                 output_names=[output],
                 verbose=False,
@@ -89,21 +94,19 @@ def build(network: nn.Module, example: Tensor, *, output: str, metadata: Mapping
         raise ExportError(first_line(error.__cause__ or error)) from error
 
 
-def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
-    """Return the largest difference of the outputs of an ONNX file from `expected` (N, ...), over several batch sizes.
+def difference(kind: str, file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
+    """Return the largest difference of the outputs of a file from `expected` (N, ...), over several batch sizes.
 
-    Raises ExportError if it is larger than rounding explains, or if onnxruntime cannot run the file.
+    Raises ExportError if it is larger than rounding explains, or if the file cannot be run.
     """
-    onnxruntime = require_packages()
-    onnxruntime.set_default_logger_severity(4)  # it writes to stderr of the process
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, threads
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        parts = [session.run(None, {"images": part.numpy()})[0] for part in _batches(inputs)]
-    except Exception as error:  # its exceptions have no common base class
-        raise ExportError(f"onnxruntime cannot run it: {first_line(error)}") from error
-    outputs = torch.cat([torch.from_numpy(part) for part in parts])
+        network = _onnx_session(file, threads) if kind == "onnx" else torch.export.load(io.BytesIO(file)).module()
+        with torch.no_grad():
+            outputs = torch.cat([network(part) for part in _batches(inputs)])
+    except Exception as error:  # those of onnxruntime have no common base class
+        raise ExportError(
+            f"{'onnxruntime' if kind == 'onnx' else 'torch'} cannot run it: {first_line(error)}"
+        ) from error
     if outputs.shape != expected.shape:
         raise ExportError(f"its outputs are {tuple(outputs.shape)}, the network's {tuple(expected.shape)}")
     largest = float((outputs - expected).abs().max())
@@ -111,6 +114,15 @@ def difference(file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -
     if not largest <= limit:  # also for NaN
         raise ExportError(f"its outputs differ from the network's by {largest:.2g}, at most {limit:.2g} is rounding")
     return largest
+
+
+def _onnx_session(file: bytes, threads: int) -> Callable[[Tensor], Tensor]:
+    onnxruntime = require_packages()
+    onnxruntime.set_default_logger_severity(4)  # it writes to stderr of the process
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: torch.from_numpy(session.run(None, {"images": inputs.numpy()})[0])
 
 
 def _batches(inputs: Tensor) -> list[Tensor]:

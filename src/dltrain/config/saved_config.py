@@ -27,11 +27,13 @@ ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False, "me
 ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "data.folds": None}
 ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.classification.focal": 0.0}
 ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
-ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None}
+ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None, "profile": 0}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has
-START_ONLY = ("resume", "trust", "name", "init", "init_partial")
+# Where metrics are sent, never taken from a file; and the environment variable that says the same.
+ADDRESSES = {"logger.mlflow.tracking_uri": "MLFLOW_TRACKING_URI", "logger.wandb.entity": "WANDB_ENTITY"}
+START_ONLY = ("resume", "trust", "name", "init", "init_partial", "profile")
 
 
 def with_added(config: dict[str, Any]) -> dict[str, Any]:
@@ -179,13 +181,15 @@ def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: 
 def require_typed_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:
     """Raise ConfigError if only a checkpoint, not the user, names the server or folder that metrics are sent to."""
     nodes = values.get("logger")
-    node = nodes.get("mlflow") if isinstance(nodes, dict) else None
-    keys = {"logger", "logger.mlflow", "logger.mlflow.tracking_uri"}
-    if isinstance(node, dict) and node.get("tracking_uri") is not None and not keys & set(typed):
-        raise ConfigError(
-            f"{what} names the logger.mlflow.tracking_uri to send metrics to. Type it yourself, or set it to null and "
-            "the environment variable MLFLOW_TRACKING_URI to it, or continue without it: logger=none"
-        )
+    for key, variable in ADDRESSES.items():
+        _, tracker, name = key.split(".")
+        node = nodes.get(tracker) if isinstance(nodes, dict) else None
+        keys = {"logger", f"logger.{tracker}", key}
+        if isinstance(node, dict) and node.get(name) is not None and not keys & set(typed):
+            raise ConfigError(
+                f"{what} names the {key} to send metrics to. Type it yourself, or set it to null and "
+                f"the environment variable {variable} to it, or continue without it: logger=none"
+            )
 
 
 def custom_imports(config: dict[str, Any]) -> list[tuple[str, str]]:

@@ -37,6 +37,7 @@ class Train:
         init_partial: start even if the file of `init` holds less than half of the model's numbers
         trust: packages of your own code that a resumed checkpoint may name
         name: added to the name of the run's folder
+        profile: how many steps to trace, after the first few, for profile.json and profile.txt; 0 for none
     """
 
     seed: Annotated[int, Interval(ge=0, lt=18446744073709551616)]
@@ -60,6 +61,7 @@ class Train:
     init_partial: bool
     trust: str | list[str]
     name: str | None
+    profile: Annotated[int, Interval(ge=0, le=1000)]
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,14 @@ class Export:
 
     Args:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file
-        format: `onnx`, a graph for other programs; `safetensors` or `state_dict`, the weights for init= and torch
-        output: file to write; null for model.onnx, model.safetensors or model.pth
-        normalize: the ONNX graph takes uint8 images and normalises them itself
+        format: a graph, `onnx` or `torch_export`, or the weights for init= and torch, `safetensors` or `state_dict`
+        output: file to write; null for model.onnx, model.pt2, model.safetensors or model.pth
+        normalize: the graph takes uint8 images and normalises them itself
         trust: packages of your own code that the checkpoint may name
     """
 
     ckpt: str
-    format: Literal["onnx", "safetensors", "state_dict"]
+    format: Literal["onnx", "torch_export", "safetensors", "state_dict"]
     output: str | None
     normalize: bool
     trust: str | list[str]

@@ -1,13 +1,17 @@
-"""Versions, hardware and git commit: what a result depends on. Imports torch only when called."""
+"""Versions, hardware and code: what a result depends on. Imports torch only when called."""
 
 import contextlib
 import os
 import platform
+import resource
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 VERSION = "0.1.0"
+MOST_BYTES = 1 << 20  # of code.diff
 
 
 def versions() -> dict[str, str]:
@@ -38,6 +42,33 @@ def environment() -> dict[str, Any]:
     }
 
 
+def process() -> dict[str, Any]:
+    """Return the peak memory in bytes and the command line; not that of another program, which may hold secrets."""
+    import torch
+
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+    is_ours = Path(sys.argv[0]).name == "dltrain" or Path(sys.argv[0]).parts[-2:] == ("dltrain", "__main__.py")
+    command = shlex.join(["dltrain", *sys.argv[1:]]) if is_ours else None
+    return {"peak_memory": {"host": host, "gpu": gpu}, "command": command}
+
+
+def keep_code(folder: Path) -> None:
+    """Write packages.txt and, of a git checkout with changes, code.diff; for a sweep's job its sweep has done so."""
+    if (folder.parent / "packages.txt").exists():
+        return
+    with contextlib.suppress(OSError):
+        # The names of these folders are enough: to read the metadata in them takes a hundred times as long.
+        found = {path.stem.replace("-", "==", 1) for entry in sys.path for path in Path(entry).glob("*.dist-info")}
+        (folder / "packages.txt").write_text("\n".join([*sorted(found), ""]), encoding="utf-8")
+        diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
+        untracked = _git("ls-files", "--others", "--exclude-standard", "--directory").splitlines()
+        head = b"".join(b"# not tracked by git, and not included: " + name + b"\n" for name in untracked)
+        end = b"\n# cut off after 1 MiB\n" if len(diff) > MOST_BYTES else b""
+        if head or diff:
+            (folder / "code.diff").write_bytes(head + diff[:MOST_BYTES] + end)
+
+
 def cpu_name() -> str:
     """Return the CPU's model name."""
     with contextlib.suppress(OSError):
@@ -49,8 +80,12 @@ def cpu_name() -> str:
 
 def _git_commit() -> str | None:
     """Return the commit of the current folder, with a + if files have changed; None outside a checkout."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").decode().strip() or None
+
+
+def _git(*arguments: str) -> bytes:
+    """Return what git prints; empty if it fails. It runs no program that the checkout names to watch files."""
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, check=True, timeout=10).stdout
+    return b""

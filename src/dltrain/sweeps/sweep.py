@@ -15,7 +15,7 @@ from dltrain.config.resolution import resolve
 from dltrain.config.safe_yaml import read_yaml
 from dltrain.config.settings import Sweep
 from dltrain.report.run_rows import group_by_data, metric
-from dltrain.runtime import folders
+from dltrain.runtime import folders, system_info
 from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.sweeps import plan, sweep_file
@@ -51,6 +51,7 @@ def run(request: Request, sweeping: Sweeping) -> int:
         ):
             journal.require(drawn=space is not None)
             sweep_file.write(request, folder, sweeping.overrides)
+            system_info.keep_code(folder)
             if duplicates and space is None:
                 print(f"left out {duplicates} duplicate job{'s' * (duplicates != 1)}")
             return _run_jobs(request, settings, folder, journal, composer, planned, space, typed)

@@ -10,11 +10,11 @@ from pathlib import Path
 from dltrain import __version__
 from dltrain.config.overrides import parse_flags, split_argv
 from dltrain.config.registry import GROUPS, config_folder, options
+from dltrain.config.saved_config import ADDRESSES
 from dltrain.runtime import atomic_files, folders, torchrun
 from dltrain.runtime.errors import ConfigError, InputError
 
 FORMAT = 1
-ADDRESS = "logger.mlflow.tracking_uri"  # where metrics are sent: never taken from a file
 WRITTEN = ("output", "resume")
 # The keys that define a sweep. Those that say how it runs are chosen at each start, never by a folder.
 OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction", "pruner", "seed"))
@@ -49,8 +49,8 @@ def parse_request(command: str, argv: list[str]) -> Request:
     stored = _read(path, command, config_dir)
     kept = [each for each in stored if _key(each) not in typed and (_key(each) in OWN or not _is_of_start(each))]
     kept += [override for override in stored if _is_kept_output(override, typed)]
-    if not {ADDRESS, "logger"} & set(typed) and ADDRESS in map(_key, stored):
-        print(f"{ADDRESS} is not taken from {path}: type it again, or MLflow's own default is used")
+    for address in () if "logger" in typed else sorted(ADDRESSES.keys() & set(map(_key, stored)) - typed.keys()):
+        print(f"{address} is not taken from {path}: type it again, or the tracker's own default is used")
     for override in stored:  # a file never says what jobs write to
         if _key(override) in WRITTEN and _key(override) not in typed:
             advice = f"must be typed on the command line. If it is right, type it again: '{override}'"
@@ -71,7 +71,8 @@ def _is_of_start(argument: str) -> bool:
 def _is_kept_output(override: str, typed: Collection[str]) -> bool:
     """True if an override of a file says what jobs write, and no typed one replaces it."""
     key = _key(override)
-    return _is_of_output(key) and key not in (*typed, ADDRESS) and not (key.startswith("logger") and "logger" in typed)
+    is_replaced = key in typed or (key.startswith("logger") and "logger" in typed)
+    return _is_of_output(key) and key not in ADDRESSES and not is_replaced
 
 
 def _is_of_output(key: str) -> bool:
@@ -138,7 +139,7 @@ def command_to_resume(request: Request, folder: Path, overrides: Sequence[str], 
     `trusted` are the packages of user code that its jobs run.
     """
     flags = [flag for flag in request.flags if flag not in ("-m", "--multirun")]
-    again = [override for override in overrides if _key(override) in (*WRITTEN, ADDRESS, "trust")]
+    again = [override for override in overrides if _key(override) in (*WRITTEN, *ADDRESSES, "trust")]
     if trusted and "trust" not in map(_key, again):
         again.append(f"trust=[{','.join(sorted(trusted))}]")
     return shlex.join(["dltrain", request.command, *flags, f"sweep.resume={folder}", *again])

@@ -47,6 +47,7 @@ def finish(run: Run, output: RunDir | None, status: str) -> dict[str, Any]:
         "examples": class_counts.count(run.data),
         "parameters": build.count_parameters(model),
         "device": run.runtime.describe(),
+        **system_info.process(),
         **system_info.environment(),
     }
     if output is None:

@@ -15,7 +15,8 @@ from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.torchrun import Processes
 
 WRITTEN = ["checkpoints/last.pt", "checkpoints/best.pt", "summary.json", ".hydra/config.yaml", ".hydra/origins.json"]
-WRITTEN += ["analysis.json", "report.html", "metrics.csv", "mlflow_run_id"]  # atomically, in the folder of a run
+WRITTEN += ["analysis.json", "report.html", "metrics.csv"]  # atomically, in the folder of a run
+WRITTEN += ["mlflow_run_id", "wandb_run_id", "profile.json", "profile.txt"]
 
 
 @dataclass(frozen=True)

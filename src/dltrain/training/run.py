@@ -119,8 +119,13 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
     since = state.step, generator_states()  # where the interval of the next record begins
     distributed.seed_rank(processes, settings.seed, state.step)
     try:
-        with contextlib.closing(console.Display(settings.epochs, steps, state.step, settings.metric)) as display:
-            chunks = fit(state, run.train, run.val, run.task, schedule, run.runtime, **options)
+        chunks = fit(state, run.train, run.val, run.task, schedule, run.runtime, **options)
+        if settings.profile and output is not None:
+            from dltrain.training.profiling import profiled  # imported only if asked for
+
+            chunks = profiled(chunks, settings.profile, output.folder)
+        display = console.Display(settings.epochs, steps, state.step, settings.metric)
+        with contextlib.closing(display), contextlib.closing(chunks):
             for chunk in () if status else chunks:
                 for record in chunk:
                     if settings.on_nonfinite == "stop":

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from dltrain.data import augmentation
 from dltrain.engine import Record
 from dltrain.report import run_files, run_reader
 from dltrain.report.trackers.run_trackers import Trackers
-from dltrain.runtime import atomic_files, folders
+from dltrain.runtime import atomic_files, folders, system_info
 from dltrain.training import build, checks, class_counts, snapshot
 from dltrain.training.resume_point import ResumePoint
 from dltrain.training.snapshot import Run
@@ -82,8 +83,8 @@ def open_run_dir(
             log_to(folder / "train.log")
             (folder / "checkpoints").mkdir(exist_ok=True)
             run_files.write_config(folder / ".hydra" / "config.yaml", config.stored)
-            # These describe other weights.
-            for name in ("analysis.json", "summary.json") if start is not None else ():
+            # These describe other weights, or other code.
+            for name in ("analysis.json", "summary.json", "code.diff") if start is not None else ():
                 (folder / name).unlink(missing_ok=True)
             if run.settings.report:
                 run_reader.write_origins(folder, config.values, config.origin, config.typed if start else None)
@@ -91,5 +92,7 @@ def open_run_dir(
             if start is not None and metrics.position < start.content["position"]:
                 log.warning("metrics.jsonl lacks records from before step %d; the rest is kept", run.state.step)
         stack.enter_context(contextlib.closing(metrics))
+        (thread := threading.Thread(target=system_info.keep_code, args=[folder])).start()  # git may take seconds
+        stack.callback(thread.join)
         trackers = Trackers(config.values.get("logger", {}), folder, config.stored)
         yield RunDir(folder, metrics, stack.enter_context(contextlib.closing(trackers)))

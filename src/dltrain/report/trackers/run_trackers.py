@@ -73,11 +73,14 @@ def require(config: dict[str, Any]) -> None:
     `config` is the one that is stored, with its references unresolved.
     """
     nodes = config.get("logger")
-    mlflow = nodes.get("mlflow") if isinstance(nodes, dict) else None
+    if not isinstance(nodes, dict):
+        return
+    for name, package in {"mlflow": "MLflow", "wandb": "wandb"}.items():
+        if name in nodes and find_spec(name) is None:
+            raise ConfigError(f"logger={name}: needs {package}; in dltrain's checkout: pip install '.[{name}]'")
+    mlflow = nodes.get("mlflow")
     if not isinstance(mlflow, dict):
         return
-    if find_spec("mlflow") is None:
-        raise ConfigError("logger=mlflow: needs MLflow; in dltrain's checkout: pip install '.[mlflow]'")
     address = re.sub(r"\$\{.*?\}", "", str(mlflow.get("tracking_uri")))  # a reference stores no password
     if re.search(r"://[^/]*:[^/]+@", address):
         raise ConfigError(
