@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__
 from dltrain.commands import usage
-from dltrain.config import registry, validation
-from dltrain.config.validation import suggest
+from dltrain.config import registry, suggestions, validation
 from dltrain.runtime import startup, terminal, torchrun
 from dltrain.runtime.errors import TRACEBACK, ConfigError, OutputError, UserError, located, printable, sanitized
 from dltrain.runtime.signals import SignalInterrupt, as_user_error, exit_code, signals_as_exceptions
@@ -52,6 +51,8 @@ def main(argv: list[str]) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
+    if command == "help" and rest:
+        return _dispatch([*rest, "--help"])
     if command in COMMANDS and HELP & set(rest):
         from dltrain.commands import help_pages
 
@@ -84,7 +85,7 @@ def _dispatch(argv: list[str]) -> int:
     elif command == "--version":
         print(__version__)
     else:
-        raise ConfigError(f"{command}: no such command{suggest(command, COMMANDS)}")
+        raise ConfigError(f"{command}: no such command{suggestions.of_command(argv, COMMANDS)}")
     return 0
 
 

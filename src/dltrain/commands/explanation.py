@@ -7,7 +7,7 @@ from dltrain.config.composition import Composed
 from dltrain.config.dotted import at, has
 from dltrain.config.hints import describe, to_cli
 from dltrain.config.signatures import Param
-from dltrain.config.validation import suggest
+from dltrain.config.suggestions import suggest
 from dltrain.runtime.errors import ConfigError
 
 

@@ -100,8 +100,9 @@ def checked_path(arguments: list[str]) -> Path:
 
     Raises ConfigError without exactly one argument, InputError for a missing file.
     """
-    if len(arguments) != 1:
-        raise ConfigError("inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        flags = "".join(f"{it}: no such flag; " for it in arguments if it.startswith("-"))
+        raise ConfigError(f"{flags}inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")
     path = expand_user(arguments[0].removeprefix("ckpt="))
     for candidate in (path, path / "best.pt", path / "checkpoints" / "best.pt"):
         if candidate.is_file():

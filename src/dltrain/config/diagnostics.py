@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from dltrain.config.hints import to_cli
 from dltrain.config.overrides import hydra_argv, parse_flags, quote_override
 from dltrain.config.registry import config_folder
 from dltrain.config.safe_yaml import UnsafeConfig
-from dltrain.config.validation import TYPED, suggest
+from dltrain.config.suggestions import of_bare, of_key, of_option, suggest
+from dltrain.config.validation import TYPED
 from dltrain.runtime.errors import ConfigError
 
 
@@ -36,10 +36,11 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         options = {override.key_or_group: loader.get_group_options(override.key_or_group) for override in overrides}
         if "experiment" in options:  # Hydra lists none of a sub-folder
             options["experiment"] = _option_names("experiment", arguments.config_dir)
-        option_overrides, faults = _options(overrides, options, registry.COMMANDS[command][2])
+        option_overrides, faults = _options(overrides, options, command)
         composed = compose_job(loader, command, option_overrides).config
     known = [] if composed is None else known_keys(composed, command)
-    faults += [_unreadable_fault(text, known) for text in unreadable]
+    faults += _unreadable_faults(unreadable, arguments.overrides, command, known)
+    faults += [_needs_sweep(each) for each in overrides if each.is_sweep_override() and "multirun" in str(error)]
     if composed is not None:
         keys = [override for override in overrides if not options[override.key_or_group]]
         faults += _key_faults(composed, command, keys, known)
@@ -64,19 +65,21 @@ def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
 
 
 def _options(
-    overrides: list[Override], options: dict[str, list[str]], nodes: Collection[str]
+    overrides: list[Override], options: dict[str, list[str]], command: str
 ) -> tuple[list[str], list[str]]:
     """Return overrides that choose options, and problems of those that cannot; `options` has the names by group."""
     valid, faults = [], []
+    nodes = registry.COMMANDS[command][2]
+    chosen = [node for node in nodes if node in registry.SHARED or nodes[node] is None]
     for override in overrides:
         group = override.key_or_group
         if not (names := options[group]):  # a key
             continue
-        if group.partition("/")[0] not in (*nodes, "experiment", "hydra"):
-            faults.append(f"{group}: no such key{suggest(group, nodes)}")
+        if group.partition("/")[0] not in (*chosen, *["experiment"] * (command == "train"), "hydra"):
+            faults.append(f"{group}: no such key{of_key(group, chosen, command)}")
             continue
         wrong = [value for value in _values(override) if value not in names]
-        faults += [f"{group}{_no_option(it, names)}" for it in wrong]
+        faults += [_no_option(group, it, names) for it in wrong]
         if not wrong and not override.is_delete():
             several = isinstance(override.value(), list)
             option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
@@ -84,12 +87,30 @@ def _options(
     return valid, faults
 
 
-def _unreadable_fault(text: str, known: list[str]) -> str:
+def _unreadable_faults(unreadable: list[str], texts: list[str], command: str, known: list[str]) -> list[str]:
+    """Describe the texts that Hydra's grammar cannot read, with all `texts`: a space may have torn one apart."""
+    line = " ".join(texts)
+    torn = [found[0] for found in re.finditer(r"[^\s=]+(?: += *| *= +)[^\s=]+(?!\S*=)|\S+=\[[^\]=]* [^\]=]*\]", line)]
+    whole = [re.sub(r" *(=|,) *", r"\1", text) for text in torn] if unreadable else []
+    left = [text for text in unreadable if not any(text in it.split(" ") for it in torn)]
+    faults = [f"{text}: did you mean {meant}, without spaces?" for text, meant in zip(torn, whole, strict=False)]
+    return faults + [_unreadable_fault(text, command, known) for text in left]
+
+
+def _unreadable_fault(text: str, command: str, known: list[str]) -> str:
     key, equals, _ = text.lstrip("+~").partition("=")
+    if any(text.count(one) > text.count(other) for one, other in ("()", "[]", "{}")):
+        return f"{text}: a bracket is not closed"
     # Hydra cannot parse a key in which a part begins with a digit, as a typo of a valid key may.
-    hint = suggest(key, known) if equals and key not in known else ""
-    is_open = any(text.count(one) > text.count(other) for one, other in ("()", "[]", "{}"))
-    return f"{text}: a bracket is not closed" if is_open else f"{text}: cannot be read as KEY=VALUE{hint}"
+    hint = of_bare(text, command, known) if not equals else suggest(key, known) if key not in known else ""
+    return f"{text}: cannot be read as KEY=VALUE{hint}"
+
+
+def _needs_sweep(override: Override) -> str:
+    text = override.input_line or override.key_or_group
+    key, _, values = text.partition("=")
+    as_list = "" if "(" in values else f"; a list is written {key}=[{values}]"
+    return f"{text}: several values make a sweep: add -m{as_list}"
 
 
 def _in_experiment(command: str, config_dir: str | None, message: str) -> list[str]:
@@ -100,7 +121,9 @@ def _in_experiment(command: str, config_dir: str | None, message: str) -> list[s
     if "@experiment." in message:  # where Hydra puts them without the first line
         return [f'experiment: its YAML must begin with "{registry.WHOLE}"']
     if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", message)) and found[1] in registry.GROUPS:
-        return [f"{found[1]}{_no_option(found[2], _option_names(found[1], config_dir))}{place}"]
+        return [f"{_no_option(found[1], found[2], _option_names(found[1], config_dir))}{place}"]
+    if found := re.search(r"Multiple values for (\w+)\. To override a value use 'override (\w+: \S+)'", message):
+        return [f"{found[1]}: must be chosen by `- override /{found[2]}`{place}"]
     if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", message):
         return [f"{found[1]}: no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}"]
     return []
@@ -111,10 +134,9 @@ def _option_names(group: str, config_dir: str | None) -> list[str]:
     return list(registry.options(group, [config_folder(), *([Path(config_dir)] if config_dir else [])]))
 
 
-def _no_option(value: Any, names: list[str]) -> str:
+def _no_option(group: str, value: Any, names: list[str]) -> str:
     text = to_cli(value)
-    moved = [f"; did you mean {name}?" for name in names if name.endswith(f"/{text}")]
-    return f"={text}: no such option{(moved or [suggest(text, names)])[0] or '; dltrain list shows all'}"
+    return f"{group}={text}: no such option{of_option(group, text, names)}"
 
 
 def _values(override: Override) -> list[Any]:
@@ -143,7 +165,7 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override],
             continue
         if override.is_delete():
             if not has(config, key):
-                faults.append(f"~{key}: no such key{_hint(key, config, known)}")
+                faults.append(f"~{key}: no such key{_hint(key, config, command, known)}")
             elif at(config, key) is None:
                 faults.append(f"~{key}: is null already")
             continue
@@ -151,7 +173,7 @@ def _key_faults(config: dict[str, Any], command: str, overrides: list[Override],
         for parent in key.split(".")[:-1]:
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):  # such as +optim.lr.x, below a value
-            faults.append(f"{key}: no such key{_hint(key, config, known)} (from the command line)")
+            faults.append(f"{key}: no such key{_hint(key, config, command, known)} (from the command line)")
             continue
         values: list[Any] = []
         for single in _each(override):
@@ -187,22 +209,17 @@ def _each(override: Override) -> list[Override]:
     return found
 
 
-def _hint(key: str, config: dict[str, Any], known: list[str]) -> str:
+def _hint(key: str, config: dict[str, Any], command: str, known: list[str]) -> str:
     """Say what to do about an unknown key: it can be added, is misspelt, or belongs to other options."""
     group, _, parameter = key.partition(".")
     node = config.get(group)
     name = node.get("name") if isinstance(node, dict) else None
-    if group not in registry.GROUPS or not parameter or not isinstance(name, str):  # a command has no such options
-        return suggest(key, known)
-    with contextlib.suppress(ConfigError):
-        found = registry.signature(group, name)
-        if found is not None and parameter in found.keys:  # of the user's code, or missing in their YAML
-            return f"; to add it write +{key}="
-    if hint := suggest(key, known):
-        return hint
-    options = {other: registry.signature(group, other) for other in registry.names(group)}
-    others = [other for other, own in options.items() if own and parameter in own.keys]
-    return f"; {name} has none, {', '.join(others)} {'have' if len(others) > 1 else 'has'} it" if others else ""
+    if group in registry.GROUPS and isinstance(name, str):  # a command other than train has no such options
+        with contextlib.suppress(ConfigError):
+            found = registry.signature(group, name)
+            if found is not None and parameter in found.keys:  # of the user's code, or missing in their YAML
+                return f"; to add it write +{key}="
+    return of_key(key, known, command)
 
 
 def known_keys(config: dict[str, Any], command: str) -> list[str]:

@@ -9,6 +9,7 @@ from hydra._internal.utils import get_args_parser  # the one place where Hydra's
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from dltrain.config import synonyms
 from dltrain.config.registry import config_folder
 from dltrain.runtime.errors import ConfigError
 
@@ -24,13 +25,17 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
     hint = f"dltrain {command} --hydra-help lists Hydra's"
 
     def refuse(message: str) -> NoReturn:
+        if "--config could match" in message:
+            raise ConfigError(f"--config: {synonyms.meaning(synonyms.ADVICE, 'config')}")
         raise ConfigError(f"{message}; {hint}")
 
     parser.error = refuse  # type: ignore[method-assign]  # its own prints all flags and exits
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        key = unknown[0].lstrip("-").partition("=")[0]
-        raise ConfigError(f"{unknown[0]}: no such flag; keys have no dashes: {key}=VALUE. {hint}")
+        values = iter([text for text in arguments.overrides if "=" not in text])  # of --epochs 3
+        pairs = [flag.lstrip("-").partition("=") for flag in unknown]
+        typed = [f"{key.replace('-', '_')}={value if equals else next(values, 'VALUE')}" for key, equals, value in pairs]
+        raise ConfigError(f"{' '.join(unknown)}: no such flag; keys have no dashes: {' '.join(typed)}. {hint}")
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
     if arguments.config_path is not None:

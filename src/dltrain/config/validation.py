@@ -1,6 +1,5 @@
 """Check a whole config against the signatures of the code that it names. Imports no torch."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,28 +8,10 @@ from dltrain.config.hints import conforms, describe, is_number, to_cli
 from dltrain.config.metric_names import OF_TASKS
 from dltrain.config.registry import COMMANDS, GROUPS, OPTIONAL, REQUIRED, WHOLE, Origin, builtin, names, signature
 from dltrain.config.signatures import Param, Signature
+from dltrain.config.suggestions import of_key, of_option, suggest
 from dltrain.runtime.errors import ConfigError
 
 TYPED = "the command line"  # the origin of a typed key
-
-
-def suggest(typed: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` with the nearest name, compared whole or by its last part; else all names if few."""
-    known = list(dict.fromkeys(known))
-    # Up to three names can all be listed: only a near miss is worth a guess (gpu is not meant as cpu).
-    cutoff = 0.8 if len(known) <= 3 else 0.6
-    parent, _, last = typed.rpartition(".")
-    beside = {key.rpartition(".")[2]: key for key in known if parent and key.rpartition(".")[0] == parent}
-    # A prefix that names share makes none of them nearer; the group itself is not meant.
-    others = [key for key in known if key not in beside.values() and not typed.startswith(f"{key}.")]
-    nearest = [beside[key] for key in difflib.get_close_matches(last, beside, 1, max(cutoff, 0.65))]
-    nearest = nearest or difflib.get_close_matches(typed, others, 1, cutoff)
-    if not nearest:
-        lasts = {key.rpartition(".")[2]: key for key in reversed(others)}
-        nearest = [lasts[key] for key in difflib.get_close_matches(last, lasts, 1, 0.8 if parent else cutoff)]
-    if nearest:
-        return f"; did you mean {nearest[0]}?"
-    return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
 
 
 def validate(config: dict[str, Any], command: str, origin: Origin = lambda key: "") -> None:
@@ -100,9 +81,13 @@ def _check_option(group: str, node: dict[str, Any], where: Origin, others: Itera
     except ConfigError as error:
         return [f"{key}={error}"]
     if found is None:
-        hint = suggest(name, names(group))
+        hint = of_option(group, name, names(group))
         own = "" if "did you mean" in hint else f"; for your own code give its module, {key}=module:{name}"
         return [f"{key}={name}: no such {group}{hint}{own}{where(key)}"]
+    lost = [it for it in node if it not in ("name", *found.keys) and TYPED not in where(f"{group}.{it}")]
+    if lost and not found.takes_any and TYPED in where(key):
+        choice = f"{group}=custom {key}={name}" if ":" in name else f"{group}={name}"
+        return [f"{key}={name}: other keys are still those of another option; did you mean {choice}?"]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
 
 
@@ -112,7 +97,7 @@ def _check_several(group: str, nodes: dict[str, Any], where: Origin, others: Ite
         key = f"{group}.{name}"
         found = signature(group, name) if builtin(group, name) else None
         if found is None:
-            faults.append(f"{key}: no such {group}{suggest(name, names(group))}{where(key)}")
+            faults.append(f"{key}: no such {group}{of_option(group, name, names(group))}{where(key)}")
         elif not isinstance(node, dict):
             faults.append(f"{key}={to_cli(node)}: must be a group of keys{where(key)}")
         else:
@@ -128,7 +113,7 @@ def _check_keys(prefix: str, node: dict[str, Any], found: Signature, where: Orig
         if key in known:
             faults += _check_value(key, value, known[key], where)
         elif not found.takes_any:
-            faults.append(f"{key}: no such key{suggest(key, [*known, *others])}{where(key)}")
+            faults.append(f"{key}: no such key{of_key(key, [*known, *others])}{where(key)}")
     for key, rule in known.items():
         if rule.required and key.removeprefix(prefix) not in node:
             faults += _check_value(key, REQUIRED, rule, where)
@@ -145,7 +130,19 @@ def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[str]:
         advice = f"; as text: '{key}=\"{shown}\"'"
     elif isinstance(value, str) and is_number(value):
         shown, advice = f'"{value}"', ", not text"
+    elif meant := [each for each in _readings(value) if conforms(each, rule.hint)]:
+        advice = f"; did you mean {key}={to_cli(meant[0]).replace(' ', '')}?"
     return [f"{key}={shown}: must be {describe(rule.hint)}{advice}{where(key)}"]
+
+
+def _readings(value: Any) -> list[Any]:
+    """Return what a value of the wrong kind may have been meant as."""
+    if isinstance(value, float) and value.is_integer():  # 1e3
+        return [int(value), [int(value)]]
+    if isinstance(value, str):
+        percent = [float(value[:-1]) / 100] if value.endswith("%") and is_number(value[:-1]) else []
+        return [[value], value.lower(), *percent, *[None] * (value.lower() == "none")]
+    return [[value]]
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:
