@@ -64,9 +64,7 @@ def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
     return overrides, unreadable
 
 
-def _options(
-    overrides: list[Override], options: dict[str, list[str]], command: str
-) -> tuple[list[str], list[str]]:
+def _options(overrides: list[Override], options: dict[str, list[str]], command: str) -> tuple[list[str], list[str]]:
     """Return overrides that choose options, and problems of those that cannot; `options` has the names by group."""
     valid, faults = [], []
     nodes = registry.COMMANDS[command][2]
