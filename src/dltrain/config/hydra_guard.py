@@ -94,7 +94,9 @@ def hydra_sandbox() -> Iterator[None]:
         stack.enter_context(_wrapped(CachingConfigRepository, "load_config", count_loaded))
         # An editor's byte order mark does not hide the first line; custom needs a name, so glob(*) leaves it out.
         stack.enter_context(_wrapped(ConfigSource, "_get_header_dict", lambda own, text: own(text.lstrip("\ufeff"))))
-        stack.enter_context(_wrapped(Glob, "filter", lambda own, it, names: own(it, [name for name in names if name != "custom"])))
+        stack.enter_context(
+            _wrapped(Glob, "filter", lambda own, it, names: own(it, [name for name in names if name != "custom"]))
+        )
         stack.enter_context(_wrapped(ConfigRepository, "initialize_sources", initialize_sources))
         yield
 

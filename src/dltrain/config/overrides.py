@@ -34,7 +34,9 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
     if unknown:
         values = iter([text for text in arguments.overrides if "=" not in text])  # of --epochs 3
         pairs = [flag.lstrip("-").partition("=") for flag in unknown]
-        typed = [f"{key.replace('-', '_')}={value if equals else next(values, 'VALUE')}" for key, equals, value in pairs]
+        typed = [
+            f"{key.replace('-', '_')}={value if equals else next(values, 'VALUE')}" for key, equals, value in pairs
+        ]
         raise ConfigError(f"{' '.join(unknown)}: no such flag; keys have no dashes: {' '.join(typed)}. {hint}")
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")
