@@ -192,7 +192,7 @@ MISTAKES = {
     "train data=minst": "data=minst: no such option; did you mean mnist?",
     "train optim=sdg": "optim=sdg: no such option; did you mean sgd?",
     "train schedule=cosin": "schedule=cosin: no such option; did you mean cosine?",
-    "train device=gpu": "device=gpu: no such option; there are auto, cpu, cuda",
+    "train device=gpu": "device=gpu: no such option; there are cpu, cuda (a GPU), and auto",
     "train task=clasification": "task=clasification: no such option; did you mean classification?",
     "train experiment=lenet_mnst": "experiment=lenet_mnst: no such option; did you mean textbook/lenet_mnist?",
     "train experiment=lenet_mnist": "experiment=lenet_mnist: no such option; did you mean textbook/lenet_mnist?",
@@ -237,14 +237,14 @@ MISTAKES = {
     "train schedule=plateau schedule.patience=0": "schedule.patience=0: must be a whole number >= 1",
     "train schedule=restarts schedule.growth=0.5": "schedule.growth=0.5: must be a number >= 1, <= 10",
     "train data.mean=[1,2,3]": "data.mean=[1, 2, 3]: must have 1 number",
-    "train data.root=pictures": "data.root: no such key; digits has none, cifar10, cifar100, fashion_mnist, folder",
-    "train model.hidden=[9]": "model.hidden: no such key; lenet has none, autoencoder, cnn, lstm, mlp have it (from",
+    "train data.root=pictures": "data.root: no such key; there is data.root with data=cifar10, cifar100, fashion_mnist, folder",
+    "train model.hidden=[9]": "no such key; there is model.hidden with model=autoencoder, cnn, lstm, mlp (from",
     "train optim.betas=1": "optim.betas: no such key (from the command line)",
     "train model=linear model.foo=1": "model.foo: no such key (from the command line)",
     "train optim.lr='0.1'": 'optim.lr="0.1": must be a number > 0, not text (from the command line)',
     "train epochs=08": 'epochs="08": must be a whole number >= 1, not text (from the command line)',
     "train +experiment.foo=3": "experiment: no such key",
-    "eval data.crop=4": "data.crop: no such key (from the command line)",
+    "eval data.crop=4": "data.crop: no such key; only train has it, here the checkpoint fixes it",
     "train -m optim.lrr=1 name=choice(c,'a,\"b')": "optim.lrr: no such key; did you mean optim.lr?",
     "train name=5": "name=5: must be text or null; as text: 'name=\"5\"' (from the command line)",
     "train experiment=nope": "experiment=nope: no such option; dltrain list shows all",
@@ -450,7 +450,7 @@ def test_a_closed_standard_output_is_no_reason_to_fail(tmp_path: Path, words: li
 def test_an_unknown_flag_is_reported_in_one_line_with_the_syntax_of_keys(dltrain: Command, word: str) -> None:
     result = dltrain("train", word, "5")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert f"error: {word}: no such flag; keys have no dashes: {word.strip('-').partition('=')[0]}=VALUE" in result.err
+    assert f"error: {word}: no such flag; keys have no dashes: {word.strip('-').partition('=')[0]}=5. " in result.err
 
 
 def test_a_deleted_current_folder_is_reported(dltrain: Command, tmp_path: Path) -> None:

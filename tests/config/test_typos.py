@@ -72,6 +72,9 @@ def places(every: int) -> list[Place]:
     def nearest(kind: str, arguments: list[str], form: str, names: tuple[str, ...], known: tuple[str, ...]) -> Place:
         return Place(kind, tuple(arguments), form, names, known, lambda typo: validation.suggest(typo, known))
 
+    def key(arguments: list[str], names: tuple[str, ...], known: tuple[str, ...]) -> Place:
+        return Place("key", tuple(arguments), "{}=1", names, known, lambda typo: validation.of_key(typo, known))
+
     found = [nearest("subcommand", [], "{}", cli.COMMANDS, cli.COMMANDS)]
     found += [nearest("option", ["train"], f"{group}={{}}", options(group), options(group)) for group in GROUPS]
     lines = [[command, *inputs] for command, inputs in INPUTS.items()]
@@ -83,7 +86,7 @@ def places(every: int) -> list[Place]:
         known = tuple(diagnostics.known_keys(config, line[0]))
         new = tuple(key for key in known if (line[0], key) not in seen)
         seen |= {(line[0], key) for key in new}
-        found.append(nearest("key", line, "{}=1", new, known))
+        found.append(key(line, new, known))
         found += [checked_value(line, config, key, words) for key, words in counted(config, line[0]) if key in new]
     return found
 
@@ -170,6 +173,6 @@ def test_edits_are_those_of_one_stroke() -> None:
 
 def test_an_answer_without_the_right_name_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above could not fail."""
-    monkeypatch.setattr(validation, "suggest", lambda word, known: f"; did you mean {sorted(known)[0]}?")
+    monkeypatch.setattr(validation, "of_key", lambda word, known: f"; did you mean {sorted(known)[0]}?")
     with pytest.raises(AssertionError):
         test_at_least_95_percent_of_all_typos_are_answered_with_the_right_name(0.01, 8)

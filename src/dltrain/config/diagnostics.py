@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +16,7 @@ from dltrain.config import registry, validation
 from dltrain.config.composition import COMPOSE_ERRORS, compose_job, hydra_loader
 from dltrain.config.dotted import at, has, leaves
 from dltrain.config.hints import to_cli
-from dltrain.config.overrides import hydra_argv, parse_flags, quote_override
+from dltrain.config.overrides import hydra_argv, parse_flags, quote_override, split_argv
 from dltrain.config.registry import config_folder
 from dltrain.config.safe_yaml import UnsafeConfig
 from dltrain.config.suggestions import of_bare, of_key, of_option, suggest
@@ -30,6 +30,8 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         return ConfigError(str(error))
     arguments = parse_flags(command, hydra_argv(argv))
     overrides, unreadable = _parsed(arguments.overrides)
+    if unreadable and (torn := _torn(split_argv(argv)[1])):
+        return ConfigError("\n".join(torn))
     faults: list[str] = []
     composed: dict[str, Any] | None = None
     with contextlib.suppress(*COMPOSE_ERRORS), hydra_loader(arguments.config_dir) as loader:
@@ -39,8 +41,9 @@ def explain(command: str, argv: list[str], error: Exception) -> ConfigError:
         option_overrides, faults = _options(overrides, options, command)
         composed = compose_job(loader, command, option_overrides).config
     known = [] if composed is None else known_keys(composed, command)
-    faults += _unreadable_faults(unreadable, arguments.overrides, command, known)
-    faults += [_needs_sweep(each) for each in overrides if each.is_sweep_override() and "multirun" in str(error)]
+    faults += [_unreadable_fault(text, command, known) for text in unreadable]
+    if "multirun" in str(error):
+        faults += [_needs_sweep(each, composed or {}) for each in overrides if each.is_sweep_override()]
     if composed is not None:
         keys = [override for override in overrides if not options[override.key_or_group]]
         faults += _key_faults(composed, command, keys, known)
@@ -71,7 +74,8 @@ def _options(overrides: list[Override], options: dict[str, list[str]], command: 
     chosen = [node for node in nodes if node in registry.SHARED or nodes[node] is None]
     for override in overrides:
         group = override.key_or_group
-        if not (names := options[group]):  # a key
+        names = options[group]
+        if not names or override.value_type is ValueType.GLOB_CHOICE_SWEEP:  # a key, or any options that there are
             continue
         if group.partition("/")[0] not in (*chosen, *["experiment"] * (command == "train"), "hydra"):
             faults.append(f"{group}: no such key{of_key(group, chosen, command)}")
@@ -85,14 +89,10 @@ def _options(overrides: list[Override], options: dict[str, list[str]], command: 
     return valid, faults
 
 
-def _unreadable_faults(unreadable: list[str], texts: list[str], command: str, known: list[str]) -> list[str]:
-    """Describe the texts that Hydra's grammar cannot read, with all `texts`: a space may have torn one apart."""
-    line = " ".join(texts)
-    torn = [found[0] for found in re.finditer(r"[^\s=]+(?: += *| *= +)[^\s=]+(?!\S*=)|\S+=\[[^\]=]* [^\]=]*\]", line)]
-    whole = [re.sub(r" *(=|,) *", r"\1", text) for text in torn] if unreadable else []
-    left = [text for text in unreadable if not any(text in it.split(" ") for it in torn)]
-    faults = [f"{text}: did you mean {meant}, without spaces?" for text, meant in zip(torn, whole, strict=False)]
-    return faults + [_unreadable_fault(text, command, known) for text in left]
+def _torn(texts: list[str]) -> list[str]:
+    """Describe the arguments that a space has torn apart: `model = mlp`, `model.hidden=[128, 64]`."""
+    found = re.findall(r"[^\s=]+(?: += *| *= +)[^\s=]+(?!\S*=)|\S+=\[[^\]=]* [^\]=]*\]", " ".join(texts))
+    return [f"{text}: did you mean {text.replace(' ', '')}, without spaces?" for text in found]
 
 
 def _unreadable_fault(text: str, command: str, known: list[str]) -> str:
@@ -104,10 +104,10 @@ def _unreadable_fault(text: str, command: str, known: list[str]) -> str:
     return f"{text}: cannot be read as KEY=VALUE{hint}"
 
 
-def _needs_sweep(override: Override) -> str:
-    text = override.input_line or override.key_or_group
-    key, _, values = text.partition("=")
-    as_list = "" if "(" in values else f"; a list is written {key}=[{values}]"
+def _needs_sweep(override: Override, config: dict[str, Any]) -> str:
+    text, key = override.input_line or "", override.key_or_group
+    is_list = has(config, key) and isinstance(at(config, key), list)
+    as_list = f"; a list is written {key}=[{text.partition('=')[2]}]" if is_list else ""
     return f"{text}: several values make a sweep: add -m{as_list}"
 
 

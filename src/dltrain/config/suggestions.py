@@ -1,13 +1,14 @@
 """Say what a wrong name was probably meant to be. Imports no torch."""
 
 import difflib
-import importlib.util
 import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 
 from dltrain.config import registry, signatures, synonyms
 from dltrain.config.synonyms import fold, meaning
+
+# Names of torchvision's networks; listing them takes seconds, as torchvision must be imported.
+TORCHVISION = r"(wide_)?res(net|next)\d\w+|(vgg|densenet|mobilenet|efficientnet|convnext|regnet|vit_|swin|alexnet)\w*"
 
 
 def suggest(typed: str, known: Iterable[str]) -> str:
@@ -54,8 +55,8 @@ def of_option(group: str, typed: str, names: Collection[str]) -> str:
     if " " in meant:
         return f"; {meant}"
     found = [name for name in names if name == meant or name.endswith(f"/{typed}")]
-    if group == "model" and not found:
-        found = [f"model=torchvision model.arch={arch}" for arch in _torchvision_names() if fold(arch) == fold(typed)]
+    if group == "model" and not found and re.fullmatch(TORCHVISION, typed):
+        found = [f"model=torchvision model.arch={typed}"]
     found = found or [it for it, name in _options().items() if name == fold(typed) and name not in names]
     return _meant(*found) or suggest(typed, names) or "; dltrain list shows all"
 
@@ -76,14 +77,12 @@ def of_bare(typed: str, command: str, known: Collection[str]) -> str:
 
 def of_command(argv: list[str], commands: Collection[str]) -> str:
     """Say which command was meant by the first argument, which is none."""
-    first, *others = argv
-    if meant := meaning(synonyms.COMMANDS, first):
-        return _meant(meant)
-    if first.startswith("-") or "=" in first:
-        command = next((it for it in others if it in commands), "train")
-        rest = [it.lstrip("-") for it in argv if it != command]
-        return f"; the command comes first: dltrain {' '.join([command, *rest])}"
-    return suggest(first, commands)
+    if not (argv[0].startswith("-") or "=" in argv[0]):
+        return suggest(argv[0], commands)
+    command = next((it for it in argv if it in commands), "train")
+    return (
+        f"; the command comes first: dltrain {' '.join([command, *(it.lstrip('-') for it in argv if it != command)])}"
+    )
 
 
 def _meant(*names: str) -> str:
@@ -102,7 +101,7 @@ def _in_options(name: str, groups: Iterable[str]) -> str:
         options = {option: registry.signature(group, option) for option in registry.names(group)}
         found = {option: key for option, own in options.items() if own for key in own.keys if fold(key) == fold(name)}
         for key in found.values():
-            return f"; {group}.{key} is a key of {group}={', '.join(found)}"
+            return f"; there is {group}.{key} with {group}={', '.join(found)}"
     return ""
 
 
@@ -111,10 +110,3 @@ def _is_of_train(key: str) -> bool:
     source, name, _ = registry.COMMANDS["train"]
     is_of_option = group in registry.GROUPS and (last in ("", "name") or bool(_in_options(last, [group])))
     return is_of_option or key in signatures.builtin(source, name).keys
-
-
-def _torchvision_names() -> list[str]:
-    """Return the names of torchvision's networks, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec("torchvision")
-    files = Path(spec.origin or "").parent.glob("models/*.py") if spec else ()
-    return re.findall(r"@register_model\(\)\n(?:@.*\n)*def (\w+)", "\n".join(it.read_text("utf-8") for it in files))
