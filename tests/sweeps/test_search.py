@@ -97,7 +97,7 @@ def test_the_metric_and_its_direction_can_be_chosen(dltrain: Command, overrides:
     assert study(folder).direction.name == direction
     assert [trial.value for trial in study(folder).trials] == [float(row[name]) for row in rows(folder)]
     values = sorted((float(row[name]) for row in rows(folder)), reverse=direction == "MAXIMIZE")
-    table = [line for line in result.out.splitlines() if line.startswith("│")]
+    table = [line for line in result.out.splitlines() if line.startswith("job ")]
     assert f"{values[0]:.4f}" in table[0]
 
 

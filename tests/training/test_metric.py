@@ -222,8 +222,7 @@ def test_the_results_of_a_sweep_are_ranked_by_the_metric_of_its_jobs(dltrain: Co
     folder = sweep_folder(result)
     assert "best val_balanced_accuracy first" in result.out
     values = [float(row["val_balanced_accuracy"]) for row in rows(folder)]
-    table = [line.split("│")[1:5] for line in result.out.splitlines() if line.startswith("│")]
-    ranked = [int(cells[0]) for cells in table if cells[0].strip().isdigit()]
+    ranked = [int(line.split()[1]) for line in result.out.splitlines() if line.startswith("job ")]
     assert [values[job] for job in ranked[:4]] == sorted(values, reverse=True)
     assert "4 runs, best val_balanced_accuracy first" in dltrain("report", folder, "outputs").out
 

@@ -163,6 +163,7 @@ def _composed(command: str, overrides: Sequence[str]) -> composition.Composed:
 def _call(wait_seconds: float = 0) -> Iterator[None]:
     """Leave the process as it was; show the progress on standard output unless the program logs it itself."""
     with preserved(wait_seconds):
-        if not logging.getLogger("dltrain").hasHandlers():
-            console.start_logging()
+        logger = logging.getLogger("dltrain")
+        if not logger.hasHandlers() or any(handler.name == console.CONSOLE for handler in logger.handlers):
+            console.start_logging()  # an earlier one may write to a stream that is closed
         yield

@@ -100,14 +100,18 @@ def parse(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]
 
 @contextlib.contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Put aside, inside the `with` block, the state of a Hydra app that dltrain is used in."""
+    """Put aside, inside the `with` block, the state of a Hydra app that dltrain is used in.
+
+    Without one the state stays after the block, so that references such as ${hydra:job.num} can be filled in.
+    """
     known: dict[Any, Any] = Singleton._instances
     with LOCK:
-        outer = {kind: known.pop(kind) for kind in HYDRA_STATE if kind in known}
+        is_inside = GlobalHydra.instance().is_initialized()
+        outer = {kind: known.pop(kind) for kind in HYDRA_STATE if kind in known} if is_inside else {}
         try:
             yield
         finally:
-            for kind in HYDRA_STATE:
+            for kind in HYDRA_STATE if is_inside else ():
                 known.pop(kind, None)
             known.update(outer)
 
