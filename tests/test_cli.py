@@ -237,7 +237,11 @@ MISTAKES = {
     "train schedule=plateau schedule.patience=0": "schedule.patience=0: must be a whole number >= 1",
     "train schedule=restarts schedule.growth=0.5": "schedule.growth=0.5: must be a number >= 1, <= 10",
     "train data.mean=[1,2,3]": "data.mean=[1, 2, 3]: must have 1 number",
+<<<<<<< HEAD
     "train data.root=pictures": "data.root: no such key; there is data.root with data=cifar10, cifar100, fashion_mnist",
+=======
+    "train data.root=pictures": "data.root: no such key; there is data.root with data=cifar10, cifar100, fashion",
+>>>>>>> slips/slips
     "train model.hidden=[9]": "no such key; there is model.hidden with model=autoencoder, cnn, lstm, mlp (from",
     "train optim.betas=1": "optim.betas: no such key (from the command line)",
     "train model=linear model.foo=1": "model.foo: no such key (from the command line)",

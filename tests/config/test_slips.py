@@ -29,7 +29,6 @@ SLIPS = {
     "train optim=ADAM": "did you mean adam?",
     "train data=MNIST": "did you mean mnist?",
     "train data=FashionMNIST": "did you mean fashion_mnist?",
-    "train schedule=CosineAnnealingLR": "did you mean cosine?",
     "train model=resnet18": "no such option; did you mean model=torchvision model.arch=resnet18?",
     "train model=efficientnet_b0": "did you mean model=torchvision model.arch=efficientnet_b0?",
     "train model=adam": "did you mean optim=adam?",

@@ -22,10 +22,10 @@ def suggest(typed: str, known: Iterable[str]) -> str:
     others = [key for key in known if key not in beside.values() and not typed.startswith(f"{key}.")]
     nearest = [key for key in known if fold(key) == fold(typed)]
     nearest = nearest or [beside[key] for key in difflib.get_close_matches(last, beside, 1, max(cutoff, 0.65))]
-    nearest = nearest or difflib.get_close_matches(typed, others, 1, cutoff)
-    if not nearest:
-        lasts = {key.rpartition(".")[2]: key for key in reversed(others)}
-        nearest = [lasts[key] for key in difflib.get_close_matches(last, lasts, 1, 0.8 if parent else cutoff)]
+    lasts = {key.rpartition(".")[2]: key for key in reversed(others)}
+    names = {key: key for key in others} | ({} if parent else lasts)
+    nearest = nearest or [names[key] for key in difflib.get_close_matches(typed, names, 1, cutoff)]
+    nearest = nearest or [lasts[key] for key in difflib.get_close_matches(last, lasts, 1, 0.8)]
     return _meant(*nearest) or (f"; there are {', '.join(known)}" if len(known) <= 12 else "")
 
 
@@ -51,10 +51,9 @@ def of_key(typed: str, known: Collection[str], command: str = "train") -> str:
 
 def of_option(group: str, typed: str, names: Collection[str]) -> str:
     """Say which option of a group was meant by a name that it does not have; `names` are those that it has."""
-    meant = meaning(synonyms.OPTIONS, f"{group}={typed}")
-    if " " in meant:
-        return f"; {meant}"
-    found = [name for name in names if name == meant or name.endswith(f"/{typed}")]
+    if advice := meaning(synonyms.OPTIONS, f"{group}={typed}"):
+        return f"; {advice}"
+    found = [name for name in names if name.endswith(f"/{typed}")]
     if group == "model" and not found and re.fullmatch(TORCHVISION, typed):
         found = [f"model=torchvision model.arch={typed}"]
     found = found or [it for it, name in _options().items() if name == fold(typed) and name not in names]
@@ -107,6 +106,5 @@ def _in_options(name: str, groups: Iterable[str]) -> str:
 
 def _is_of_train(key: str) -> bool:
     group, _, last = key.partition(".")
-    source, name, _ = registry.COMMANDS["train"]
-    is_of_option = group in registry.GROUPS and (last in ("", "name") or bool(_in_options(last, [group])))
-    return is_of_option or key in signatures.builtin(source, name).keys
+    own = signatures.builtin(*registry.COMMANDS["train"][:2]).keys
+    return key in own or bool(_in_options(last, [group])) or (group in registry.GROUPS and last in ("", "name"))

@@ -8,23 +8,16 @@ optim.lr: learningrate initiallr baselr initlr eta
 optim.weight_decay: wd l2
 batch_size: bs batch minibatch
 epochs: nepochs numepochs maxepochs numtrainepochs
-limit_steps: steps maxsteps numsteps maxiters iters
 optim: optimizer optimiser opt
 schedule: scheduler lrscheduler lrschedule sched
 data: dataset
 data.root: datadir datapath dataroot
-data.val: validation valsplit validationsplit valsize
-data.augment: augmentation augmentations transform transforms aug
-data.flip: hflip horizontalflip randomflip
 model: net network backbone architecture
 model.hidden: layers hiddensize hiddensizes hiddendim hiddenlayers units
 seed: rng randomseed randomstate manualseed
 clip_norm: gradclip clipgrad gradclipnorm maxgradnorm gradientclipval
-accumulate: gradaccum accumulategradbatches gradientaccumulationsteps
 device.precision: amp fp16 bf16 mixedprecision autocast dtype
-log_every: loginterval logfreq printfreq verbose
 ckpt resume: checkpoint checkpointpath ckpt ckptpath run
-init ckpt: weights finetune
 input: image images inputs path
 """
 ADVICE = """
@@ -39,9 +32,6 @@ save yours as DIR/experiment/NAME.yaml and type --config-dir DIR experiment=NAME
 OPTIONS = """
 there are cpu, cuda (a GPU), and auto, which takes a GPU if there is one: device=gpu device=mps device=xpu device=tpu
 cuda takes the first GPU, and CUDA_VISIBLE_DEVICES chooses which that is: device=cuda0 device=cuda1 device=cuda2
-cosine: schedule=cosineannealing schedule=cosineannealinglr
-folder: data=imagefolder
-attention: model=transformer model=vit
 """
 
 

@@ -136,13 +136,11 @@ def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[str]:
 
 
 def _readings(value: Any) -> list[Any]:
-    """Return what a value of the wrong kind may have been meant as."""
-    if isinstance(value, float) and value.is_integer():  # 1e3
-        return [int(value), [int(value)]]
-    if isinstance(value, str):
-        percent = [float(value[:-1]) / 100] if value.endswith("%") and is_number(value[:-1]) else []
-        return [[value], value.lower(), *percent, *[None] * (value.lower() == "none")]
-    return [[value]]
+    """Return what a value of the wrong kind may have been meant as: 1e3, ReLU, 10%, None, or one item of a list."""
+    if not isinstance(value, str):
+        return [*[int(value)] * (isinstance(value, float) and value.is_integer()), [value]]
+    percent = [float(value[:-1]) / 100] if value.endswith("%") and is_number(value[:-1]) else []
+    return [[value], value.lower(), *percent, *[None] * (value.lower() == "none")]
 
 
 def _known(config: dict[str, Any], node: str, place: tuple[str, str] | None) -> list[str]:
