@@ -216,7 +216,7 @@ MISTAKES = {
     "train data=folder": "data.root is required: folder with a sub-folder for each class",
     "eval": "ckpt is required: a run folder (its best.pt is taken) or a checkpoint file",
     "eval ckpt=x sweep.search=${nowhere}": "error: Interpolation key 'nowhere' not found",
-    "export ckpt=x format=onx": "format=onx: must be one of onnx, torch_export, safetensors, state_dict (from the command line)",
+    "export ckpt=x format=onx": "format=onx: must be one of onnx, torch_export, safetensors, state_dict (from",
     "predict ckpt=x": "input is required: an image, a folder of images, or a pattern such as",
     "eval ckpt=x split=tset": "split=tset: must be one of train, val, test (from the command line)",
     "eval ckpt=x model=mlp": "model: no such key",
@@ -237,11 +237,7 @@ MISTAKES = {
     "train schedule=plateau schedule.patience=0": "schedule.patience=0: must be a whole number >= 1",
     "train schedule=restarts schedule.growth=0.5": "schedule.growth=0.5: must be a number >= 1, <= 10",
     "train data.mean=[1,2,3]": "data.mean=[1, 2, 3]: must have 1 number",
-<<<<<<< HEAD
-    "train data.root=pictures": "data.root: no such key; there is data.root with data=cifar10, cifar100, fashion_mnist",
-=======
     "train data.root=pictures": "data.root: no such key; there is data.root with data=cifar10, cifar100, fashion",
->>>>>>> slips/slips
     "train model.hidden=[9]": "no such key; there is model.hidden with model=autoencoder, cnn, lstm, mlp (from",
     "train optim.betas=1": "optim.betas: no such key (from the command line)",
     "train model=linear model.foo=1": "model.foo: no such key (from the command line)",

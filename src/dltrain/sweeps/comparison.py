@@ -11,7 +11,7 @@ from dltrain.commands.jobs import job_metrics
 from dltrain.config import safe_yaml, saved_config
 from dltrain.config.dotted import leaves
 from dltrain.config.registry import GROUPS
-from dltrain.config.validation import suggest
+from dltrain.config.suggestions import suggest
 from dltrain.report import significance
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import read_records, so_far, text, write_analysis
