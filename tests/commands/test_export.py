@@ -319,7 +319,9 @@ def test_a_file_that_is_wrong_is_not_put_in_place(
 
 def test_outputs_that_are_no_numbers_are_refused(dltrain: Command, run_folder: Path) -> None:
     weights = {key: torch.full_like(value, torch.nan) for key, value in network(run_folder).state_dict().items()}
-    file = onnx_graph.build(network(run_folder, weights), torch.zeros(1, 1, 28, 28), output="logits", metadata={})
+    file = onnx_graph.build(
+        "onnx", network(run_folder, weights), torch.zeros(1, 1, 28, 28), output="logits", metadata={}
+    )
     with pytest.raises(onnx_graph.ExportError, match="differ from the network's by nan"):
         onnx_graph.difference(file, torch.zeros(2, 1, 28, 28), torch.zeros(2, 10), threads=1)
 
@@ -504,6 +506,6 @@ def test_a_torch_export_that_computes_something_else_is_not_written(
     other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     monkeypatch.setattr(torch.export, "export", lambda _, inputs, **rest: real(other, (inputs[0].float(),), **rest))
     result = dltrain("export", f"ckpt={run_folder}", "format=torch_export", "normalize=false")
-    assert result.code == 73
+    assert result.code == 74
     assert "its outputs differ from the network's by" in result.err
     assert not Path("model.pt2").exists()

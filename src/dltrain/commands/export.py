@@ -23,7 +23,8 @@ from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = dict(onnx="model.onnx", torch_export="model.pt2", safetensors="model.safetensors", state_dict="model.pth")
+OUTPUTS = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
+OUTPUTS["state_dict"] = "model.pth"
 MOST_EXAMPLES = 1000  # to verify a graph with
 MOST_VALUES = 1 << 24  # in those examples: fewer if images are large
 SHOWN_CLASSES = 10
