@@ -160,6 +160,7 @@ def test_an_untrusted_run_id_is_not_used_as_a_path(monkeypatch: pytest.MonkeyPat
 def test_without_an_api_key_nothing_is_asked_and_the_run_continues(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run_trackers, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=lambda prompt: prompt))
     result = dltrain(*QUICK, "logger=wandb")
     assert result.code == 0

@@ -16,7 +16,13 @@ from dltrain.runtime import atomic_files
 
 Mode = Literal["online", "offline"] | None
 SETTINGS: dict[str, Any] = {"silent": True, "console": "off", "x_disable_meta": True, "x_disable_machine_info": True}
-SETTINGS |= {"x_disable_stats": True, "x_save_requirements": False, "disable_git": True, "disable_code": True}
+SETTINGS |= {
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+    "disable_git": True,
+    "disable_code": True,
+    "symlink": False,
+}
 SETTINGS |= {"init_timeout": 30, "finish_timeout": 60, "finish_timeout_raises": True}  # seconds, for a dead server
 
 
