@@ -16,13 +16,7 @@ from dltrain.runtime import atomic_files
 
 Mode = Literal["online", "offline"] | None
 SETTINGS: dict[str, Any] = {"silent": True, "console": "off", "x_disable_meta": True, "x_disable_machine_info": True}
-SETTINGS |= {
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-    "disable_git": True,
-    "disable_code": True,
-    "symlink": False,
-}
+SETTINGS |= {"x_disable_stats": True, "x_save_requirements": False, "disable_git": True, "disable_code": True}
 SETTINGS |= {"init_timeout": 30, "finish_timeout": 60, "finish_timeout_raises": True}  # seconds, for a dead server
 
 
@@ -55,6 +49,8 @@ class WandB:
         before = sys.exit, sys.excepthook  # which wandb replaces; `create_new` lets a run of the caller go on
         self.run = wandb.init(**place, config=flat(config), allow_val_change=True, resume="allow", reinit="create_new")
         sys.exit, sys.excepthook = before
+        for link in filter(Path.is_symlink, [*(folder / "wandb").rglob("*")]):
+            link.unlink()  # a folder with links is not resumed
         self.run.define_metric("*", step_metric="step")
 
     def write(self, line: Line) -> None:
