@@ -323,7 +323,7 @@ def test_outputs_that_are_no_numbers_are_refused(dltrain: Command, run_folder: P
         "onnx", network(run_folder, weights), torch.zeros(1, 1, 28, 28), output="logits", metadata={}
     )
     with pytest.raises(onnx_graph.ExportError, match="differ from the network's by nan"):
-        onnx_graph.difference(file, torch.zeros(2, 1, 28, 28), torch.zeros(2, 10), threads=1)
+        onnx_graph.difference("onnx", file, torch.zeros(2, 1, 28, 28), torch.zeros(2, 10), threads=1)
 
 
 @pytest.mark.parametrize("output", ["no/such/model.onnx", "folder", "a\0b"], ids=repr)
