@@ -277,16 +277,16 @@ def test_without_the_test_split_random_pixels_verify_it(dltrain: Command, tmp_pa
     assert not root.exists()
 
 
-def wrong(network: nn.Module, *args: Any, **settings: Any) -> bytes:
+def wrong(kind: str, network: nn.Module, *args: Any, **settings: Any) -> bytes:
     other = copy.deepcopy(network)
     with torch.no_grad():
         list(other.parameters())[-1].add_(0.01)
-    return BUILD(other, *args, **settings)
+    return BUILD(kind, other, *args, **settings)
 
 
-def fixed(network: nn.Module, example: Tensor, **settings: Any) -> bytes:
+def fixed(kind: str, network: nn.Module, example: Tensor, *args: Any) -> bytes:
     """As an exporter that takes the size of its example for the only one."""
-    model = onnx.load_from_string(BUILD(network, example, **settings))
+    model = onnx.load_from_string(BUILD(kind, network, example, *args))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     return bytes(model.SerializeToString())
