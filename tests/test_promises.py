@@ -125,6 +125,10 @@ PROMISES = {
         "runtime/test_distributed.py::test_a_signal_to_one_rank_is_known_to_all_ranks_in_the_same_step",
         "runtime/test_distributed.py::test_a_signal_to_one_process_stops_all_with_one_checkpoint",
     ),
+    "Weights & Biases holds the metrics of metrics.jsonl, none twice": (
+        "report/test_wandb.py::test_a_killed_and_resumed_run_is_in_wandb_as_in_metrics_jsonl",
+        "report/test_wandb.py::test_a_resumed_run_sends_only_the_rows_that_the_server_lacks",
+    ),
     "Trackers hold the metrics of metrics.jsonl, none twice": (
         "report/test_trackers.py::test_all_trackers_hold_exactly_the_metrics_of_a_run",
         "report/test_trackers.py::test_a_killed_and_resumed_run_is_tracked_like_an_uninterrupted_one",

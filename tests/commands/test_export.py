@@ -277,16 +277,16 @@ def test_without_the_test_split_random_pixels_verify_it(dltrain: Command, tmp_pa
     assert not root.exists()
 
 
-def wrong(network: nn.Module, *args: Any, **settings: Any) -> bytes:
+def wrong(kind: str, network: nn.Module, *args: Any, **settings: Any) -> bytes:
     other = copy.deepcopy(network)
     with torch.no_grad():
         list(other.parameters())[-1].add_(0.01)
-    return BUILD(other, *args, **settings)
+    return BUILD(kind, other, *args, **settings)
 
 
-def fixed(network: nn.Module, example: Tensor, **settings: Any) -> bytes:
+def fixed(kind: str, network: nn.Module, example: Tensor, *args: Any) -> bytes:
     """As an exporter that takes the size of its example for the only one."""
-    model = onnx.load_from_string(BUILD(network, example, **settings))
+    model = onnx.load_from_string(BUILD(kind, network, example, *args))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     return bytes(model.SerializeToString())
@@ -319,9 +319,11 @@ def test_a_file_that_is_wrong_is_not_put_in_place(
 
 def test_outputs_that_are_no_numbers_are_refused(dltrain: Command, run_folder: Path) -> None:
     weights = {key: torch.full_like(value, torch.nan) for key, value in network(run_folder).state_dict().items()}
-    file = onnx_graph.build(network(run_folder, weights), torch.zeros(1, 1, 28, 28), output="logits", metadata={})
+    file = onnx_graph.build(
+        "onnx", network(run_folder, weights), torch.zeros(1, 1, 28, 28), output="logits", metadata={}
+    )
     with pytest.raises(onnx_graph.ExportError, match="differ from the network's by nan"):
-        onnx_graph.difference(file, torch.zeros(2, 1, 28, 28), torch.zeros(2, 10), threads=1)
+        onnx_graph.difference("onnx", file, torch.zeros(2, 1, 28, 28), torch.zeros(2, 10), threads=1)
 
 
 @pytest.mark.parametrize("output", ["no/such/model.onnx", "folder", "a\0b"], ids=repr)
@@ -504,6 +506,6 @@ def test_a_torch_export_that_computes_something_else_is_not_written(
     other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     monkeypatch.setattr(torch.export, "export", lambda _, inputs, **rest: real(other, (inputs[0].float(),), **rest))
     result = dltrain("export", f"ckpt={run_folder}", "format=torch_export", "normalize=false")
-    assert result.code == 73
+    assert result.code == 74
     assert "its outputs differ from the network's by" in result.err
     assert not Path("model.pt2").exists()

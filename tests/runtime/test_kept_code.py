@@ -88,7 +88,7 @@ def test_packages_are_those_installed(tmp_path: Path) -> None:
     assert lines == sorted(lines)
 
 
-def test_a_run_keeps_its_diff_and_a_resume_replaces_it(checkout: Path, dltrain: Command) -> None:
+def test_a_run_keeps_its_diff_and_a_resume_replaces_it(dltrain: Command, checkout: Path) -> None:
     folder = dltrain(*QUICK, "limit_steps=1").folder
     assert "+lr = 2" in (folder / "code.diff").read_text()
     subprocess.run(["git", "checkout", "-q", "code.py"], check=True)

@@ -104,9 +104,7 @@ def difference(kind: str, file: bytes, inputs: Tensor, expected: Tensor, *, thre
         with torch.no_grad():
             outputs = torch.cat([network(part) for part in _batches(inputs)])
     except Exception as error:  # those of onnxruntime have no common base class
-        raise ExportError(
-            f"{'onnxruntime' if kind == 'onnx' else 'torch'} cannot run it: {first_line(error)}"
-        ) from error
+        raise ExportError(f"{'onnxruntime' if kind == 'onnx' else kind} cannot run it: {first_line(error)}") from error
     if outputs.shape != expected.shape:
         raise ExportError(f"its outputs are {tuple(outputs.shape)}, the network's {tuple(expected.shape)}")
     largest = float((outputs - expected).abs().max())

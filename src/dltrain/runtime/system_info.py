@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "0.1.0"
-MOST_BYTES = 1 << 20  # of code.diff
 
 
 def versions() -> dict[str, str]:
@@ -64,9 +63,9 @@ def keep_code(folder: Path) -> None:
         diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
         untracked = _git("ls-files", "--others", "--exclude-standard", "--directory").splitlines()
         head = b"".join(b"# not tracked by git, and not included: " + name + b"\n" for name in untracked)
-        end = b"\n# cut off after 1 MiB\n" if len(diff) > MOST_BYTES else b""
+        end = b"\n# cut off after 1 MiB\n" if len(diff) > 1 << 20 else b""
         if head or diff:
-            (folder / "code.diff").write_bytes(head + diff[:MOST_BYTES] + end)
+            (folder / "code.diff").write_bytes(head + diff[: 1 << 20] + end)
 
 
 def cpu_name() -> str:

@@ -37,9 +37,7 @@ class WandB:
         if not re.fullmatch(r"[0-9a-f]{16}", run_id := file.read_text(encoding="utf-8").strip()):
             raise ValueError(f"{file.name} holds no W&B run ID")  # which becomes part of a path
         shutil.rmtree(folder / "wandb", ignore_errors=True)  # a resumed run writes it again from metrics.jsonl
-        (folder / "wandb").mkdir()
-        defaults = {"WANDB_ERROR_REPORTING": "false", "WANDB_CACHE_DIR": str(folder / "wandb" / "cache")}
-        os.environ.update(defaults | os.environ)
+        os.environ.update({"WANDB_ERROR_REPORTING": "false", "WANDB_CACHE_DIR": f"{folder}/wandb/cache"} | os.environ)
         import wandb
 
         if (mode or os.environ.get("WANDB_MODE", "online")) == "online" and not wandb.login(prompt=False):
@@ -49,10 +47,11 @@ class WandB:
         before = sys.exit, sys.excepthook  # which wandb replaces; `create_new` lets a run of the caller go on
         self.run = wandb.init(**place, config=flat(config), allow_val_change=True, resume="allow", reinit="create_new")
         sys.exit, sys.excepthook = before
+        for link in filter(Path.is_symlink, [*(folder / "wandb").rglob("*")]):
+            link.unlink()  # a folder with links is not resumed
         self.run.define_metric("*", step_metric="step")
 
     def write(self, line: Line) -> None:
-        """Queue a record until a checkpoint covers it."""
         self.rows.append(metrics(line) | {"step": line["step"], "epoch": line["epoch"]})
 
     def saved(self) -> None:
@@ -63,7 +62,6 @@ class WandB:
         self.sent, self.rows = self.sent + len(self.rows), []
 
     def finish(self, summary: dict[str, Any], mistakes: list[Any]) -> None:
-        """Send the rest, the best metrics, and how the run ended."""
         self.saved()
         best = {f"best/{key}": value for key, value in summary["best"].items() if key not in PLACE}
         self.run.summary.update(best | {key: summary[key] for key in ("status", "device")})
