@@ -69,6 +69,11 @@ def _dispatch(argv: list[str]) -> int:
         from dltrain.commands import listing
 
         print(listing.text(rest, registry.config_folder()))
+    elif command == "doctor":
+        startup.import_torch()
+        from dltrain.commands import doctor
+
+        print(doctor.text(rest))
     elif command == "inspect":
         from dltrain.commands import inspection
 
@@ -157,7 +162,9 @@ def _complete(argv: list[str]) -> int:
 def _run(command: str, argv: list[str]) -> int:
     """Run a job, or with -m a sweep; return the exit code. With --json only the job's document goes to stdout."""
     instead = next((flag for flag in ("--summary", "--show-batch") if command == "train" and flag in argv), "")
-    as_json = "--json" in argv and (bool(instead) or command in ("eval", "predict"))
+    as_lines = "--json=lines" in argv and command == "train" and not instead
+    as_json = as_lines or ("--json" in argv and command != "export")
+    flag = "--json=lines" if as_lines else "--json"
     of_sweep = [override for override in argv if override.lstrip("+").startswith("sweep.")]
     is_sweep = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(argv) or any("sweep.resume=" in it for it in of_sweep)
     if is_sweep and not {"--hydra-help", "--version"} & set(argv):
@@ -169,20 +176,26 @@ def _run(command: str, argv: list[str]) -> int:
             )
         return _sweep(command, argv)
     job = instead.removeprefix("--") or command
-    own = [instead, *["--json"] * as_json]  # a flag that does not apply is left in, and refused
+    own = [instead, *[flag] * as_json]  # a flag that does not apply is left in, and refused
     arguments = [argument for argument in argv if argument not in own]
-    with startup.gc_paused(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+    out = sys.stdout
+    log_to = sys.stderr if as_json and not torchrun.processes().rank else out  # other ranks log nothing
+
+    def show(document: Any, indent: int | None = None) -> None:
+        from dltrain.report import run_files
+
+        print(run_files.as_json(document, indent), file=out, flush=True)
+
+    with startup.gc_paused(), contextlib.redirect_stdout(log_to):
         from dltrain.config import composition
 
         with _diagnosed(command, arguments):
             composed = composition.run(command, arguments)
         if isinstance(composed, int):  # one of Hydra's flags has printed something instead
             return composed
-        code, document = _job(job, composed, of_sweep)
+        code, document = _job(job, composed, of_sweep, **{"show": show} if as_lines else {})
     if as_json and document is not None:
-        from dltrain.report import run_files
-
-        print(run_files.as_json(document))
+        show({"event": "summary"} | document if as_lines else document, None if as_lines else 2)
     return code
 
 
@@ -196,8 +209,8 @@ def _sweep(command: str, argv: list[str]) -> int:
         return sweep.run(request, sweeping)
 
 
-def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, Any]:
-    """Run one job; return its exit code and document."""
+def _job(command: str, composed: "Composed", of_sweep: list[str], **options: Any) -> tuple[int, Any]:
+    """Run one job; return its exit code and document. An interrupted run has one even if it had not started."""
     from dltrain.commands import jobs
     from dltrain.config import resolution
 
@@ -209,6 +222,8 @@ def _job(command: str, composed: "Composed", of_sweep: list[str]) -> tuple[int, 
 
     start_logging()
     result, document = jobs.run_job(
-        command, composed.config, _report_error, typed=composed.typed, origin=composed.origin
+        command, composed.config, _report_error, typed=composed.typed, origin=composed.origin, **options
     )
+    if result.interrupted and command == "train":
+        document = document or {"status": "interrupted"}
     return result.code, document

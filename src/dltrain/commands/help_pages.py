@@ -35,7 +35,7 @@ def overview() -> str:
         ("Examples", [(f"dltrain {line}", what) for usage in COMMANDS.values() for line, what in usage.examples[:1]]),
         ("More", more),
     ]
-    return _page(f"dltrain {__version__}: trains networks from configuration files", sections)
+    return layout(f"dltrain {__version__}: trains networks from configuration files", sections)
 
 
 def page(command: str, composed: Composed | None = None) -> str:
@@ -45,7 +45,7 @@ def page(command: str, composed: Composed | None = None) -> str:
     if composed is not None:
         sections += [*_groups(composed), *_keys(command, composed)]
     sections.append(("Arguments and flags", [*usage.takes, *usage.flags]))
-    return _page(f"dltrain {command}: {usage.summary}", sections)
+    return layout(f"dltrain {command}: {usage.summary}", sections)
 
 
 def _groups(composed: Composed) -> Iterator[Section]:
@@ -81,7 +81,7 @@ def _meaning(key: str, rule: Param, composed: Composed) -> str:
     return "; ".join(parts)
 
 
-def _page(title: str, sections: Iterable[Section]) -> str:
+def layout(title: str, sections: Iterable[Section]) -> str:
     """Lay out sections to the width of the terminal."""
     columns = min(shutil.get_terminal_size().columns, WIDEST)
     start, end = ("\033[1m", "\033[0m") if terminal.is_interactive(sys.stdout) else ("", "")

@@ -17,7 +17,6 @@ from dltrain.runtime import torchrun
 from dltrain.runtime.errors import (
     ConfigError,
     Interrupted,
-    PartialFailure,
     UserError,
     first_line,
     typed_line,
@@ -81,7 +80,7 @@ def run_job(
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # sys.exit(0) of a user's code is no success
         if (shown := as_user_error(error)) is not None:
             is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
-            document = shown.document if isinstance(shown, PartialFailure) else None
+            document = getattr(shown, "document", None)
             reason = first_line(shown) + (f" ({line})" if (line := user_line(shown)) else "")
             return ended(report_error(shown), "interrupted" if is_stop else reason), document
         if torchrun.should_report(error):  # a bug of ours
@@ -140,7 +139,8 @@ def dispatch(
     if command == "train":
         from dltrain.training.run import train
 
-        return None, train(checked, **train_options)
+        summary = train(checked, **train_options)
+        return summary, summary
     if command == "eval":
         from dltrain.commands.evaluation import evaluate_checkpoints
 

@@ -36,6 +36,8 @@ COMMANDS = {
             (f"train resume={RUN} epochs=30", "continue a run, for more epochs"),
         ),
         flags=(
+            ("--json", "print the summary as one JSON document; everything else goes to stderr"),
+            ("--json=lines", "print each record as a line of JSON when it is there, and the summary as the last line"),
             ("--summary", "print the layers, shapes, parameters and FLOPs, with --json as JSON; train nothing"),
             ("--show-batch", "write batch.html, a page of the first batch with its augmentation; train nothing"),
             *CONFIG_FLAGS,
@@ -99,6 +101,16 @@ COMMANDS = {
             ("inspect model.pth", "bare weights"),
         ),
         (("FILE", "a checkpoint, a run folder (its best.pt is taken), or weights"),),
+    ),
+    "doctor": Usage(
+        "show what there is to train with, and what would help",
+        (
+            ("doctor", "versions, devices, threads, memory, data sets and extras"),
+            ("doctor --json", "the same as JSON"),
+            ("doctor > machine.txt", "for a report of a problem"),
+        ),
+        (),
+        (("--json", "print JSON"),),
     ),
     "list": Usage(
         "list every option of every group",

@@ -110,9 +110,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     atomic_files.atomic_write(path, (as_json(content) + "\n").encode())
 
 
-def as_json(content: Any) -> str:
-    """Return a tree of plain values as a JSON document."""
-    return json.dumps(_without_nan(content), indent=2, allow_nan=False)
+def as_json(content: Any, indent: int | None = 2) -> str:
+    """Return a tree of plain values as a JSON document, without `indent` in one line."""
+    return json.dumps(_without_nan(content), indent=indent, allow_nan=False)
 
 
 def _without_nan(value: Any) -> Any:

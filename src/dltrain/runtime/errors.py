@@ -53,9 +53,11 @@ class PartialFailure(UserError):
 
 
 class Interrupted(UserError):
-    def __init__(self, message: str, exit_code: int) -> None:
+    """Stopped by a signal, after saving; `document` is JSON-able, such as the summary of the run."""
+
+    def __init__(self, message: str, exit_code: int, document: object = None) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.document = exit_code, document
 
 
 def first_line(error: object) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "0.1.0"
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def versions() -> dict[str, str]:
@@ -75,6 +77,19 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def usable_cores() -> float:
+    """Return the cores that this process may use: its affinity, and the quota of its control groups."""
+    cores = [float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)]
+    with contextlib.suppress(OSError):
+        for kind, path in re.findall(r"^\d+:(cpu,cpuacct|cpu|):/(.*)$", OWN_CGROUP.read_text(), re.MULTILINE):
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kind else ("cpu.max",)
+            for group in (CGROUPS / kind / path, *(CGROUPS / kind / path).parents):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                    quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+                    cores.append(quota / period if quota > 0 else cores[0])
+    return min(cores)
 
 
 def _git_commit() -> str | None:

@@ -22,7 +22,7 @@ from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.training import build, nonfinite, snapshot
 from dltrain.training.hooks import HookError, call_hooks
 from dltrain.training.resume_point import open_resume_point
-from dltrain.training.run_dir import RunDir, open_run_dir
+from dltrain.training.run_dir import RunDir, Show, open_run_dir
 from dltrain.training.setup import Load, prepare
 from dltrain.training.snapshot import Run
 from dltrain.training.stopping import every, reason_to_stop
@@ -40,6 +40,7 @@ def train(
     folder: Path | None = None,
     watch: Watch = lambda record: "",
     load: Load = build.data,
+    show: Show = lambda line: None,
 ) -> dict[str, Any]:
     """Train a model as a complete config says; return the content of summary.json and the `folder` of the run.
 
@@ -49,6 +50,7 @@ def train(
         folder: existing folder to write to; None creates a dated one
         watch: receives every record; ends the run by returning a status
         load: reads the data
+        show: receives every line of metrics.jsonl when it is written
 
     Raises UserError, whose `exit_code` tells the kind of error.
     """
@@ -76,6 +78,7 @@ def train(
             output = None
             if processes.rank == 0:
                 output = closing.enter_context(open_run_dir(run, start, folder, log_to))
+                output.show = show
                 output.log_start(run, resumed=start is not None)
             where = output.folder if output else "the run's folder"
             with memory_errors(f"Lower batch_size and raise accumulate; the checkpoints are kept in {where}"):
@@ -89,10 +92,12 @@ def train(
 
                 summary = finish.finish(run, output, status)
         sync(at_once=True)  # the first rank has written the files until now
+    summary["folder"] = str(where)
     if sync.signals:
         number = Signals(sync.signals[0])
-        raise Interrupted(f"stopped by {number.name} after saving; continue with resume={where}", SIGNALS[number])
-    return summary | {"folder": str(where)}
+        stopped = f"stopped by {number.name} after saving; continue with resume={where}"
+        raise Interrupted(stopped, SIGNALS[number], summary)
+    return summary
 
 
 def _save(run: Run, output: RunDir | None, keep: int) -> None:

@@ -20,6 +20,8 @@ from dltrain.training.snapshot import Run
 
 log = logging.getLogger(__name__)
 
+Show = Callable[[dict[str, Any]], None]
+
 
 @dataclass
 class RunDir:
@@ -30,6 +32,7 @@ class RunDir:
     trackers: Trackers
     best: dict[str, Any] = field(default_factory=dict)
     unchecked: int = 2  # number of checkpoints still to be checked
+    show: Show = lambda line: None
 
     def log_start(self, run: Run, *, resumed: bool) -> None:
         """Log the model, the data, the device and the folder."""
@@ -49,7 +52,9 @@ class RunDir:
         log.info("folder  %s%s", self.folder, f", resumed at step {run.state.step}" if resumed else "")
 
     def write(self, record: Record) -> None:
-        self.trackers.write(self.metrics.write(record))
+        line = self.metrics.write(record)
+        self.trackers.write(line)
+        self.show(line)
 
     def save(self, run: Run, content: dict[str, Any], keep: int) -> None:
         """Write last.pt, and before it best.pt if there is a new best."""
