@@ -96,10 +96,7 @@ def _short(node: dict[Any, Any]) -> str:
 
 
 def checked_path(arguments: list[str]) -> Path:
-    """Return the checkpoint that the only argument names, with or without `ckpt=` before it.
-
-    Raises ConfigError without exactly one argument, InputError for a missing file.
-    """
+    """Return the checkpoint that the only argument names, with or without `ckpt=` before it. Raises UserError."""
     if len(arguments) != 1:
         raise ConfigError("inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")
     path = expand_user(arguments[0].removeprefix("ckpt="))

@@ -24,10 +24,8 @@ LISTED_GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger
 def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
     """Return the options of a group and their files, FOLDER/NAME for one in a sub-folder; the first folder wins."""
     bases = [folder / group for folder in reversed(list(folders))]
-    files = [
-        (path.relative_to(base).with_suffix("").as_posix(), path) for base in bases for path in base.rglob("*.yaml")
-    ]
-    return dict(sorted(dict(files).items()))
+    files = {path.relative_to(base).with_suffix("").as_posix(): path for base in bases for path in base.rglob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
 def summary(group: str, name: str, path: Path) -> str:
@@ -48,15 +46,11 @@ def of_option(group: str, name: str) -> Signature | None:
 
 
 def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
-    """Return the signature of each node of a config; "" is that of the command's top-level keys.
-
-    Raises ConfigError for user code that cannot be imported.
-    """
+    """Return the signature of each node of a config, under "" that of the command itself. Raises ConfigError."""
     source, name, places = COMMANDS[command]
     found: dict[str, Signature | None] = {"": signatures.builtin(source, name)}
     for node, place in places.items():
-        own: Any = config.get(node)
-        own = own if isinstance(own, dict) else {}
+        own: Any = value if isinstance(value := config.get(node), dict) else {}
         chosen = own.get("name")
         if place is not None:
             found[node] = signatures.builtin(*place)

@@ -47,10 +47,7 @@ def by_rules(number: int) -> Iterator[None]:
 
 
 def read_split(source: Source, split: str) -> Examples | None:
-    """Read one split of a data set; a map-style torch Dataset is read into memory once.
-
-    Raises InputError if a user's function returns something else.
-    """
+    """Read one split; a map-style Dataset is read into memory once. Raises InputError for other content."""
     data = source(split)
     if data is None:
         return None

@@ -105,9 +105,7 @@ def train_step(
     buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
     parts: list[StepOutput] = []
     parallel, done = state.parallel, 0
-    for part_inputs, part_targets in zip(
-        micro_batches(inputs, accumulate), micro_batches(targets, accumulate), strict=True
-    ):
+    for part_inputs, part_targets in zip(*(micro_batches(it, accumulate) for it in (inputs, targets)), strict=True):
         if parallel is not None:
             done += len(part_inputs)
             parallel.require_backward_grad_sync = done == len(inputs)  # one all-reduce per step

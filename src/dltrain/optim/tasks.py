@@ -148,10 +148,8 @@ class Reconstruction:
 
     def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
         if output_shape != input_shape:
-            return (
-                f"task=reconstruction needs a model that returns images of {input_shape}, "
-                f"this one returns {output_shape}; set model=autoencoder"
-            )
+            problem = f"task=reconstruction needs a model that returns images of {input_shape}"
+            return f"{problem}, this one returns {output_shape}; set model=autoencoder"
         return ""
 
 

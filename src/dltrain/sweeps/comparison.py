@@ -12,11 +12,11 @@ from dltrain.config import safe_yaml, saved_config
 from dltrain.config.dotted import leaves
 from dltrain.config.registry import GROUPS
 from dltrain.config.validation import suggest
-from dltrain.report import significance
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import read_records, so_far, text, write_analysis
 from dltrain.report.run_rows import UNINFORMATIVE, RunGroup, RunRow, differing_keys, group_by_data
 from dltrain.report.run_table import columns_of
+from dltrain.report.significance import compare
 from dltrain.runtime.errors import ConfigError, InputError, UserError
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
@@ -201,7 +201,5 @@ def _as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
             if group.over
             for it in group.settings
         ],
-        "comparisons": [
-            {"data": group.data} | numbers(vars(it)) for group in groups for it in significance.compare(group)
-        ],
+        "comparisons": [{"data": group.data} | numbers(vars(it)) for group in groups for it in compare(group)],
     }

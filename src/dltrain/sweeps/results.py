@@ -32,13 +32,8 @@ def row(entry: Entry) -> dict[str, Any]:
     """Return the row of a job that has ended."""
     outcome = entry.outcome
     assert outcome is not None
-    values = {
-        "job": entry.number,
-        "overrides": " ".join(entry.overrides),
-        "status": outcome.description,
-        **outcome.metrics,
-    }
-    return values | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
+    values = {"job": entry.number, "overrides": " ".join(entry.overrides), "status": outcome.description}
+    return values | outcome.metrics | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
 
 
 def write_results(path: Path, entries: Iterable[Entry]) -> None:

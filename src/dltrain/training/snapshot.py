@@ -158,13 +158,8 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
 def environment(runtime: Runtime) -> dict[str, Any]:
     """Return what a bit-identical result depends on besides config and data."""
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else system_info.cpu_name()
-    return {
-        **system_info.versions(),
-        "device": device,
-        "threads": runtime.threads,
-        "precision": runtime.precision,
-        "processes": runtime.processes.world_size,
-    }
+    computing = {"device": device, "threads": runtime.threads, "precision": runtime.precision}
+    return system_info.versions() | computing | {"processes": runtime.processes.world_size}
 
 
 def warn_changed_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:
