@@ -63,10 +63,8 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
 
 def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Param]:
     """Return every dotted key of a config and its rule."""
-    found: dict[str, signatures.Param] = {}
-    for node, signature in nodes(command, config).items():
-        found |= typed_keys(node, signature)
-    return found
+    found = nodes(command, config).items()
+    return {key: rule for node, signature in found for key, rule in typed_keys(node, signature).items()}
 
 
 def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Param]:
@@ -160,14 +158,12 @@ def option_of(group: str, node: dict[str, Any]) -> str:
 
 def signature(group: str, name: str) -> Signature | None:
     """Return the signature of an option without injected arguments; None for an unknown name."""
-    place = GROUPS[group]
+    place, found = GROUPS[group], builtin(group, name)
     if ":" in name:
         found = signatures.user_signature(signatures.user_object(name))
         if group in ("optim", "data"):  # its first argument gets the parameters or the split, whatever its name
             found = replace(found, keys=dict(list(found.keys.items())[1:]))
-    elif (own := builtin(group, name)) is not None:
-        found = own
-    else:
+    if found is None:
         return None
     injected = () if ":" in name and group == "data" else place.injected + place.offered
     keys = {key: rule for key, rule in found.keys.items() if key not in injected}
@@ -196,11 +192,8 @@ def _inherited_defaults(group: str, name: str) -> dict[str, Any]:
 @functools.cache
 def _shared(group: str) -> dict[str, Param]:
     """Return the keys that every option of a group has."""
-    keys: dict[str, Param] = {}
-    for source, name in GROUPS[group].shared:
-        found = signatures.builtin(source, name)
-        keys |= {key: rule for key, rule in found.keys.items() if key not in GROUPS[group].injected}
-    return keys
+    found = [signatures.builtin(*place).keys.items() for place in GROUPS[group].shared]
+    return {key: rule for items in found for key, rule in items if key not in GROUPS[group].injected}
 
 
 def partial_call(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:

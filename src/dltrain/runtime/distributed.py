@@ -61,9 +61,8 @@ def process_group(processes: Processes) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error).lower()):
             raise
-        raise UserError(
-            f"another process of this run has ended or cannot be reached; saved checkpoints are kept\n{_reason(error)}"
-        ) from error
+        lost = "another process of this run has ended or cannot be reached; saved checkpoints are kept"
+        raise UserError(f"{lost}\n{_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -79,8 +79,7 @@ def report(arguments: Sequence[str]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-        found = list(find_runs(folder))
-        if not found:
+        if not (found := list(find_runs(folder))):
             raise InputError(f"{folder}: contains no run")
         runs += [run for run in found if run.folder not in {known.folder for known in runs}]
     groups = group_by_data(with_short_labels(runs))

@@ -79,8 +79,7 @@ def _print(
     lines.append("─" * (sum(column.width + GAP for column in kept) - GAP))
     lines += [_line(kept, texts) for texts in zip(*(column.texts for column in kept), strict=True)]
     notes = [f"{rows - MOST_ROWS} more rows: {where}"] if rows > MOST_ROWS else []
-    left = sorted((column for column in columns if column not in kept), key=lambda column: column.rank)
-    if left:
+    if left := sorted((column for column in columns if column not in kept), key=lambda column: column.rank):
         shown = ", ".join([column.name for column in left[:MOST_NAMES]] + ["…"] * (len(left) > MOST_NAMES))
         notes.append(f"{len(left)} more column{'s' * (len(left) != 1)} ({shown}): {advice}")
     lines += [line for note in [*notes, *below] for line in textwrap.wrap(printable(note), width)]

@@ -216,7 +216,6 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
             if is_dense and each.shape == parameter.shape and each.stride() != parameter.stride():
                 entry[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
         if type(built) in MOMENTS:
-            needed = MOMENTS[type(built)] | ({"momentum_buffer"} if has_momentum else set())
-            _check_moments(parameter, entry, needed)
+            _check_moments(parameter, entry, MOMENTS[type(built)] | ({"momentum_buffer"} if has_momentum else set()))
     for group, option in zip(built.param_groups, options, strict=True):
         group.update(option)

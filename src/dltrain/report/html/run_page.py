@@ -94,8 +94,7 @@ def _headline(run: RunRecord) -> list[tuple[str, str]]:
 def mean_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the mean of the images per second over the time of training; None without records of training."""
     trained = [record for record in records if record.get("split") == "train" and record.get("examples_per_second")]
-    ends = [0, *(record["step"] for record in trained)]
-    steps = [end - start for start, end in itertools.pairwise(ends)]
+    steps = [end - start for start, end in itertools.pairwise([0, *(record["step"] for record in trained)])]
     # The seconds of a step, in units of the batch size, which cancels.
     seconds = sum(count / it["examples_per_second"] for count, it in zip(steps, trained, strict=True))
     return sum(steps) / seconds if seconds else None
