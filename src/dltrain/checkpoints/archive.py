@@ -31,10 +31,7 @@ def trailer(archive: bytes | memoryview) -> bytes:
 
 
 def verified_size(file: BinaryIO) -> tuple[int, str | None]:
-    """Return the size of the archive in a file and the digest that it was saved with; None if it has none.
-
-    Raises UnsafePickle if the bytes are not those that were saved.
-    """
+    """Return the size of the archive in a file and its saved digest, None without one. Raises UnsafePickle."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - TRAILER_SIZE))
     end = file.read()

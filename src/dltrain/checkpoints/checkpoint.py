@@ -70,10 +70,7 @@ def _require_readable(buffer: io.BytesIO, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, with its tensors on the CPU.
-
-    Raises InputError for a file that is missing, damaged, of another format or not a checkpoint.
-    """
+    """Return the content of a checkpoint, tensors on the CPU. Raises InputError for a missing, damaged or other one."""
     content = _read(path)
     if not isinstance(content, dict) or "model" not in content or "config" not in content:
         raise InputError(f"{path}: not a checkpoint of dltrain. Bare weights can be used with init={path}")
@@ -130,10 +127,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def find(path: Path, name: str) -> Path:
-    """Return the checkpoint file that a path refers to: the file itself, or `name` in a checkpoints/ or run folder.
-
-    Raises InputError if there is none.
-    """
+    """Return the file that a path means: itself, or `name` in a checkpoints/ or run folder. Raises InputError."""
     path = expand_user(path)
     if path.is_file():
         return path

@@ -84,8 +84,7 @@ def _kind_of_archive(file: BinaryIO, path: Path) -> str:
         names = entries.namelist()
         if any("/code/__torch__" in name or name.endswith("/constants.pkl") for name in names):
             return "a TorchScript model. Convert it:\n" + _conversion(path, "torch.jit.load({}).state_dict()")
-        pickled = [name for name in names if name.endswith("/data.pkl")]
-        if not pickled:
+        if not (pickled := [name for name in names if name.endswith("/data.pkl")]):
             return f"a zip archive of {_listed(names)}. Unpack it: unzip {shlex.quote(str(path))}"
         with entries.open(pickled[0]) as part:
             data = part.read(archive.MOST_PICKLED)

@@ -40,10 +40,7 @@ class _Storage:
 
 
 def values(data: bytes, storages: dict[str, int]) -> Any:
-    """Return what is pickled in `data`, tensors as TensorInfo. Raises UnsafePickle.
-
-    `storages` has the size in bytes of each storage of the file.
-    """
+    """Return what is pickled in `data`, tensors as TensorInfo; `storages` are sizes in bytes. Raises UnsafePickle."""
     try:
         content = _Unpickler(storages).read(data)
     except UnsafePickle:

@@ -32,6 +32,8 @@ from dltrain.training.restore import TrainedModel, load_examples, load_trained, 
 log = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 50
+MOST_COLUMNS = MOST_ROWS = 20
+SHORT = 4  # letters of a class name as column header; with longer names columns are numbered
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,7 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     members = [*ranked]
     if len(names := {each.result.get("metric") for each in ranked}) > 1:
         log.warning("trained with different metrics (%s): ranked by the usual one", ", ".join(sorted(map(str, names))))
-        ranked = [
-            replace(each, task=each.task.task if isinstance(each.task, WithMetric) else each.task) for each in ranked
-        ]
+        ranked = [replace(it, task=it.task.task if isinstance(it.task, WithMetric) else it.task) for it in ranked]
     ranked.sort(key=lambda each: each.score, reverse=True)
     if ranked:
         rows = {each.result["checkpoint"]: _metrics(each.result) for each in ranked}
@@ -203,8 +203,7 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
     if (actual := tuple(examples.images.shape[1:])) != (expected := tuple(known["input_shape"])):
         raise InputError(f"data: has images of {actual}, the model was trained on {expected}")
     checks.check_classes(known["classes"], examples, split)
-    node, shape = loaded.values["model"], known["input_shape"]
-    checks.check_fit(loaded.model, node, task, examples.targets, shape, known["outputs"])
+    checks.check_fit(loaded.model, loaded.values["model"], task, examples.targets, expected, known["outputs"])
     batch_size = config.values["batch_size"] or loaded.values["batch_size"]
     return task, examples, build.evaluation_batches(examples, loaded.runtime, loaded.statistics, batch_size)
 
@@ -238,11 +237,6 @@ def _show(result: dict[str, Any]) -> None:
         title += f", the {SHOWN_CLASSES} with the lowest f1"
         classes = dict(sorted(classes.items(), key=lambda item: item[1]["f1"])[:SHOWN_CLASSES])
     console.show_metrics(title, classes | {"macro average": result["macro"]})
-
-
-MOST_COLUMNS = 20
-MOST_ROWS = 20
-SHORT = 4  # letters of a class name as column header; with longer names columns are numbered
 
 
 def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:

@@ -53,7 +53,6 @@ def _key(key: str, composed: Composed, rules: dict[str, Param]) -> Iterator[str]
         yield f"  from     {composed.origin(key)}"
     if default is not None and default[0] != registry.REQUIRED:
         yield f"  default  {to_cli(default[0])} ({default[1]})"
-    if composed.config.get("resume") is not None and not any(
-        f"{key}.".startswith(f"{typed}.") for typed in composed.typed
-    ):
+    is_typed = f"{key}.".startswith(tuple(f"{typed}." for typed in composed.typed))
+    if composed.config.get("resume") is not None and not is_typed:
         yield "  resume   keeps the value of the run, not this one"

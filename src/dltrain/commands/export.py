@@ -35,10 +35,7 @@ SHOWN_CLASSES = 10
 
 
 def export(config: Config) -> Path:
-    """Write the network of a checkpoint to a file atomically; log the format of its inputs and return the path.
-
-    Raises UserError, whose `exit_code` tells the kind of error.
-    """
+    """Write the network of a checkpoint to a file atomically; log the format of its inputs. Raises UserError."""
     values = config.values
     kind = values["format"]
     if kind == "onnx":
@@ -67,9 +64,8 @@ def export(config: Config) -> Path:
 def _graph(kind: str, loaded: TrainedModel, path: Path, *, normalize: bool) -> tuple[bytes, list[str]]:
     """Return a verified file with a graph, and the log lines that describe it."""
     examples, description = _examples(loaded)
-    batches = TensorLoader(
-        examples, torch.device("cpu"), batch_size=onnx_graph.BATCHES[-1], statistics=loaded.statistics
-    )
+    cpu = torch.device("cpu")
+    batches = TensorLoader(examples, cpu, batch_size=onnx_graph.BATCHES[-1], statistics=loaded.statistics)
     is_bytes = examples.images.dtype == torch.uint8
     value = "uint8 / 255" if is_bytes else "the value as in the data set"
     network, images, layout = loaded.model, batches.normalize(examples.images), _normalised(loaded, value)
@@ -127,9 +123,7 @@ def _safetensors(loaded: TrainedModel) -> bytes:
     from safetensors.torch import save
 
     # Copies, because safetensors refuses views and weights that share memory.
-    weights = {
-        key: value.clone(memory_format=torch.contiguous_format) for key, value in loaded.model.state_dict().items()
-    }
+    weights = {key: it.clone(memory_format=torch.contiguous_format) for key, it in loaded.model.state_dict().items()}
     metadata = {"format": "pt", "input": _layout(loaded), "config": json.dumps(loaded.content["config"])}
     try:
         return save(weights, _metadata(loaded) | metadata)

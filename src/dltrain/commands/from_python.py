@@ -85,9 +85,8 @@ class TrainedNetwork:
         prediction.require_predictable(loaded)
         self._loaded, self.model, self.path, self.config = loaded, loaded.model.eval(), loaded.path, loaded.values
         self.shape, self.classes = tuple(loaded.content["data"]["input_shape"]), list(loaded.content["data"]["classes"])
-        self._loader = build.evaluation_batches(
-            Examples(torch.zeros(1, *self.shape), torch.zeros(1), ()), loaded.runtime, loaded.statistics, 1
-        )
+        one = Examples(torch.zeros(1, *self.shape), torch.zeros(1), ())
+        self._loader = build.evaluation_batches(one, loaded.runtime, loaded.statistics, batch_size=1)
 
     def transform(self, image: Any) -> Tensor:
         """Return an image as the network takes it, resized and normalised: (C, H, W), on its device.
@@ -127,10 +126,8 @@ class TrainedNetwork:
                 array = image.detach().cpu().numpy() if isinstance(image, Tensor) else numpy.asarray(image)
                 if array.shape == self.shape or (channels == 1 and array.shape == (height, width)):
                     numbers = torch.from_numpy(array.copy()).reshape(self.shape)
-                    if numbers.dtype != torch.uint8 and data.get("range") is None and numbers.max() > 2:
-                        raise ValueError(
-                            f"{array.dtype} up to {numbers.max():.4g}; give bytes as uint8, or divide by 255"
-                        )
+                    if numbers.dtype != torch.uint8 and data.get("range") is None and (top := numbers.max()) > 2:
+                        raise ValueError(f"{array.dtype} up to {top:.4g}; give bytes as uint8, or divide by 255")
                     return numbers.float() / 255 if numbers.dtype == torch.uint8 else numbers.float()
                 if array.dtype != numpy.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
                     raise ValueError(f"{array.dtype} {array.shape}; give {self.shape}, or uint8 (H, W) or (H, W, 3)")

@@ -96,10 +96,7 @@ def _short(node: dict[Any, Any]) -> str:
 
 
 def checked_path(arguments: list[str]) -> Path:
-    """Return the checkpoint that the only argument names, with or without `ckpt=` before it.
-
-    Raises ConfigError without exactly one argument, InputError for a missing file.
-    """
+    """Return the checkpoint that the only argument names, with or without `ckpt=` before it. Raises UserError."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         flags = "".join(f"{it}: no such flag; " for it in arguments if it.startswith("-"))
         raise ConfigError(f"{flags}inspect needs one file: dltrain inspect outputs/DATE/TIME/checkpoints/best.pt")

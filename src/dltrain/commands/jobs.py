@@ -14,14 +14,7 @@ from typing import Any
 from dltrain.config import registry, saved_config
 from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
-from dltrain.runtime.errors import (
-    ConfigError,
-    Interrupted,
-    UserError,
-    first_line,
-    typed_line,
-    user_line,
-)
+from dltrain.runtime.errors import ConfigError, Interrupted, UserError, first_line, typed_line, user_line
 from dltrain.runtime.folders import expand_user
 from dltrain.runtime.signals import SIGNALS, as_user_error
 from dltrain.runtime.startup import import_torch
@@ -80,7 +73,7 @@ def run_job(
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # sys.exit(0) of a user's code is no success
         if (shown := as_user_error(error)) is not None:
             is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
-            document = getattr(shown, "document", None)
+            document = getattr(shown, "document", None)  # a PartialFailure has one
             reason = first_line(shown) + (f" ({line})" if (line := user_line(shown)) else "")
             return ended(report_error(shown), "interrupted" if is_stop else reason), document
         if torchrun.should_report(error):  # a bug of ours

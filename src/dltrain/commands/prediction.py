@@ -88,8 +88,7 @@ def require_predictable(loaded: TrainedModel) -> str:
         raise ConfigError(f"predict needs task=classification or regression, {loaded.path} was trained with {name}")
     task = registry.partial_call("task", loaded.values["task"], class_counts=known.get("class_counts"))()
     targets = torch.zeros(1, known["outputs"]) if name == "regression" else torch.zeros(1, dtype=torch.int64)
-    shape, outputs = known["input_shape"], len(known["classes"])
-    checks.check_fit(loaded.model, loaded.values["model"], task, targets, shape, outputs)
+    checks.check_fit(loaded.model, loaded.values["model"], task, targets, known["input_shape"], len(known["classes"]))
     return name
 
 

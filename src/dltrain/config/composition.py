@@ -84,10 +84,7 @@ def run(command: str, argv: list[str]) -> Composed | int:
 
 
 def parse(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the arguments of a subcommand; also return the overrides that a resumed run adds to them.
-
-    Raises ConfigError for flags that cannot be used.
-    """
+    """Parse the arguments of a subcommand; return also the overrides that a resumed run adds. Raises ConfigError."""
     try:
         Path.cwd()
     except FileNotFoundError as error:
@@ -126,9 +123,7 @@ def hydra_loader(config_dir: str | None = None) -> Iterator[ConfigLoader]:
         def options(group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG, **named: Any) -> list[str]:
             """List the options in sub-folders of experiment/ too, so that glob(*) finds them."""
             folders = listed(group_name, ObjectType.GROUP) if group_name == "experiment" else []
-            inside = [
-                f"{folder}/{name}" for folder in folders for name in listed(f"{group_name}/{folder}", results_filter)
-            ]
+            inside = [f"{sub}/{name}" for sub in folders for name in listed(f"{group_name}/{sub}", results_filter)]
             return listed(group_name, results_filter, **named) + inside
 
         loader.get_group_options = options  # type: ignore[assignment, method-assign]
@@ -202,9 +197,8 @@ def options_of_resumed(argv: list[str]) -> list[str]:
     for candidate in (folder, *folder.parents[:2]):
         with contextlib.suppress(UnsafeConfig, AttributeError, TypeError):
             own = read_yaml(candidate / ".hydra" / "config.yaml")
-            chosen = {
-                group: registry.option_of(group, own.get(group, {})) for group in registry.GROUPS if group not in typed
-            }
+            groups = [group for group in registry.GROUPS if group not in typed]
+            chosen = {group: registry.option_of(group, own.get(group, {})) for group in groups}
             return [f"{group}={option}" for group, option in chosen.items() if option]
     return []
 

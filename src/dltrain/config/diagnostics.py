@@ -83,8 +83,7 @@ def _options(overrides: list[Override], options: dict[str, list[str]], command: 
         wrong = [value for value in _values(override) if value not in names]
         faults += [_no_option(group, it, names) for it in wrong]
         if not wrong and not override.is_delete():
-            several = isinstance(override.value(), list)
-            option = f"[{','.join(_values(override))}]" if several else _values(override)[0]
+            option = f"[{','.join(_values(override))}]" if isinstance(override.value(), list) else _values(override)[0]
             valid.append(f"{'+' * override.is_add()}{group}={option}")
     return valid, faults
 

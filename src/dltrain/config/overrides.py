@@ -68,9 +68,7 @@ def _refuse_hidden(folder: Path) -> None:
 def hydra_argv(argv: list[str]) -> list[str]:
     """Return arguments as Hydra can read them: flags with their values first, overrides quoted where necessary."""
     flags, overrides = split_argv(argv)
-    return flags + [
-        quote_override(f"+{argument}" if argument.startswith("experiment=") else argument) for argument in overrides
-    ]
+    return flags + [quote_override(f"+{it}" if it.startswith("experiment=") else it) for it in overrides]
 
 
 def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -24,10 +24,8 @@ LISTED_GROUPS = ("model", "data", "optim", "schedule", "task", "device", "logger
 def options(group: str, folders: Iterable[Path]) -> dict[str, Path]:
     """Return the options of a group and their files, FOLDER/NAME for one in a sub-folder; the first folder wins."""
     bases = [folder / group for folder in reversed(list(folders))]
-    files = [
-        (path.relative_to(base).with_suffix("").as_posix(), path) for base in bases for path in base.rglob("*.yaml")
-    ]
-    return dict(sorted(dict(files).items()))
+    files = {path.relative_to(base).with_suffix("").as_posix(): path for base in bases for path in base.rglob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
 def summary(group: str, name: str, path: Path) -> str:
@@ -48,15 +46,11 @@ def of_option(group: str, name: str) -> Signature | None:
 
 
 def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
-    """Return the signature of each node of a config; "" is that of the command's top-level keys.
-
-    Raises ConfigError for user code that cannot be imported.
-    """
+    """Return the signature of each node of a config, under "" that of the command itself. Raises ConfigError."""
     source, name, places = COMMANDS[command]
     found: dict[str, Signature | None] = {"": signatures.builtin(source, name)}
     for node, place in places.items():
-        own: Any = config.get(node)
-        own = own if isinstance(own, dict) else {}
+        own: Any = value if isinstance(value := config.get(node), dict) else {}
         chosen = own.get("name")
         if place is not None:
             found[node] = signatures.builtin(*place)
@@ -69,10 +63,8 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
 
 def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Param]:
     """Return every dotted key of a config and its rule."""
-    found: dict[str, signatures.Param] = {}
-    for node, signature in nodes(command, config).items():
-        found |= typed_keys(node, signature)
-    return found
+    found = nodes(command, config).items()
+    return {key: rule for node, signature in found for key, rule in typed_keys(node, signature).items()}
 
 
 def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Param]:
@@ -166,14 +158,12 @@ def option_of(group: str, node: dict[str, Any]) -> str:
 
 def signature(group: str, name: str) -> Signature | None:
     """Return the signature of an option without injected arguments; None for an unknown name."""
-    place = GROUPS[group]
+    place, found = GROUPS[group], builtin(group, name)
     if ":" in name:
         found = signatures.user_signature(signatures.user_object(name))
         if group in ("optim", "data"):  # its first argument gets the parameters or the split, whatever its name
             found = replace(found, keys=dict(list(found.keys.items())[1:]))
-    elif (own := builtin(group, name)) is not None:
-        found = own
-    else:
+    if found is None:
         return None
     injected = () if ":" in name and group == "data" else place.injected + place.offered
     keys = {key: rule for key, rule in found.keys.items() if key not in injected}
@@ -202,11 +192,8 @@ def _inherited_defaults(group: str, name: str) -> dict[str, Any]:
 @functools.cache
 def _shared(group: str) -> dict[str, Param]:
     """Return the keys that every option of a group has."""
-    keys: dict[str, Param] = {}
-    for source, name in GROUPS[group].shared:
-        found = signatures.builtin(source, name)
-        keys |= {key: rule for key, rule in found.keys.items() if key not in GROUPS[group].injected}
-    return keys
+    found = [signatures.builtin(*place).keys.items() for place in GROUPS[group].shared]
+    return {key: rule for items in found for key, rule in items if key not in GROUPS[group].injected}
 
 
 def partial_call(group: str, node: dict[str, Any], **injected: Any) -> functools.partial[Any]:

@@ -55,9 +55,8 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     try:
         size = refuse_bomb(config)  # that of a checkpoint may share parts, which OmegaConf would copy
         if (count := repr(config).count("${")) > MOST_REFERENCES or size * 2 ** (count / 2) > MOST_REFERRED:
-            raise UnsafeConfig(
-                f"has {count} references such as ${{oc.env:HOME}}; at most {MOST_REFERENCES} are followed"
-            )
+            limit = f"at most {MOST_REFERENCES} are followed"
+            raise UnsafeConfig(f"has {count} references such as ${{oc.env:HOME}}; {limit}")
         filled = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except (OmegaConfBaseException, UnsafeConfig, RecursionError) as error:
         message, key = str(error), getattr(error, "full_key", None)

@@ -87,10 +87,7 @@ def merge_overrides(stored: dict[str, Any], given: dict[str, Any], typed: Collec
 
 
 def resume_config(stored: dict[str, Any], given: dict[str, Any], typed: Collection[str]) -> dict[str, Any]:
-    """Return the config of a resumed run: the stored one with the keys typed now.
-
-    Warns of changed keys; raises ConfigError for those that may not change.
-    """
+    """Return the config of a resumed run: the stored one with the keys typed now; log changes. Raises ConfigError."""
     if unfit := [key for key in typed if key in ("experiment", "init", "name")]:
         raise ConfigError(f"resume: {', '.join(unfit)} cannot be combined with it. Start a new run, or leave it out")
     stored = with_added(stored)

@@ -158,10 +158,7 @@ def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, s
 
 
 def user_object(path: str) -> Any:
-    """Import the object that a path names, such as `my_package.nets:MyNet`; the current folder is searched first.
-
-    Raises ConfigError if there is no such module or name.
-    """
+    """Import the object of a path such as `my_package.nets:MyNet`; the current folder is first. Raises ConfigError."""
     module_name, _, name = path.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:  # the console script does not have it, `python -m` does

@@ -208,8 +208,7 @@ def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: in
     areas = 1 - generator.beta(augmentation.cutmix or 1, augmentation.cutmix or 1, count)
     middles = generator.random((count, 2)) * [H, W]
     halves = numpy.sqrt(areas)[:, None] * [H, W] / 2
-    first = numpy.clip(middles - halves, 0, [H, W]).astype(numpy.int64)
-    last = numpy.clip(middles + halves, 0, [H, W]).astype(numpy.int64)
+    first, last = (numpy.clip(it, 0, [H, W]).astype(numpy.int64) for it in (middles - halves, middles + halves))
     boxes = numpy.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], axis=1) * cuts[:, None]
     cut = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (H * W)  # the part inside the image
     return torch.from_numpy(numpy.where(cuts, 1 - cut, fractions)).float(), torch.from_numpy(boxes)
@@ -217,5 +216,4 @@ def _sample_mix(augmentation: Augmentation, count: int, H: int, W: int, seed: in
 
 def seeded_generator(*seeds: int) -> Generator:
     """Return a generator seeded by these numbers; SeedSequence mixes them, so that similar ones differ."""
-    seed = numpy.random.SeedSequence(seeds).generate_state(1)[0]
-    return Generator().manual_seed(int(seed))
+    return Generator().manual_seed(int(numpy.random.SeedSequence(seeds).generate_state(1)[0]))

@@ -29,9 +29,8 @@ def balanced_order(
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     ends = (expected.cumsum(0) + offset).floor().long().clamp(max=count)
     ends[-1] = count
-    starts = ends.roll(1)
-    starts[0] = 0
-    label = torch.arange(len(sizes)).repeat_interleave(ends - starts)
-    turns = (torch.arange(count) - starts[label]) % sizes[label]
+    amounts = ends.diff(prepend=ends.new_zeros(1))
+    label = torch.arange(len(sizes)).repeat_interleave(amounts)
+    turns = (torch.arange(count) - (ends - amounts)[label]) % sizes[label]
     order = by_class[(sizes.cumsum(0) - sizes)[label] + turns]
     return order[torch.randperm(count, generator=generator)]

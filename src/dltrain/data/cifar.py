@@ -22,10 +22,7 @@ BINARY_SUMS = {
 
 
 def load(torchvision_name: str, split: str, root: str | None) -> Examples | None:
-    """Load a split of a data set in torchvision's layout; download the data set if it is missing.
-
-    Raises InputError that names the file, what was expected and found, and what to do.
-    """
+    """Load a split of a data set in torchvision's layout; download it if it is missing. Raises InputError."""
     if split == "val":
         return None
     from torchvision import datasets  # more than a second of imports that other data sets do not need

@@ -53,10 +53,8 @@ def recolour(images: Tensor, factors: Tensor, levels: tuple[Tensor, Tensor] | No
     images = images.float()
     for change, column in zip(OPERATIONS, factors.unbind(1), strict=True):
         if len(chosen := (column != 1).nonzero().flatten()):
-            at, its = (part.to(images.device, non_blocking=True) for part in (chosen, column[chosen]))
-            images = (
-                change(images, its) if len(at) == len(images) else images.index_copy(0, at, change(images[at], its))
-            )
+            at, by = (part.to(images.device, non_blocking=True) for part in (chosen, column[chosen]))
+            images = change(images, by) if len(at) == len(images) else images.index_copy(0, at, change(images[at], by))
     return images
 
 

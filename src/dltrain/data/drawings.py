@@ -1,7 +1,4 @@
-"""Convert drawings on paper to the look of the training images: invert and centre them.
-
-Knows images in memory; knows no files, no network.
-"""
+"""Convert drawings on paper to the look of the training images: invert and centre them. Knows no files, no network."""
 
 from collections.abc import Sequence
 
@@ -19,10 +16,7 @@ BLANK_EDGE = 0.9  # least fraction of the edge that is paper in a drawing
 
 
 def knows_dark(mean: Sequence[float]) -> bool:
-    """True if a network was trained on light objects on dark ground, by the mean (0..1) of each channel.
-
-    Raises ConfigError for a mean that is neither dark nor light.
-    """
+    """True if a network was trained on light objects on dark ground, by the means of its data. Raises ConfigError."""
     average = sum(mean) / len(mean)
     if 0 < average < DARK:
         return True

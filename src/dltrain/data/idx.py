@@ -44,10 +44,7 @@ def data_root(root: str | None) -> Path:
 
 
 def load(torchvision_name: str, split: str, root: str | None, classes: tuple[str, ...]) -> Examples | None:
-    """Load a split of a data set from ROOT/NAME/raw, or where `known_files` finds it; download it if it is missing.
-
-    Raises InputError that names the file, what was expected and found, and what to do.
-    """
+    """Load a split from ROOT/NAME/raw, or as `known_files` finds it; download it if missing. Raises InputError."""
     if split == "val":
         return None
     base, raw, sums = data_root(root), f"{torchvision_name}/raw", SUMS.get(torchvision_name, {})

@@ -87,10 +87,7 @@ def deep_spread(path: str | Path) -> Spread | None:
 
 
 def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
-    """Resize an image in L or RGB; return it as uint8 (C, H, W).
-
-    `fit` is `resize` (may distort) or `crop` (scale to cover `size`, then crop the centre).
-    """
+    """Resize an image to uint8 (C, H, W); `fit` is `resize`, which may distort, or `crop`, which cuts the sides off."""
     width_height = size[1], size[0]
     if fit == "crop":
         image = ImageOps.fit(image, width_height, Image.Resampling.BILINEAR)

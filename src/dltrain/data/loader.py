@@ -69,10 +69,7 @@ class TensorLoader:
         return -(-len(self.images) // self.batch_size)
 
     def epoch(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield shuffled, augmented images (B, C, H, W) and targets (B, ...) of an epoch, from batch `first` on.
-
-        Targets of mixed images are the fractions (B, K) of each class.
-        """
+        """Yield shuffled, augmented images (B, C, H, W) and targets, (B, K) of mixed ones, from batch `first` on."""
         # Sampled on the CPU for the whole epoch, so that every device and every resumed run gets the same.
         generator = seeded_generator(self.seed, epoch)
         order = self.order(generator=generator)

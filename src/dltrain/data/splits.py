@@ -47,10 +47,7 @@ def by_rules(number: int) -> Iterator[None]:
 
 
 def read_split(source: Source, split: str) -> Examples | None:
-    """Read one split of a data set; a map-style torch Dataset is read into memory once.
-
-    Raises InputError if a user's function returns something else.
-    """
+    """Read one split; a map-style Dataset is read into memory once. Raises InputError for other content."""
     data = source(split)
     if data is None:
         return None
@@ -78,8 +75,7 @@ def _read_dataset(dataset: Any) -> tuple[Tensor, Tensor, Any]:
     """Read a map-style Dataset of (image, label) into tensors; images are tensors (C, H, W), PIL images or arrays."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise InputError(f"data: expected (images, labels, class names) or a Dataset; got {type(dataset).__name__}")
-    items = [dataset[index] for index in range(len(dataset))]
-    if not items:
+    if not (items := [dataset[index] for index in range(len(dataset))]):
         raise InputError("data: the data set is empty")
     if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
         raise InputError("data: each item of the data set must be (image, label)")

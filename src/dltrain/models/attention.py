@@ -51,9 +51,8 @@ class Attention(nn.Module):
         kernel = (patch, patch) if tokens == "patches" else (1, columns)
         self.embed = nn.Conv2d(channels, width, kernel, stride=kernel)
         self.grid = rows // kernel[0], columns // kernel[1]
-        count = self.grid[0] * self.grid[1]
         # Standard deviation 1 as in nn.Embedding: with the usual 0.02 a small network learns positions late.
-        self.positions = nn.Parameter(torch.randn(1, count, width))
+        self.positions = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], width))
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.score = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))

@@ -66,8 +66,7 @@ def _colour(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 def _freeze(network: nn.Module, name: str) -> None:
     """Freeze all parameters up to the last one of layer `name`, and the statistics of the batch norms among them."""
     names = [key for key, _ in network.named_parameters()]
-    positions = [index for index, key in enumerate(names) if key.startswith(f"{name}.")]
-    if not positions:
+    if not (positions := [index for index, key in enumerate(names) if key.startswith(f"{name}.")]):
         layers = [key for key, child in network.named_children() if any(True for _ in child.parameters())]
         raise ValueError(f"model.freeze={name}: no such layer with weights; choose one of {', '.join(layers)}")
     if positions[-1] + 1 == len(names):

@@ -105,9 +105,7 @@ def train_step(
     buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
     parts: list[StepOutput] = []
     parallel, done = state.parallel, 0
-    for part_inputs, part_targets in zip(
-        micro_batches(inputs, accumulate), micro_batches(targets, accumulate), strict=True
-    ):
+    for part_inputs, part_targets in zip(*(micro_batches(it, accumulate) for it in (inputs, targets)), strict=True):
         if parallel is not None:
             done += len(part_inputs)
             parallel.require_backward_grad_sync = done == len(inputs)  # one all-reduce per step
@@ -185,8 +183,7 @@ def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
 def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor | bool:
     """Return 1, counted in `state.faults`, if `watched` is not finite, else 0; if sticky, also after any such step."""
     if watched.is_cpu:  # reading it needs no device sync
-        is_fault = not math.isfinite(watched.item()) or (sticky and bool(state.faults))
-        if is_fault:
+        if is_fault := not math.isfinite(watched.item()) or (sticky and bool(state.faults)):
             state.faults = torch.ones(()) if state.faults is None else state.faults + 1
         return is_fault
     if state.faults is None:

@@ -69,8 +69,7 @@ class Classification:
     def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
         classes = targets.argmax(dim=2) if targets.ndim == 3 else targets  # the main class of a mixed image
         count = targets.shape[1]
-        correct = (outputs.argmax(dim=2) == classes).sum(dim=1, dtype=torch.float64)
-        return _rows(count, losses.double() * count, correct)
+        return _rows(count, losses.double() * count, (outputs.argmax(dim=2) == classes).sum(dim=1, dtype=torch.float64))
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
         count, loss, correct = sums
@@ -148,10 +147,8 @@ class Reconstruction:
 
     def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
         if output_shape != input_shape:
-            return (
-                f"task=reconstruction needs a model that returns images of {input_shape}, "
-                f"this one returns {output_shape}; set model=autoencoder"
-            )
+            problem = f"task=reconstruction needs a model that returns images of {input_shape}"
+            return f"{problem}, this one returns {output_shape}; set model=autoencoder"
         return ""
 
 

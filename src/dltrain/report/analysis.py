@@ -24,6 +24,8 @@ from dltrain.runtime.errors import located, typed_line
 
 log = logging.getLogger(__name__)
 
+Rows = list[dict[str, Any]]
+
 BINS = 15  # Guo et al.: On calibration of modern neural networks. ICML 2017
 MOST_MISTAKES, MOST_POINTS, MOST_IMAGES, MOST_MAPS = 24, 500, 12, 6
 MOST_CLASSES = 1000  # of a confusion matrix, whose size is their square
@@ -56,11 +58,10 @@ def analyze(
     model.eval()
     if task_name == "classification":
         outputs = predict(model, batches, runtime)
-        predicted = outputs.argmax(dim=1)
         analysis |= {"classes": list(classes), **classified(outputs, examples.targets, classes)}
         analysis["mistakes"] = _mistakes(outputs, examples, classes)
-        _add_class_maps(analysis["mistakes"], model, examples, batches, runtime)
-        if maps := _attention(model, examples, batches, predicted, classes, runtime):
+        _add_maps(analysis["mistakes"], model, examples, batches, runtime)
+        if maps := _attention(model, examples, batches, outputs, classes, runtime):
             analysis["attention"] = maps
     elif task_name == "regression":
         analysis["points"] = _points(examples.targets, predict(model, batches, runtime))
@@ -80,9 +81,7 @@ def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict
     K = len(classes)
     predicted = outputs.argmax(dim=1)
     correct = predicted == targets
-    hits, true, claimed = (
-        torch.bincount(labels, minlength=K).double() for labels in (targets[correct], targets, predicted)
-    )
+    hits, true, claimed = (torch.bincount(it, minlength=K).double() for it in (targets[correct], targets, predicted))
     columns = {
         "precision": hits / claimed.clamp(min=1),
         "recall": hits / true.clamp(min=1),
@@ -161,7 +160,7 @@ def _confidence(outputs: Tensor) -> Tensor:
     return outputs.softmax(dim=1).gather(1, outputs.argmax(dim=1, keepdim=True)).flatten().nan_to_num(0)
 
 
-def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> Rows:
     predicted, confidence = outputs.argmax(dim=1), _confidence(outputs)
     wrong = (predicted != examples.targets).nonzero().flatten()
     most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
@@ -171,9 +170,7 @@ def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> li
     ]
 
 
-def _add_class_maps(
-    mistakes: list[dict[str, Any]], model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime
-) -> None:
+def _add_maps(mistakes: Rows, model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime) -> None:
     """Add to each mistake of a convolutional network its image with the map of the predicted class over it."""
     try:
         for mistake in mistakes:  # one by one: gradients of all would need more memory than a small training batch
@@ -200,13 +197,8 @@ def _spread(count: int, most: int) -> Tensor:
 
 
 def _attention(
-    model: nn.Module,
-    examples: Examples,
-    batches: TensorLoader,
-    predicted: Tensor,
-    classes: Sequence[str],
-    runtime: Runtime,
-) -> list[dict[str, Any]]:
+    model: nn.Module, examples: Examples, batches: TensorLoader, outputs: Tensor, names: Sequence[str], runtime: Runtime
+) -> Rows:
     attention_map = getattr(model, "attention_map", None)
     if not callable(attention_map):
         return []
@@ -223,8 +215,9 @@ def _attention(
         shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
         log.warning("attention_map of the model must return weights (%d, h, w); got %s, left out", len(chosen), shape)
         return []
+    predicted = outputs.argmax(dim=1)
     return [
-        {**_row(index, examples, predicted, classes), "weights": weights}
+        {**_row(index, examples, predicted, names), "weights": weights}
         for index, weights in zip(chosen.tolist(), maps.float().nan_to_num(0).cpu().tolist(), strict=True)
     ]
 
@@ -237,9 +230,7 @@ def _points(targets: Tensor, outputs: Tensor) -> list[list[float]]:
 
 
 @torch.no_grad()
-def _reconstructions(
-    model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime
-) -> list[dict[str, Any]]:
+def _reconstructions(model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime) -> Rows:
     chosen = _spread(len(examples.images), MOST_IMAGES)
     with runtime.autocast():
         outputs = model(batches.normalize(batches.images[chosen.to(batches.images.device)]))
@@ -248,6 +239,6 @@ def _reconstructions(
     for index, output in zip(chosen.tolist(), images, strict=True):
         image = examples.images[index]
         low, high = (0.0, 255.0) if image.dtype == torch.uint8 else (float(image.min()), float(image.max()))
-        urls = {"image": data_url(to_uint8(image)), "output": data_url(to_uint8(output, low, high))}
-        rows.append({"index": index, **urls})
+        output_url = data_url(to_uint8(output, low, high))
+        rows.append({"index": index, "image": data_url(to_uint8(image)), "output": output_url})
     return rows

@@ -56,8 +56,7 @@ class Sparkline:
             self.means.append(sum(self.pending) / self.each)
             self.pending = []
         if len(self.means) == 2 * FEWEST:
-            pairs = zip(self.means[::2], self.means[1::2], strict=True)
-            self.means = [(first + second) / 2 for first, second in pairs]
+            self.means = [(first + second) / 2 for first, second in zip(self.means[::2], self.means[1::2], strict=True)]
             self.each *= 2
 
     def __str__(self) -> str:

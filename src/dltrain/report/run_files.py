@@ -47,9 +47,8 @@ def run_log() -> Iterator[Callable[[Path], None]]:
     except Exception as error:  # to the file only: the caller prints it
         if (shown := as_user_error(error)) is not None:
             with contextlib.suppress(OutputError):
-                held.handle(
-                    logging.LogRecord("dltrain", logging.ERROR, __file__, 0, located(str(shown), shown), None, None)
-                )
+                text = located(str(shown), shown)
+                held.handle(logging.LogRecord("dltrain", logging.ERROR, __file__, 0, text, None, None))
         raise
     finally:
         logger.removeHandler(held)

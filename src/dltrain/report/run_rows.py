@@ -201,10 +201,7 @@ def _seed_group(by_repeat: dict[str, RunRow]) -> SeedGroup:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of the mean by Student's t (1908).
-
-    NaN for fewer than three values, and if any of them is not finite.
-    """
+    """Return half the 95 % interval of the mean (Student, 1908); NaN for fewer than three values, or one not finite."""
     if len(values) < FEWEST or not all(map(math.isfinite, values)):
         return math.nan
     from scipy.special import stdtrit

@@ -27,8 +27,7 @@ class Comparison:
 def compare(group: RunGroup) -> list[Comparison]:
     """Return comparisons of the best setting with each other one that has several runs, the best of these first."""
     by, found = group.by, []
-    several = [it for it in group.seeds if math.isfinite(by.key(it.mean))]
-    ranked = sorted(several, key=lambda it: it.count < FEWEST)
+    ranked = sorted([it for it in group.seeds if math.isfinite(by.key(it.mean))], key=lambda it: it.count < FEWEST)
     for best, other in zip(ranked[:1] * len(ranked), ranked[1:], strict=False):
         shared = [(other.runs[key], run) for key, run in best.runs.items() if key in other.runs]
         pairs = [(by.key(one.metrics), by.key(two.metrics)) for one, two in shared]

@@ -61,9 +61,8 @@ def process_group(processes: Processes) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error).lower()):
             raise
-        raise UserError(
-            f"another process of this run has ended or cannot be reached; saved checkpoints are kept\n{_reason(error)}"
-        ) from error
+        lost = "another process of this run has ended or cannot be reached; saved checkpoints are kept"
+        raise UserError(f"{lost}\n{_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -259,10 +258,7 @@ class SignalSync:
         self.steps, self.interval, self.last_sync = 0, 1, time.perf_counter()
 
     def __call__(self, seconds: float = 0.0, due: bool = False, *, at_once: bool = False) -> tuple[float, bool]:
-        """Return the seconds since the start and whether a save is due, both as rank 0 has them.
-
-        After a step without synchronization, returns 0.0 and False.
-        """
+        """Return the seconds since the start and whether to save, as rank 0 has them; 0.0, False without a sync."""
         if self.processes.world_size == 1:
             return seconds, due
         self.steps += 1

@@ -19,10 +19,7 @@ USER_SET = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """Pause garbage collection until `import_torch`: composing a config makes many objects, hardly any of them garbage.
-
-    Saves a tenth of the time until then.
-    """
+    """Pause garbage collection until `import_torch`: composing makes many objects, hardly any of them garbage."""
     was_enabled = gc.isenabled()
     if "torch" not in sys.modules:  # else import_torch would not enable it again
         gc.disable()

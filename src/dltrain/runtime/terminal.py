@@ -44,10 +44,8 @@ def make_streams_last() -> None:
         if stream is None:
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  (open until exit)
         elif type(stream) is io.TextIOWrapper:
-            errors, buffering = (
-                (stream.errors or "strict").replace("strict", "replace"),
-                (stream.line_buffering, stream.write_through),
-            )
+            errors = (stream.errors or "strict").replace("strict", "replace")
+            buffering = stream.line_buffering, stream.write_through
             stream = LastingStream(stream.detach(), stream.encoding, errors, None, *buffering)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)

@@ -12,11 +12,11 @@ from dltrain.config import safe_yaml, saved_config
 from dltrain.config.dotted import leaves
 from dltrain.config.registry import GROUPS
 from dltrain.config.suggestions import suggest
-from dltrain.report import significance
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import read_records, so_far, text, write_analysis
 from dltrain.report.run_rows import UNINFORMATIVE, RunGroup, RunRow, differing_keys, group_by_data
 from dltrain.report.run_table import columns_of
+from dltrain.report.significance import compare
 from dltrain.runtime.errors import ConfigError, InputError, UserError
 from dltrain.runtime.folders import expand_user
 from dltrain.sweeps import journal
@@ -79,8 +79,7 @@ def report(arguments: Sequence[str]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-        found = list(find_runs(folder))
-        if not found:
+        if not (found := list(find_runs(folder))):
             raise InputError(f"{folder}: contains no run")
         runs += [run for run in found if run.folder not in {known.folder for known in runs}]
     groups = group_by_data(with_short_labels(runs))
@@ -201,7 +200,5 @@ def _as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
             if group.over
             for it in group.settings
         ],
-        "comparisons": [
-            {"data": group.data} | numbers(vars(it)) for group in groups for it in significance.compare(group)
-        ],
+        "comparisons": [{"data": group.data} | numbers(vars(it)) for group in groups for it in compare(group)],
     }

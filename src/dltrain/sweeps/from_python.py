@@ -23,10 +23,8 @@ def sweep(overrides: Sequence[str]) -> Result:
     A job is a dict with the columns of results.csv; one that has failed says so in its `status`. Raises UserError.
     """
     command = [sys.executable, "-m", "dltrain", "train", "-m", *overrides]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, encoding="utf-8"
-    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, encoding="utf-8")
     lines: list[str] = []
     with process:
         assert process.stdout is not None
@@ -42,7 +40,5 @@ def sweep(overrides: Sequence[str]) -> Result:
         kinds = {kind.exit_code: kind for kind in UserError.__subclasses__()}
         raise kinds.get(code, UserError)(text.rpartition("error: ")[2] or f"ended with exit code {code}")
     entries = journal.read(folder) if folder is not None else []  # none with sweep.dry
-    jobs = [
-        results.row(entry) | {"folder": str(folder / entry.folder)} for entry in entries if folder and entry.outcome
-    ]
+    jobs = [results.row(each) | {"folder": str(folder / each.folder)} for each in entries if folder and each.outcome]
     return Result(folder=str(folder or ""), jobs=jobs)

@@ -112,9 +112,8 @@ class Journal:
     def plan(self, entries: list[Entry]) -> None:
         """Add new jobs."""
         keys = ("overrides", "digest", "folder", "params")
-        self._write(
-            *({"event": "planned", "job": job.number} | {key: getattr(job, key) for key in keys} for job in entries)
-        )
+        lines = ({"event": "planned", "job": job.number} | {key: getattr(job, key) for key in keys} for job in entries)
+        self._write(*lines)
 
     def begin(self, number: int) -> None:
         """Record the start of a job. Not flushed to disk: if a power cut loses the line, the job just starts again."""

@@ -102,8 +102,7 @@ class View:
 
     def _left(self, ended: int) -> str:
         """Estimate the time left from the jobs that ended since this start."""
-        done = ended - self.kept
-        if not done:
+        if not (done := ended - self.kept):
             return ""
         seconds = (time.monotonic() - self.began) / done * (self.total - ended)
         hours, rest = divmod(round(seconds), 3600)

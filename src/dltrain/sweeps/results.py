@@ -32,13 +32,8 @@ def row(entry: Entry) -> dict[str, Any]:
     """Return the row of a job that has ended."""
     outcome = entry.outcome
     assert outcome is not None
-    values = {
-        "job": entry.number,
-        "overrides": " ".join(entry.overrides),
-        "status": outcome.description,
-        **outcome.metrics,
-    }
-    return values | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
+    values = {"job": entry.number, "overrides": " ".join(entry.overrides), "status": outcome.description}
+    return values | outcome.metrics | {"seconds": round(outcome.seconds, 3), "folder": Path(outcome.folder).name}
 
 
 def write_results(path: Path, entries: Iterable[Entry]) -> None:
@@ -84,8 +79,7 @@ def _print(
     lines.append("─" * (sum(column.width + GAP for column in kept) - GAP))
     lines += [_line(kept, texts) for texts in zip(*(column.texts for column in kept), strict=True)]
     notes = [f"{rows - MOST_ROWS} more rows: {where}"] if rows > MOST_ROWS else []
-    left = sorted((column for column in columns if column not in kept), key=lambda column: column.rank)
-    if left:
+    if left := sorted((column for column in columns if column not in kept), key=lambda column: column.rank):
         shown = ", ".join([column.name for column in left[:MOST_NAMES]] + ["…"] * (len(left) > MOST_NAMES))
         notes.append(f"{len(left)} more column{'s' * (len(left) != 1)} ({shown}): {advice}")
     lines += [line for note in [*notes, *below] for line in textwrap.wrap(printable(note), width)]

@@ -149,8 +149,7 @@ class Search:
 
     def planned(self, params: dict[str, Any]) -> PlannedJob:
         """Compose a job. Its faults are left to the job to report, unless its overrides come from a file."""
-        composed = self.space.composer.compose(self.space.job_overrides(params))
-        planned, faults = plan.check(composed, "train", self.typed)
+        planned, faults = plan.check(self.space.composer.compose(self.space.job_overrides(params)), "train", self.typed)
         if self.typed is not None and faults:
             raise ConfigError("\n".join(faults))
         return planned

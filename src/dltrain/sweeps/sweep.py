@@ -193,8 +193,7 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
 
     results.write_results(folder / "results.csv", entries)
     metrics = [entry.metrics for entry in entries]
-    by = metric(metrics, settings.metric, settings.direction)
-    groups = group_by_data(results.run_rows(folder, entries), by)
+    groups = group_by_data(results.run_rows(folder, entries), metric(metrics, settings.metric, settings.direction))
     results.show(groups, "job", "results.csv")
     print(f"table: {folder / 'results.csv'}")
     comparison_page.write_after(folder, groups)

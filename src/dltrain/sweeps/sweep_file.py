@@ -81,8 +81,7 @@ def _is_of_output(key: str) -> bool:
 
 def _sweep_folder(text: str) -> Path:
     if text == "last":
-        sweeps = folders.newest_first(Path("outputs", "sweeps"))
-        if not sweeps:
+        if not (sweeps := folders.newest_first(Path("outputs", "sweeps"))):
             raise InputError("sweep.resume=last: outputs/sweeps contains no sweep. Give the folder of one")
         return sweeps[0]
     folder = folders.expand_user(text)

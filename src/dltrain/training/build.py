@@ -18,7 +18,8 @@ from dltrain.data.splits import Examples, Source, read_split, rules, split_train
 from dltrain.optim import optimizers
 from dltrain.optim.metrics import WithMetric
 from dltrain.optim.step import Task
-from dltrain.runtime import devices, no_dynamo
+from dltrain.runtime import no_dynamo
+from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.training.checks import check_classes
 
@@ -108,7 +109,7 @@ def train_and_val(node: dict[str, Any], seed: int, source: Source) -> tuple[Exam
     return split_train_val(source, seed=seed, **keys)
 
 
-def training_batches(data: Data, runtime: devices.Runtime, node: dict[str, Any], train: settings.Train) -> TensorLoader:
+def training_batches(data: Data, runtime: Runtime, node: dict[str, Any], train: settings.Train) -> TensorLoader:
     """Return a loader of the training set: shuffled, augmented as in `node`, divided among the ranks."""
     # Older checkpoints have fewer keys.
     options = {key.name: node[key.name] for key in fields(Augmentation) if key.name in node}
@@ -124,9 +125,7 @@ def training_batches(data: Data, runtime: devices.Runtime, node: dict[str, Any],
     )
 
 
-def evaluation_batches(
-    examples: Examples, runtime: devices.Runtime, statistics: Statistics, batch_size: int
-) -> TensorLoader:
+def evaluation_batches(examples: Examples, runtime: Runtime, statistics: Statistics, batch_size: int) -> TensorLoader:
     """Return a loader for evaluation: without augmentation, with larger batches than in training."""
     size = min(EVAL_BATCHES * batch_size, len(examples.images))
     return TensorLoader(examples, runtime.device, batch_size=size, statistics=statistics)

@@ -23,10 +23,7 @@ def count(data: Data) -> dict[str, dict[str, int]]:
 
 
 def show(data: Data, *, balanced: bool) -> None:
-    """Log the examples of each class as a table, the largest differences, and images that two splits share.
-
-    `balanced` tells that the run already weights the classes or draws rare ones more often.
-    """
+    """Log the examples of each class, large differences if they are not `balanced`, and images in two splits."""
     if not (counts := count(data)):
         return
     splits = list(data.splits)

@@ -67,10 +67,7 @@ def finish(run: Run, output: RunDir | None, status: str) -> dict[str, Any]:
 
 
 def _analyze(run: Run) -> tuple[dict[str, Any], list[tuple[Tensor, str]]]:
-    """Analyze the best weights on the test set, else on the validation set; return also images of mistakes.
-
-    An error is only logged as a warning.
-    """
+    """Return the analysis of the best weights on the test or validation set, and mistaken images; log an error."""
     split, examples = ("test", run.data.test) if run.data.test is not None else ("val", run.data.val)
     if examples is None:
         return {}, []

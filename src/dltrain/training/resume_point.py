@@ -70,7 +70,6 @@ def _opened(text: object) -> Iterator[ResumePoint]:
 def require_same_data_on_all_ranks(digests: dict[str, str], processes: Processes) -> None:
     """Raise InputError unless all processes, which may be on several machines, have the same data."""
     all_digests = distributed.all_gather_text(repr(sorted(digests.items())), processes)
-    others = [str(rank) for rank, text in enumerate(all_digests) if text != all_digests[0]]
-    if others:
+    if others := [str(rank) for rank, text in enumerate(all_digests) if text != all_digests[0]]:
         ranks = ", ".join(others[:8])
         raise InputError(f"data: rank {ranks} has other data than rank 0\nGive all machines the same files")

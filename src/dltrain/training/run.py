@@ -179,7 +179,6 @@ def _nonfinite_error(error: NonFiniteLoss, run: Run, output: RunDir | None, sinc
     tensor = nonfinite.name_tensor(
         run.state, run.train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate
     )
-    tensors = distributed.all_gather_text(tensor, run.runtime.processes)
-    named = [name for name in tensors if name != nonfinite.NOT_FOUND]
+    named = [name for name in distributed.all_gather_text(tensor, run.runtime.processes) if name != nonfinite.NOT_FOUND]
     where = output.folder if output else "FOLDER"
     return UserError(f"{error}, first in {(named or [tensor])[0]}\n{nonfinite.ADVICE}: resume={where} optim.lr=…")

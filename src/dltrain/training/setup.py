@@ -11,10 +11,11 @@ from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.data.splits import by_rules, rules
 from dltrain.optim.step import TrainState
-from dltrain.runtime import distributed, torchrun
+from dltrain.runtime import distributed
 from dltrain.runtime.devices import memory_errors, resolve_precision, restored_device, seed_everything
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.memory import to_device
+from dltrain.runtime.torchrun import SINGLE_PROCESS, Processes
 from dltrain.training import build, checks, snapshot, weights
 from dltrain.training.progress import Progress
 from dltrain.training.resume_point import ResumePoint, require_same_data_on_all_ranks
@@ -26,9 +27,7 @@ LESS_DATA = "Use fewer examples with data.limit, or smaller images"
 Load = Callable[[dict[str, Any], int], build.Data]
 
 
-def prepare(
-    config: Config, start: ResumePoint | None, load: Load, processes: torchrun.Processes = torchrun.SINGLE_PROCESS
-) -> Run:
+def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Processes = SINGLE_PROCESS) -> Run:
     """Build all parts of a run, at its start or restored from a checkpoint."""
     values, typed = config.values, config.typed
     options = settings.Train(**{key.name: values[key.name] for key in fields(settings.Train)})

@@ -158,13 +158,8 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
 def environment(runtime: Runtime) -> dict[str, Any]:
     """Return what a bit-identical result depends on besides config and data."""
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else system_info.cpu_name()
-    return {
-        **system_info.versions(),
-        "device": device,
-        "threads": runtime.threads,
-        "precision": runtime.precision,
-        "processes": runtime.processes.world_size,
-    }
+    computing = {"device": device, "threads": runtime.threads, "precision": runtime.precision}
+    return system_info.versions() | computing | {"processes": runtime.processes.world_size}
 
 
 def warn_changed_environment(now: dict[str, Any], before: dict[str, Any], *, deterministic: bool) -> None:
@@ -221,7 +216,6 @@ def restore_optimizer(built: torch.optim.Optimizer, saved: dict[str, Any]) -> No
             if is_dense and each.shape == parameter.shape and each.stride() != parameter.stride():
                 entry[key] = torch.empty_like(parameter, dtype=each.dtype, requires_grad=False).copy_(each)
         if type(built) in MOMENTS:
-            needed = MOMENTS[type(built)] | ({"momentum_buffer"} if has_momentum else set())
-            _check_moments(parameter, entry, needed)
+            _check_moments(parameter, entry, MOMENTS[type(built)] | ({"momentum_buffer"} if has_momentum else set()))
     for group, option in zip(built.param_groups, options, strict=True):
         group.update(option)

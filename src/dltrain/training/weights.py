@@ -95,8 +95,7 @@ def _matching(state: Weights, weights: Weights, path: Path, is_partial: bool) ->
     if not faults:
         return matching, lines
     taken, total = (sum(state[key].numel() for key in keys) for keys in (matching, state))
-    percent = 100 * taken // total
-    summary = f"{len(matching)} of {len(state)} tensors taken, {percent or 'less than 1'} % of the numbers"
+    summary = f"{len(matching)} of {len(state)} tensors taken, {100 * taken // total or 'less than 1'} % of the numbers"
     # The last layer may be another one, as for other classes: then it is not expected in the file.
     head = next(reversed(state)).rpartition(".")[0]
     of_head = [key for key in state if key.rpartition(".")[0] == head]

@@ -76,8 +76,7 @@ def table(
     if split == "train":
         used = f"path {of_path}, split {of_split or 'none'}, label {', '.join(columns[2:])}; {len(classes)} classes"
         log.log(logging.WARNING if faults else logging.INFO, "%s: columns %s; %s", source.name, used, counted)
-    chosen = [index for index, part in enumerate(parts) if part == split]
-    if not chosen:
+    if not (chosen := [index for index, part in enumerate(parts) if part == split]):
         return None
     train = [path for path, part in zip(paths, parts, strict=True) if part == "train" != split]
     decoded = read_images(Path(base), [paths[i] for i in chosen], split, train, size, channels, fit, range, memory)

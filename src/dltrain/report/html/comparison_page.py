@@ -86,8 +86,7 @@ def _curves(runs: Sequence[RunRow], metric: str, most: int) -> list[charts.Spec]
         except InputError:  # one damaged file; chart the others
             continue
         for split, key in wanted:
-            points = [(r.get("epoch", math.nan), r.get(key, math.nan)) for r in records if r.get("split") == split]
-            if points:
+            if points := [(r.get("epoch", math.nan), r.get(key, math.nan)) for r in records if r.get("split") == split]:
                 label = run.label if run.label not in curves[split, key] else str(run.folder)
                 curves[split, key][label] = points
     specs = [charts.curves_of_runs(lines, f"{split} {key}", most) for (split, key), lines in curves.items()]

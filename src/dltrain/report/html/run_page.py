@@ -87,16 +87,14 @@ def _headline(run: RunRecord) -> list[tuple[str, str]]:
         rows.append(("best epoch", f"{best['epoch']:g}"))
     if is_finite(summary.get("train_seconds")):
         rows.append(("training", f"{summary['train_seconds']:,.1f} s"))
-    numbers = {"images/s, mean": mean_rate(run.records), "steps": summary.get("steps")}
-    numbers |= {"parameters": summary.get("parameters")}
+    numbers = {"images/s, mean": mean_rate(run.records)} | {key: summary.get(key) for key in ("steps", "parameters")}
     return rows + [(label, f"{value:,.0f}") for label, value in numbers.items() if is_finite(value)]
 
 
 def mean_rate(records: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the mean of the images per second over the time of training; None without records of training."""
     trained = [record for record in records if record.get("split") == "train" and record.get("examples_per_second")]
-    ends = [0, *(record["step"] for record in trained)]
-    steps = [end - start for start, end in itertools.pairwise(ends)]
+    steps = [end - start for start, end in itertools.pairwise([0, *(record["step"] for record in trained)])]
     # The seconds of a step, in units of the batch size, which cancels.
     seconds = sum(count / it["examples_per_second"] for count, it in zip(steps, trained, strict=True))
     return sum(steps) / seconds if seconds else None
@@ -106,8 +104,7 @@ def _curves(records: list[dict[str, Any]], metric: str) -> list[charts.Spec]:
     wanted = {"loss": "loss", "accuracy": "accuracy", "mae": "mean absolute error", "r2": "R2"}
     wanted.setdefault(metric, metric.replace("_", " "))
     wanted |= {"lr": "learning rate", "examples_per_second": "examples per second"}
-    specs = [charts.curve(records, key, title) for key, title in wanted.items()]
-    return [spec for spec in specs if spec is not None]
+    return [spec for key, title in wanted.items() if (spec := charts.curve(records, key, title)) is not None]
 
 
 def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +153,5 @@ def _is_chosen(row: tuple[str, str, str]) -> bool:
 
 def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = {"device": summary.get("device"), **(summary.get("hardware") or {}), "git": summary.get("git")}
-    rows |= summary.get("versions") or {}
-    rows |= {"total seconds": summary.get("total_seconds")}
+    rows |= (summary.get("versions") or {}) | {"total seconds": summary.get("total_seconds")}
     return [(str(key), str(value)) for key, value in rows.items() if value is not None]

@@ -55,8 +55,7 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
         import dltrain.commands.export
         import dltrain.commands.prediction  # noqa: F401
     for group in registry.GROUPS:
-        nodes = [config.get(group) for config in configs]
-        chosen = {node.get("name") for node in nodes if isinstance(node, dict)}
+        chosen = {node.get("name") for config in configs if isinstance(node := config.get(group), dict)}
         for name in set(registry.names(group)) & chosen:
             registry.partial_call(group, {"name": name})
         if group == "data" and chosen & {"cifar10", "cifar100", "svhn"}:
