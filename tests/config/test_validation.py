@@ -264,7 +264,7 @@ def test_user_code_is_checked_like_built_in_code(config: dict[str, Any]) -> None
     config["optim"] = {"name": "schema_own:strict", "decay": "x", "momentum": 0.9}
     assert faults(config) == [
         "optim.decay=x: must be a number",
-        "optim.momentum: no such key",
+        "optim.momentum: no such key; there is optim.momentum with optim=muon, rmsprop, sgd",
         "optim.lr is required: a number",
     ]
 
