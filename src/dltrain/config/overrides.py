@@ -32,11 +32,9 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
     parser.error = refuse  # type: ignore[method-assign]  # its own prints all flags and exits
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        values = iter([text for text in arguments.overrides if "=" not in text])  # of --epochs 3
-        pairs = [flag.lstrip("-").partition("=") for flag in unknown]
-        typed = [
-            f"{key.replace('-', '_')}={value if equals else next(values, 'VALUE')}" for key, equals, value in pairs
-        ]
+        values = iter([text for text in arguments.overrides if "=" not in text] + ["VALUE"] * len(unknown))
+        pairs = [flag.lstrip("-").partition("=") for flag in unknown]  # of --epochs=3, or of --epochs 3
+        typed = [f"{key.replace('-', '_')}={value if equals else next(values)}" for key, equals, value in pairs]
         raise ConfigError(f"{' '.join(unknown)}: no such flag; keys have no dashes: {' '.join(typed)}. {hint}")
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: runs code from a file; use resume=FOLDER")

@@ -138,7 +138,7 @@ def _check_value(key: str, value: Any, rule: Param, where: Origin) -> list[str]:
 def _readings(value: Any) -> list[Any]:
     """Return what a value of the wrong kind may have been meant as: 1e3, ReLU, 10%, None, or one item of a list."""
     if not isinstance(value, str):
-        return [*[int(value)] * (isinstance(value, float) and value.is_integer()), [value]]
+        return [int(value) if isinstance(value, float) and value.is_integer() else value, [value]]
     percent = [float(value[:-1]) / 100] if value.endswith("%") and is_number(value[:-1]) else []
     return [[value], value.lower(), *percent, *[None] * (value.lower() == "none")]
 
