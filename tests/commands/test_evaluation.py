@@ -449,10 +449,6 @@ def test_a_sweep_prints_no_json(dltrain: Command, line: list[str]) -> None:
     assert (result.code, "--json: a sweep prints no document" in result.err) == (2, True)
 
 
-def test_a_training_knows_no_json(dltrain: Command) -> None:
-    assert dltrain("train", "--json").code == 2
-
-
 def test_of_many_classes_the_most_frequent_confusions_are_shown() -> None:
     names = [f"class {number}" for number in range(21)]
     counts = [[0] * 21 for _ in names]

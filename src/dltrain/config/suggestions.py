@@ -23,7 +23,7 @@ def suggest(typed: str, known: Iterable[str]) -> str:
     nearest = [key for key in known if fold(key) == fold(typed)]
     nearest = nearest or [beside[key] for key in difflib.get_close_matches(last, beside, 1, max(cutoff, 0.65))]
     lasts = {key.rpartition(".")[2]: key for key in reversed(others)}
-    names = {key: key for key in others} | ({} if parent else lasts)
+    names = ({} if parent else lasts) | {key: key for key in others}
     nearest = nearest or [names[key] for key in difflib.get_close_matches(typed, names, 1, cutoff)]
     nearest = nearest or [lasts[key] for key in difflib.get_close_matches(last, lasts, 1, 0.8)]
     return _meant(*nearest) or (f"; there are {', '.join(known)}" if len(known) <= 12 else "")
