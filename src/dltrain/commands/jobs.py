@@ -139,8 +139,8 @@ def dispatch(
     if command == "train":
         from dltrain.training.run import train
 
-        summary = train(checked, **train_options)
-        return summary, summary
+        trained = train(checked, **train_options)
+        return trained, trained
     if command == "eval":
         from dltrain.commands.evaluation import evaluate_checkpoints
 
