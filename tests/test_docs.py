@@ -25,7 +25,8 @@ from support.tiers import mostly_slow
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if commands.lines(path.read_text()))
+AGENTS = ROOT / "AGENTS.md"
+PAGES = [AGENTS, *sorted(path for path in DOCS.rglob("*.md") if commands.lines(path.read_text()))]
 BUILD = """
 import socket, sys
 from sphinx.cmd.build import main
@@ -56,7 +57,9 @@ def _modules_forgotten() -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", mostly_slow(PAGES, fast=PAGES[::3]), ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "page", mostly_slow(PAGES, fast=[AGENTS, *PAGES[1::3]]), ids=lambda page: str(page.relative_to(ROOT))
+)
 @pytest.mark.usefixtures("_modules_forgotten")
 def test_the_commands_of_a_page_compose(dltrain: Command, tmp_path: Path, page: Path) -> None:
     commands.write_files(tmp_path, page.read_text())
@@ -66,7 +69,7 @@ def test_the_commands_of_a_page_compose(dltrain: Command, tmp_path: Path, page: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 @pytest.mark.usefixtures("_modules_forgotten")
 def test_the_commands_of_a_page_work_in_their_order(
     dltrain: Command, finished: Path, tmp_path: Path, page: Path
@@ -83,11 +86,22 @@ def test_the_commands_of_a_page_work_in_their_order(
         assert result.code == 0, f"{line}\n{result.err}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_of_commands_hold_nothing_that_is_not_run(page: Path) -> None:
     text = page.read_text()
     for line in commands.lines(text):
         assert line.startswith("dltrain ") or line.removeprefix("python ") in commands.files(text), line
+
+
+def test_the_page_for_coding_assistants_is_one_page_and_has_every_command_and_exit_code() -> None:
+    text = AGENTS.read_text()
+    assert len(text.encode()) <= 8_192
+    assert all(f"dltrain {command}" in text for command in ("train", "eval", "predict", "report", "inspect", "doctor"))
+    table = text.partition("## Exit codes")[2].partition("\n## ")[0]
+    codes = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for code in row.split(",")}
+    kinds = [errors.UserError, *errors.UserError.__subclasses__()]
+    raised = {kind.exit_code for kind in kinds if isinstance(getattr(kind, "exit_code", None), int)}
+    assert codes == {0} | raised | set(signals.SIGNALS.values())
 
 
 def test_every_file_and_every_metric_of_a_run_is_explained(finished: Path) -> None:

@@ -1,5 +1,7 @@
 """Exit codes are the same whatever standard output and standard error are: full, closed, or read by nobody."""
 
+import contextlib
+import logging
 import os
 import shlex
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dltrain import cli
+from dltrain.report import console
 from support.command import Trained
 
 RUN = "model=linear epochs=1 data.limit=40 limit_steps=1 device.threads=1 report=false logger=none"
@@ -18,6 +21,8 @@ COMMANDS = {  # with their exit codes
     "train --help": 0,
     "train --explain optim.lr": 0,
     "train --summary model=linear": 0,
+    "doctor": 0,
+    f"train --json=lines {RUN}": 0,
     f"train {RUN}": 0,
     f"train -m seed=1 {RUN}": 0,
     "eval ckpt=run": 0,
@@ -31,6 +36,7 @@ COMMANDS = {  # with their exit codes
     "train device=cuda": 69,
 }
 QUICK = ["list", "train --summary model=linear", "eval ckpt=run", "train model=nope", "eval ckpt=nowhere"]
+CASES = [(command, "") for command in COMMANDS] + [(command, "1") for command in QUICK]
 FULL = 74
 # How the shell starts the command, and the exit code of one that succeeds.
 STREAMS = {
@@ -55,9 +61,8 @@ def run(trained: Trained) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("run")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("streams", STREAMS)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "unbuffered"), CASES)
 def test_an_exit_code_holds_whatever_the_streams_are(command: str, streams: str, unbuffered: str) -> None:
     shell, ended = STREAMS[streams]
     line = shell.format(shlex.join([sys.executable, "-m", "dltrain", *command.split()]))
@@ -81,6 +86,31 @@ def test_an_exit_code_holds_when_both_streams_are_full(monkeypatch: pytest.Monke
     sys.stdout.close()
     sys.stderr.close()
     assert stop.value.code == (COMMANDS[command] or FULL)
+
+
+def test_a_full_stream_of_a_program_is_an_error_of_output_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8", buffering=1) as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["--version"]) == FULL
+        with contextlib.suppress(OSError):
+            full.close()
+    assert capsys.readouterr().err.startswith("error: standard output, or a file: could not be written (No space")
+
+
+def test_lines_of_the_log_that_cannot_be_written_are_lost_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("dltrain")
+    monkeypatch.setattr(logger, "handlers", [])
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        console.start_logging()
+        logger.info("lost")
+        with contextlib.suppress(OSError):
+            full.close()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def _run(command: str, argv: list[str]) -> int:
             return composed
         code, document = _job(job, composed, of_sweep, **{"show": show} if as_lines else {})
     if as_json and document is not None:
-        show({"event": "summary"} | document if as_lines else document, None if as_lines else 2)
+        show(*(({"event": "summary"} | document,) if as_lines else (document, 2)))
     return code
 
 

@@ -116,6 +116,7 @@ def test_a_run_that_fails_leaves_the_process_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_bits_before_and_after_one_with_other_threads() -> None:
     words = ["epochs=1", "limit_steps=2", "report=false", "logger=none"]
     torch.set_num_threads(2)  # the next test starts with one again
@@ -142,7 +143,7 @@ AROUND: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(AROUND, fast=["inference_mode", "another default device"]))
+@pytest.mark.parametrize("name", mostly_slow(AROUND, fast=["inference_mode"]))
 def test_a_run_within_another_mode_of_torch_gives_the_same_bits(name: str) -> None:
     expected = plain_loss()
     with AROUND[name]():
@@ -191,6 +192,7 @@ def test_numbers_of_numpy_paths_and_nodes_of_omegaconf_are_plain_data_of_a_confi
     assert "lr: 0.25" in stored
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_by_overrides_from_python() -> None:
     folder = dltrain.train(QUICK)["folder"]
     again = dltrain.train([f"resume={folder}", "limit_steps=null", "epochs=2"])
@@ -215,7 +217,7 @@ class Tee:
         pass
 
 
-@pytest.mark.parametrize("kind", ["none", "closed", "tee"])
+@pytest.mark.parametrize("kind", mostly_slow(["none", "closed", "tee"], fast=["none", "tee"]))
 def test_a_run_works_whatever_standard_output_is(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     closed, tee = io.StringIO(), Tee()
     closed.close()

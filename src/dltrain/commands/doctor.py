@@ -27,8 +27,8 @@ EXTRAS = {  # of pyproject.toml: a module that each installs, and what it brings
 }
 DATA = {  # what in data.root belongs to a data set
     "mnist": [f"{at}{name}" for at in ("MNIST/raw/", "MNIST/", "raw/", "") for name in ("train-im*", "mnist.npz")],
-    "fashion_mnist": ["FashionMNIST/raw/train-im*", "FashionMNIST/train-im*"],
-    "kmnist": ["KMNIST/raw/train-im*", "KMNIST/train-im*"],
+    "fashion_mnist": ["FashionMNIST/**/train-im*"],
+    "kmnist": ["KMNIST/**/train-im*"],
     "cifar10": ["cifar-10-batches-py", "cifar-10-batches-bin", "data_batch_1.bin"],
     "cifar100": ["cifar-100-python"],
     "svhn": ["train_32x32.mat"],
@@ -39,17 +39,15 @@ def text(arguments: list[str]) -> str:
     """Return what `dltrain doctor` prints with these arguments. Raises ConfigError for unknown ones."""
     if arguments not in ([], ["--json"]):
         raise ConfigError(f"doctor takes no arguments but --json. Received {' '.join(arguments)}")
-    found = examine()
     if arguments:
-        return run_files.as_json(found)
-    rows = dict(found)
-    rows["data"] = {name: place or "not there; downloaded when a run needs it" for name, place in found["data"].items()}
-    rows["extras"] = {
-        name: it["brings"] + (", installed" if it["installed"] else f": {it['install']} in dltrain's checkout")
-        for name, it in found["extras"].items()
-    }
-    rows["help"] = dict.fromkeys(found["help"] or ["nothing is missing"], "")
-    sections = [(name.capitalize(), [(key, str(value)) for key, value in part.items()]) for name, part in rows.items()]
+        return run_files.as_json(examine())
+    found = examine()
+    found["help"] = dict.fromkeys(found["help"] or ["nothing is missing"], "")
+    nones = {"data": "not there; downloaded when a run needs it", "extras": "installed"}
+    sections = [
+        (name.capitalize(), [(key, str(nones[name] if value is None else value)) for key, value in part.items()])
+        for name, part in found.items()
+    ]
     return help_pages.layout("dltrain doctor: what there is to train with, and what would help", sections)
 
 
@@ -60,9 +58,8 @@ def examine() -> dict[str, Any]:
     runtime = devices.Runtime(torch.device("cuda" if gpus else "cpu"), "auto", threads)
     auto = devices.resolve_precision(runtime, torch.nn.Linear(1, 1), 256, "classification")
     free = {"memory_gib": memory.free_memory() / 2**30, "disk_gib": shutil.disk_usage(".").free / 2**30}
-    places = {name: [path for it in forms for path in root.glob(it)] for name, forms in DATA.items()}
     extras = {
-        name: {"installed": find_spec(module) is not None, "brings": brings, "install": f"pip install '.[{name}]'"}
+        name: None if find_spec(module) else f"{brings}: pip install '.[{name}]' in dltrain's checkout"
         for name, (module, brings) in EXTRAS.items()
     }
     why = "its driver does not suit this PyTorch" if torch.version.cuda else "this PyTorch was built without CUDA"
@@ -72,12 +69,13 @@ def examine() -> dict[str, Any]:
         f"{root} does not exist. Set DLTRAIN_DATA to the folder of your data sets": not root.is_dir(),
         "less than 1 GiB of memory or disk is free": min(free.values()) < 1,
     }
-    precision = f"{auto.precision} ({auto.reason})"
     return {
         "versions": system_info.versions() | {name: metadata.version(name) for name in ("torchvision", "hydra-core")},
-        "devices": {"cpu": system_info.cpu_name(), "cores": cores, "threads": threads, "gpus": gpus, "auto": precision},
+        "devices": {"cpu": system_info.cpu_name(), "cores": cores, "threads": threads, "gpus": gpus}
+        | {"auto": f"{auto.precision} ({auto.reason})"},
         "free": {name: round(amount, 1) for name, amount in free.items()},
-        "data": {"root": str(root)} | {name: str(paths[0]) if paths else None for name, paths in places.items()},
+        "data": {"root": str(root)}
+        | {name: next((str(path) for it in forms for path in root.glob(it)), None) for name, forms in DATA.items()},
         "extras": extras,
         "help": [line for line, helps in advice.items() if helps],
     }

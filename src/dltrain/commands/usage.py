@@ -104,13 +104,9 @@ COMMANDS = {
     ),
     "doctor": Usage(
         "show what there is to train with, and what would help",
-        (
-            ("doctor", "versions, devices, threads, memory, data sets and extras"),
-            ("doctor --json", "the same as JSON"),
-            ("doctor > machine.txt", "for a report of a problem"),
-        ),
+        (("doctor", "as text"), ("doctor --json", "as JSON"), ("doctor > machine.txt", "for a report of a problem")),
         (),
-        (("--json", "print JSON"),),
+        (JSON,),
     ),
     "list": Usage(
         "list every option of every group",

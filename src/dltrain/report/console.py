@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -67,18 +67,8 @@ class Sparkline:
         return "".join(BLOCKS[round((mean - low) * scale)] for mean in self.means)
 
 
-def _lose(handler: logging.Handler, record: logging.LogRecord) -> None:
-    """Lose a line that cannot be written, where logging would print a traceback for each; train.log has all lines."""
-
-
-class _PlainLines(logging.StreamHandler[TextIO]):
-    handleError = _lose
-
-
 class _TerminalLines(RichHandler):
     """Writes lines to a terminal; one that is too wide is reduced to the parts that fit, if it has parts."""
-
-    handleError = _lose
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
@@ -93,9 +83,10 @@ def start_logging() -> None:
     logger.propagate = False  # the root logger belongs to the program that imports dltrain
     for old in [handler for handler in logger.handlers if handler.name == CONSOLE]:
         logger.removeHandler(old)
-    handler: logging.Handler = _PlainLines(sys.stdout)
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if terminal.is_interactive(sys.stdout):
         handler = _TerminalLines(console=Console(), show_time=False, show_path=False, show_level=False, markup=False)
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # logging prints a traceback for each line
     handler.set_name(CONSOLE)
     handler.setLevel(logging.INFO)
     handler.addFilter(sanitize_record)

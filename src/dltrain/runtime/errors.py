@@ -53,8 +53,6 @@ class PartialFailure(UserError):
 
 
 class Interrupted(UserError):
-    """Stopped by a signal, after saving; `document` is JSON-able, such as the summary of the run."""
-
     def __init__(self, message: str, exit_code: int, document: object = None) -> None:
         super().__init__(message)
         self.exit_code, self.document = exit_code, document

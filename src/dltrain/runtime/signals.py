@@ -11,7 +11,6 @@ from dltrain.runtime.errors import InputError, OutputError, UserError, typed_lin
 # Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
 # asks it to; SIGHUP arrives when the terminal of a run is closed.
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143, signal.SIGHUP: 129}
-UNWRITABLE = (errno.ENOSPC, errno.EPIPE, errno.EIO)  # of a stream: its errors name no file
 
 
 class SignalInterrupt(KeyboardInterrupt):
@@ -39,7 +38,7 @@ def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
         # One that nothing else handled, such as a file missing in user code or a failing disk.
         is_missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
         shown: UserError = (InputError if is_missing else OutputError)(f"{str(error.filename)[:200]}: {error.strerror}")
-    elif isinstance(error, OSError) and error.errno in UNWRITABLE:
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EPIPE, errno.EIO):  # a stream
         shown = OutputError(f"standard output, or a file: could not be written ({error.strerror})")
     elif user_line(error):
         shown = UserError(typed_line(error))

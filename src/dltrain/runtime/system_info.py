@@ -83,12 +83,11 @@ def usable_cores() -> float:
     """Return the cores that this process may use: its affinity, and the quota of its control groups."""
     cores = [float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)]
     with contextlib.suppress(OSError):
-        for kind, path in re.findall(r"^\d+:(cpu,cpuacct|cpu|):/(.*)$", OWN_CGROUP.read_text(), re.MULTILINE):
-            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kind else ("cpu.max",)
-            for group in (CGROUPS / kind / path, *(CGROUPS / kind / path).parents):
+        for path in re.findall(r"^0::/(.*)$", OWN_CGROUP.read_text(), re.MULTILINE):
+            for group in (CGROUPS / path, *(CGROUPS / path).parents):
                 with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-                    quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
-                    cores.append(quota / period if quota > 0 else cores[0])
+                    quota, period = map(int, (group / "cpu.max").read_text().split())
+                    cores.append(quota / period)
     return min(cores)
 
 

@@ -22,7 +22,7 @@ from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.training import build, nonfinite, snapshot
 from dltrain.training.hooks import HookError, call_hooks
 from dltrain.training.resume_point import open_resume_point
-from dltrain.training.run_dir import RunDir, Show, open_run_dir
+from dltrain.training.run_dir import RunDir, open_run_dir
 from dltrain.training.setup import Load, prepare
 from dltrain.training.snapshot import Run
 from dltrain.training.stopping import every, reason_to_stop
@@ -40,7 +40,7 @@ def train(
     folder: Path | None = None,
     watch: Watch = lambda record: "",
     load: Load = build.data,
-    show: Show = lambda line: None,
+    show: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train a model as a complete config says; return the content of summary.json and the `folder` of the run.
 

@@ -20,8 +20,6 @@ from dltrain.training.snapshot import Run
 
 log = logging.getLogger(__name__)
 
-Show = Callable[[dict[str, Any]], None]
-
 
 @dataclass
 class RunDir:
@@ -32,7 +30,7 @@ class RunDir:
     trackers: Trackers
     best: dict[str, Any] = field(default_factory=dict)
     unchecked: int = 2  # number of checkpoints still to be checked
-    show: Show = lambda line: None
+    show: Callable[[dict[str, Any]], None] = lambda line: None
 
     def log_start(self, run: Run, *, resumed: bool) -> None:
         """Log the model, the data, the device and the folder."""
