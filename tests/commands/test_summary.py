@@ -196,6 +196,5 @@ def test_weights_to_start_from_are_checked_and_warnings_stay_out_of_the_json(
     assert dltrain("train", "--summary", "model=linear", "init=other.safetensors").code == 66
 
 
-def test_json_needs_summary_and_summary_needs_training(dltrain: Command) -> None:
-    assert dltrain("train", "--json").code == 2
+def test_summary_needs_training(dltrain: Command) -> None:
     assert dltrain("eval", "--summary", "ckpt=x").code == 2
