@@ -1,7 +1,4 @@
-"""`dltrain doctor`: what there is to train with: versions, devices, memory, data sets, extras; and what would help.
-
-It needs no network, and reads no data set: whether the files are whole is checked when a run loads them.
-"""
+"""`dltrain doctor`: what there is to train with: versions, devices, memory, data sets, extras; and what would help."""
 
 import shutil
 from importlib import metadata
