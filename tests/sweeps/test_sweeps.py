@@ -61,10 +61,10 @@ def test_jobs_of_a_sweep_lower_their_rates_each_by_its_own_validations(dltrain: 
 def test_jobs_that_share_the_cores_say_so_unless_their_threads_are_chosen(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "all_threads", functools.cache(lambda: 4))
-    line = "each job has 2 of 4 threads: with device.threads=2 a single run rounds alike"
-    for words, said in ((["sweep.workers=2"], True), (["sweep.workers=1"], False)):
-        assert (line in dltrain("train", "-m", *SHORT, "seed=0,1", "device.name=cpu", *words).out) is said
+    # With more than one thread a job could hang here: OpenMP does not survive a fork of the tests' own process.
+    monkeypatch.setattr(select, "all_threads", functools.cache(lambda: 2))
+    line = "each job has 1 of 2 threads: with device.threads=1 a single run rounds alike"
+    assert line in dltrain("train", "-m", *SHORT, "seed=0,1", "device.name=cpu", "sweep.workers=2").out
     chosen = dltrain("train", "-m", *SHORT, "seed=0,1", "device.name=cpu", "sweep.workers=2", "device.threads=1")
     assert "each job has" not in chosen.out
 
