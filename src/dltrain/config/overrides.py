@@ -32,7 +32,10 @@ def parse_flags(command: str, argv: list[str]) -> argparse.Namespace:
     parser.error = refuse  # type: ignore[method-assign]  # its own prints all flags and exits
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        values = iter([text for text in arguments.overrides if "=" not in text] + ["VALUE"] * len(unknown))
+        followed = [text for text in arguments.overrides if "=" not in text]
+        if not followed and not any("=" in flag for flag in unknown):  # --jsn is not meant as a key
+            raise ConfigError(f"{' '.join(unknown)}: no such flag; dltrain {command} --help lists those there are")
+        values = iter(followed + ["VALUE"] * len(unknown))
         pairs = [flag.lstrip("-").partition("=") for flag in unknown]  # of --epochs=3, or of --epochs 3
         typed = [f"{key.replace('-', '_')}={value if equals else next(values)}" for key, equals, value in pairs]
         raise ConfigError(f"{' '.join(unknown)}: no such flag; keys have no dashes: {' '.join(typed)}. {hint}")

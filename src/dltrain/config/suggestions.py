@@ -53,6 +53,8 @@ def of_option(group: str, typed: str, names: Collection[str]) -> str:
     """Say which option of a group was meant by a name that it does not have; `names` are those that it has."""
     if advice := meaning(synonyms.OPTIONS, f"{group}={typed}"):
         return f"; {advice}"
+    if typed == "custom":
+        return f"; for your own code set {group}.name=module:function"
     found = [name for name in names if name.endswith(f"/{typed}")]
     if group == "model" and not found and re.fullmatch(TORCHVISION, typed):
         found = [f"model=torchvision model.arch={typed}"]

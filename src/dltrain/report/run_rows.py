@@ -117,9 +117,11 @@ class RunGroup:
         """The keys that tell settings apart."""
         return [key for key in self.keys if key not in REPEATS and not self.is_implied(key)]
 
-    def label(self, setting: SeedGroup) -> str:
-        """Return `key=value` for each of the keys that tell a setting from others."""
-        return " ".join(f"{key}={value_text(setting.config.get(key))}" for key in self.telling)
+    def label(self, setting: SeedGroup, other: SeedGroup | None = None) -> str:
+        """Return `key=value` for each of the keys that tell a setting from another one, or from all others."""
+        values = setting.config
+        keys = [key for key in self.telling if other is None or values.get(key) != other.config.get(key)]
+        return " ".join(f"{key}={value_text(values.get(key))}" for key in keys)
 
     def title(self, noun: str = "run") -> str:
         """Return what the group holds: digits, mlp: 12 runs, 1 failed, best val_accuracy first."""

@@ -33,7 +33,7 @@ def compare(group: RunGroup) -> list[Comparison]:
         pairs = [(by.key(one.metrics), by.key(two.metrics)) for one, two in shared]
         gains = [one - two for one, two in pairs]
         mean, wins = statistics.fmean(gains) if gains else math.nan, sum(gain > 0 for gain in gains)
-        labels = group.label(best), group.label(other)
+        labels = group.label(best, other), group.label(other, best)
         found.append(Comparison(*labels, len(gains), wins, mean, interval(gains), paired_t_test(pairs)))
     return [replace(it, p=p) for it, p in zip(found, holm([it.p for it in found]), strict=True)]
 
