@@ -18,6 +18,7 @@ from dltrain.optim.ema import swapped_in_ema, update_ema
 from dltrain.optim.step import (
     MAX_PENDING_OUTPUTS,
     OnNonfinite,
+    OutputTask,
     StepOutput,
     Task,
     TrainState,
@@ -137,24 +138,24 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
     rank, world = runtime.processes.rank, runtime.processes.world_size
     has_batch = rank < len(batches)  # a rank without one computes the first, for the shape of the sums alone
     kept: list[tuple[Tensor, Tensor]] = []
-    needs_outputs = getattr(task, "needs_outputs", False)
+    by_outputs = task if isinstance(task, OutputTask) and task.needs_outputs else None
     for inputs, targets in batches.in_order(rank if has_batch else 0, world):
         with runtime.autocast():
             outputs = model(inputs)
             loss = task.loss(outputs, inputs, targets)
         total = accumulate(total, [StepOutput(loss, outputs, targets)], task)
-        if needs_outputs:
+        if by_outputs is not None:
             kept.append((outputs.float().cpu(), targets.cpu()))
     model.train(was_training)
     assert total is not None
     if not has_batch:
         total.zero_()
     metrics = task.metrics(distributed.all_reduce_sum(total, runtime.processes).tolist())
-    if kept:
+    if by_outputs is not None:
         own = (torch.cat(parts) if has_batch else parts[0][:0] for parts in zip(*kept, strict=True))
         outputs, targets = (distributed.all_gather_rows(part, runtime.processes) for part in own)
         # A metric of the same name that the task itself computes counts.
-        metrics = metrics | task.output_metrics(outputs, targets) | metrics  # type: ignore[attr-defined]
+        metrics = metrics | by_outputs.output_metrics(outputs, targets) | metrics
     return metrics
 
 

@@ -22,7 +22,7 @@ from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import evaluate
 from dltrain.optim.metrics import WithMetric
-from dltrain.optim.step import Task
+from dltrain.optim.step import OutputTask, Task
 from dltrain.report import analysis, console, run_files
 from dltrain.runtime import devices, system_info
 from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, UserError, printable
@@ -146,8 +146,8 @@ def _ensemble(members: Sequence[Evaluated], config: Config) -> dict[str, Any]:
     mean = tta.mean_log_probabilities(outputs) if is_classification else torch.stack(outputs).mean(dim=0)
     loss = first.task.loss(mean, mean, first.targets)
     metrics = first.task.metrics(first.task.sums(loss[None], mean[None], first.targets[None])[0].tolist())
-    if getattr(first.task, "needs_outputs", False):
-        metrics |= first.task.output_metrics(mean, first.targets)  # type: ignore[attr-defined]
+    if isinstance(first.task, OutputTask) and first.task.needs_outputs:
+        metrics |= first.task.output_metrics(mean, first.targets)
     classes = first.classes if is_classification else None
     result = first.result | _result(metrics, first.task, mean, first.targets, classes, config)
     result |= {"checkpoint": f"ensemble of {len(members)}"}

@@ -55,11 +55,9 @@ class WithMetric:
 
     @property
     def needs_outputs(self) -> bool:
-        """Whether `engine.evaluate` keeps all outputs for `output_metrics`."""
         return self.name == "auroc"
 
     def output_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the metrics that follow from all outputs (N, K) and labels (N,) of a split."""
         return {self.name: auroc(outputs, labels)}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,18 @@ class Task(Protocol):
 
     def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
         """Return why data or output do not fit this task, or an empty text; shapes are without the batch dimension."""
+
+
+@runtime_checkable
+class OutputTask(Task, Protocol):
+    """A task that may compute metrics from all outputs of a split, which no sums give."""
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether all outputs of a split are kept for `output_metrics`."""
+
+    def output_metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return metrics by name from all outputs (N, K) and labels (N,) of a split, on the CPU."""
 
 
 class StepOutput(NamedTuple):
