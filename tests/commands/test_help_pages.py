@@ -97,13 +97,8 @@ def test_a_mistake_beside_help_is_reported(dltrain: Command) -> None:
     result = dltrain("train", "model=lennet", "--help")
     assert (result.code, result.err) == (2, "error: model=lennet: no such option; did you mean lenet?\n")
     result = dltrain("train", "--nonsense", "--help")
-    assert (result.code, result.err.splitlines()) == (
-        2,
-        [
-            "error: --nonsense: no such flag; keys have no dashes: nonsense=VALUE. "
-            "dltrain train --hydra-help lists Hydra's"
-        ],
-    )
+    expected = "error: --nonsense: no such flag; dltrain train --help lists those there are\n"
+    assert (result.code, result.err) == (2, expected)
 
 
 def test_the_environment_is_not_shown(dltrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:

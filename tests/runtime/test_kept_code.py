@@ -20,13 +20,15 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir()
     monkeypatch.chdir(place)
     (place / "code.py").write_text("lr = 1\n")
-    (place / ".gitignore").write_text("outputs\nsecret.env\n")
+    (place / ".gitignore").write_text("outputs/*\nsecret.env\n")
     name = ("-c", "user.name=n", "-c", "user.email=e@x.invalid")
     for words in (["init", "-q"], ["add", "."], [*name, "commit", "-qm", "first"]):
         subprocess.run(["git", *words], check=True)
     (place / "code.py").write_text("lr = 2\n")
     (place / "new.py").write_text("canary-of-new\n")
     (place / "secret.env").write_text("canary-of-secret\n")
+    (place / "outputs").mkdir()
+    (place / "outputs" / "ignored").touch()
     return place
 
 
@@ -43,6 +45,7 @@ def test_the_diff_has_tracked_changes_and_only_names_untracked_files(checkout: P
     assert "# not tracked by git, and not included: new.py\n" in text
     assert "canary" not in text
     assert "secret.env" not in text
+    assert "outputs" not in text
     subprocess.run(["git", "checkout", "-q", "code.py"], check=True)
     subprocess.run(["git", "apply", str(tmp_path / "run" / "code.diff")], check=True)
     assert (checkout / "code.py").read_text() == "lr = 2\n"
@@ -97,7 +100,8 @@ def test_a_run_keeps_its_diff_and_a_resume_replaces_it(dltrain: Command, checkou
     assert not (folder / "code.diff").exists()
 
 
-def test_jobs_leave_code_and_packages_to_the_sweep(tmp_path: Path) -> None:
+def test_jobs_leave_code_and_packages_to_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert kept(tmp_path / "sweep") is None
     assert (tmp_path / "sweep" / "packages.txt").exists()
     kept(tmp_path / "sweep" / "0_a")

@@ -63,7 +63,9 @@ def keep_code(folder: Path) -> None:
         found = {path.stem.replace("-", "==", 1) for entry in sys.path for path in Path(entry).glob("*.dist-info")}
         (folder / "packages.txt").write_text("\n".join([*sorted(found), ""]), encoding="utf-8")
         diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
-        untracked = _git("ls-files", "--others", "--exclude-standard", "--directory").splitlines()
+        # Without --no-empty-directory git also names folders, such as outputs/, in which everything is ignored.
+        flags = "--others", "--exclude-standard", "--directory", "--no-empty-directory"
+        untracked = _git("ls-files", *flags).splitlines()
         head = b"".join(b"# not tracked by git, and not included: " + name + b"\n" for name in untracked)
         end = b"\n# cut off after 1 MiB\n" if len(diff) > 1 << 20 else b""
         if head or diff:
