@@ -11,11 +11,20 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__
-from dltrain.commands import usage
+from dltrain.commands import run_names, usage
 from dltrain.config import registry, suggestions, validation
 from dltrain.runtime import startup, terminal, torchrun
-from dltrain.runtime.errors import TRACEBACK, ConfigError, OutputError, UserError, located, printable, sanitized
-from dltrain.runtime.signals import SignalInterrupt, as_user_error, exit_code, signals_as_exceptions
+from dltrain.runtime.errors import (
+    TRACEBACK,
+    ConfigError,
+    Interrupted,
+    OutputError,
+    UserError,
+    located,
+    printable,
+    sanitized,
+)
+from dltrain.runtime.signals import as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +62,8 @@ def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
     if command == "help" and rest:
         return _dispatch([*rest, "--help"])
+    if command in run_names.BARE and not HELP & set(rest):
+        command, rest = run_names.expand(command, rest)
     if command in COMMANDS and HELP & set(rest):
         from dltrain.commands import help_pages
 
@@ -83,6 +94,10 @@ def _dispatch(argv: list[str]) -> int:
         from dltrain.sweeps import comparison
 
         comparison.report(rest)
+    elif command == "runs":
+        from dltrain.sweeps import run_list
+
+        run_list.list_runs(rest)
     elif command in (*HELP, "help"):
         from dltrain.commands import help_pages
 
@@ -97,8 +112,8 @@ def _dispatch(argv: list[str]) -> int:
 def _report_error(error: UserError | KeyboardInterrupt) -> int:
     """Print an error, or the signal that stopped the process; return the exit code."""
     if torchrun.should_report(error):
-        if isinstance(error, KeyboardInterrupt):
-            print(error if isinstance(error, SignalInterrupt) else "stopped", file=sys.stderr)
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            print("stopped" if type(error) is KeyboardInterrupt else sanitized(str(error)), file=sys.stderr)
         elif os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         else:

@@ -16,6 +16,7 @@ from dltrain.runtime.folders import newest_first
 NOT_HYDRAS = ("--explain", "--json", "--summary", "--show-batch")
 MOST_FOLDERS = 20  # no more than can be taken in at a glance
 WEIGHTS = (".pt", ".pth")
+WITH_RUN = ("eval", "predict", "export")  # commands that take a run as a bare argument
 # Shells split at spaces and colons and interpret other characters; Hydra takes a comma for a sweep.
 PLAIN = r"[\w./~=+@%-]+"
 
@@ -51,7 +52,8 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
     offered = [each for each in output.getvalue().split() if _belongs(each.lstrip("+~"), groups)]
     if "model" in groups:
         offered += _experiments(current, [registry.config_folder(), *map(Path, folders_typed)])
-    return sorted({*offered, *values(command, current)})
+    runs = ["last", *itertools.islice(_runs("best.pt"), MOST_FOLDERS)] if command in WITH_RUN and current else []
+    return sorted({*offered, *values(command, current), *(run for run in runs if run.startswith(current))})
 
 
 def _experiments(partial: str, configs: Iterable[Path]) -> list[str]:

@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate", "metric")
 FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
 # Keys that may change without a warning: the weights stay the same. A run reports another device itself.
-HARMLESS = ("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
+HARMLESS = (
+    *("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report"),
+    *("tags", "note"),
+)
 STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
@@ -27,7 +30,14 @@ ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False, "me
 ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "data.folds": None}
 ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.classification.focal": 0.0}
 ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
-ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None, "profile": 0}
+ADDED |= {
+    "data.brightness": None,
+    "data.contrast": None,
+    "data.saturation": None,
+    "profile": 0,
+    "tags": [],
+    "note": None,
+}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has

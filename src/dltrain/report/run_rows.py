@@ -16,7 +16,8 @@ CONFIDENCE = 0.95
 Rows = Iterable[Mapping[str, Any]]
 REPEATS = {"seed": "seeds", "data.fold": "folds"}  # keys that repeat a setting, and what their values are called
 FEWEST = 3  # values for an interval, pairs of a test: that of two is a dozen times as wide as their distance
-UNINFORMATIVE = ("name", "sweep", "resume", "trust", "logger", "report")  # keys that say nothing about a result
+# Keys that say nothing about a result.
+UNINFORMATIVE = ("name", "tags", "note", "sweep", "resume", "trust", "logger", "report")
 
 
 @dataclass(frozen=True)

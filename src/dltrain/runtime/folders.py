@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dltrain.runtime.errors import InputError, OutputError
+from dltrain.runtime.errors import InputError, OutputError, listed
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,24 @@ def newest_first(*bases: Path) -> list[Path]:
 
 
 def find_run(name: str | Path) -> Path:
-    """Return the folder or file that a name means: `last` is the newest run in outputs/. Raises InputError."""
-    if str(name) != "last":
-        return expand_user(name)
-    if not (runs := newest_first(Path("outputs"))):
-        raise InputError("last: outputs/ contains no run. Give the folder of one")
-    return runs[0]
+    """Return the path that a name means: `last`, the newest run or sweep in outputs/, or a unique part of a path there.
+
+    A path, and a name that nothing matches, stays as it is. Raises InputError for a part of several paths.
+    """
+    runs, text = newest_first(Path("outputs"), Path("outputs", "sweeps")), str(name).removeprefix("outputs/")
+    if text == "last":
+        if not runs:
+            raise InputError("last: outputs/ contains no run. Give the folder of one")
+        return runs[0]
+    if (path := expand_user(name)).exists() or text in ("", "null"):
+        return path
+    jobs = (path for path in Path("outputs", "sweeps").glob("[0-9]*/*/[0-9]*") if path.is_dir())
+    of_name = [[path for path in paths if text in str(path.relative_to("outputs"))] for paths in (runs, jobs)]
+    matching = of_name[0] or of_name[1]
+    matching = [path for path in matching if f"{text}_" in f"{path}_"] or matching  # 10-00-00/1 is not job 10
+    if len(matching) > 1:
+        raise InputError(f"{text}: {listed(list(map(str, matching)), 3)} have this in their names. Type more of one")
+    return matching[0] if matching else path
 
 
 def safe_name(text: str) -> str:

@@ -194,6 +194,9 @@ def _require_separate_outputs(jobs: Iterable[dict[str, Any]]) -> None:
             raise ConfigError(f"{message}. Give each job its own file, such as 'output=${{ckpt}}/NAME'")
 
 
+NOT_OF_JOB = ("sweep", "trust", "logger", "report", "tags", "note")  # keys that make no other job
+
+
 def check(composed: Composed, command: str, typed: TrustedOverrides | None = None) -> tuple[PlannedJob, list[str]]:
     """Return a job with its digest, and the faults of its config."""
     try:
@@ -208,7 +211,7 @@ def check(composed: Composed, command: str, typed: TrustedOverrides | None = Non
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
     kept = saved_config.without_added(values)
-    kept = {key: value for key, value in kept.items() if key not in ("sweep", "trust", "logger", "report")}
+    kept = {key: value for key, value in kept.items() if key not in NOT_OF_JOB}
     text = json.dumps(kept, sort_keys=True, default=str)
     return PlannedJob(composed, hashlib.sha256(text.encode()).hexdigest()), faults
 

@@ -53,6 +53,7 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
             folder="/".join(run.folder.parts[-2:]),
             status=str(run.summary.get("status", "not done")),
+            labels="".join(f" · {it}" for it in [*(values.get("tags") or []), values.get("note")] if it),
             missing=missing,
             headline=_headline(run),
             examples=dict(run.summary.get("examples") or {}),
