@@ -51,6 +51,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "eval --explain ckpt": "eval --explain ckpt",
         "eval mnist": "eval mnist",
         "predict last photos": f"predict ckpt={NEWEST} input=photos",
+        "predict last a.png b.png": f"predict ckpt={NEWEST} input=[a.png,b.png]",
         "predict ckpt=last photos": f"predict ckpt={NEWEST} input=photos",
         "predict last input=a.png": f"predict input=a.png ckpt={NEWEST}",
         "export last format=onnx": f"export format=onnx ckpt={NEWEST}",
@@ -139,7 +140,7 @@ def test_a_run_is_evaluated_predicted_and_resumed_by_name(dltrain: Command) -> N
     evaluated = dltrain("eval", "last", "--json")
     assert json.loads(evaluated.out)["checkpoint"] == f"{folder}/checkpoints/best.pt"
     assert f"last: {folder}\n" in evaluated.err
-    assert dltrain("predict", "tiny", "a.png", "--json").code == 0
+    assert len(json.loads(dltrain("predict", "tiny", "a.png", "a.png", "--json").out)) == 2
     resumed = dltrain("resume", "epochs=2")
     assert (resumed.code, resumed.folder) == (0, folder)
     assert json.loads((folder / "summary.json").read_text())["best"]["epoch"] <= 2

@@ -47,7 +47,8 @@ def predict(config: Config) -> list[dict[str, Any]]:
     loaded = load_trained(values["ckpt"], config)
     known, name = loaded.content["data"], require_predictable(loaded)
     require_bytes(loaded)
-    paths = find(values["input"])
+    inputs = values["input"]
+    paths = [path for text in ([inputs] if isinstance(inputs, str) else inputs) for path in find(text)]
     classes, shape = known["classes"], known["input_shape"]
     columns = [f"value_{number}" for number in range(1, known["outputs"] + 1)]
     if name == "classification":

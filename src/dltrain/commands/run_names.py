@@ -37,7 +37,7 @@ def expand(command: str, arguments: list[str]) -> tuple[str, list[str]]:
     free = [key for key in BARE[command] if key not in {it.partition("=")[0] for it in arguments}]
     left = ["last"] if command == "resume" and free and not bare else bare
     for key in free:
-        names = left if command == "eval" else left[:1]
+        names = left if command == "eval" or key == "input" else left[:1]
         paths = names if key == "input" else [_found(name, key) for name in names]
         if paths and (key == "input" or all(Path(path).exists() for path in paths)):
             value = ",".join("'{}'".format(path.replace("'", "\\'")) for path in paths)

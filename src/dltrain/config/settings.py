@@ -106,7 +106,7 @@ class Predict:
 
     Args:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file
-        input: an image, a folder of images, or a pattern such as 'shots/*.png'
+        input: an image, a folder of images, or a pattern such as 'shots/*.png'; several as [A,B]
         invert: take the negative, for dark on light where the network expects light on dark; `auto` looks at the edge
         center: scale and center a drawing like MNIST's digits; null for inverted images only
         top_k: how many classes to show for each image
@@ -116,7 +116,7 @@ class Predict:
     """
 
     ckpt: str
-    input: str
+    input: str | Annotated[list[str], Len(1)]
     invert: bool | Literal["auto"]
     center: bool | None
     top_k: Positive
