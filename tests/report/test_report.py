@@ -323,6 +323,8 @@ def test_other_tasks_have_pages_too(dltrain: Command, task: str) -> None:
     assert {"regression": "Predicted over true values", "reconstruction": "Images and their reconstructions"}[
         task
     ] in text
+    metrics = {"regression": ["loss", "mae", "r2"], "reconstruction": ["loss"]}[task]
+    assert ["split", "epoch", "step", *metrics] in table_rows(text)
 
 
 def test_without_report_a_run_leaves_no_page_and_no_analysis_for_it(dltrain: Command) -> None:

@@ -120,8 +120,7 @@ def _against(group: RunGroup, keys: Sequence[str]) -> list[charts.Spec]:
             x = it.config[key] if is_finite(it.config[key]) else to_cli(it.config[key])
             point: dict[str, Any] = {"x": x, "y": mean, "n": it.count, "label": group.label(it)}
             point |= {"g": value_text(it.config.get(other))} if other else {}
-            if math.isfinite(spread):
-                point |= {"lo": mean - spread, "hi": mean + spread}
+            point |= {"lo": mean - spread, "hi": mean + spread} if math.isfinite(spread) else {}
             points.append(point)
         if len({str(point["x"]) for point in points}) > 1:
             specs.append(charts.against(points, key, metric.replace("_", " "), other))

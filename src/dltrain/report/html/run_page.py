@@ -47,7 +47,8 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
         values = leaves(config)
         rows = [(key, to_cli(value), run.origins.get(key, "")) for key, value in values.items()]
         metric = str(values.get("metric") or "loss")
-        metrics = list(dict.fromkeys(["loss", "accuracy", metric]))
+        names = dict.fromkeys(["loss", "accuracy", "mae", "r2", metric])
+        metrics = [name for name in names if any(name in record for record in run.records)]
         return page.render(
             "run.html",
             title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
