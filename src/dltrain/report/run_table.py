@@ -56,7 +56,7 @@ def columns_of(group: RunGroup, *, over_seeds: bool = False) -> list[Column]:
     for index, name in enumerate(splits):
         spreads = [row.spread.get(name, math.nan) if over_seeds else math.nan for row in rows]
         texts = [mean_text(it[name], spread) if name in it else "" for it, spread in zip(metrics, spreads, strict=True)]
-        rank = (ALWAYS, 4)[index] if index < 2 else 11 + index
+        rank = (ALWAYS, 5.5)[index] if index < 2 else 11 + index
         columns.append(Column(name, rank, [it.get(name) for it in metrics], texts, True))
     columns.append(text_column("epochs", 6.5, [row.config.get("epochs") for row in rows]))
     if over_seeds:

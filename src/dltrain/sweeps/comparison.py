@@ -27,17 +27,17 @@ DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/
 
 
 def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
-    """Yield the run in a folder, or else all runs below it, with the failed jobs of sweeps."""
+    """Yield the run in a folder, or else all runs below it, with failed jobs, and of a sweep of `eval` its jobs."""
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
         yield _run(folder, str(folder.absolute()))
         return
     entries = journal.read(folder)
     for entry in sorted(entries, key=lambda entry: entry.number):
         path, label = folder / entry.folder, f"{folder.absolute()} job {entry.number}"
-        if (outcome := entry.outcome) is not None and outcome.failed:
+        if (outcome := entry.outcome) is not None and (outcome.failed or (depth == 0 and not path.exists())):
             whole, overrides = _config(path), overrides_of(entry)
             config = whole or {f"{key}.name" if key in GROUPS else key: value for key, value in overrides.items()}
-            yield RunRow(path, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
+            yield replace(run_rows(folder, [entry])[0], label=label, config=config, is_part=not whole)
         elif path.is_dir():
             yield _run(path, label)
     if not entries and depth < DEEPEST:
@@ -135,7 +135,7 @@ def _write_page(folders: Sequence[Path], groups: Sequence[RunGroup], output: Pat
         comparison_page.write(path, f"Sweep {'/'.join(folder.parts[-2:])}", jobs)
     else:
         path = output or Path(run_page.NAME)
-        comparison_page.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", groups)
+        comparison_page.write(path, "Comparison", groups)
     return path
 
 

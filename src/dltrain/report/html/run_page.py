@@ -11,12 +11,13 @@ from dltrain.config.hints import to_cli
 from dltrain.report.html import charts, page
 from dltrain.report.run_reader import RunRecord, is_finite, read_run, write_analysis
 from dltrain.report.run_rows import data_name, model_name
-from dltrain.runtime.errors import InputError, UserError
+from dltrain.runtime.errors import InputError, typed_line
 
 log = logging.getLogger(__name__)
 
 NAME = "report.html"
 PNG_URL = "data:image/png;base64,"
+CHOSEN = ("the command line", "experiment/")  # where values come from that are no defaults
 MOST_CLASSES = 60  # up to which the confusion matrix is shown
 
 
@@ -31,8 +32,7 @@ def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any
         write(folder / NAME, folder, config)
         return True
     except Exception as error:  # a page that cannot be written must not fail a run
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        log.warning("%s was not written: %s", NAME, " ".join(reason.split())[:300])
+        log.warning("%s was not written: %s", NAME, typed_line(error))
         return False
 
 
@@ -47,7 +47,8 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
         values = leaves(config)
         rows = [(key, to_cli(value), run.origins.get(key, "")) for key, value in values.items()]
         metric = str(values.get("metric") or "loss")
-        metrics = list(dict.fromkeys(["loss", "accuracy", metric]))
+        names = dict.fromkeys(["loss", "accuracy", "mae", "r2", metric])
+        metrics = [name for name in names if any(name in record for record in run.records)]
         return page.render(
             "run.html",
             title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
@@ -67,8 +68,8 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             by_name=lambda table, columns: [[name, *(row[key] for key in columns)] for name, row in table.items()],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),
-            chosen=[row for row in rows if _is_chosen(row)],
-            defaults=[row for row in rows if not _is_chosen(row)],
+            chosen=[row for row in rows if row[2].startswith(CHOSEN)],
+            defaults=[row for row in rows if not row[2].startswith(CHOSEN)],
             environment=_environment(run.summary),
         )
     except page.UNFIT as error:
@@ -145,11 +146,6 @@ def _fractions(weights: list[list[float]]) -> list[float]:
     flat = [float(weight) for row in weights for weight in row]
     largest = max(flat)
     return [round(weight / largest, 3) if largest > 0 else 0.0 for weight in flat]
-
-
-def _is_chosen(row: tuple[str, str, str]) -> bool:
-    """True if the value of a key comes from the command line or an experiment."""
-    return row[2].startswith(("the command line", "experiment/"))
 
 
 def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
