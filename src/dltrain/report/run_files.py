@@ -1,7 +1,6 @@
 """Files that a run writes: metrics.jsonl, train.log, config.yaml, summary.json."""
 
 import contextlib
-import errno
 import json
 import logging
 import logging.handlers
@@ -82,12 +81,8 @@ class Metrics:
         """Append a record, unbuffered so that a kill loses none, and return the line as written."""
         values = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
         line: dict[str, Any] = _without_nan(values)
-        content = (json.dumps(line, allow_nan=False) + "\n").encode()
-        try:
-            if self.file.write(content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise OutputError(f"{self.file.name}: could not be written ({error.strerror})") from error
+        with atomic_files.output_errors(Path(self.file.name)):
+            atomic_files.write_all(self.file.fileno(), (json.dumps(line, allow_nan=False) + "\n").encode())
         return line
 
     @property

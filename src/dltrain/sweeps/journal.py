@@ -102,8 +102,7 @@ class Journal:
     def _write(self, *lines: dict[str, Any], flush: bool = True) -> None:
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         with atomic_files.output_errors(Path(self.file.name), len(content)):
-            while content:
-                content = content[self.file.write(content) :]
+            atomic_files.write_all(self.file.fileno(), content)
             if flush:
                 os.fsync(self.file.fileno())
         for line in lines:
