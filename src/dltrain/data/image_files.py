@@ -88,12 +88,8 @@ def deep_spread(path: str | Path) -> Spread | None:
 
 def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
     """Resize an image to uint8 (C, H, W); `fit` is `resize`, which may distort, or `crop`, which cuts the sides off."""
-    width_height = size[1], size[0]
-    if fit == "crop":
-        image = ImageOps.fit(image, width_height, Image.Resampling.BILINEAR)
-    else:
-        image = image.resize(width_height, Image.Resampling.BILINEAR)
-    return channels_first(image).contiguous()
+    resize = ImageOps.fit if fit == "crop" else Image.Image.resize
+    return channels_first(resize(image, (size[1], size[0]), Image.Resampling.BILINEAR)).contiguous()
 
 
 def flatten(image: Image.Image, channels: int, levels: Levels) -> Image.Image:

@@ -173,14 +173,12 @@ def normalization(images: Tensor, *, mean: list[float] | None, std: list[Positiv
 
 def channel_statistics(images: Tensor) -> Statistics:
     """Return the exact mean and standard deviation of each channel of bytes (N, C, H, W), as fractions of 255."""
-    mean, std = [], []
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
     for block in blocks(images):  # bincount converts to int64: eight times the memory
         counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in block.unbind(1)])
-    for weights in counts / counts.sum(1, keepdim=True):
-        center = (weights * levels).sum()
-        mean.append(float(center))
-        # At least one grey level, so that a channel of one colour is not divided by zero.
-        std.append(max(float((weights * (levels - center) ** 2).sum().sqrt()), 1 / 255))
-    return tuple(mean), tuple(std)
+    weights = counts / counts.sum(1, keepdim=True)
+    mean = (weights * levels).sum(1, keepdim=True)
+    # At least one grey level, so that a channel of one colour is not divided by zero.
+    std = (weights * (levels - mean) ** 2).sum(1).sqrt().clamp(min=1 / 255)
+    return tuple(mean.flatten().tolist()), tuple(std.tolist())
