@@ -1,7 +1,10 @@
 """`dltrain eval`: computes the metrics of checkpoints on a split."""
 
+import heapq
+import itertools
 import logging
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from dltrain.commands import tta
@@ -150,8 +153,8 @@ def _ensemble(members: Sequence[Evaluated], config: Config) -> dict[str, Any]:
         metrics |= first.task.output_metrics(mean, first.targets)
     classes = first.classes if is_classification else None
     result = first.result | _result(metrics, first.task, mean, first.targets, classes, config)
-    result |= {"checkpoint": f"ensemble of {len(members)}"}
-    result |= {"seconds": round(sum(each.result["seconds"] for each in members), 3)}
+    seconds = round(sum(each.result["seconds"] for each in members), 3)
+    result |= {"checkpoint": f"ensemble of {len(members)}", "seconds": seconds}
     name = file_name(first.path, config.values["split"], config.values["tta"])
     _write(first.path.parent / f"ensemble-{name}", result)
     return result
@@ -266,17 +269,11 @@ def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
 
 
 def _worst(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    cells = [
-        (count, true, predicted)
-        for true, row in enumerate(counts)
-        for predicted, count in enumerate(row)
-        if count and true != predicted
-    ]
-    cells.sort(key=lambda cell: (-cell[0], cell[1:]))
-    shown = Table("true", "predicted", title="most frequent confusions", title_justify="left")
-    shown.add_column("examples", justify="right")
-    shown.add_column("fraction of true", justify="right")
-    for count, true, predicted in cells[:MOST_ROWS]:
-        names = (printable(classes[true]), printable(classes[predicted]))
-        shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")
+    numbers = [Column(name, justify="right") for name in ("examples", "fraction of true")]
+    shown = Table("true", "predicted", *numbers, title="most frequent confusions", title_justify="left")
+    cells = ((counts[true][other], true, other) for true, other in itertools.permutations(range(len(classes)), 2))
+    for count, true, predicted in heapq.nlargest(MOST_ROWS, cells, key=operator.itemgetter(0)):
+        if count:
+            names = (printable(classes[true]), printable(classes[predicted]))
+            shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")
     return shown

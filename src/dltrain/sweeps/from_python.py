@@ -1,7 +1,4 @@
-"""`dltrain.sweep`: a sweep started from Python, in another process.
-
-Its workers are forked, which would hang or fail in a program that has threads or has used a GPU.
-"""
+"""`dltrain.sweep`, in another process: workers are forked, which fails in a program with threads or a GPU in use."""
 
 import os
 import subprocess

@@ -38,10 +38,7 @@ def check_weights(node: dict[str, Any], known: dict[str, Any], weights: Weights,
 
 
 def initial_weights(node: dict[str, Any], path: Path, *, is_partial: bool) -> Weights:
-    """Load the weights of a file to start a model from.
-
-    Raises InputError if too few of a checkpoint are the model's, as `copy_matching`; that needs no data to be read.
-    """
+    """Load the weights of a file to start from; those of a checkpoint are checked at once, as by `copy_matching`."""
     weights, known = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
     if known is not None:
         _matching(_model_of_checkpoint(node, known).state_dict(), weights, path, is_partial)

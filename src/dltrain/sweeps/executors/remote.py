@@ -156,10 +156,7 @@ class Ray(_Engine):
 
 @dataclass(kw_only=True)
 class Slurm(_Engine):
-    """Run jobs on a Slurm cluster; `options` are those of submitit, such as slurm_partition and timeout_min.
-
-    With cluster=local jobs are processes on this machine, for a trial.
-    """
+    """Run jobs on Slurm; `options` are submitit's, such as timeout_min. cluster=local runs them here, for a trial."""
 
     folder: Path
 
