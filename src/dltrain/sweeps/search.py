@@ -1,12 +1,12 @@
 """Random and TPE search: Optuna draws the parameters of each job; its study is in the folder of the sweep.
 
-What is drawn for a trial depends on the seed, its number and the results of other trials. A sampler with a state of its
-own would draw the same again after a restart.
+A draw depends on the seed, the trial's number and other results, not on a sampler's state, lost by a restart.
 """
 
 import logging
 import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,36 +107,35 @@ def _ends(distribution: Any) -> list[Any]:
     return list(distribution.choices) if hasattr(distribution, "choices") else [distribution.low, distribution.high]
 
 
+@dataclass
 class Search:
     """Draws further jobs of a sweep when an executor is free, and tells its study how they end.
 
-    The study in `folder` has `settings.trials` trials; a trial has the number of its job. With `typed` the overrides
-    come from a file.
+    A trial has the number of its job. With `typed` the overrides come from a file.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Sweep,
-        space: Space,
-        metric: Metric,
-        journal: Journal,
-        typed: plan.TrustedOverrides | None,
-    ) -> None:
+    folder: Path
+    settings: Sweep
+    space: Space
+    metric: Metric
+    journal: Journal
+    typed: plan.TrustedOverrides | None
+
+    def __post_init__(self) -> None:
         import optuna
 
-        self.optuna, self.folder, self.settings, self.space, self.metric = optuna, folder, settings, space, metric
-        self.journal, self.typed = journal, typed
-        direction: Any = "minimize" if metric.smaller_is_better else "maximize"
+        self.optuna = optuna
+        direction: Any = "minimize" if self.metric.smaller_is_better else "maximize"
         self.study = optuna.create_study(
-            storage=f"sqlite:///{(folder / 'study.db').absolute()}",
+            storage=f"sqlite:///{(self.folder / 'study.db').absolute()}",
             study_name="dltrain",
             direction=direction,
             load_if_exists=True,
-            pruner=getattr(optuna.pruners, OF_PRUNING[settings.pruner])(),
+            pruner=getattr(optuna.pruners, OF_PRUNING[self.settings.pruner])(),
         )
         if self.study.direction.name.lower() != direction:
-            raise ConfigError(f"sweep.direction={direction}: the study in {folder} has the other. Start a new sweep")
+            problem = f"the study in {self.folder} has the other. Start a new sweep"
+            raise ConfigError(f"sweep.direction={direction}: {problem}")
 
     def _sampler(self, number: int) -> Any:
         seed = (self.settings.seed * 1_000_003 + number) % 2**32

@@ -137,15 +137,14 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
         run.task.metrics([max(1.0, float(sums[0])), *sums[1:].tolist()])  # raises for a wrong number of sums
     if faults is not None and ((faults.dtype, faults.ndim) != (torch.float32, 0) or not 0 <= faults < torch.inf):
         raise ValueError("invalid count of non-finite losses")
+    best = progress["best"]
     numbers = [progress[key] for key in ("train_seconds", "examples_per_second", "epoch_seconds")]
-    metrics = [progress["best"], *progress["latest"].values()]
-    numbers += [value for part in metrics for key, value in part.items() if key != "split"]
+    numbers += [best["step"], best["epoch"]] if best else []
+    numbers += [value for part in (best, *progress["latest"].values()) for key, value in part.items() if key != "split"]
     if not all(type(value) in (int, float) for value in numbers):
         raise ValueError("metrics that are not numbers")
-    if (best := progress["best"]) and best["split"] not in ["train", "val"]:
+    if best and best["split"] not in ["train", "val"]:
         raise ValueError("metrics of an unknown split")
-    if best and not all(type(best[key]) in (int, float) for key in ("step", "epoch")):
-        raise ValueError("metrics that are not numbers")
     if progress["best_weights"]:
         run.task.score(best)
     state = run.state.model.state_dict()
