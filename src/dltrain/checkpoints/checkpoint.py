@@ -160,10 +160,7 @@ def _numbers(path: Path) -> list[int]:
 
 
 def _read(path: Path) -> Any:
-    """Load a file once its digest is verified and its archive holds nothing but tensors and plain values.
-
-    Raises DamagedFile for other content, InputError for a file that cannot be read.
-    """
+    """Load a file of verified digest that holds only tensors and plain values. Raises DamagedFile or InputError."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:

@@ -212,10 +212,7 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
 
 
 def file_name(checkpoint: Path, split: str, views: str) -> str:
-    """Return the name of the result file, different for each kind of evaluation so that none replaces another.
-
-    eval.json is best.pt on the test set; others are eval-val.json, eval-test-flip.json, last-eval.json.
-    """
+    """Return the name of the result file: eval.json for best.pt and the test set, else as last-eval-val-flip.json."""
     prefix = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
     augmented = "" if views == "none" else f"-{views}"
     return f"{prefix}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"
@@ -243,10 +240,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """Return a confusion matrix as a table, with true classes as rows and predicted ones as columns.
-
-    With more than 20 classes, or on a terminal that is too narrow, the table lists the largest errors instead.
-    """
+    """Return a confusion matrix, true classes as rows, as a table; if it is too wide, a table of the largest errors."""
     if len(classes) > MOST_COLUMNS:
         return _worst(classes, counts)
     matrix, console = _matrix(classes, counts), Console()

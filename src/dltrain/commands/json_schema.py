@@ -1,7 +1,4 @@
-"""`dltrain list --schema`: a JSON schema of training configs and experiments, with which editors complete and check.
-
-The schema follows draft 2020-12; it is made from the signatures and YAML files of the checks, help and defaults.
-"""
+"""`dltrain list --schema`: a JSON schema for editors, from the signatures and YAML files of checks, help, defaults."""
 
 import types
 from collections.abc import Mapping

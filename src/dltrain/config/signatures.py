@@ -1,7 +1,6 @@
 """Signatures of functions and classes: the schema of the config.
 
-Built-ins are read from their source with `ast`, so that help, checks and completion import no torch. A user's own
-code, named by its import path, is imported.
+Built-ins are read with `ast`, so that help, checks and completion import no torch; a user's own code is imported.
 """
 
 import ast
@@ -57,10 +56,7 @@ def _parsed(source: str) -> ast.Module:
 
 @functools.cache
 def builtin(source: str, name: str) -> Signature:
-    """Return the signature of the public function or class `name` (in any case) in a source file of this package.
-
-    A class NetOfMine is `netofmine` or `net_of_mine`. Raises SignatureNotFound if there is none.
-    """
+    """Return the signature of what `matches_name` in a source file of this package. Raises SignatureNotFound."""
     if not (PACKAGE / source).is_file():
         raise SignatureNotFound(source)
     tree = _parsed(source)
@@ -137,10 +133,7 @@ def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
 
 
 def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, str]:
-    """Return the entries `name: meaning` of a docstring's Args section; continuation lines are indented further.
-
-    A line that begins with one of `names` starts an entry at any indentation.
-    """
+    """Return the entries `name: meaning` of Args; lines indented further continue one, unless they begin `names`."""
     meanings: dict[str, str] = {}
     name, depth = "", 0
     for line in document.partition("Args:")[2].splitlines():

@@ -25,8 +25,7 @@ NO_FILE = "not a regular file"
 def find_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
     """Return the image files below a folder, sorted by the parts of their paths, and why other files are none.
 
-    Hidden and system files are skipped. Returns texts, as Paths would take ten times as long.
-    Raises InputError for a folder that cannot be read.
+    Hidden and system files are skipped; Paths would take ten times as long. Raises InputError for unreadable folders.
     """
     files = dict(_walk(folder))
     images = sorted((path for path, why in files.items() if not why), key=lambda path: path.split(os.sep))  # noqa: PTH206

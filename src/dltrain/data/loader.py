@@ -1,7 +1,6 @@
-"""Batches from a data set that is one tensor on the device, or a mapped file.
+"""Batches, augmented and normalised as a whole, from a data set that is one tensor on the device, or a mapped file.
 
-Shuffling and augmentation are pure functions of (seed, epoch): a resumed run gets the batches of an uninterrupted one,
-and there are no workers. Augmentation and normalisation work on whole batches.
+Shuffling and augmentation are pure functions of (seed, epoch): a resumed run gets the batches of an uninterrupted one.
 """
 
 from collections.abc import Iterator

@@ -100,10 +100,9 @@ def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict
 
 
 def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
-    """Return the expected calibration error of predictions with a confidence (N,) that are correct (N,) or not.
+    """Return the expected calibration error of a confidence (N,) in predictions that are correct (N,) or not.
 
-    It uses 15 equal bins, open below and closed above: the mean over the examples of the distance between the mean
-    confidence of a bin and its accuracy, both 0 in an empty bin (Guo et al., 2017).
+    It is the mean distance between confidence and accuracy in 15 bins, open below, closed above (Guo et al., 2017).
     """
     confidence = confidence.double()
     bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
@@ -134,10 +133,7 @@ def mistaken_pictures(examples: Examples, analysis: dict[str, Any]) -> list[tupl
 
 
 def to_uint8(image: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """Return an image (C, H, W) for display, uint8 (1 or 3, H, W); other numbers of channels are averaged.
-
-    uint8 values are kept. Floats are scaled from `low` (black) to `high` (white), by default the extremes of the image.
-    """
+    """Return an image (C, H, W) as uint8 (1 or 3, H, W); floats are scaled from `low`, `high`, else their extremes."""
     if image.dtype != torch.uint8:
         low = float(image.min()) if low is None else low
         high = float(image.max()) if high is None else high

@@ -22,11 +22,7 @@ from dltrain.runtime.signals import as_user_error
 
 @contextlib.contextmanager
 def run_log() -> Iterator[Callable[[Path], None]]:
-    """Hold the log lines of a run; the function it yields writes them, and all later ones, to a file.
-
-    So train.log has what was logged before the folder existed, such as an image that was left out while the data was
-    read: the folder is only created after everything that a mistake of the user could stop.
-    """
+    """Hold the log lines of a run until its folder exists; the function it yields writes them and all later ones."""
     held = logging.handlers.MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     held.addFilter(sanitize_record)
     files: list[logging.FileHandler] = []

@@ -17,7 +17,7 @@ MARK = "table: "  # begins the line with the path of results.csv
 def sweep(overrides: Sequence[str]) -> Result:
     """Train with every combination of overrides such as "optim.lr=0.1,0.3"; return the `folder` and the `jobs`.
 
-    A job is a dict with the columns of results.csv; one that has failed says so in its `status`. Raises UserError.
+    A job has the columns of results.csv; a failed one says so in its `status`. Raises UserError.
     """
     command = [sys.executable, "-m", "dltrain", "train", "-m", *overrides]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}

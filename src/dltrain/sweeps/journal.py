@@ -1,6 +1,6 @@
-"""journal.jsonl of a sweep: a line for each job planned, begun or ended, from which a killed sweep continues.
+"""journal.jsonl: a line for each job planned, begun or ended, from which a killed sweep continues.
 
-A line is written in one call and counts once it is whole: a partial last line, left by a kill, is cut off.
+A line counts once it is whole: a partial last line, left by a kill, is cut off.
 """
 
 import json

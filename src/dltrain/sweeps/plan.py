@@ -1,7 +1,7 @@
 """Plan the jobs of a sweep from its overrides: all are composed and checked before the first runs. Imports no torch.
 
-Hydra takes 50 ms to compose a config. It composes one for each combination of options (model=mlp, optim=adam); jobs
-that differ only in values (optim.lr=0.1) get a copy with their values.
+Hydra takes 50 ms for a config, so it composes one for each combination of options; jobs that differ in values only
+(optim.lr=0.1) get a copy with theirs.
 """
 
 import copy

@@ -63,7 +63,7 @@ def _model_of_checkpoint(node: dict[str, Any], known: dict[str, Any]) -> nn.Modu
 
 
 def copy_matching(network: nn.Module, weights: Weights, path: Path, *, is_partial: bool) -> list[str]:
-    """Copy the weights that match by name and shape; return lines on those that do not, in either direction.
+    """Copy the weights that match by name and shape; return lines on the others, in either direction.
 
     Raises InputError if none does, or without `is_partial` if they are less than half of the model's numbers.
     """

@@ -1,7 +1,6 @@
 """Logs a run to an MLflow store. Uses MLflow's client only, none of its global state.
 
-MLflow deletes no metric once logged, so metrics are sent when a checkpoint covers them: a run that is killed and
-resumed computes the later ones again.
+MLflow deletes no metric, so metrics are sent when a checkpoint covers them: a resume computes the later ones again.
 """
 
 import logging
