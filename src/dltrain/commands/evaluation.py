@@ -64,10 +64,9 @@ class Evaluated:
 def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
-    Returns a JSON-able document and the result of the best checkpoint. The document is that result; for a list of
-    checkpoints it has the result of each in order, and one table ranks them. One that cannot be evaluated, or that has
-    other test examples, does not stop the others: its entry has `checkpoint` and `error`, and PartialFailure is raised
-    at the end, with the document. The document of an ensemble is its result, with those of its `members`.
+    Returns a JSON-able document and the result of the best checkpoint. The document is that result, for an ensemble
+    with those of its `members`; for a list it has the result of each, and a table ranks them. One that cannot be
+    evaluated, or has other test examples, has an entry of `checkpoint` and `error`; PartialFailure is raised last.
     """
     ckpt, is_ensemble = config.values["ckpt"], config.values["ensemble"]
     if is_ensemble and (isinstance(ckpt, str) or len(ckpt) < 2):
@@ -251,11 +250,9 @@ def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
 
 def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
     short = all(len(name) <= SHORT for name in classes)
-    shown = Table(title="confusion (rows: true, columns: predicted)", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.padding, shown.pad_edge = (0, 1, 0, 0), False
-    shown.add_column("")
-    for number, name in enumerate(classes):
-        shown.add_column(printable(name) if short else str(number), justify="right")
+    heads = (Column(printable(name) if short else str(number), justify="right") for number, name in enumerate(classes))
+    shown = Table("", *heads, title="confusion (rows: true, columns: predicted)", title_justify="left")
+    shown.box, shown.padding, shown.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     for number, (name, row) in enumerate(zip(classes, counts, strict=True)):
         label = printable(name if short else f"{number} {name}")
         shown.add_row(label, *(str(count) if count else "·" for count in row))

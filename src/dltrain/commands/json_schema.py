@@ -113,12 +113,8 @@ def _any_option(group: str) -> dict[str, Any]:
     name_schema = {"anyOf": [{"enum": names}, {"type": "string", "pattern": ":"}, {"$ref": "#/$defs/reference"}]}
     properties = {"name": name_schema | {"description": "the option, or module:name of your own code"}}
     properties |= {key: schemas[0] if len(schemas) == 1 else {"anyOf": schemas} for key, schemas in rules.items()}
-    return {
-        "type": "object",
-        "properties": {"name": properties["name"]},
-        "if": OWN_CODE,
-        "else": {"properties": properties, "additionalProperties": False},
-    }
+    known = {"properties": properties, "additionalProperties": False}
+    return {"type": "object", "properties": {"name": properties["name"]}, "if": OWN_CODE, "else": known}
 
 
 def _options(group: str, defaults: Mapping[str, Any]) -> dict[str, Any]:

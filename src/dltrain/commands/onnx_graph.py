@@ -46,10 +46,8 @@ def require_packages() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"format=onnx: needs {error.name}; in dltrain's checkout: pip install '.[export]'. "
-            "Or set format=safetensors"
-        ) from error
+        advice = "in dltrain's checkout: pip install '.[export]'. Or set format=safetensors"
+        raise ConfigError(f"format=onnx: needs {error.name}; {advice}") from error
     return onnxruntime
 
 
@@ -111,10 +109,6 @@ def _onnx_session(file: bytes, threads: int) -> Callable[[Tensor], Tensor]:
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """Suppress the progress of the exporter and its warnings about torch itself, which are of no use to users."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
+    text = io.StringIO()
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         yield

@@ -107,10 +107,7 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
     confidence = confidence.double()
     bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
     counts = torch.bincount(bins, minlength=BINS).double()
-    mean, accuracy = (
-        torch.bincount(bins, weights=values.double(), minlength=BINS) / counts.clamp(min=1)
-        for values in (confidence, correct)
-    )
+    mean, accuracy = (torch.bincount(bins, it.double(), BINS) / counts.clamp(min=1) for it in (confidence, correct))
     rows = zip(counts.int().tolist(), mean.tolist(), accuracy.tolist(), strict=True)
     return {
         "error": float((counts * (mean - accuracy).abs()).sum() / counts.sum()),
@@ -159,11 +156,8 @@ def _confidence(outputs: Tensor) -> Tensor:
 def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> Rows:
     predicted, confidence = outputs.argmax(dim=1), _confidence(outputs)
     wrong = (predicted != examples.targets).nonzero().flatten()
-    most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
-    return [
-        {**_row(index, examples, predicted, classes), "probability": float(confidence[index])}
-        for index in most_confident.tolist()
-    ]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES].tolist()
+    return [_row(index, examples, predicted, classes) | {"probability": float(confidence[index])} for index in worst]
 
 
 def _add_maps(mistakes: Rows, model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime) -> None:
@@ -212,10 +206,8 @@ def _attention(
         log.warning("attention_map of the model must return weights (%d, h, w); got %s, left out", len(chosen), shape)
         return []
     predicted = outputs.argmax(dim=1)
-    return [
-        {**_row(index, examples, predicted, names), "weights": weights}
-        for index, weights in zip(chosen.tolist(), maps.float().nan_to_num(0).cpu().tolist(), strict=True)
-    ]
+    pairs = zip(chosen.tolist(), maps.float().nan_to_num(0).cpu().tolist(), strict=True)
+    return [_row(index, examples, predicted, names) | {"weights": weights} for index, weights in pairs]
 
 
 def _points(targets: Tensor, outputs: Tensor) -> list[list[float]]:
