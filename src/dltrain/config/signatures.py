@@ -100,15 +100,13 @@ def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) ->
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 found[field.target.id] = field.annotation, field.value is None
     meanings = argument_meanings(document, found)
-    keys = {
-        name: Param(Any if hint is None else _hint(hint, aliases), required, meanings.get(name, ""))
-        for name, (hint, required) in found.items()
-    }
+    hints = {name: (_hint(hint, aliases), is_required) for name, (hint, is_required) in found.items()}
+    keys = {name: Param(*hint, meanings.get(name, "")) for name, hint in hints.items()}
     return Signature(document.partition("\n")[0], keys, takes_any)
 
 
-def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
-    """Return the object of a type hint, for the few forms that config keys need; Any for other forms."""
+def _hint(node: ast.expr | None, aliases: dict[str, ast.expr]) -> Any:
+    """Return the object of a type hint, for the few forms that config keys need; Any for other forms, and for none."""
     match node:
         case ast.Constant(value=value):
             return value

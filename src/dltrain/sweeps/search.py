@@ -85,9 +85,8 @@ class Space:
     def _drawn(self, override: Override, params: dict[str, Any]) -> ParsedOverride:
         key = override.get_key_element()
         value, ends = params.get(key), _ends(self.distributions[key])
-        if value not in ends and (
-            key in self.choices or not isinstance(value, int | float) or not ends[0] < value < ends[1]
-        ):
+        is_between = key not in self.choices and isinstance(value, int | float) and ends[0] < value < ends[1]
+        if value not in ends and not is_between:
             reason = f"a job of this sweep has {key}={value}" if key in params else "a job of this sweep lacks it"
             raise ConfigError(f"{override.input_line}: {reason}; continue with the overrides of the sweep")
         if key in self.choices:

@@ -17,10 +17,8 @@ def check_classes(classes: Sequence[str], examples: Examples, split: str) -> Non
     """Raise InputError if a split has other classes than the training set, as its metrics would be wrong."""
     unknown = [name for name in examples.classes if name not in classes]
     if unknown or examples.classes != tuple(classes)[: len(examples.classes)]:
-        raise InputError(
-            f"data: the {split} split has the classes {', '.join(examples.classes[:20])}; "
-            f"the model was trained on {', '.join(classes[:20])}, in that order"
-        )
+        trained = f"the model was trained on {', '.join(classes[:20])}, in that order"
+        raise InputError(f"data: the {split} split has the classes {', '.join(examples.classes[:20])}; {trained}")
 
 
 def check_task(node: dict[str, Any]) -> None:

@@ -177,14 +177,11 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
     if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
         raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
     for key, each in moments.items():
-        if key == "step":
-            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (torch.Size(), torch.float32)
-        elif each is None:
-            fits = key == "momentum_buffer" and key not in needed
-        else:
-            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
-            fits = fits and each.stride() == parameter.stride()
-        if not fits:
+        if each is None and key == "momentum_buffer" and key not in needed:
+            continue
+        like = torch.zeros((), dtype=torch.float32) if key == "step" else parameter
+        kinds = [(it.shape, it.dtype, it.stride()) for it in (each, like) if isinstance(it, Tensor)]
+        if len(kinds) < 2 or kinds[0] != kinds[1]:
             raise ValueError(f"moments of another type than the weights ({key})")
 
 

@@ -99,10 +99,8 @@ def _matching(state: Weights, weights: Weights, path: Path, is_partial: bool) ->
     if not matching.keys() & of_head:
         total -= sum(state[key].numel() for key in of_head)
     if 2 * taken < total and not is_partial:
-        raise InputError(
-            f"{path}: {summary}; is it for another model?\n{'; '.join(faults[:2])}\n"
-            "To start from these weights all the same, add init_partial=true"
-        )
+        advice = "To start from these weights all the same, add init_partial=true"
+        raise InputError(f"{path}: {summary}; is it for another model?\n{'; '.join(faults[:2])}\n{advice}")
     more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
     return matching, [*lines, summary, *faults[:SHOWN], *more]
 
