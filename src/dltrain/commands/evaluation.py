@@ -41,15 +41,12 @@ SHORT = 4  # letters of a class name as column header; with longer names columns
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it; `kind` is data and task.
-
-    `chosen` is what a training or validation set was chosen by, `digest` that of its examples in training.
-    """
+    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it."""
 
     path: Path
-    kind: str
-    chosen: dict[str, Any]
-    digest: str | None
+    kind: str  # data and task
+    chosen: dict[str, Any]  # what a training or validation set was chosen by
+    digest: str | None  # of its examples in training
     task: Task
     classes: list[str]
     targets: Tensor
@@ -66,7 +63,7 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
 
     Returns a JSON-able document and the result of the best checkpoint. The document is that result, for an ensemble
     with those of its `members`; for a list it has the result of each, and a table ranks them. One that cannot be
-    evaluated, or has other test examples, has an entry of `checkpoint` and `error`; PartialFailure is raised last.
+    evaluated, or has other test examples, has `checkpoint` and `error`, and PartialFailure is raised at the end.
     """
     ckpt, is_ensemble = config.values["ckpt"], config.values["ensemble"]
     if is_ensemble and (isinstance(ckpt, str) or len(ckpt) < 2):
@@ -211,7 +208,7 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
 
 
 def file_name(checkpoint: Path, split: str, views: str) -> str:
-    """Return the name of the result file: eval.json for best.pt and the test set, else as last-eval-val-flip.json."""
+    """Return the result file's name: eval.json for best.pt on the test set, else such as last-eval-val-flip.json."""
     prefix = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
     augmented = "" if views == "none" else f"-{views}"
     return f"{prefix}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"

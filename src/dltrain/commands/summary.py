@@ -26,19 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layer:
-    """A module of a network without its submodules, so that the numbers of all add up to those of the network.
-
-    Args:
-        output_shape: of its last call, for a batch of one; None if it was not called or returned no tensor
-        parameters: number of parameters; shared ones count for the first module only
-        flops: of a forward pass of one example; a multiplication and an addition count as two
-    """
+    """A module of a network without its submodules, so that the numbers of all add up to those of the network."""
 
     name: str
     type: str
-    output_shape: list[int] | None
-    parameters: int
-    flops: int
+    output_shape: list[int] | None  # of its last call, for a batch of one; None if it was not called or gave no tensor
+    parameters: int  # shared ones count for the first module only
+    flops: int  # of a forward pass of one example; a multiplication and an addition count as two
 
 
 def summarize(config: Config) -> dict[str, Any]:

@@ -34,20 +34,15 @@ LARGEST_SIDE = 128  # pixels of an image on the page
 
 def analyze(
     model: nn.Module,
-    examples: Examples,
-    batches: TensorLoader,
-    classes: Sequence[str],
+    examples: Examples,  # the split, whose images are shown
+    batches: TensorLoader,  # the same examples as input of the network
+    classes: Sequence[str],  # all of the network
     task_name: str,
     runtime: Runtime,
     *,
     split: str,
 ) -> dict[str, Any]:
     """Return the analysis of a network on a split as plain data for JSON; costs one pass over the examples.
-
-    Args:
-        examples: the split, whose images are shown
-        batches: the same examples as input of the network
-        classes: names of all classes of the network
 
     The keys are `task`, `split` and `examples`; for classification also `classes`, those of `classified`, `mistakes`
     (the most confident ones, with their `class_map` if the network is convolutional) and `attention`; for regression
@@ -120,17 +115,13 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
 
 def mistaken_pictures(examples: Examples, analysis: dict[str, Any]) -> list[tuple[Tensor, str]]:
     """Return the images of the mistakes, uint8 (1 or 3, H, W), each with its title, for TensorBoard."""
-    return [
-        (
-            to_uint8(examples.images[mistake["index"]]),
-            f"{mistake['index']}: {mistake['true']} taken for {mistake['predicted']} ({mistake['probability']:.2f})",
-        )
-        for mistake in analysis.get("mistakes", [])
-    ]
+    title = "{index}: {true} taken for {predicted} ({probability:.2f})"
+    mistakes = analysis.get("mistakes", [])
+    return [(to_uint8(examples.images[each["index"]]), title.format(**each)) for each in mistakes]
 
 
 def to_uint8(image: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """Return an image (C, H, W) as uint8 (1 or 3, H, W); floats are scaled from `low`, `high`, else their extremes."""
+    """Return an image (C, H, W) as uint8 (1 or 3, H, W), floats scaled from `low` to `high`, else their extremes."""
     if image.dtype != torch.uint8:
         low = float(image.min()) if low is None else low
         high = float(image.max()) if high is None else high

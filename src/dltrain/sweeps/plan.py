@@ -155,19 +155,16 @@ def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
 
 @dataclass(frozen=True)
 class TrustedOverrides:
-    """What the user typed for a sweep whose overrides come from a file: trusted packages, and all typed keys."""
+    """What the user typed for a sweep from a file, which may choose no other code, nor an address for metrics."""
 
-    trust: Sequence[str]
+    trust: Sequence[str]  # packages
     keys: Collection[str]
 
 
 def checked(
     jobs: Iterable[Composed], command: str, typed: TrustedOverrides | None = None
 ) -> tuple[list[PlannedJob], int]:
-    """Return the jobs without duplicates, and the number of duplicates. Raises ConfigError with all faults of all jobs.
-
-    With `typed` the overrides come from a file, which may choose neither a user's code nor an address for metrics.
-    """
+    """Return the jobs without duplicates, and how many those are. Raises ConfigError with all faults of all jobs."""
     unique: dict[str, PlannedJob] = {}
     faults: dict[str, list[int]] = {}
     total = 0
