@@ -110,10 +110,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Return the weights in a checkpoint, a .safetensors file or a bare state dict that torch saved.
-
-    For a checkpoint also returns the description of the data it was trained on. Raises InputError for other files.
-    """
+    """Return the weights of a checkpoint, with the description of its data, or bare ones. Raises InputError."""
     content = _read(path)
     if isinstance(content, dict):
         key = foreign_files.weights_key(content, Tensor, path)

@@ -71,7 +71,7 @@ def build(kind: str, network: nn.Module, example: Tensor, output: str, metadata:
             assert program is not None
             from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-            ClearMetadataAndDocStringPass()(program.model)
+            ClearMetadataAndDocStringPass()(program.model)  # what the exporter records of local source files
             program.model.metadata_props.update(metadata)
             return program.model_proto.SerializeToString()
     except Exception as error:  # torch raises many types for a model of a user

@@ -29,12 +29,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard de
 
 
 class TensorLoader:
-    """Batches of one split: `epoch` for training, `in_order` for evaluation.
-
-    Args:
-        balance: how much more often rare classes come in an epoch, see balance.py
-        processes: the ranks that divide each training batch among themselves
-    """
+    """Batches of one split: `epoch` for training, `in_order` for evaluation."""
 
     def __init__(
         self,
@@ -44,9 +39,9 @@ class TensorLoader:
         batch_size: int,
         statistics: Statistics,
         augmentation: Augmentation = UNCHANGED,
-        balance: float = 0.0,
+        balance: float = 0.0,  # how much more often rare classes come in an epoch, see balance.py
         seed: int = 0,
-        processes: Processes = SINGLE_PROCESS,
+        processes: Processes = SINGLE_PROCESS,  # the ranks that divide each training batch among themselves
     ) -> None:
         self.images = examples.images.to(device)
         self.targets = examples.targets.to(device)
@@ -161,13 +156,10 @@ def normalization(images: Tensor, *, mean: list[float] | None, std: list[Positiv
         if given is not None and len(given) not in (1, channels):
             wanted = f"1 or {channels} numbers, one for each channel" if channels > 1 else "1 number"
             raise ConfigError(f"data.{key}={given}: must have {wanted}")
-    computed: Statistics = (0.0,) * channels, (1.0,) * channels
-    if images.dtype == torch.uint8 and (mean is None or std is None):
-        computed = channel_statistics(images)
-    return (
-        computed[0] if mean is None else tuple(mean) * (channels // len(mean)),
-        computed[1] if std is None else tuple(std) * (channels // len(std)),
-    )
+    is_computed = images.dtype == torch.uint8 and (mean is None or std is None)
+    means, stds = channel_statistics(images) if is_computed else ((0.0,) * channels, (1.0,) * channels)
+    means = means if mean is None else tuple(mean) * (channels // len(mean))
+    return means, stds if std is None else tuple(std) * (channels // len(std))
 
 
 def channel_statistics(images: Tensor) -> Statistics:

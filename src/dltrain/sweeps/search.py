@@ -1,6 +1,6 @@
 """Random and TPE search: Optuna draws the parameters of each job; its study is in the folder of the sweep.
 
-A draw depends on the seed, the trial's number and other results, not on a sampler's state, lost by a restart.
+A draw depends on the seed, the trial's number and other results, not on a sampler's state, lost in a restart.
 """
 
 import logging
@@ -77,12 +77,11 @@ class Space:
 
     def job_overrides(self, params: dict[str, Any]) -> list[ParsedOverride]:
         """Return the overrides of a job with drawn `params`. Raises ConfigError for params of another space."""
-        return [
-            self._drawn(override, params) if override.is_sweep_override() else self.composer.single(override)
-            for override in self.overrides
-        ]
+        return [self._of_job(override, params) for override in self.overrides]
 
-    def _drawn(self, override: Override, params: dict[str, Any]) -> ParsedOverride:
+    def _of_job(self, override: Override, params: dict[str, Any]) -> ParsedOverride:
+        if not override.is_sweep_override():
+            return self.composer.single(override)
         key = override.get_key_element()
         value, ends = params.get(key), _ends(self.distributions[key])
         is_between = key not in self.choices and isinstance(value, int | float) and ends[0] < value < ends[1]
@@ -108,17 +107,14 @@ def _ends(distribution: Any) -> list[Any]:
 
 @dataclass
 class Search:
-    """Draws further jobs of a sweep when an executor is free, and tells its study how they end.
-
-    A trial has the number of its job. With `typed` the overrides come from a file.
-    """
+    """Draws further jobs of a sweep when an executor is free, and tells its study how they end."""
 
     folder: Path
     settings: Sweep
     space: Space
     metric: Metric
     journal: Journal
-    typed: plan.TrustedOverrides | None
+    typed: plan.TrustedOverrides | None  # of overrides that come from a file
 
     def __post_init__(self) -> None:
         import optuna
@@ -162,7 +158,7 @@ class Search:
         return self.journal.entries[number], planned.composed
 
     def _ask(self) -> tuple[int, dict[str, Any]] | None:
-        """Return number and parameters of a new job, None after the last trial."""
+        """Return the number of a new job, which is that of its trial, and parameters; None after the last trial."""
         known = self.journal.entries
         # A kill between asking and planning leaves a trial without a job: that trial comes first.
         begun = [trial for trial in self.trials() if not trial.state.is_finished() and trial.number not in known]

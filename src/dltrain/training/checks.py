@@ -51,7 +51,7 @@ def check_fit(
 def check_last_batch(
     network: nn.Module, shape: Sequence[int], examples: int, batch_size: int, accumulate: int, processes: int = 1
 ) -> None:
-    """Raise ConfigError if a batch of one example makes batch norm fail, as an example of `shape` is tried to show."""
+    """Raise ConfigError if a batch has a single example and batch norm fails on it, tried with one of `shape`."""
     whole = min(batch_size * accumulate, examples)
     batches = {whole, examples % whole or whole}  # with several processes, parts of whole batches can be that small too
     parts = {

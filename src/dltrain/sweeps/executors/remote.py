@@ -1,7 +1,4 @@
-"""Jobs on other machines, through Ray or through submitit on Slurm, with the methods of `local.Workers`.
-
-Folders must lie on a file system that all machines share. A job whose worker dies is reported as failed.
-"""
+"""Jobs on other machines with shared folders, through Ray or submitit on Slurm, with the methods of `local.Workers`."""
 
 import contextlib
 import importlib.util
