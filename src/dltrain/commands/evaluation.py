@@ -1,7 +1,10 @@
 """`dltrain eval`: computes the metrics of checkpoints on a split."""
 
+import heapq
+import itertools
 import logging
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from dltrain.commands import tta
@@ -38,15 +41,12 @@ SHORT = 4  # letters of a class name as column header; with longer names columns
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it; `kind` is data and task.
-
-    `chosen` is what a training or validation set was chosen by, `digest` that of its examples in training.
-    """
+    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it."""
 
     path: Path
-    kind: str
-    chosen: dict[str, Any]
-    digest: str | None
+    kind: str  # data and task
+    chosen: dict[str, Any]  # what a training or validation set was chosen by
+    digest: str | None  # of its examples in training
     task: Task
     classes: list[str]
     targets: Tensor
@@ -61,10 +61,9 @@ class Evaluated:
 def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
-    Returns a JSON-able document and the result of the best checkpoint. The document is that result; for a list of
-    checkpoints it has the result of each in order, and one table ranks them. One that cannot be evaluated, or that has
-    other test examples, does not stop the others: its entry has `checkpoint` and `error`, and PartialFailure is raised
-    at the end, with the document. The document of an ensemble is its result, with those of its `members`.
+    Returns a JSON-able document and the result of the best checkpoint. The document is that result, for an ensemble
+    with those of its `members`; for a list it has the result of each, and a table ranks them. One that cannot be
+    evaluated, or has other test examples, has `checkpoint` and `error`, and PartialFailure is raised at the end.
     """
     ckpt, is_ensemble = config.values["ckpt"], config.values["ensemble"]
     if is_ensemble and (isinstance(ckpt, str) or len(ckpt) < 2):
@@ -150,8 +149,8 @@ def _ensemble(members: Sequence[Evaluated], config: Config) -> dict[str, Any]:
         metrics |= first.task.output_metrics(mean, first.targets)
     classes = first.classes if is_classification else None
     result = first.result | _result(metrics, first.task, mean, first.targets, classes, config)
-    result |= {"checkpoint": f"ensemble of {len(members)}"}
-    result |= {"seconds": round(sum(each.result["seconds"] for each in members), 3)}
+    seconds = round(sum(each.result["seconds"] for each in members), 3)
+    result |= {"checkpoint": f"ensemble of {len(members)}", "seconds": seconds}
     name = file_name(first.path, config.values["split"], config.values["tta"])
     _write(first.path.parent / f"ensemble-{name}", result)
     return result
@@ -209,10 +208,7 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
 
 
 def file_name(checkpoint: Path, split: str, views: str) -> str:
-    """Return the name of the result file, different for each kind of evaluation so that none replaces another.
-
-    eval.json is best.pt on the test set; others are eval-val.json, eval-test-flip.json, last-eval.json.
-    """
+    """Return the result file's name: eval.json for best.pt on the test set, else such as last-eval-val-flip.json."""
     prefix = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
     augmented = "" if views == "none" else f"-{views}"
     return f"{prefix}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"
@@ -240,10 +236,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """Return a confusion matrix as a table, with true classes as rows and predicted ones as columns.
-
-    With more than 20 classes, or on a terminal that is too narrow, the table lists the largest errors instead.
-    """
+    """Return a confusion matrix, true classes as rows, as a table; if it is too wide, a table of the largest errors."""
     if len(classes) > MOST_COLUMNS:
         return _worst(classes, counts)
     matrix, console = _matrix(classes, counts), Console()
@@ -254,11 +247,9 @@ def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
 
 def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
     short = all(len(name) <= SHORT for name in classes)
-    shown = Table(title="confusion (rows: true, columns: predicted)", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.padding, shown.pad_edge = (0, 1, 0, 0), False
-    shown.add_column("")
-    for number, name in enumerate(classes):
-        shown.add_column(printable(name) if short else str(number), justify="right")
+    heads = (Column(printable(name) if short else str(number), justify="right") for number, name in enumerate(classes))
+    shown = Table("", *heads, title="confusion (rows: true, columns: predicted)", title_justify="left")
+    shown.box, shown.padding, shown.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     for number, (name, row) in enumerate(zip(classes, counts, strict=True)):
         label = printable(name if short else f"{number} {name}")
         shown.add_row(label, *(str(count) if count else "·" for count in row))
@@ -266,17 +257,11 @@ def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
 
 
 def _worst(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    cells = [
-        (count, true, predicted)
-        for true, row in enumerate(counts)
-        for predicted, count in enumerate(row)
-        if count and true != predicted
-    ]
-    cells.sort(key=lambda cell: (-cell[0], cell[1:]))
-    shown = Table("true", "predicted", title="most frequent confusions", title_justify="left")
-    shown.add_column("examples", justify="right")
-    shown.add_column("fraction of true", justify="right")
-    for count, true, predicted in cells[:MOST_ROWS]:
-        names = (printable(classes[true]), printable(classes[predicted]))
-        shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")
+    numbers = [Column(name, justify="right") for name in ("examples", "fraction of true")]
+    shown = Table("true", "predicted", *numbers, title="most frequent confusions", title_justify="left")
+    cells = ((counts[true][other], true, other) for true, other in itertools.permutations(range(len(classes)), 2))
+    for count, true, predicted in heapq.nlargest(MOST_ROWS, cells, key=operator.itemgetter(0)):
+        if count:
+            names = (printable(classes[true]), printable(classes[predicted]))
+            shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")
     return shown

@@ -32,6 +32,7 @@ def environment() -> dict[str, Any]:
     """Return the versions, the hardware and the git commit that a result depends on."""
     import torch
 
+    commit = _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").decode().strip()
     return {
         "versions": versions(),
         "hardware": {
@@ -39,7 +40,7 @@ def environment() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         },
-        "git": _git_commit(),
+        "git": commit or None,  # with a + if files have changed; None outside a checkout
     }
 
 
@@ -75,9 +76,8 @@ def keep_code(folder: Path) -> None:
 def cpu_name() -> str:
     """Return the CPU's model name."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if model := re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return model[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -91,11 +91,6 @@ def usable_cores() -> float:
                     quota, period = map(int, (group / "cpu.max").read_text().split())
                     cores.append(quota / period)
     return min(cores)
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the current folder, with a + if files have changed; None outside a checkout."""
-    return _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").decode().strip() or None
 
 
 def _git(*arguments: str) -> bytes:

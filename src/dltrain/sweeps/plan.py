@@ -1,7 +1,7 @@
 """Plan the jobs of a sweep from its overrides: all are composed and checked before the first runs. Imports no torch.
 
-Hydra takes 50 ms to compose a config. It composes one for each combination of options (model=mlp, optim=adam); jobs
-that differ only in values (optim.lr=0.1) get a copy with their values.
+Hydra takes 50 ms for a config, so it composes one for each combination of options; jobs that differ in values only
+(optim.lr=0.1) get a copy with theirs.
 """
 
 import copy
@@ -155,19 +155,16 @@ def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
 
 @dataclass(frozen=True)
 class TrustedOverrides:
-    """What the user typed for a sweep whose overrides come from a file: trusted packages, and all typed keys."""
+    """What the user typed for a sweep from a file, which may choose no other code, nor an address for metrics."""
 
-    trust: Sequence[str]
+    trust: Sequence[str]  # packages
     keys: Collection[str]
 
 
 def checked(
     jobs: Iterable[Composed], command: str, typed: TrustedOverrides | None = None
 ) -> tuple[list[PlannedJob], int]:
-    """Return the jobs without duplicates, and the number of duplicates. Raises ConfigError with all faults of all jobs.
-
-    With `typed` the overrides come from a file, which may choose neither a user's code nor an address for metrics.
-    """
+    """Return the jobs without duplicates, and how many those are. Raises ConfigError with all faults of all jobs."""
     unique: dict[str, PlannedJob] = {}
     faults: dict[str, list[int]] = {}
     total = 0

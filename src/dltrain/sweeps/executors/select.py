@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def all_threads() -> int:
-    """Return how many threads torch would use here, and limit this process to one.
-
-    A thread pool does not survive a fork: a user's module that multiplies matrices on import would make every worker
-    hang.
-    """
+    """Return how many threads torch would use here, and limit this process to one: a pool does not survive a fork."""
     import_torch()
     import torch
 
