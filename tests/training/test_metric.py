@@ -51,6 +51,12 @@ def test_the_metric_is_in_every_record_and_file_and_eval_gives_that_of_training(
     assert document["metric"] == metric
 
 
+def test_a_metric_without_a_validation_set_says_that_it_chooses_no_weights(dltrain: Command) -> None:
+    result = dltrain("train", *QUICK, "metric=auroc", "data.val=0", "report=false", "epochs=1")
+    assert "metric=auroc: chooses nothing without a validation set; best.pt has the last weights" in result.out
+    assert "auroc" in summary(result.folder)["test"]
+
+
 def test_without_a_metric_records_have_loss_and_accuracy_alone(trained: Trained) -> None:
     folder = trained(*QUICK)
     assert set(records(folder, "val")[0]) == {"split", "step", "epoch", "loss", "accuracy"}
@@ -209,7 +215,7 @@ def test_checkpoints_are_ranked_by_the_metric_of_their_runs_and_by_the_usual_one
 
     def order(*folders: Path) -> list[str]:
         result = dltrain("eval", f"ckpt=[{','.join(map(str, folders))}]")
-        assert ("trained with different metrics" in result.out) == (plain in folders)
+        assert ("trained with different tasks or metrics" in result.out) == (plain in folders)
         lines = [line for line in result.out.splitlines() if line.startswith("│")]
         return [next(str(folder) for folder in folders if f"{folder}/" in line) for line in lines]  # …-2 may exist too
 

@@ -7,7 +7,7 @@ import math
 import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ class Evaluated:
     outputs: Tensor  # (N, ...) on the CPU; empty unless they are analyzed or averaged
     result: dict[str, Any]
 
-    @property
-    def score(self) -> list[float]:
-        return [value if math.isfinite(value) else -math.inf for value in self.task.score(self.result)]
+    def score(self, *, usual: bool) -> list[float]:
+        values = [self.result.get("accuracy", -self.result["loss"])] if usual else self.task.score(self.result)
+        return [value if math.isfinite(value) else -math.inf for value in values]
 
 
 def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
@@ -83,22 +83,20 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
             errors.append(error)
             document.append({"checkpoint": path, "error": str(error)})
             log.error("%s is left out: %s", path, error)
-    members = [*ranked]
-    if len(names := {each.result.get("metric") for each in ranked}) > 1:
-        log.warning("trained with different metrics (%s): ranked by the usual one", ", ".join(sorted(map(str, names))))
-        ranked = [replace(it, task=it.task.task if isinstance(it.task, WithMetric) else it.task) for it in ranked]
-    ranked.sort(key=lambda each: each.score, reverse=True)
+    if is_mixed := len({(type(getattr(it.task, "task", it.task)), it.result.get("metric")) for it in ranked}) > 1:
+        log.warning("trained with different tasks or metrics: ranked by accuracy, or else by loss")
+    best_first = sorted(ranked, key=lambda each: each.score(usual=is_mixed), reverse=True)
     if ranked:
-        rows = {each.result["checkpoint"]: _metrics(each.result) for each in ranked}
+        rows = {each.result["checkpoint"]: _metrics(each.result) for each in best_first}
         console.show_metrics(f"{config.values['split']}, best first", rows)
     if errors:
         message = f"{len(errors)} of {len(document)} checkpoints could not be evaluated; the first: {errors[0]}"
         raise PartialFailure(message, errors[0].exit_code, document) from errors[0]
     if is_ensemble:
-        result = _ensemble(members, config)
+        result = _ensemble(ranked, config)
         _show(result)
         return result | {"members": document}, result
-    return document, ranked[0].result
+    return document, best_first[0].result
 
 
 def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Evaluated:
@@ -113,7 +111,7 @@ def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Eval
         raise ConfigError(f"ensemble=true: needs classification or regression, {loaded.path} has another task")
     task, examples, batches = _ready(loaded, config)
     classes, targets = loaded.content["data"]["classes"], examples.targets
-    kind = f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
+    kind = f"data={loaded.values['data']['name']} task={loaded.task}"
     keys = {"seed": loaded.values["seed"], **loaded.values["data"]}
     chosen = {} if split == "test" else {key: keys.get(key) for key in ("seed", "val", "limit", "folds", "fold")}
     digest = loaded.content.get("digests", {}).get("data", {}).get(split)
@@ -216,8 +214,7 @@ def file_name(checkpoint: Path, split: str, views: str) -> str:
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of a result, which are the columns of a table."""
-    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
-    metrics = {key: value for key, value in numbers.items() if key not in ("examples", "seconds")}
+    metrics = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("examples", "seconds")}
     return metrics | ({"calibration_error": result["calibration"]["error"]} if "calibration" in result else {})
 
 

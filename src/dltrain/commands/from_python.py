@@ -25,7 +25,7 @@ from dltrain.data import image_files
 from dltrain.data.splits import Examples
 from dltrain.report import console
 from dltrain.report.html.run_page import NAME
-from dltrain.runtime.errors import ConfigError, InputError
+from dltrain.runtime.errors import ConfigError, InputError, UserError, typed_line
 from dltrain.runtime.process_state import preserved
 from dltrain.training import build, run
 from dltrain.training.restore import TrainedModel, load_trained
@@ -54,7 +54,10 @@ def train(config: Config | Mapping[str, Any] | Sequence[str], **options: Any) ->
         if not isinstance(config, Config | Mapping):
             composed = _composed("train", config)
             config = resolved(composed.config, "train", composed.typed, composed.origin)
-        return Result(run.train(config if isinstance(config, Config) else plain(config), **options))
+        try:
+            return Result(run.train(config if isinstance(config, Config) else plain(config), **options))
+        except SystemExit as error:  # of a user's code; it must not end the program
+            raise UserError(typed_line(error)) from error
 
 
 def evaluate(ckpt: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Any:

@@ -71,10 +71,11 @@ def run_job(
         metrics, folder = job_metrics(command, summary), str(summary.get("folder", ""))
         return JobResult(0, str(summary.get("status", "done")), metrics, time.perf_counter() - began, folder), document
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # sys.exit(0) of a user's code is no success
-        if (shown := as_user_error(error)) is not None:
-            is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
+        own = ", ".join(dict(saved_config.custom_imports(config))) or str(config.get("trust") or "")
+        if (shown := as_user_error(error, own)) is not None:
             document = getattr(shown, "document", None)  # a PartialFailure has one
             reason = first_line(shown) + (f" ({line})" if (line := user_line(shown)) else "")
+            is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
             return ended(report_error(shown), "interrupted" if is_stop else reason), document
         if torchrun.should_report(error):  # a bug of ours
             traceback.print_exc()

@@ -24,19 +24,16 @@ from dltrain.config.safe_yaml import UnsafeConfig, checked_yaml
 
 # Keys of Hydra's own node as configs/common.yaml leaves them. No other key is allowed, except those in FREE.
 FIXED: dict[str, Any] = {
-    "run.dir": ".",
-    "sweep.subdir": ".",
+    **dict.fromkeys(("run.dir", "sweep.dir", "sweep.subdir"), "."),
+    **{key: {} for key in ("job.env_set", "env", "callbacks")},
     "launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "output_subdir": None,
     "job.chdir": False,
-    "job.env_set": {},
     "job.env_copy": [],
-    "env": {},
-    "callbacks": {},
 }
 for log in ("hydra_logging", "job_logging"):
     FIXED |= {f"{log}.version": 1, f"{log}.root": None, f"{log}.disable_existing_loggers": False}
-FREE = ["sweep.dir", "sweeper.params", "overrides", "runtime", "searchpath", "verbose", "help", "hydra_help"]
+FREE = ["sweeper.params", "overrides", "runtime", "searchpath", "verbose", "help", "hydra_help"]
 FREE += [f"job.{key}" for key in ("name", "override_dirname", "id", "num", "config_name", "config")]
 MOST_FILES = 500  # named in defaults lists, repeats included
 
@@ -83,8 +80,7 @@ def hydra_sandbox() -> Iterator[None]:
 
     def initialize_sources(original: Callable[..., None], repository: ConfigRepository, search: Any) -> None:
         for entry in search.get_path():
-            is_own = entry.provider in ("hydra", "schema")
-            if not is_own and "://" in entry.path and not entry.path.startswith("file://"):
+            if entry.provider not in ("hydra", "schema") and "://" in entry.path.removeprefix("file://"):
                 raise UnsafeConfig(f"{entry.path}: only a folder can be searched for configs")
         original(repository, search)
 
@@ -129,10 +125,10 @@ def refuse_changes(node: Any, overrides: Sequence[str]) -> None:
     free = {key for key in values if any(f"{key}.".startswith(f"{each}.") for each in FREE)}
     for key in [*values, *FIXED]:
         if key not in free and (key not in values or key not in FIXED or values[key] != FIXED[key]):
-            raise UnsafeConfig(f"hydra.{key}: cannot be set; dltrain uses Hydra only to compose configs")
+            where = "; it writes to outputs/ in the folder that you start it in" if key.endswith(".dir") else ""
+            raise UnsafeConfig(f"hydra.{key}: cannot be set; dltrain uses Hydra only to compose configs{where}")
     params = node["sweeper"]["params"]
     items = {} if params is None else params if isinstance(params, dict) else {"": []}
-    names = [str(key).lstrip("+~") for key in items]
     is_nested = any(isinstance(value, dict | list) for value in items.values())
-    if is_nested or any(name.startswith(("_", "hydra", "sweep", "trust")) for name in names):
+    if is_nested or any(str(key).lstrip("+~").startswith(("_", "hydra", "sweep", "trust")) for key in items):
         raise UnsafeConfig("hydra.sweeper.params: must be overrides of a sweep by key, such as optim.lr: 0.1,0.01")

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from dltrain.runtime.errors import InputError, OutputError, UserError, typed_line, user_line
+from dltrain.runtime.errors import TRACEBACK, InputError, OutputError, UserError, typed_line, user_line
 
 # Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
 # asks it to; SIGHUP arrives when the terminal of a run is closed.
@@ -25,8 +25,8 @@ def exit_code(error: UserError | KeyboardInterrupt) -> int:
     return getattr(error, "exit_code", SIGNALS[signal.SIGINT])  # a plain KeyboardInterrupt has none
 
 
-def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
-    """Map an exception to what the user should see, also one raised in the user's own code; None for a bug of ours."""
+def as_user_error(error: BaseException, own: str = "") -> UserError | KeyboardInterrupt | None:
+    """Map an exception to what the user should see; None for a bug of ours, if no code is his `own`."""
     cause: BaseException | None = error
     while cause is not None:  # an interrupted library may fail again while it cleans up
         if isinstance(cause, SignalInterrupt):
@@ -42,6 +42,8 @@ def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
         shown = OutputError(f"standard output, or a file: could not be written ({error.strerror})")
     elif user_line(error):
         shown = UserError(typed_line(error))
+    elif own:
+        shown = UserError(f"{typed_line(error)}\nCheck your code: {own}  ({TRACEBACK}=1 shows the traceback)")
     else:
         return None
     shown.__cause__ = error

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dltrain.engine import Record
-from dltrain.optim.step import Task, TrainState
+from dltrain.optim.step import Task, TrainState, require_result
 
 
 @dataclass
@@ -45,8 +45,11 @@ class Progress:
             if is_finite and not self.best_weights:
                 self.best = position | record.values
         elif record.split == "val":
-            self.scores.append(task.score(record.values)[0] if is_finite else None)
-            if is_finite and (not self.best_weights or task.score(record.values) > task.score(self.best)):
+            score: Any = task.score(record.values) if is_finite else ()
+            fits = isinstance(score, tuple | list) and {*map(type, score)} <= {int, float} and math.isfinite(sum(score))
+            require_result(task, "score", score, fits and bool(score) == is_finite)
+            self.scores.append(score[0] if is_finite else None)
+            if is_finite and (not self.best_weights or score > task.score(self.best)):
                 self.best = position | record.values
                 self.best_weights = {key: value.detach().cpu().clone() for key, value in state.eval_weights().items()}
                 self.stale_epochs = 0

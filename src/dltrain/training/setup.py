@@ -58,6 +58,8 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
         data = load(values["data"], options.seed)
     if start is None and kind == "classification" and len(classes := data.train.classes) == 1:
         raise InputError(f"data: all examples are of one class, {classes[0]}; a classifier needs two or more")
+    if options.metric is not None and data.val is None:
+        log.warning("metric=%s: chooses nothing without a validation set; best.pt has the last weights", options.metric)
     task = build.task(values, data.outputs, data.class_counts.get("train"))
     if values["metric"] == "auroc" and data.val is not None and len(data.val.targets.unique()) < 2:
         raise InputError("metric=auroc: the validation set has a single class; raise data.val or set another metric")
