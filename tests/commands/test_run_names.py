@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from dltrain.commands.run_names import best_job, expand
-from dltrain.runtime.errors import InputError
+from dltrain.runtime.errors import InputError, UserError
 from dltrain.runtime.folders import find_run
 from support.command import Command
 
@@ -25,13 +25,16 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with three runs, and a sweep of twelve jobs of which the third is the best."""
     monkeypatch.chdir(tmp_path)
     for run in RUNS:
-        Path("outputs", run).mkdir(parents=True)
+        Path("outputs", run, "checkpoints").mkdir(parents=True)
+    Path("outputs/2026-11-30/08-00-00").mkdir(parents=True)  # of a run that has just begun
     for number in range(12):
-        Path(SWEEP, f"{number}_seed={number}").mkdir(parents=True)
+        Path(SWEEP, f"{number}_seed={number}", "checkpoints").mkdir(parents=True)
     Path(SWEEP, "sweep.json").write_text('{"command": "train", "overrides": ["seed=range(12)"]}')
     lines = [f"{number},{0.9 if number == 2 else 0.5},{number}_seed={number}" for number in range(12)]
     Path(SWEEP, "results.csv").write_text("\n".join(["job,val_accuracy,folder", *lines]))
     Path("one.pt").touch()
+    Path("a=b").touch()
+    Path("photos").mkdir()
     return tmp_path
 
 
@@ -49,7 +52,6 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "eval 12-00-00/1": f"eval ckpt={SWEEP}/1_seed=1",
         f"eval {SWEEP}/2_seed=2": f"eval ckpt={SWEEP}/2_seed=2",
         "eval --explain ckpt": "eval --explain ckpt",
-        "eval mnist": "eval mnist",
         "predict last photos": f"predict ckpt={NEWEST} input=photos",
         "predict last a.png b.png": f"predict ckpt={NEWEST} input=[a.png,b.png]",
         "predict ckpt=last photos": f"predict ckpt={NEWEST} input=photos",
@@ -67,6 +69,8 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "train -m sweep.resume=last": "train -m sweep.resume=last",
         "train resume=nothing": "train resume=nothing",
         "train model = mlp": "train model = mlp",
+        "resume 12-00-00 sweep.workers=1": f"train sweep.workers=1 sweep.resume={SWEEP}",
+        "eval a=b": "eval ckpt=a=b",
     }.items(),
 )
 @pytest.mark.usefixtures("outputs")
@@ -89,17 +93,42 @@ def test_what_a_name_means_is_shown_and_a_path_needs_no_words(capsys: pytest.Cap
 
 @pytest.mark.usefixtures("outputs")
 def test_a_part_of_several_names_is_refused_with_some_of_them() -> None:
-    with pytest.raises(InputError, match=r"2026-01-02: .*10-32-00-small, .*10-00-00 have this in their names"):
+    with pytest.raises(
+        InputError, match=r"2026-01-02: matches 2 runs \(.*10-32-00-small, .*10-00-00\); be more specific"
+    ):
         find_run("2026-01-02")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("eval mnist", "mnist: no such file, and no run in outputs/ has this in its name"),
+        ("eval last nosuch", "nosuch: no such file"),
+        ("predict photos", "photos: is no run. The run comes first: dltrain predict RUN IMAGE …"),
+        ("export 2026-11-30/08-00-00", "is no run"),
+        ("resume nothing", "nothing: no such file"),
+        ("resume small -m", "-m: resume continues one run or one sweep"),
+        ("resume 12-00-00 epochs=3", "epochs=3: outputs/sweeps/.* is a sweep, whose jobs keep their config"),
+        ("predict last", ""),
+    ],
+)
+@pytest.mark.usefixtures("outputs")
+def test_what_names_no_run_is_refused(line: str, message: str) -> None:
+    if not message:
+        assert expand(*_split(line))[1] == [f"ckpt={NEWEST}"]
+        return
+    with pytest.raises(UserError, match=message):
+        expand(*_split(line))
 
 
 @pytest.mark.parametrize("name", ["weird, [name] {x}", "it's", "a=b", "Ünï 日本"])
 @pytest.mark.usefixtures("outputs")
 def test_a_bare_path_is_read_by_hydra_as_it_stands(dltrain: Command, name: str) -> None:
     folder = Path("outputs/2026-02-01", f"08-00-00-{name}")
-    folder.mkdir(parents=True)
-    result = dltrain("eval", str(folder), "--cfg", "job")
-    assert (result.code, yaml.safe_load(result.out)["ckpt"]) == (0, str(folder))
+    (folder / "checkpoints").mkdir(parents=True)
+    for argument in (str(folder), f"ckpt={folder}"):
+        result = dltrain("eval", argument, "--cfg", "job")
+        assert (result.code, yaml.safe_load(result.out)["ckpt"]) == (0, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +176,7 @@ def test_a_run_is_evaluated_predicted_and_resumed_by_name(dltrain: Command) -> N
     unknown = dltrain("resume", "nothing")
     assert (unknown.code, unknown.err) == (
         66,
-        "error: nothing: no folder, and no run in outputs/ has this in its name\n",
+        "error: nothing: no such file, and no run in outputs/ has this in its name\n",
     )
 
 

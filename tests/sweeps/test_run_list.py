@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,12 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     for name, model, accuracy, status, tags in RUNS:
-        config = {"model": {"name": model}, "data": {"name": "digits"}, "optim": {"lr": 0.1}, "tags": tags}
+        config = {
+            "model": {"name": model},
+            "data": {"name": "digits"},
+            "optim": {"lr": 0.1, "name": "sgd"},
+            "tags": tags,
+        }
         summary = {"status": status, "test": {"split": "test", "accuracy": accuracy, "loss": 0.1}, "total_seconds": 5.0}
         (folder := Path("outputs", name)).mkdir(parents=True)
         (folder / ".hydra").mkdir()
@@ -67,12 +74,15 @@ def is_named(label: str, folder: str) -> bool:
         "optim.lr=1e-1 data=digits seconds<=5": [4, 3, 2, 1, 0],
         "2026-01-02": [1, 0],
         "outputs/sweeps model=lenet": [4],
+        "optim=sgd 'accuracy > 0.97'": [2, 1],
+        "model==mlp date=2026-01-10": [2],
+        "tags=null": [4, 3, 2, 1],
     }.items(),
 )
 def test_the_runs_that_meet_all_conditions_are_listed_newest_first(
     dltrain: Command, conditions: str, expected: list[int]
 ) -> None:
-    result = dltrain("runs", *conditions.split())
+    result = dltrain("runs", *shlex.split(conditions))
     assert (result.code, listed(result.out)) == (0, expected)
 
 
@@ -83,11 +93,25 @@ def test_the_runs_that_meet_all_conditions_are_listed_newest_first(
         ("--remove", 2, "--remove: no such option. usage: dltrain runs"),
         ("--delete", 2, "--delete: give a condition, such as status=interrupted"),
         ("--delete status=done", 2, "asks first, and there is no terminal. Add --yes"),
-        ("--delete 0_a --yes", 2, "is a job of a sweep, which is only deleted with all of its jobs"),
+        ("--delete 0_a --yes", 2, "1_b: does not match, and would be deleted with"),
+        ("--delete outer --yes", 2, "inner: does not match, and would be deleted with"),
+        ("--delete linked --yes", 2, "linked: is outside outputs, behind a link"),
+        ("--delete '' --yes", 2, "--delete: give a condition"),
+        ("--delete outputs --yes", 2, "--delete: give a condition"),
+        ("--delete outputs/ '' --yes", 2, "--delete: give a condition"),
+        ("accuracy>abc", 2, "accuracy>abc: compares numbers only; for texts there are = and !="),
+        ("model>mlp", 2, "model>mlp: compares numbers only"),
+        ("accuracy>=0.5<0.7", 2, "compares numbers only"),
     ],
 )
-def test_a_mistake_deletes_nothing(dltrain: Command, arguments: str, code: int, error: str) -> None:
-    result = dltrain("runs", *arguments.split())
+def test_a_mistake_deletes_nothing(dltrain: Command, tmp_path: Path, arguments: str, code: int, error: str) -> None:
+    if "outer" in arguments or "linked" in arguments:
+        run = Path("outputs", RUNS[0][0])
+        shutil.copytree(run, "outputs/2026-02-01/08-00-00-outer")
+        shutil.copytree(run, "outputs/2026-02-01/08-00-00-outer/outputs/inner")
+        shutil.copytree(run, tmp_path.parent / "elsewhere" / "linked", dirs_exist_ok=True)
+        Path("outputs/2026-03-01").symlink_to(tmp_path.parent / "elsewhere")
+    result = dltrain("runs", *shlex.split(arguments))
     assert (result.code, error in result.err) == (code, True), result.err
     assert all(Path("outputs", run[0], "summary.json").exists() for run in RUNS)
 
@@ -105,14 +129,14 @@ def test_runs_are_deleted_after_asking(
     monkeypatch.setattr("builtins.input", reply)
     monkeypatch.setattr(run_list.sys.stdin, "isatty", lambda: True)
     assert dltrain("runs", "--delete", "status=interrupted").code == 0
-    assert asked == ["Delete 1 folder for good? [y/N] "]
+    assert asked == ["Delete 1 folder permanently? [y/N] "]
     assert Path("outputs", RUNS[2][0]).exists() != is_gone
     assert all(Path("outputs", run[0]).exists() for run in (*RUNS[:2], *RUNS[3:]))
 
 
 def test_a_list_without_a_run_is_no_error(dltrain: Command) -> None:
     result = dltrain("runs", "accuracy>0.999", "--delete")
-    assert (result.code, result.out) == (0, "outputs: contains no run that meets these conditions\n")
+    assert (result.code, result.out) == (0, "no run in outputs matches\n")
 
 
 def test_a_sweep_is_deleted_with_all_of_its_jobs(dltrain: Command) -> None:
@@ -127,6 +151,31 @@ def test_a_run_that_is_under_way_is_not_deleted(dltrain: Command) -> None:
         result = dltrain("runs", "status=interrupted", "--delete", "--yes")
     assert (result.code, "another process is writing here" in result.err) == (74, True)
     assert (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("nosuchfolder",), ("--delete", "--yes"), ("accuracy>0.9",)])
+def test_a_folder_without_runs_is_listed_as_such(
+    dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    shutil.rmtree("outputs")
+    result = dltrain("runs", *arguments)
+    assert (result.code, result.out.startswith("no run in outputs")) == (0, True)
+
+
+def test_a_damaged_run_is_named_and_the_others_are_listed(dltrain: Command) -> None:
+    Path("outputs", RUNS[1][0], "summary.json").write_text("{")
+    result = dltrain("runs")
+    assert (result.code, listed(result.out)) == (0, [4, 3, 2, 0])
+    assert result.err.startswith("left out ") and "summary.json: cannot be read" in result.err
+
+
+def test_a_run_in_progress_is_running_and_a_killed_one_is_not_done(dltrain: Command) -> None:
+    for name, *_ in RUNS[:2]:
+        Path("outputs", name, "summary.json").unlink()
+        Path("outputs", name, ".lock").touch()
+    with locked(Path("outputs", RUNS[0][0], ".lock"), wait=False):
+        assert listed(dltrain("runs", "status=running").out) == [0]
+    assert listed(dltrain("runs", "status=not done").out) == [1, 0]
 
 
 def test_tags_and_note_are_shown_in_the_table_and_on_the_page(dltrain: Command) -> None:

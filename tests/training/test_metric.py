@@ -177,13 +177,13 @@ def test_a_metric_that_the_task_lacks_is_refused_at_once_with_those_it_has(
 
 
 def test_the_auroc_of_a_validation_set_of_one_class_is_refused_before_the_first_step(dltrain: Command) -> None:
-    Path("mine.py").write_text(
+    Path("one_class.py").write_text(
         "import torch\n"
         "def data(split):\n"
         "    labels = torch.zeros(8, dtype=torch.int64) if split == 'val' else torch.arange(8) % 2\n"
         "    return torch.rand(8, 1, 4, 4), labels, ['a', 'b']\n"
     )
-    result = dltrain("train", "data=custom", "data.name=mine:data", "model=linear", "metric=auroc")
+    result = dltrain("train", "data=custom", "data.name=one_class:data", "model=linear", "metric=auroc")
     assert (result.code, "the validation set has a single class" in result.err) == (66, True), result.err
 
 

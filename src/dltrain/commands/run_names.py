@@ -11,7 +11,7 @@ from typing import Any
 
 from dltrain.config.overrides import VALUE_FLAGS
 from dltrain.report.run_rows import metric
-from dltrain.runtime.errors import InputError, printable
+from dltrain.runtime.errors import ConfigError, InputError, printable
 from dltrain.runtime.folders import find_run
 
 # The commands that take names, and the keys that their bare arguments stand for.
@@ -21,12 +21,13 @@ KEYS = ("ckpt", "resume", "init", "sweep.resume")
 OF_JOB = ("ckpt", "init", "inspect")  # keys and commands for which a sweep stands for its best job
 VALUE_FOLLOWS = {*VALUE_FLAGS, "--explain", "-o", "--output", "--columns"}
 SWEEP = "sweep.json"
+OF_SWEEP = ("sweep.", "trust=", "logger", "report=", "hydra.")  # what may be set when a sweep is resumed
 
 
 def expand(command: str, arguments: list[str]) -> tuple[str, list[str]]:
     """Return a command line with the paths of runs in place of their names, `resume NAME` as `train resume=PATH`.
 
-    A bare argument that names neither a file nor a run stays as it is. Raises InputError.
+    Raises InputError for a bare argument that names neither a file nor a run, ConfigError for what cannot be resumed.
     """
     pairs = zip(["", *arguments], arguments, strict=False)
     is_bare = [not (it[:1] == "-" or before in VALUE_FOLLOWS or _is_override(it)) for before, it in pairs]
@@ -34,23 +35,23 @@ def expand(command: str, arguments: list[str]) -> tuple[str, list[str]]:
         return command, [_found(it, command) if name else it for it, name in zip(arguments, is_bare, strict=True)]
     bare = list(itertools.compress(arguments, is_bare))
     expanded = [it if it in bare else _expanded(it) for it in arguments]
+    if command == "resume" and {"-m", "--multirun"} & set(arguments):
+        raise ConfigError("-m: resume continues one run or one sweep. Leave it out")
     free = [key for key in BARE[command] if key not in {it.partition("=")[0] for it in arguments}]
     left = ["last"] if command == "resume" and free and not bare else bare
     for key in free:
         names = left if command == "eval" or key == "input" else left[:1]
-        paths = names if key == "input" else [_found(name, key) for name in names]
-        if paths and (key == "input" or all(Path(path).exists() for path in paths)):
-            value = ",".join("'{}'".format(path.replace("'", "\\'")) for path in paths)
-            expanded = [
-                *(it for it in expanded if it not in names),
-                _of_sweep(key, f"[{value}]" if names[1:] else value),
-            ]
+        if names:
+            value = ",".join(_quoted(name if key == "input" else _run(name, key, command)) for name in names)
+            expanded = [it for it in expanded if it not in names]
+            expanded.append(_of_sweep(key, f"[{value}]" if names[1:] else value))
             left = left[len(names) :]
     if command == "resume":
-        if left:
-            raise InputError(f"{left[0]}: no folder, and no run in outputs/ has this in its name")
         sweep = next((it.partition("=")[2].strip("'") for it in expanded if it.startswith("sweep.resume=")), None)
         command = _read(Path(sweep)).get("command", "train") if sweep else "train"
+        for override in expanded if sweep else ():
+            if override[:1] != "-" and not override.startswith(OF_SWEEP):
+                raise ConfigError(f"{override}: {sweep} is a sweep, whose jobs keep their config. Name a run instead")
     return command, expanded
 
 
@@ -83,18 +84,35 @@ def _read(sweep: Path) -> dict[str, Any]:
         return {}
 
 
+def _quoted(path: str) -> str:
+    """Return a path as Hydra reads it as one text; a plain one stays as it is."""
+    return path if re.fullmatch(r"[\w./~-]+", path) else "'{}'".format(path.replace("'", "\\'"))
+
+
 def _is_override(argument: str) -> bool:
     """True for KEY=VALUE, and not for a path that contains an equals sign."""
     key, equals, _ = argument.partition("=")
-    return bool(equals) and "/" not in key
+    return bool(equals) and "/" not in key and not Path(argument).exists()
 
 
 def _expanded(override: str) -> str:
     """Return an override with paths in place of the names in its value, which may be a list."""
     key, _, value = override.partition("=")
-    if key not in KEYS or Path(value.strip("'\"")).exists() or override == "sweep.resume=last":
+    if key not in KEYS or not value or override == "sweep.resume=last":
         return override
+    if Path(value.strip("'\"")).exists():
+        return _of_sweep(key, value if value[0] in "'\"" else _quoted(value))
     return _of_sweep(key, re.sub(r"""[^,\[\]'"]+""", lambda match: _found(match[0], key), value))
+
+
+def _run(name: str, key: str, command: str) -> str:
+    """Return the path of the file, run or sweep that a bare argument names. Raises InputError."""
+    path = Path(_found(name, key))
+    if path.is_file() or any((path / it).exists() for it in ("checkpoints", "best.pt", "last.pt", SWEEP)):
+        return str(path)
+    problem = "is no run" if path.exists() else "no such file, and no run in outputs/ has this in its name"
+    order = ". The run comes first: dltrain predict RUN IMAGE …" * (command == "predict")
+    raise InputError(f"{name}: {problem}{order}")
 
 
 def _of_sweep(key: str, value: str) -> str:

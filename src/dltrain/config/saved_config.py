@@ -10,7 +10,7 @@ from typing import Any
 from dltrain.config import validation
 from dltrain.config.registry import GROUPS
 from dltrain.config.resolution import Config, resolve
-from dltrain.runtime.errors import ConfigError, printable
+from dltrain.runtime.errors import ConfigError, listed, printable
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +178,10 @@ def read_only_reason(values: dict[str, Any], typed: Collection[str]) -> str:
 
 def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: str = "the checkpoint") -> None:
     """Raise ConfigError if a checkpoint names custom code of a package that is not in `trust`."""
-    trusted = [trust] if isinstance(trust, str) else trust
-    for name, package in custom_imports(stored):
-        if package not in trusted:
-            name = printable(name[:200])
-            raise ConfigError(f"{what} wants to run {name}. If you trust that code, add trust=[{package}]")
+    trusted, imports = [trust] if isinstance(trust, str) else trust, custom_imports(stored)
+    if unknown := [printable(name[:200]) for name, package in imports if package not in trusted]:
+        packages = ",".join(dict.fromkeys(printable(package[:200]) for _, package in imports))
+        raise ConfigError(f"{what} wants to run {listed(unknown)}. If you trust that code, add trust=[{packages}]")
 
 
 def require_typed_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:

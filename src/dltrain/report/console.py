@@ -190,9 +190,9 @@ def _metrics_text(values: Mapping[str, float]) -> str:
 
 def format_number(value: float) -> str:
     """Return a number as it is printed: four decimals; counts and large numbers whole, small ones with three digits."""
-    if isinstance(value, int) or abs(value) >= 1e4:
+    if isinstance(value, int) or 1e4 <= abs(value) < 1e15:
         return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
-    return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.3g}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or not value else f"{value:.3g}"
 
 
 def show_metrics(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:

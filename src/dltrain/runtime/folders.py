@@ -57,9 +57,10 @@ def find_run(name: str | Path) -> Path:
     """
     runs, text = newest_first(Path("outputs"), Path("outputs", "sweeps")), str(name).removeprefix("outputs/")
     if text == "last":
-        if not runs:
-            raise InputError("last: outputs/ contains no run. Give the folder of one")
-        return runs[0]
+        for run in runs:  # the newest may have just begun
+            if any((run / name).exists() for name in ("checkpoints", "sweep.json")):
+                return run
+        raise InputError("last: outputs/ contains no run with a checkpoint. Give the folder of one")
     if (path := expand_user(name)).exists() or text in ("", "null"):
         return path
     jobs = (path for path in Path("outputs", "sweeps").glob("[0-9]*/*/[0-9]*") if path.is_dir())
@@ -67,7 +68,9 @@ def find_run(name: str | Path) -> Path:
     matching = of_name[0] or of_name[1]
     matching = [path for path in matching if f"{text}_" in f"{path}_"] or matching  # 10-00-00/1 is not job 10
     if len(matching) > 1:
-        raise InputError(f"{text}: {listed(list(map(str, matching)), 3)} have this in their names. Type more of one")
+        raise InputError(
+            f"{text}: matches {len(matching)} runs ({listed(list(map(str, matching)), 3)}); be more specific"
+        )
     return matching[0] if matching else path
 
 

@@ -26,8 +26,20 @@ USAGE = "usage: dltrain report FOLDER … [--columns=NAME,…] [--json] [-o FILE
 DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
 
 
-def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
-    """Yield the run in a folder, or else all runs below it, with failed jobs, and of a sweep of `eval` its jobs."""
+def find_runs(folder: Path, depth: int = 0, damaged: list[str] | None = None) -> Iterator[RunRow]:
+    """Yield the run in a folder, or else all runs below it, with failed jobs, and of a sweep of `eval` its jobs.
+
+    Raises InputError for what cannot be read, or adds the message to `damaged` and goes on.
+    """
+    try:
+        yield from _find_runs(folder, depth, damaged)
+    except InputError as error:
+        if damaged is None:
+            raise
+        damaged.append(str(error))
+
+
+def _find_runs(folder: Path, depth: int, damaged: list[str] | None) -> Iterator[RunRow]:
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
         yield _run(folder, str(folder.absolute()))
         return
@@ -42,7 +54,7 @@ def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
             yield _run(path, label)
     if not entries and depth < DEEPEST:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from find_runs(inner, depth + 1)
+            yield from find_runs(inner, depth + 1, damaged)
 
 
 def _run(folder: Path, label: str) -> RunRow:

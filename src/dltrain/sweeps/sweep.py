@@ -160,7 +160,9 @@ def _run_jobs(
     total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
     if request.folder is not None:
         count = len(journal.entries)
-        print(f"resuming {folder}: {len(queue)} of {count} job{'s' * (count != 1)} left to run")
+        failed = sum(entry.failed for entry in journal.entries.values()) * (not settings.retry_failed)
+        again = f"; sweep.retry_failed=true runs the {failed} that failed again" if failed else ""
+        print(f"resuming {folder}: {len(queue)} of {count} job{'s' * (count != 1)} left to run{again}")
     if uncovered:
         print(f"left out {len(uncovered)} unfinished job{'s' * (len(uncovered) != 1)}, not covered by the overrides")
     jobs = len(queue) + (total - len(journal.entries))
