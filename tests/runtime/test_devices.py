@@ -87,6 +87,34 @@ def test_determinism_sets_the_cublas_workspace_unless_the_user_did(monkeypatch: 
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
+def fake_gpu(
+    monkeypatch: pytest.MonkeyPatch, *, capability: tuple[int, int] = (9, 0), archs: str = "sm_75 sm_90", count: int = 1
+) -> None:
+    """Let torch report GPUs of this compute capability, and code for these architectures."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", archs.split)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Tesla")
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_every_gpu_run_sets_the_cublas_workspace_as_a_later_one_may_be_deterministic(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    fake_gpu(monkeypatch)
+    assert devices.device(**(AUTO | {"deterministic": deterministic})).device.type == "cuda"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_cpu_run_sets_no_cublas_workspace() -> None:
+    devices.device(**(AUTO | {"name": "cpu"}))
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
 @pytest.mark.parametrize(
     ("precision", "threads", "words"), [("fp32", 1, "cpu, 1 thread, fp32"), ("bf16", 8, "cpu, 8 threads, bf16")]
 )

@@ -80,8 +80,8 @@ def device(
                 "Start fewer processes, or set device=cpu"
             )
         torch.cuda.set_device(chosen)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    if use_cuda or deterministic:  # read when cuBLAS starts, which another job of this process may do
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports a compiler: two seconds
         torch.use_deterministic_algorithms(deterministic)
     if threads is not None:
