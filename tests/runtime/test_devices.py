@@ -91,7 +91,7 @@ def fake_gpu(
     monkeypatch: pytest.MonkeyPatch, *, capability: tuple[int, int] = (9, 0), archs: str = "sm_75 sm_90", count: int = 1
 ) -> None:
     """Let torch report GPUs of this compute capability, and code for these architectures."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -108,6 +108,75 @@ def test_every_gpu_run_sets_the_cublas_workspace_as_a_later_one_may_be_determini
     fake_gpu(monkeypatch)
     assert devices.device(**(AUTO | {"deterministic": deterministic})).device.type == "cuda"
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "is_usable"),
+    [
+        ((7, 5), "sm_75 sm_90", True),
+        ((8, 9), "sm_86 sm_90", True),
+        ((8, 0), "sm_86 sm_90", False),
+        ((6, 1), "sm_75 sm_90", False),
+        ((10, 0), "sm_90", False),
+        ((10, 0), "sm_90 compute_90", True),
+        ((12, 1), "sm_90a sm_120", True),
+        ((9, 4), "gfx90a gfx942", True),
+    ],
+)
+def test_auto_takes_only_a_gpu_that_this_pytorch_has_code_for(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: tuple[int, int],
+    archs: str,
+    is_usable: bool,
+) -> None:
+    fake_gpu(monkeypatch, capability=capability, archs=archs)
+    assert devices.device(**AUTO).device.type == ("cuda" if is_usable else "cpu")
+    if is_usable:
+        assert devices.device(**(AUTO | {"name": "cuda"})).device.type == "cuda"
+        return
+    assert "computing on the CPU: Tesla is of capability" in caplog.text
+    with pytest.raises(DeviceError, match=r"device=cuda: Tesla is of capability \d+\.\d, this PyTorch has code for"):
+        devices.device(**(AUTO | {"name": "cuda"}))
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("cuda", "no usable GPU was found"), ("hip", "no usable GPU was found"), ("none", "built without CUDA or ROCm")],
+)
+def test_the_error_without_a_gpu_tells_whether_pytorch_was_built_for_one(
+    monkeypatch: pytest.MonkeyPatch, version: str, told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("cuda", "hip"):
+        monkeypatch.setattr(torch.version, name, "9" if name == version else None)
+    with pytest.raises(DeviceError, match=told):
+        devices.device(**(AUTO | {"name": "cuda"}))
+
+
+@pytest.mark.parametrize(
+    ("count", "environment", "index"),
+    [
+        (2, {}, 1),
+        (1, {"CUDA_VISIBLE_DEVICES": "1"}, 0),
+        (1, {"HIP_VISIBLE_DEVICES": "1"}, 0),
+        (1, {"SLURM_JOB_ID": "7"}, 0),
+        (1, {}, None),
+        (0, {"CUDA_VISIBLE_DEVICES": "1"}, None),
+    ],
+)
+def test_a_process_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, count: int, environment: dict[str, str], index: int | None
+) -> None:
+    fake_gpu(monkeypatch, count=count)
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (ranks | environment).items():
+        monkeypatch.setenv(name, value)
+    if index is None:
+        with pytest.raises(DeviceError, match=f"local rank 1 has no GPU, this machine has {count} GPU"):
+            devices.device(**AUTO)
+    else:
+        assert devices.device(**AUTO).device == torch.device("cuda", index)
 
 
 def test_a_cpu_run_sets_no_cublas_workspace() -> None:

@@ -1,8 +1,10 @@
 """Choose device, precision and threads, seed and save random generators. Done once, before the first tensor."""
 
 import contextlib
+import logging
 import os
 import random
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -14,6 +16,8 @@ from torch import nn
 
 from dltrain.runtime import torchrun
 from dltrain.runtime.errors import DeviceError, UserError, first_line
+
+log = logging.getLogger(__name__)
 
 Generators = dict[str, Any]  # states of random generators by name
 
@@ -66,19 +70,9 @@ def device(
 
     Raises DeviceError if CUDA is requested but not available.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        why = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
-        raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to use what is available")
-    use_cuda = name != "cpu" and torch.cuda.is_available()
-    chosen = torch.device("cuda" if use_cuda else "cpu")
-    if use_cuda and torchrun.processes().world_size > 1:  # one GPU per process
-        chosen = torch.device("cuda", torchrun.processes().local_rank)
-        if chosen.index >= (count := torch.cuda.device_count()):
-            gpus = f"{count} GPU{'s' * (count != 1)}"
-            raise DeviceError(
-                f"device={name}: local rank {chosen.index} has no GPU, this machine has {gpus}. "
-                "Start fewer processes, or set device=cpu"
-            )
+    chosen = _choose(name)
+    use_cuda = chosen.type == "cuda"
+    if chosen.index is not None:
         torch.cuda.set_device(chosen)
     if use_cuda or deterministic:  # read when cuBLAS starts, which another job of this process may do
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -87,6 +81,47 @@ def device(
     if threads is not None:
         torch.set_num_threads(threads)
     return Runtime(chosen, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
+
+
+def _choose(name: str) -> torch.device:
+    """Return the CPU or the GPU of this process. Raises DeviceError if `cuda` is not usable."""
+    gpu, is_there = torch.device("cuda"), name != "cpu" and torch.cuda.is_available()
+    if is_there and torchrun.processes().world_size > 1:  # one GPU per process
+        gpu = torch.device("cuda", _own_gpu(name, torchrun.processes().local_rank))
+    is_built = torch.version.cuda or torch.version.hip
+    why = "no usable GPU was found" if is_built else "this PyTorch was built without CUDA or ROCm"
+    if is_there and not (why := _missing_code(gpu)):
+        return gpu
+    if name == "cuda":
+        raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to use what is available")
+    if is_there:
+        log.warning("computing on the CPU: %s", why)
+    return torch.device("cpu")
+
+
+def _own_gpu(name: str, local_rank: int) -> int:
+    """Return the index of the GPU of a process on this machine. Raises DeviceError if there are too few."""
+    count = torch.cuda.device_count()
+    if count == 1 and not {*torchrun.VISIBLE_GPUS, "SLURM_JOB_ID"}.isdisjoint(os.environ):
+        return 0  # each process sees only its own, as with srun --gpus-per-task=1
+    if local_rank >= count:
+        problem = f"local rank {local_rank} has no GPU, this machine has {count} GPU{'s' * (count != 1)}"
+        raise DeviceError(f"device={name}: {problem}. Start fewer processes, or set device=cpu")
+    return local_rank
+
+
+def _missing_code(gpu: torch.device) -> str:
+    """Return why this PyTorch cannot compute on a GPU; empty if it can. Names of AMD's architectures are not read."""
+    archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+    own = torch.cuda.get_device_capability(gpu) if archs else (0, 0)
+    for kind, major, minor in archs:
+        # sm_75 is code for 7.5 up to 7.9; compute_75 is compiled when it is loaded, for all later ones.
+        if (int(major), int(minor)) <= own and (kind == "compute" or int(major) == own[0]):
+            return ""
+    if not archs:
+        return ""
+    known = ", ".join(f"{major}.{minor}" for _, major, minor in archs)
+    return f"{torch.cuda.get_device_name(gpu)} is of capability {own[0]}.{own[1]}, this PyTorch has code for {known}"
 
 
 def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
