@@ -179,6 +179,21 @@ def test_a_process_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_is_gi
         assert devices.device(**AUTO).device == torch.device("cuda", index)
 
 
+def test_precision_and_threads_of_a_run_are_kept_on_the_same_kind_of_device_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_gpu(monkeypatch)
+    torch.set_num_threads(2)
+    on_gpu, on_cpu = {"precision": "bf16", "threads": 1, "device": "cuda"}, {"precision": "bf16", "threads": 1}
+    for name, before, kept in (("cpu", on_gpu, ("fp32", 2)), ("auto", on_cpu, ("auto", 2)), ("cpu", {}, ("fp32", 2))):
+        found = devices.restored_device(AUTO | {"name": name}, before, ())
+        assert (found.precision, found.threads) == kept
+    for name, before in (("auto", on_gpu), ("cuda", on_gpu), ("cpu", on_cpu)):
+        found = devices.restored_device(AUTO | {"name": name}, before, ())
+        assert (found.precision, found.threads) == ("bf16", 1)
+        assert devices.restored_device(AUTO | {"name": name}, before, ("device",)).precision != "bf16"
+
+
 def test_a_cpu_run_sets_no_cublas_workspace() -> None:
     devices.device(**(AUTO | {"name": "cpu"}))
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ

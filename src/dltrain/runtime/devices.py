@@ -125,9 +125,14 @@ def _missing_code(gpu: torch.device) -> str:
 
 
 def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
-    """Call `device` with the former threads and precision unless the user set them: others would round differently."""
-    kept = {key: value for key, value in before.items() if not {"device", f"device.{key}"} & set(typed)}
-    return device(**(node | kept))
+    """Call `device` with the former threads and precision unless the user set them: others would round differently.
+
+    On another kind of device than before they say nothing, and are those of a new run.
+    """
+    kind = _choose(node["name"]).type
+    names = ("precision", "threads") if before.get("device", "cpu") == kind else ()
+    kept = {key: before[key] for key in names if key in before and not {"device", f"device.{key}"} & set(typed)}
+    return device(**(node | kept | {"name": kind}))
 
 
 def resolve_precision(runtime: Runtime, network: nn.Module, batch_size: int, task: str) -> Runtime:
