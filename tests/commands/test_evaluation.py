@@ -508,12 +508,12 @@ def test_a_checkpoint_of_a_gpu_is_evaluated_on_a_cpu_as_a_run_there_would_be(
     path = trained(*QUICK, "epochs=1") / "checkpoints" / "best.pt"
     content = checkpoint.load(path)
     assert content["runtime"].keys() == {"precision", "threads"}
-    content["runtime"] = {"precision": "bf16", "threads": 1000, "device": "cuda"}
+    content["runtime"] = {"precision": "tf32", "threads": 1000, "device": "cuda"}
     checkpoint.save(path, content)
     torch.set_num_threads(2)
     result = dltrain("eval", f"ckpt={path}", "device=cpu")
     assert result.code == 0
-    assert "computed in fp32, trained in bf16" in result.out
+    assert "computed in fp32, trained in tf32" in result.out
     assert figures(path.parent)["device"] == "cpu, 2 threads, fp32"
     content["runtime"]["device"] = "abacus"
     checkpoint.save(path, content)

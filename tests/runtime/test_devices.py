@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dltrain.checkpoints import checkpoint
-from dltrain.runtime import devices
+from dltrain.runtime import devices, process_state
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import DeviceError, UserError
 from support.contents import content
@@ -23,11 +23,13 @@ AUTO: dict[str, Any] = {"name": "auto", "precision": None, "threads": None, "det
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bring back torch's determinism and its environment variable."""
+    """Bring back torch's determinism and its environment variable, and TF32."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    before = torch.are_deterministic_algorithms_enabled()
+    before, tf32 = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
     yield
     torch.use_deterministic_algorithms(before)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("highest")
 
 
 @without_cuda
@@ -177,6 +179,45 @@ def test_a_process_takes_the_gpu_of_its_local_rank_or_the_only_one_that_it_is_gi
             devices.device(**AUTO)
     else:
         assert devices.device(**AUTO).device == torch.device("cuda", index)
+
+
+def tf32() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32", "auto", "bf16", None])
+def test_on_a_gpu_convolutions_and_products_are_in_tf32_only_if_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, precision: str | None
+) -> None:
+    fake_gpu(monkeypatch)
+    for before in ("tf32", "fp32"):
+        devices.device(**(AUTO | {"precision": before}))
+        found = devices.device(**(AUTO | {"precision": precision}))
+        assert tf32() == (precision == "tf32",) * 2
+        assert found.precision == (precision or "auto")
+    with Runtime(torch.device("cpu"), "tf32", 1).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_tf32_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu(monkeypatch, capability=(7, 5))
+    before = tf32()
+    for name in ("cpu", "cuda"):
+        with pytest.raises(DeviceError, match="tf32: needs a GPU of compute capability 8"):
+            devices.device(**(AUTO | {"name": name, "precision": "tf32"}))
+    devices.device(**(AUTO | {"name": "cpu"}))
+    assert tf32() == before
+
+
+def test_a_run_from_python_restores_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu(monkeypatch)
+    for cudnn, products in ((True, "highest"), (False, "medium")):
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(products)
+        for precision in ("fp32", "tf32"):
+            with process_state.preserved():
+                devices.device(**(AUTO | {"precision": precision}))
+            assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (cudnn, products)
 
 
 def test_precision_and_threads_of_a_run_are_kept_on_the_same_kind_of_device_only(

@@ -26,7 +26,7 @@ OF_EACH: dict[str, Any] = {
     "data.input_shape": Annotated[list[Side], Len(3, 3)],
     "data.outputs": Annotated[int, Interval(ge=1, le=1 << 24)],
     "data.statistics": Annotated[list[list[float]], Len(2, 2)],
-    "runtime.precision": Literal["fp32", "bf16"],
+    "runtime.precision": Literal["fp32", "tf32", "bf16"],
     "runtime.threads": Annotated[int, Interval(ge=1, le=1024)],
     "environment": dict,
 }

@@ -55,7 +55,7 @@ class Runtime:
 def device(
     *,
     name: Literal["auto", "cpu", "cuda"],
-    precision: Literal["auto", "fp32", "bf16"] | None,
+    precision: Literal["auto", "fp32", "tf32", "bf16"] | None,
     threads: Annotated[int, Interval(ge=1, le=1024)] | None,
     deterministic: bool,
 ) -> Runtime:
@@ -63,8 +63,8 @@ def device(
 
     Args:
         name: `auto` takes a CUDA GPU if there is one, else the CPU
-        precision: `auto` is bf16 for classification on hardware that has it, on a CPU only for networks that it speeds
-            up; null is fp32 on a CPU and `auto` on a GPU
+        precision: `auto` is bf16 for classification on hardware that has it, for networks that it speeds up; `tf32` has
+            the range of fp32 and the digits of fp16, on a GPU; null is fp32 on a CPU and `auto` on a GPU
         threads: CPU threads; null leaves the choice to torch
         deterministic: refuse operations that are not deterministic on a GPU
 
@@ -72,10 +72,15 @@ def device(
     """
     chosen = _choose(name)
     use_cuda = chosen.type == "cuda"
+    if precision == "tf32" and not (use_cuda and torch.cuda.get_device_capability(chosen) >= (8, 0)):
+        raise DeviceError("device.precision=tf32: needs a GPU of compute capability 8.0 or higher. Set fp32 or bf16")
     if chosen.index is not None:
         torch.cuda.set_device(chosen)
     if use_cuda or deterministic:  # read when cuBLAS starts, which another job of this process may do
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if use_cuda:  # by the older of two interfaces: once the newer one is used, reading the older raises an error
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports a compiler: two seconds
         torch.use_deterministic_algorithms(deterministic)
     if threads is not None:
