@@ -62,7 +62,7 @@ class Faulty(nn.Module):
             elif self.how == "segv":
                 ctypes.string_at(0)
             elif self.how == "gpu":
-                print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"))
+                print("GPU", *{os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")})
             elif self.how == "hang":
                 time.sleep(1000)
             elif self.how == "spin":

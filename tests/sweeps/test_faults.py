@@ -207,6 +207,32 @@ def test_without_a_gpu_none_is_listed_and_the_parent_can_still_fork() -> None:
     assert local.can_fork()
 
 
+@pytest.mark.parametrize(
+    ("environment", "hip", "count", "names"),
+    [
+        ({}, None, 2, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "0, 1"}, None, 2, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "3,-1,4"}, None, 1, ["3"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, None, 0, []),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, None, 1, ["MIG-a", "MIG-b"]),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, None, 0, []),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "5"}, None, 2, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "2,5"}, "7.0", 2, ["2", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "7.0", 2, ["0", "1"]),
+    ],
+)
+def test_gpus_are_named_as_the_environment_names_them(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], hip: str | None, count: int, names: list[str]
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.version.hip", hip)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert local.gpu_names() == names
+
+
 def test_the_process_that_counts_gpus_ends_after_a_killed_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from dltrain.commands.jobs import JobResult, run_job
 from dltrain.runtime.signals import SIGNALS, exit_code, signals_as_exceptions
 from dltrain.runtime.startup import import_torch
+from dltrain.runtime.torchrun import VISIBLE_GPUS
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def work(
     logging.getLogger("dltrain").handlers.clear()  # each job adds its own
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        os.environ |= dict.fromkeys(VISIBLE_GPUS, gpu)
     from dltrain.sweeps.executors.data_cache import DataCache
 
     load = DataCache()
