@@ -195,9 +195,13 @@ def test_each_worker_sees_one_gpu(dltrain: Command, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(local, "gpu_names", lambda: ["5", "GPU-7"])
     result = dltrain("train", "-m", *MODEL, "+model.how=gpu-1,gpu-2,gpu-3,gpu-4", "device.threads=1", "epochs=20")
     folder = sweep_folder(result)
-    seen = [set(re.findall("GPU (.*)", (folder / row["folder"] / "train.log").read_text())) for row in rows(folder)]
+    logs = [(folder / row["folder"] / "train.log").read_text() for row in rows(folder)]
+    seen = [set(re.findall("GPU (.*)", log)) for log in logs]
     assert all(len(names) == 1 for names in seen)
     assert set.union(*seen) == {"5", "GPU-7"}
+    # The parent imports the model without letting it start CUDA; workers ask the driver itself.
+    assert {told for log in logs for told in re.findall("CHECK (.*)", log)} == {"1 None"}
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 
 
 def test_without_a_gpu_none_is_listed_and_the_parent_can_still_fork() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain.config import registry
 from dltrain.config.resolution import resolve
 from dltrain.config.settings import Sweep
-from dltrain.runtime.startup import import_torch
+from dltrain.runtime.startup import NO_CUDA_START, import_torch
 
 if TYPE_CHECKING:
     from dltrain.sweeps.executors.local import Workers
@@ -21,8 +22,9 @@ def all_threads() -> int:
     """Return how many threads torch would use here, and limit this process to one.
 
     A thread pool does not survive a fork: a user's module that multiplies matrices on import would make every worker
-    hang.
+    hang; one that asks for a GPU would start CUDA.
     """
+    os.environ[NO_CUDA_START] = "1"
     import_torch()
     import torch
 
@@ -40,6 +42,7 @@ def threads_restored() -> Iterator[None]:
         if all_threads.cache_info().currsize:
             import torch
 
+            os.environ.pop(NO_CUDA_START, None)
             torch.set_num_threads(all_threads())
             all_threads.cache_clear()
 
