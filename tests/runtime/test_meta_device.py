@@ -101,6 +101,13 @@ def test_a_model_trains_on_the_meta_device_without_reading_values(name: str) -> 
     assert done(trained)
 
 
+def test_recurrent_layers_with_dropout_train_on_the_meta_device_without_reading_values() -> None:
+    trained = state("lstm", layers=2, dropout=0.5, hidden=4)
+    assert trained.model.layers
+    assert list(steps_of(trained, batches(), task()))
+    assert done(trained)
+
+
 @pytest.mark.parametrize("focal", [0.0, 2.0])
 def test_a_weighted_loss_is_computed_on_the_meta_device_without_reading_values(focal: float) -> None:
     trained = state("mlp")
