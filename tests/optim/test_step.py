@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dltrain.data import loader as batches_module
 from dltrain.data.augmentation import Augmentation, seeded_generator
@@ -17,7 +18,7 @@ from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import fit
 from dltrain.optim import schedules
-from dltrain.optim.step import TrainState
+from dltrain.optim.step import NonFiniteLoss, TrainState, copy_flat, flattened, require_finite
 from dltrain.optim.tasks import Classification
 from dltrain.runtime import devices, memory
 from dltrain.runtime.devices import Runtime
@@ -329,3 +330,44 @@ def test_freed_memory_is_kept_so_that_a_step_maps_no_new_pages() -> None:
     step()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert faults < 8 * 1024  # 24,576 where each is mapped anew
+
+
+def test_flattened_tensors_are_copied_back_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.tensor(2**62 + 1),
+        torch.tensor([True, False]),
+        torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last),
+        torch.tensor([[torch.nan, -torch.inf], [0.0, -0.0]]).T,
+        torch.randn(3, generator=generator, dtype=torch.float64),
+        torch.empty(0),
+    ]
+    copies = [tensor.clone() for tensor in tensors]
+    flat = flattened(tensors)
+    assert flat.keys() == {torch.int64, torch.bool, torch.float32, torch.float64}
+    for tensor in tensors:
+        tensor.zero_()
+    for numbers, same in flat.values():
+        copy_flat(numbers, same)
+    for tensor, copy in zip(tensors, copies, strict=True):
+        torch.testing.assert_close(tensor, copy, rtol=0, atol=0, equal_nan=True, check_stride=True)
+    assert torch.equal(tensors[3].signbit(), copies[3].signbit())
+
+
+def test_all_weights_are_known_to_be_finite_by_one_read() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(5)))
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1), step=3)
+    reads: list[str] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            reads.extend([str(function)] * ("_local_scalar_dense" in str(function)))
+            return function(*args, **(kwargs or {}))
+
+    with Reads():
+        require_finite(state, "stop")
+    assert len(reads) == 1
+    with torch.no_grad():
+        model[3].bias[1] = torch.nan
+    with pytest.raises(NonFiniteLoss):
+        require_finite(state, "skip")
