@@ -3,11 +3,13 @@ before their ReLU. The reference is the loop that people write by hand, over net
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +26,7 @@ from dltrain.runtime import devices, memory
 from dltrain.runtime.devices import Runtime
 from dltrain.training import build
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = Runtime(torch.device("cpu"), "fp32", 1)
 COUNT, SIZE, SEED, EPOCHS = 150, 32, 3, 2  # four full batches and one of 22
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
@@ -299,6 +302,33 @@ def test_auto_is_fp32_on_intel_without_amx_where_bf16_was_measured_to_be_slower(
     assert (
         devices.resolve_precision(Runtime(CPU.device, "auto", 1), network, 512, "classification").precision == precision
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "precision"),
+    [
+        ("mlp", 64, "fp32"),
+        ("mlp", 65_536, "bf16"),
+        ("lenet", 64, "fp32"),
+        ("attention", 64, "fp32"),
+        ("attention", 512, "bf16"),
+        ("lstm", 64, "fp32"),
+        ("lstm", 1024, "bf16"),
+        ("cnn", 64, "bf16"),
+        ("cnn", 16, "fp32"),
+        ("resnet", 64, "bf16"),
+        ("fastnet", 2000, "bf16"),
+    ],
+)
+def test_auto_on_a_gpu_is_bf16_for_steps_that_are_large_enough(
+    monkeypatch: pytest.MonkeyPatch, name: str, batch_size: int, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    defaults = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+    network = build.model(defaults, (1, 28, 28), 10)
+    found = devices.resolve_precision(Runtime(torch.device("cuda"), "auto", 1), network, batch_size, "classification")
+    assert found.precision == precision
+    assert precision == "bf16" or found.reason.startswith("only faster from batch size ")
 
 
 @pytest.mark.parametrize(("precision", "batch_size"), list(itertools.product(["fp32", "bf16"], [1, 512])))

@@ -25,6 +25,7 @@ Generators = dict[str, Any]  # states of random generators by name
 OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM
 FASTER_IN_BF16 = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d)
+GPU_PRODUCTS = 1 << 28  # of a forward pass; with fewer, launches of conversions cost more than bf16 saves (an estimate)
 
 
 @dataclass(frozen=True)
@@ -153,14 +154,20 @@ def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: i
     """Return why bf16 would do harm or not be faster, else an empty string. Measured in docs/LOG.md."""
     if task != "classification":  # bf16 rounds by more than the errors that remain
         return f"{task} needs more digits than bf16 has"
-    if device.type == "cuda":  # native from compute capability 8 on
-        return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "this GPU has no bf16"
+    layers = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 0):  # native from there on
+            return "this GPU has no bf16"
+        # Filters are used at each place, weights of recurrent layers and transformers at each row: roughly so often.
+        is_plain = all(isinstance(layer, FASTER_IN_BF16) and not isinstance(layer, nn.RNNBase) for layer in layers)
+        uses = {2: 1 if is_plain else 16, 4: 256}
+        enough = GPU_PRODUCTS // max(1, sum(part.numel() * uses.get(part.ndim, 0) for part in network.parameters()))
+        return "" if batch_size >= enough else f"only faster from batch size {enough} on"
     cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in the oldest supported torch
     if not torch.backends.mkldnn.is_available() or not any(cpu.get(name) for name in NATIVE_BF16):
         return "this CPU has no bf16"
     if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_bf16"):
         return "slower than fp32 on Intel CPUs without AMX"
-    layers = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
     if others := sorted({type(layer).__name__ for layer in layers if not isinstance(layer, FASTER_IN_BF16)}):
         return f"not faster with {', '.join(others[:3])}"
     is_wide = any(isinstance(layer, nn.RNNBase) or getattr(layer, "out_channels", 0) >= 32 for layer in layers)
