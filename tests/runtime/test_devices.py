@@ -353,7 +353,8 @@ def test_out_of_memory_errors_of_torch_are_recognized_by_their_text() -> None:
     older = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
     of_the_driver = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
     of_a_library = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
-    for text in (what_torch_says(), older, of_the_driver, of_a_library):
+    no_handle = "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+    for text in (what_torch_says(), older, of_the_driver, of_a_library, no_handle):
         with pytest.raises(UserError, match="out of memory: "), devices.memory_errors("Lower it"):
             raise RuntimeError(text)
 

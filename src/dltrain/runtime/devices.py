@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 Generators = dict[str, Any]  # states of random generators by name
 
 # Plain RuntimeErrors that mean out of memory: of the host, the CUDA driver, CUDA libraries.
-OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"
+OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INIT"
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM
 FASTER_IN_BF16 = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d)
 GPU_PRODUCTS = 1 << 28  # of a forward pass; with fewer, launches of conversions cost more than bf16 saves (an estimate)
