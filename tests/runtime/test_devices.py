@@ -280,6 +280,21 @@ def test_a_seed_makes_every_generator_repeat(name: str, seed: int) -> None:
     assert DRAWS[name]() == first
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_seeding_at_each_step_gives_the_same_numbers_and_queues_nothing(
+    monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    devices.seed_everything(7)
+    expected = draw_all()
+    seeded: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    devices.seed_everything(7, each_step=True)
+    assert draw_all() == expected
+    assert seeded == [7] * started
+
+
 @pytest.mark.parametrize("name", DRAWS)
 def test_another_seed_gives_other_random_numbers(name: str) -> None:
     drawn = []

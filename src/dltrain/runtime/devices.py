@@ -175,9 +175,14 @@ def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: i
     return "" if batch_size >= enough else f"only faster from batch size {enough} on"
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every random generator that a model or user code may draw from."""
-    torch.manual_seed(seed)  # CUDA devices too
+def seed_everything(seed: int, *, each_step: bool = False) -> None:
+    """Seed every random generator that a model or user code may draw from; at each step those of devices in use."""
+    if each_step:  # to queue the seeds of other devices takes a hundred times as long
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+    else:
+        torch.manual_seed(seed)  # CUDA devices too
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
 
