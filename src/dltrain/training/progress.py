@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, cuda
 
 from dltrain.engine import Record
 from dltrain.optim.step import Task, TrainState
@@ -48,7 +48,10 @@ class Progress:
             self.scores.append(task.score(record.values)[0] if is_finite else None)
             if is_finite and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
-                self.best_weights = {key: value.detach().cpu().clone() for key, value in state.eval_weights().items()}
+                options: dict[str, Any] = {"copy": True, "non_blocking": True}  # a GPU copies all before the host waits
+                self.best_weights = {key: value.to("cpu", **options) for key, value in state.eval_weights().items()}
+                if cuda.is_initialized():
+                    cuda.synchronize()
                 self.stale_epochs = 0
             else:
                 self.stale_epochs += 1
