@@ -131,10 +131,7 @@ def _missing_code(gpu: torch.device) -> str:
 
 
 def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
-    """Call `device` with the former threads and precision unless the user set them: others would round differently.
-
-    On another kind of device than before they say nothing, and are those of a new run.
-    """
+    """Call `device` with the former threads and precision unless the user set them or it is another kind of device."""
     kind = _choose(node["name"]).type
     names = ("precision", "threads") if before.get("device", "cpu") == kind else ()
     kept = {key: before[key] for key in names if key in before and not {"device", f"device.{key}"} & set(typed)}
