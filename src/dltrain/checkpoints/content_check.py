@@ -107,9 +107,8 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"config must be at most {MOST_OF_CONFIG:,} plain values"
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
             return f"config must have texts of at most {LONGEST_TEXT:,} characters"
-    if (runtime := content["runtime"]).keys() - {"device"} != {"precision", "threads"} or runtime.get(
-        "device", "cuda"
-    ) != "cuda":
+    runtime = content["runtime"]
+    if runtime.keys() - {"device"} != {"precision", "threads"} or runtime.get("device", "cuda") != "cuda":
         return "runtime must be precision and threads, and cuda as the device of a run on a GPU"
     digests = content.get("digests", {})  # the earliest best.pt have none either
     if not isinstance(digests, dict) or not all(map(_is_plain, (content["environment"], *digests.values()))):

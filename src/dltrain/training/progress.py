@@ -48,8 +48,8 @@ class Progress:
             self.scores.append(task.score(record.values)[0] if is_finite else None)
             if is_finite and (not self.best_weights or task.score(record.values) > task.score(self.best)):
                 self.best = position | record.values
-                options: dict[str, Any] = {"copy": True, "non_blocking": True}  # a GPU copies all before the host waits
-                self.best_weights = {key: value.to("cpu", **options) for key, value in state.eval_weights().items()}
+                how: dict[str, Any] = {"copy": True, "non_blocking": True}  # a GPU copies all before the host waits
+                self.best_weights = {key: each.detach().to("cpu", **how) for key, each in state.eval_weights().items()}
                 if cuda.is_initialized():
                     cuda.synchronize()
                 self.stale_epochs = 0
