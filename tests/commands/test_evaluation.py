@@ -502,6 +502,24 @@ def test_eval_warns_if_it_computes_in_another_precision(dltrain: Command, traine
     assert (other.code, told in other.out + other.err) == (0, True)
 
 
+def test_a_checkpoint_of_a_gpu_is_evaluated_on_a_cpu_as_a_run_there_would_be(
+    dltrain: Command, trained: Trained
+) -> None:
+    path = trained(*QUICK, "epochs=1") / "checkpoints" / "best.pt"
+    content = checkpoint.load(path)
+    assert content["runtime"].keys() == {"precision", "threads"}
+    content["runtime"] = {"precision": "tf32", "threads": 1000, "device": "cuda"}
+    checkpoint.save(path, content)
+    torch.set_num_threads(2)
+    result = dltrain("eval", f"ckpt={path}", "device=cpu")
+    assert result.code == 0
+    assert "computed in fp32, trained in tf32" in result.out
+    assert figures(path.parent)["device"] == "cpu, 2 threads, fp32"
+    content["runtime"]["device"] = "abacus"
+    checkpoint.save(path, content)
+    assert dltrain("eval", f"ckpt={path}").code == 66
+
+
 def test_eval_warns_if_a_split_differs_from_the_training(dltrain: Command, trained: Trained, tmp_path: Path) -> None:
     for label, level in (("dark", 20), ("light", 200)):
         (tmp_path / "pictures" / label).mkdir(parents=True)

@@ -13,6 +13,7 @@ IN_MODELS = "with model=attention, cnn, lstm, mlp"
 FIXED = "no such key; only train has it, here the checkpoint fixes it"
 SWEEP = "several values make a sweep: add -m"
 DEVICES = "no such option; there are cpu, cuda (a GPU), and auto, which takes a GPU if there is one"
+OTHER_DEVICES = "no such option; dltrain computes on CPUs and on GPUs of NVIDIA (CUDA) or AMD (ROCm)"
 SLIPS = {
     "train dropout=0.5": f"dropout: no such key; there is model.dropout {IN_MODELS} (from",
     "train model.dropout=0.5": f"no such key; there is model.dropout {IN_MODELS} (from",
@@ -52,8 +53,9 @@ SLIPS = {
     "train loss=mse": "task= chooses the loss",
     "train gpu=1": "no such key; device=cuda takes a GPU, and CUDA_VISIBLE_DEVICES chooses which",
     "train device=gpu": DEVICES,
-    "train device=mps": DEVICES,
-    "eval ckpt=run device=xpu": DEVICES,
+    "train device=rocm": DEVICES,
+    "train device=mps": OTHER_DEVICES,
+    "eval ckpt=run device=xpu": OTHER_DEVICES,
     "train device=cuda:0": "cuda takes the first GPU, and CUDA_VISIBLE_DEVICES chooses which that is",
     "train model = mlp": "error: model = mlp: did you mean model=mlp, without spaces?\n",
     "train model= mlp": "error: model= mlp: did you mean model=mlp, without spaces?\n",

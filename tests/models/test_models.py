@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from dltrain.config import registry
+from dltrain.models import lstm
 from dltrain.runtime.errors import ConfigError
 from dltrain.training import build
 
@@ -244,6 +245,33 @@ def test_every_kind_of_recurrent_network_gives_a_number_for_each_class(
 ) -> None:
     changes = {"cell": cell, "bidirectional": bidirectional, "layers": layers, "pool": pool, "dropout": 0.2}
     assert network("lstm", CIFAR, 7, **changes)(pictures(CIFAR)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("pool", ["last", "attention"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_recurrent_layers_that_are_split_compute_the_same_and_draw_dropout_from_the_saved_generator(
+    cell: str, pool: str
+) -> None:
+    changes = {"cell": cell, "pool": pool, "layers": 3, "bidirectional": True, "dropout": 0.5}
+    whole, parts = (network("lstm", CIFAR, 7, **changes) for _ in range(2))
+    parts.layers = lstm.split(parts.recurrent)
+    assert list(parts.state_dict()) == list(whole.state_dict())
+    assert [*map(id, parts.layers[2].parameters())] == [*map(id, [*parts.recurrent.parameters()][16:])]
+    for model in (whole, parts):
+        torch.manual_seed(1)
+        model(pictures(CIFAR)).sum().backward()
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    torch.testing.assert_close(whole.eval()(pictures(CIFAR)), parts.eval()(pictures(CIFAR)))
+
+
+def test_recurrent_layers_are_split_only_off_the_cpu_and_for_dropout() -> None:
+    changes = {"layers": 2, "dropout": 0.5}
+    model = network("lstm", **changes).to("cpu")
+    assert model.layers == []
+    assert len(model.to("meta").layers) == 2
+    assert all(weight.is_meta for layer in model.layers for weight in layer.parameters())
+    assert network("lstm", layers=2, dropout=0.0).to("meta").layers == []
 
 
 @pytest.mark.parametrize("layers", [1, 2])

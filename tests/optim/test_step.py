@@ -3,13 +3,16 @@ before their ReLU. The reference is the loop that people write by hand, over net
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dltrain.data import loader as batches_module
 from dltrain.data.augmentation import Augmentation, seeded_generator
@@ -17,12 +20,13 @@ from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import fit
 from dltrain.optim import schedules
-from dltrain.optim.step import TrainState
+from dltrain.optim.step import NonFiniteLoss, TrainState, copy_flat, flattened, require_finite
 from dltrain.optim.tasks import Classification
 from dltrain.runtime import devices, memory
 from dltrain.runtime.devices import Runtime
 from dltrain.training import build
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = Runtime(torch.device("cpu"), "fp32", 1)
 COUNT, SIZE, SEED, EPOCHS = 150, 32, 3, 2  # four full batches and one of 22
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
@@ -300,6 +304,33 @@ def test_auto_is_fp32_on_intel_without_amx_where_bf16_was_measured_to_be_slower(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "batch_size", "precision"),
+    [
+        ("mlp", 64, "fp32"),
+        ("mlp", 65_536, "bf16"),
+        ("lenet", 64, "fp32"),
+        ("attention", 64, "fp32"),
+        ("attention", 512, "bf16"),
+        ("lstm", 64, "fp32"),
+        ("lstm", 1024, "bf16"),
+        ("cnn", 64, "bf16"),
+        ("cnn", 16, "fp32"),
+        ("resnet", 64, "bf16"),
+        ("fastnet", 2000, "bf16"),
+    ],
+)
+def test_auto_on_a_gpu_is_bf16_for_steps_that_are_large_enough(
+    monkeypatch: pytest.MonkeyPatch, name: str, batch_size: int, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    defaults = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+    network = build.model(defaults, (1, 28, 28), 10)
+    found = devices.resolve_precision(Runtime(torch.device("cuda"), "auto", 1), network, batch_size, "classification")
+    assert found.precision == precision
+    assert precision == "bf16" or found.reason.startswith("only faster from batch size ")
+
+
 @pytest.mark.parametrize(("precision", "batch_size"), list(itertools.product(["fp32", "bf16"], [1, 512])))
 def test_a_precision_that_is_named_stays(precision: str, batch_size: int) -> None:
     named = Runtime(CPU.device, precision, 1)
@@ -329,3 +360,44 @@ def test_freed_memory_is_kept_so_that_a_step_maps_no_new_pages() -> None:
     step()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert faults < 8 * 1024  # 24,576 where each is mapped anew
+
+
+def test_flattened_tensors_are_copied_back_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.tensor(2**62 + 1),
+        torch.tensor([True, False]),
+        torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last),
+        torch.tensor([[torch.nan, -torch.inf], [0.0, -0.0]]).T,
+        torch.randn(3, generator=generator, dtype=torch.float64),
+        torch.empty(0),
+    ]
+    copies = [tensor.clone() for tensor in tensors]
+    flat = flattened(tensors)
+    assert flat.keys() == {torch.int64, torch.bool, torch.float32, torch.float64}
+    for tensor in tensors:
+        tensor.zero_()
+    for numbers, same in flat.values():
+        copy_flat(numbers, same)
+    for tensor, copy in zip(tensors, copies, strict=True):
+        torch.testing.assert_close(tensor, copy, rtol=0, atol=0, equal_nan=True, check_stride=True)
+    assert torch.equal(tensors[3].signbit(), copies[3].signbit())
+
+
+def test_all_weights_are_known_to_be_finite_by_one_read() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(5)))
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1), step=3)
+    reads: list[str] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            reads.extend([str(function)] * ("_local_scalar_dense" in str(function)))
+            return function(*args, **(kwargs or {}))
+
+    with Reads():
+        require_finite(state, "stop")
+    assert len(reads) == 1
+    with torch.no_grad():
+        model[3].bias[1] = torch.nan
+    with pytest.raises(NonFiniteLoss):
+        require_finite(state, "skip")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dltrain.commands.tta import AveragedViews
 from dltrain.config import registry
@@ -101,6 +102,13 @@ def test_a_model_trains_on_the_meta_device_without_reading_values(name: str) -> 
     assert done(trained)
 
 
+def test_recurrent_layers_with_dropout_train_on_the_meta_device_without_reading_values() -> None:
+    trained = state("lstm", layers=2, dropout=0.5, hidden=4)
+    assert trained.model.layers
+    assert next(steps_of(trained, batches(), task())) == 1
+    assert all(weight.is_meta for weight in trained.model.parameters())
+
+
 @pytest.mark.parametrize("focal", [0.0, 2.0])
 def test_a_weighted_loss_is_computed_on_the_meta_device_without_reading_values(focal: float) -> None:
     trained = state("mlp")
@@ -125,6 +133,17 @@ def test_images_are_augmented_on_the_meta_device_without_reading_values(name: st
     assert done(trained)
 
 
+def test_more_batches_are_gathered_at_once_off_the_cpu() -> None:
+    examples = Examples(
+        torch.zeros(1024, *SHAPE, dtype=torch.uint8), torch.zeros(1024, dtype=torch.int64), tuple("abcdefghij")
+    )
+    counts = {}
+    for device in ("cpu", "meta"):
+        loader = TensorLoader(examples, torch.device(device), batch_size=64, statistics=((0.1,) * 3, (0.3,) * 3))
+        counts[device] = len({id(images._base) for images, _ in list(loader.epoch(0, 0))})
+    assert counts == {"cpu": 8, "meta": 1}
+
+
 @pytest.mark.parametrize("on_nonfinite", mostly_slow(["stop", "skip"], fast=["skip"]))
 def test_accumulation_clipping_and_ema_work_on_the_meta_device(on_nonfinite: str) -> None:
     trained = state("resnet", widths=[4], blocks=1)
@@ -135,6 +154,38 @@ def test_accumulation_clipping_and_ema_work_on_the_meta_device(on_nonfinite: str
         assert done(trained)
     assert trained.ema_weights is not None
     assert all(each.is_meta for each in trained.ema_weights.values())
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls that compute; a view does not."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (function.is_view or function in (torch.ops.aten.detach.default, torch.ops.aten.empty_like))
+        return function(*args, **(kwargs or {}))
+
+
+def calls(blocks: int) -> tuple[int, int, int]:
+    """Return the calls of a plain step, of one that may be skipped, and of the average of a network."""
+    trained, counts = state("resnet", widths=[4], blocks=blocks), []
+    (inputs, targets), *_ = batches().epoch(0, 0)
+    for on_nonfinite in ("stop", "skip"):
+        train_step(trained, inputs, targets, task(), META, **(PLAIN | {"on_nonfinite": on_nonfinite}))
+        with Calls() as counted:
+            train_step(trained, inputs, targets, task(), META, **(PLAIN | {"on_nonfinite": on_nonfinite}))
+        counts.append(counted.count)
+    update_ema(trained, 0.9)
+    with Calls() as counted:
+        update_ema(trained, 0.9)
+    return counts[0], counts[1], counted.count
+
+
+def test_what_skipping_and_averaging_add_to_a_step_does_not_grow_with_the_network() -> None:
+    small, large = calls(1), calls(4)
+    assert large[0] > small[0]
+    assert small[1] - small[0] == large[1] - large[0] < 20
+    assert small[2] == large[2] < 20
 
 
 @pytest.mark.parametrize("views", ["flip", "shift", "flip_shift"])

@@ -31,6 +31,8 @@ import ctypes, os, signal, time
 import torch
 from torch import nn
 
+CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+WHEN_IMPORTED = os.environ.get(CHECK)
 torch.ones(600, 600) @ torch.ones(600, 600)  # a parallel operation in the parent: forked workers must not hang
 
 class Faulty(nn.Module):
@@ -62,7 +64,8 @@ class Faulty(nn.Module):
             elif self.how == "segv":
                 ctypes.string_at(0)
             elif self.how == "gpu":
-                print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"))
+                print("CHECK", WHEN_IMPORTED, os.environ.get(CHECK))
+                print("GPU", *{os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")})
             elif self.how == "hang":
                 time.sleep(1000)
             elif self.how == "spin":

@@ -195,9 +195,13 @@ def test_each_worker_sees_one_gpu(dltrain: Command, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(local, "gpu_names", lambda: ["5", "GPU-7"])
     result = dltrain("train", "-m", *MODEL, "+model.how=gpu-1,gpu-2,gpu-3,gpu-4", "device.threads=1", "epochs=20")
     folder = sweep_folder(result)
-    seen = [set(re.findall("GPU (.*)", (folder / row["folder"] / "train.log").read_text())) for row in rows(folder)]
+    logs = [(folder / row["folder"] / "train.log").read_text() for row in rows(folder)]
+    seen = [set(re.findall("GPU (.*)", log)) for log in logs]
     assert all(len(names) == 1 for names in seen)
     assert set.union(*seen) == {"5", "GPU-7"}
+    # The parent imports the model without letting it start CUDA; workers ask the driver itself.
+    assert {told for log in logs for told in re.findall("CHECK (.*)", log)} == {"1 None"}
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 
 
 def test_without_a_gpu_none_is_listed_and_the_parent_can_still_fork() -> None:
@@ -205,6 +209,32 @@ def test_without_a_gpu_none_is_listed_and_the_parent_can_still_fork() -> None:
 
     assert local.gpu_names() == [str(number) for number in range(torch.cuda.device_count())]
     assert local.can_fork()
+
+
+@pytest.mark.parametrize(
+    ("environment", "hip", "count", "names"),
+    [
+        ({}, None, 2, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "0, 1"}, None, 2, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "3,-1,4"}, None, 1, ["3"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, None, 0, []),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, None, 1, ["MIG-a", "MIG-b"]),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, None, 0, []),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "5"}, None, 2, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "HIP_VISIBLE_DEVICES": "2,5"}, "7.0", 2, ["2", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "7.0", 2, ["0", "1"]),
+    ],
+)
+def test_gpus_are_named_as_the_environment_names_them(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], hip: str | None, count: int, names: list[str]
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.version.hip", hip)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert local.gpu_names() == names
 
 
 def test_the_process_that_counts_gpus_ends_after_a_killed_sweep(

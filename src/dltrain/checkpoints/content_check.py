@@ -27,7 +27,7 @@ OF_EACH: dict[str, Any] = {
     "data.input_shape": Annotated[list[Side], Len(3, 3)],
     "data.outputs": Annotated[int, Interval(ge=1, le=1 << 24)],
     "data.statistics": Annotated[list[list[float]], Len(2, 2)],
-    "runtime.precision": Literal["fp32", "bf16"],
+    "runtime.precision": Literal["fp32", "tf32", "bf16"],
     "runtime.threads": Annotated[int, Interval(ge=1, le=1024)],
     "environment": dict,
 }
@@ -109,8 +109,9 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"config must be at most {MOST_OF_CONFIG:,} plain values"
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
             return f"config must have texts of at most {LONGEST_TEXT:,} characters"
-    if content["runtime"].keys() != {"precision", "threads"}:
-        return "runtime must be precision and threads"
+    runtime = content["runtime"]
+    if runtime.keys() - {"device"} != {"precision", "threads"} or runtime.get("device", "cuda") != "cuda":
+        return "runtime must be precision and threads, and cuda as the device of a run on a GPU"
     digests = content.get("digests", {})  # the earliest best.pt have none either
     if not isinstance(digests, dict) or not all(map(_is_plain, (content["environment"], *digests.values()))):
         return "environment and digests must be plain values by name"

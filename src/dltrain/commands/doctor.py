@@ -53,7 +53,7 @@ def examine() -> dict[str, Any]:
     cores, threads, root = system_info.usable_cores(), torch.get_num_threads(), data_root(None)
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     runtime = devices.Runtime(torch.device("cuda" if gpus else "cpu"), "auto", threads)
-    auto = devices.resolve_precision(runtime, torch.nn.Linear(1, 1), 256, "classification")
+    auto = devices.resolve_precision(runtime, torch.nn.Conv2d(32, 128, 3), 256, "classification")
     free = {"memory_gib": memory.free_memory() / 2**30, "disk_gib": shutil.disk_usage(".").free / 2**30}
     extras = {
         name: None if find_spec(module) else f"{brings}: pip install '.[{name}]' in dltrain's checkout"

@@ -131,7 +131,7 @@ def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Eval
     of_classes = classes if is_classification else None
     result = {"checkpoint": str(loaded.path), **_result(metrics, task, outputs, targets, of_classes, config)}
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
-    result |= system_info.environment()
+    result |= system_info.environment(loaded.runtime.device.type)
     _write(loaded.path.parent / file_name(loaded.path, split, views), result)
     return Evaluated(loaded.path, kind, chosen, digest, task, classes, targets, outputs, result)
 

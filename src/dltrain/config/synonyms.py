@@ -30,7 +30,8 @@ runs go to outputs/DATE/TIME, to which name= is added: outputdir outdir savedir 
 save yours as DIR/experiment/NAME.yaml and type --config-dir DIR experiment=NAME: config configfile
 """
 OPTIONS = """
-there are cpu, cuda (a GPU), and auto, which takes a GPU if there is one: device=gpu device=mps device=xpu device=tpu
+there are cpu, cuda (a GPU), and auto, which takes a GPU if there is one: device=gpu device=rocm device=hip
+dltrain computes on CPUs and on GPUs of NVIDIA (CUDA) or AMD (ROCm): device=mps device=xpu device=tpu
 cuda takes the first GPU, and CUDA_VISIBLE_DEVICES chooses which that is: device=cuda0 device=cuda1 device=cuda2
 """
 

@@ -5,10 +5,12 @@ Additive attention over time: Bahdanau, Cho, Bengio: Neural machine translation 
 translate. ICLR 2015.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -47,6 +49,7 @@ class LSTM(nn.Module):
             bidirectional=bidirectional,
             dropout=dropout if layers > 1 else 0.0,
         )
+        self.layers: list[nn.RNNBase] = []
         self.directions = 2 if bidirectional else 1
         features = hidden * self.directions
         self.score = (
@@ -68,10 +71,33 @@ class LSTM(nn.Module):
         return None if self.score is None else _weights(self.score, self._states(images)[0])
 
     def _states(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states after each row (B, H, features), and last ones of layers and directions (L * D, B, hidden)."""
+        """Return states after each row (B, H, features), and last ones of at least the top layer (L * D, B, hidden)."""
         rows = images.transpose(1, 2).flatten(2)  # (B, C, H, W) -> (B, H, C*W)
-        states, final = self.recurrent(rows)
-        return states, final[0] if isinstance(self.recurrent, nn.LSTM) else final  # an LSTM adds its cell states
+        for number, layer in enumerate(self.layers or [self.recurrent]):
+            rows = F.dropout(rows, self.recurrent.dropout, self.training) if number else rows
+            rows, final = layer(rows)
+        return rows, final[0] if isinstance(final, tuple) else final  # an LSTM adds its cell states
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "LSTM":
+        """Split the layers on a GPU: between them cuDNN would draw dropout from a state that no checkpoint has."""
+        super()._apply(function, recurse)
+        self.layers = split(self.recurrent) if self.recurrent.dropout and not next(self.parameters()).is_cpu else []
+        return self
+
+
+def split(recurrent: nn.RNNBase) -> list[nn.RNNBase]:
+    """Return the layers of a recurrent network as networks of one layer, which share its weights."""
+    cell: Any = type(recurrent)
+    layers = []
+    for number in range(recurrent.num_layers):
+        width = getattr(recurrent, f"weight_ih_l{number}").shape[1]
+        layer = cell(
+            width, recurrent.hidden_size, batch_first=True, bidirectional=recurrent.bidirectional, device="meta"
+        )
+        for name, _ in list(layer.named_parameters()):
+            setattr(layer, name, getattr(recurrent, name.replace("_l0", f"_l{number}")))
+        layers.append(layer.to(next(recurrent.parameters()).device))  # in memory as cuDNN wants it
+    return layers
 
 
 def _weights(score: nn.Module, states: Tensor) -> Tensor:

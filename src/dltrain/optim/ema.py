@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dltrain.optim.step import TrainState
+from dltrain.optim.step import TrainState, copy_flat, flattened
 
 
 @torch.no_grad()
@@ -20,13 +20,16 @@ def update_ema(state: TrainState, decay: float) -> None:
         state.ema_weights = {key: value.clone() for key, value in weights.items()}
         return
     decay = min(decay, (1 + state.step) / (10 + state.step))
-    averaged = [key for key, value in weights.items() if value.is_floating_point() or value.is_complex()]
+    averaged = dict.fromkeys(key for key, value in weights.items() if value.is_floating_point() or value.is_complex())
     update = get_ema_multi_avg_fn(decay)
     update([state.ema_weights[key] for key in averaged], [weights[key] for key in averaged], 0)
-    for key in weights.keys() - set(averaged):  # such as a batch norm's count of batches
-        state.ema_weights[key].copy_(weights[key])
-    for key in set(averaged) & {name for name, _ in state.model.named_buffers()}:  # masks may be infinite
-        state.ema_weights[key].copy_(torch.where(weights[key].isfinite(), state.ema_weights[key], weights[key]))
+    if counts := [key for key in weights if key not in averaged]:  # such as a batch norm's count of batches
+        torch._foreach_copy_([state.ema_weights[key] for key in counts], [weights[key] for key in counts])
+    buffers = [key for key, _ in state.model.named_buffers() if key in averaged]  # masks may be infinite
+    for kind, (latest, _) in flattened(weights[key] for key in buffers).items():
+        if not latest.is_cpu or not latest.isfinite().all():  # on a GPU looking takes longer
+            ema, averages = flattened(state.ema_weights[key] for key in buffers)[kind]
+            copy_flat(torch.where(latest.isfinite(), ema, latest), averages)
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def train_step(
     with `clip_norm`, is not finite, weights and optimizer stay as they are, and with "skip" the buffers too.
     """
     # Batch norms update their statistics in the forward pass, before the loss is known.
-    buffers = [buffer.clone() for buffer in state.model.buffers()] if on_nonfinite == "skip" else []
+    before = flattened(state.model.buffers()) if on_nonfinite == "skip" else {}
     parts: list[StepOutput] = []
     parallel, done = state.parallel, 0
     for part_inputs, part_targets in zip(*(micro_batches(it, accumulate) for it in (inputs, targets)), strict=True):
@@ -154,9 +154,23 @@ def train_step(
     if on_nonfinite == "skip":
         is_fault = torch.as_tensor(fault).bool()
         parts = [part._replace(skipped=is_fault) for part in parts]
-        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
-            buffer.copy_(torch.where(is_fault, before, buffer))
+        for kind, (after, buffers) in flattened(state.model.buffers() if fault is not False else []).items():
+            copy_flat(torch.where(is_fault, before[kind][0], after), buffers)
     return parts
+
+
+def flattened(tensors: Iterable[Tensor]) -> dict[torch.dtype, tuple[Tensor, list[Tensor]]]:
+    """Return a copy of the numbers of tensors as one (N,) of each type, and the tensors: a few kernels on a GPU."""
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    return {kind: (torch.cat([each.reshape(-1) for each in same]), same) for kind, same in kinds.items()}
+
+
+def copy_flat(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy the numbers (N,) of tensors that were flattened back into them."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def accumulate_metrics(state: TrainState, task: Task) -> None:
@@ -243,5 +257,6 @@ def interval_metrics(state: TrainState, task: Task, on_nonfinite: OnNonfinite) -
 def require_finite(state: TrainState, on_nonfinite: OnNonfinite) -> None:
     """Raise NonFiniteLoss if a step since the last record, or a weight, is not finite; call it before saving."""
     faults = 0 if state.faults is None or on_nonfinite == "skip" else int(state.faults)
-    if faults or (state.step and not all(bool(torch.isfinite(weight).all()) for weight in state.model.parameters())):
+    finite = [torch.isfinite(weight).all() for weight in state.model.parameters()] if state.step else []
+    if faults or (finite and not torch.stack(finite).all()):  # read at once
         raise NonFiniteLoss(state.step - max(faults, 1) + 1)

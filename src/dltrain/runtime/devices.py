@@ -1,8 +1,10 @@
 """Choose device, precision and threads, seed and save random generators. Done once, before the first tensor."""
 
 import contextlib
+import logging
 import os
 import random
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -15,12 +17,15 @@ from torch import nn
 from dltrain.runtime import torchrun
 from dltrain.runtime.errors import DeviceError, UserError, first_line
 
+log = logging.getLogger(__name__)
+
 Generators = dict[str, Any]  # states of random generators by name
 
 # Plain RuntimeErrors that mean out of memory: of the host, the CUDA driver, CUDA libraries.
-OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED"
+OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INIT"
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM
 FASTER_IN_BF16 = (nn.Linear, nn.Conv2d, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d)
+GPU_PRODUCTS = 1 << 28  # of a forward pass; with fewer, launches of conversions cost more than bf16 saves (an estimate)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Runtime:
 def device(
     *,
     name: Literal["auto", "cpu", "cuda"],
-    precision: Literal["auto", "fp32", "bf16"] | None,
+    precision: Literal["auto", "fp32", "tf32", "bf16"] | None,
     threads: Annotated[int, Interval(ge=1, le=1024)] | None,
     deterministic: bool,
 ) -> Runtime:
@@ -59,29 +64,24 @@ def device(
 
     Args:
         name: `auto` takes a CUDA GPU if there is one, else the CPU
-        precision: `auto` is bf16 for classification on hardware that has it, on a CPU only for networks that it speeds
-            up; null is fp32 on a CPU and `auto` on a GPU
+        precision: `auto` is bf16 for classification on hardware that has it, for networks that it speeds up; `tf32` has
+            the range of fp32 and the digits of fp16, on a GPU; null is fp32 on a CPU and `auto` on a GPU
         threads: CPU threads; null leaves the choice to torch
         deterministic: refuse operations that are not deterministic on a GPU
 
     Raises DeviceError if CUDA is requested but not available.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        why = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
-        raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to use what is available")
-    use_cuda = name != "cpu" and torch.cuda.is_available()
-    chosen = torch.device("cuda" if use_cuda else "cpu")
-    if use_cuda and torchrun.processes().world_size > 1:  # one GPU per process
-        chosen = torch.device("cuda", torchrun.processes().local_rank)
-        if chosen.index >= (count := torch.cuda.device_count()):
-            gpus = f"{count} GPU{'s' * (count != 1)}"
-            raise DeviceError(
-                f"device={name}: local rank {chosen.index} has no GPU, this machine has {gpus}. "
-                "Start fewer processes, or set device=cpu"
-            )
+    chosen = _choose(name)
+    use_cuda = chosen.type == "cuda"
+    if precision == "tf32" and not (use_cuda and torch.cuda.get_device_capability(chosen) >= (8, 0)):
+        raise DeviceError("device.precision=tf32: needs a GPU of compute capability 8.0 or higher. Set fp32 or bf16")
+    if chosen.index is not None:
         torch.cuda.set_device(chosen)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    if use_cuda or deterministic:  # read when cuBLAS starts, which another job of this process may do
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if use_cuda:  # by the older of two interfaces: once the newer one is used, reading the older raises an error
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports a compiler: two seconds
         torch.use_deterministic_algorithms(deterministic)
     if threads is not None:
@@ -89,10 +89,51 @@ def device(
     return Runtime(chosen, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
 
 
+def _choose(name: str) -> torch.device:
+    """Return the CPU or the GPU of this process. Raises DeviceError if `cuda` is not usable."""
+    gpu, is_there = torch.device("cuda"), name != "cpu" and torch.cuda.is_available()
+    if is_there and torchrun.processes().world_size > 1:  # one GPU per process
+        gpu = torch.device("cuda", _own_gpu(name, torchrun.processes().local_rank))
+    is_built = torch.version.cuda or torch.version.hip
+    why = "no usable GPU was found" if is_built else "this PyTorch was built without CUDA or ROCm"
+    if is_there and not (why := _missing_code(gpu)):
+        return gpu
+    if name == "cuda":
+        raise DeviceError(f"device=cuda: {why}. Set device=cpu, or device=auto to use what is available")
+    if is_there:
+        log.warning("computing on the CPU: %s", why)
+    return torch.device("cpu")
+
+
+def _own_gpu(name: str, local_rank: int) -> int:
+    """Return the index of the GPU of a process on this machine. Raises DeviceError if there are too few."""
+    count = torch.cuda.device_count()
+    if count == 1 and not {*torchrun.VISIBLE_GPUS, "SLURM_JOB_ID"}.isdisjoint(os.environ):
+        return 0  # each process sees only its own, as with srun --gpus-per-task=1
+    if local_rank >= count:
+        problem = f"local rank {local_rank} has no GPU, this machine has {count} GPU{'s' * (count != 1)}"
+        raise DeviceError(f"device={name}: {problem}. Start fewer processes, or set device=cpu")
+    return local_rank
+
+
+def _missing_code(gpu: torch.device) -> str:
+    """Return why this PyTorch cannot compute on a GPU; empty if it can. Names of AMD's architectures are not read."""
+    archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+    own = torch.cuda.get_device_capability(gpu)
+    # sm_75 is code for 7.5 up to 7.9; compute_75 is compiled when it is loaded, for all later ones.
+    fits = [(int(a), int(b)) <= own and (kind == "compute" or int(a) == own[0]) for kind, a, b in archs]
+    if any(fits) or not archs:
+        return ""
+    known = ", ".join(f"{major}.{minor}" for _, major, minor in archs)
+    return f"{torch.cuda.get_device_name(gpu)} is of capability {own[0]}.{own[1]}, this PyTorch has code for {known}"
+
+
 def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
-    """Call `device` with the former threads and precision unless the user set them: others would round differently."""
-    kept = {key: value for key, value in before.items() if not {"device", f"device.{key}"} & set(typed)}
-    return device(**(node | kept))
+    """Call `device` with the former threads and precision unless the user set them or it is another kind of device."""
+    kind = _choose(node["name"]).type
+    names = ("precision", "threads") if before.get("device", "cpu") == kind else ()
+    kept = {key: before[key] for key in names if key in before and not {"device", f"device.{key}"} & set(typed)}
+    return device(**(node | kept | {"name": kind}))
 
 
 def resolve_precision(runtime: Runtime, network: nn.Module, batch_size: int, task: str) -> Runtime:
@@ -108,14 +149,20 @@ def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: i
     """Return why bf16 would do harm or not be faster, else an empty string. Measured in docs/LOG.md."""
     if task != "classification":  # bf16 rounds by more than the errors that remain
         return f"{task} needs more digits than bf16 has"
-    if device.type == "cuda":  # native from compute capability 8 on
-        return "" if torch.cuda.get_device_capability(device) >= (8, 0) else "this GPU has no bf16"
+    layers = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 0):  # native from there on
+            return "this GPU has no bf16"
+        # Filters are used at each place, weights of recurrent layers and transformers at each row: roughly so often.
+        is_plain = all(isinstance(layer, FASTER_IN_BF16) and not isinstance(layer, nn.RNNBase) for layer in layers)
+        uses = {2: 1 if is_plain else 16, 4: 256}
+        enough = GPU_PRODUCTS // max(1, sum(part.numel() * uses.get(part.ndim, 0) for part in network.parameters()))
+        return "" if batch_size >= enough else f"only faster from batch size {enough} on"
     cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in the oldest supported torch
     if not torch.backends.mkldnn.is_available() or not any(cpu.get(name) for name in NATIVE_BF16):
         return "this CPU has no bf16"
     if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_bf16"):
         return "slower than fp32 on Intel CPUs without AMX"
-    layers = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
     if others := sorted({type(layer).__name__ for layer in layers if not isinstance(layer, FASTER_IN_BF16)}):
         return f"not faster with {', '.join(others[:3])}"
     is_wide = any(isinstance(layer, nn.RNNBase) or getattr(layer, "out_channels", 0) >= 32 for layer in layers)
@@ -123,9 +170,14 @@ def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: i
     return "" if batch_size >= enough else f"only faster from batch size {enough} on"
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every random generator that a model or user code may draw from."""
-    torch.manual_seed(seed)  # CUDA devices too
+def seed_everything(seed: int, *, each_step: bool = False) -> None:
+    """Seed every random generator that a model or user code may draw from; at each step those of devices in use."""
+    if each_step:  # to queue the seeds of other devices takes a hundred times as long
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+    else:
+        torch.manual_seed(seed)  # CUDA devices too
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
 

@@ -187,7 +187,8 @@ def broadcast_buffers(model: nn.Module, processes: Processes) -> None:
 def seed_rank(processes: Processes, seed: int, step: int) -> None:
     """Seed ranks > 0 from (seed, rank, step), so that their generator states need not be saved."""
     if processes.rank:
-        seed_everything(int(numpy.random.SeedSequence([seed, processes.rank, step]).generate_state(1)[0]))
+        mixed = int(numpy.random.SeedSequence([seed, processes.rank, step]).generate_state(1)[0])
+        seed_everything(mixed, each_step=True)
 
 
 class Replica(nn.Module):

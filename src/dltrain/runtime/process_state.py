@@ -58,6 +58,8 @@ def preserved(wait_seconds: float = 0) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
         restore(torch.set_num_threads, torch.get_num_threads())
         restore(_set_determinism, torch.get_deterministic_debug_mode())
+        with contextlib.suppress(RuntimeError):  # its parts differ, as set by a newer interface
+            restore(_set_tf32, torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
         if torch.cuda.is_initialized():
             restore(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         else:  # as the caller's manual_seed did: the seed waits until CUDA starts
@@ -75,3 +77,11 @@ def _set_environment(before: dict[str, str]) -> None:
 def _set_determinism(mode: int) -> None:
     if torch.get_deterministic_debug_mode() != mode:  # setting it imports a compiler: two seconds
         torch.set_deterministic_debug_mode(mode)
+
+
+def _set_tf32(convolutions: bool, products: str) -> None:
+    with contextlib.suppress(RuntimeError):
+        if (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (convolutions, products):
+            return
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)

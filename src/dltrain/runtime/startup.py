@@ -14,6 +14,8 @@ from dltrain.runtime.signals import recorded_signals
 # for. This number lasts from one operation of a small network to the next; with fewer, threads would sleep and have to
 # be woken in between (docs/LOG.md).
 SPINS = {"GOMP_SPINCOUNT": "30000"}
+# With it set to 1, torch.cuda.is_available() asks the driver less and does not start CUDA, which survives no fork.
+NO_CUDA_START = "PYTORCH_NVML_BASED_CUDA_CHECK"
 USER_SET = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 

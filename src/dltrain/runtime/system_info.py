@@ -28,8 +28,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def environment() -> dict[str, Any]:
-    """Return the versions, the hardware and the git commit that a result depends on."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Return the versions, the hardware and the git commit that a result on such a device depends on."""
     import torch
 
     commit = _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").decode().strip()
@@ -38,18 +38,18 @@ def environment() -> dict[str, Any]:
         "hardware": {
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
+            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         },
         "git": commit or None,  # with a + if files have changed; None outside a checkout
     }
 
 
-def process() -> dict[str, Any]:
+def process(device: str = "cpu") -> dict[str, Any]:
     """Return the peak memory in bytes and the command line; not that of another program, which may hold secrets."""
     import torch
 
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+    gpu = torch.cuda.max_memory_allocated() if device == "cuda" else None
     is_ours = Path(sys.argv[0]).name == "dltrain" or Path(sys.argv[0]).parts[-2:] == ("dltrain", "__main__.py")
     command = shlex.join(["dltrain", *sys.argv[1:]]) if is_ours else None
     return {"peak_memory": {"host": host, "gpu": gpu}, "command": command}

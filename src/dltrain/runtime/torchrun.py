@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dltrain.runtime.errors import ConfigError, Interrupted
 
+VISIBLE_GPUS = "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"  # where both are set, ROCm reads the first
 RANK_ZERO_SECONDS = 3.0  # ample: torchrun checks its processes ten times a second
 
 

@@ -47,8 +47,8 @@ def finish(run: Run, output: RunDir | None, status: str) -> dict[str, Any]:
         "examples": class_counts.count(run.data),
         "parameters": build.count_parameters(model),
         "device": run.runtime.describe(),
-        **system_info.process(),
-        **system_info.environment(),
+        **system_info.process(run.runtime.device.type),
+        **system_info.environment(run.runtime.device.type),
     }
     if output is None:
         return summary

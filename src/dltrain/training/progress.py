@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, cuda
 
 from dltrain.engine import Record
 from dltrain.optim.step import Task, TrainState, require_result
@@ -51,7 +51,10 @@ class Progress:
             self.scores.append(score[0] if is_finite else None)
             if is_finite and (not self.best_weights or score > task.score(self.best)):
                 self.best = position | record.values
-                self.best_weights = {key: value.detach().cpu().clone() for key, value in state.eval_weights().items()}
+                how: dict[str, Any] = {"copy": True, "non_blocking": True}  # a GPU copies all before the host waits
+                self.best_weights = {key: each.detach().to("cpu", **how) for key, each in state.eval_weights().items()}
+                if cuda.is_initialized():
+                    cuda.synchronize()
                 self.stale_epochs = 0
             else:
                 self.stale_epochs += 1

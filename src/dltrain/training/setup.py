@@ -78,8 +78,9 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
         for line in weights.copy_matching(model, initial, Path(options.init or "pretrained"), is_partial=is_partial):
             log.warning("init: %s", line)
     runtime = resolve_precision(runtime, model, per_rank, kind)
-    model = to_device(model, runtime, data.input_shape)
-    state = TrainState(model, build.optimizer(values["optim"], model))
+    with memory_errors("Use a smaller model, or device=cpu"):
+        model = to_device(model, runtime, data.input_shape)
+        state = TrainState(model, build.optimizer(values["optim"], model))
     with memory_errors(LESS_DATA):
         train = build.training_batches(data, runtime, values["data"], options)
         val = data.val and build.evaluation_batches(data.val, runtime, data.statistics, options.batch_size)

@@ -94,7 +94,8 @@ def _common(run: Run) -> dict[str, Any]:
             "range": run.data.range,
             **({} if run.data.rules < 2 else {"rules": run.data.rules, "levels": run.data.train.levels}),
         },
-        "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads},
+        "runtime": {"precision": run.runtime.precision, "threads": run.runtime.threads}
+        | ({} if run.runtime.device.type == "cpu" else {"device": run.runtime.device.type}),
         "environment": environment(run.runtime),
     }
 

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from dltrain.commands.jobs import JobResult
+from dltrain.runtime.torchrun import VISIBLE_GPUS
 from dltrain.sweeps.executors.worker import JobMetrics, Task, work
 
 POLL_SECONDS = 0.2
@@ -182,5 +183,7 @@ def gpu_names() -> list[str]:
         with contextlib.suppress(EOFError):
             count = ours.recv()
         process.join()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+    listed = [os.environ[name] for name in VISIBLE_GPUS[not torch.version.hip :] if name in os.environ]
+    names = [name.strip() for name in listed[0].split(",")] if listed else [str(number) for number in range(count)]
+    # A process sees only the first of several parts of GPUs.
+    return names if count and names[0].startswith("MIG-") else names[:count]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dltrain.config import registry
 from dltrain.config.resolution import resolve
 from dltrain.config.settings import Sweep
-from dltrain.runtime.startup import import_torch
+from dltrain.runtime.startup import NO_CUDA_START, import_torch
 
 if TYPE_CHECKING:
     from dltrain.sweeps.executors.local import Workers
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @functools.cache
 def all_threads() -> int:
     """Return how many threads torch would use here, and limit this process to one: a pool does not survive a fork."""
+    os.environ[NO_CUDA_START] = "1"  # nor does CUDA, which a user's module may ask for on import
     import_torch()
     import torch
 
@@ -36,6 +38,7 @@ def threads_restored() -> Iterator[None]:
         if all_threads.cache_info().currsize:
             import torch
 
+            os.environ.pop(NO_CUDA_START, None)
             torch.set_num_threads(all_threads())
             all_threads.cache_clear()
 

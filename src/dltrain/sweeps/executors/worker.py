@@ -16,7 +16,8 @@ from typing import Any
 
 from dltrain.commands.jobs import JobResult, run_job
 from dltrain.runtime.signals import SIGNALS, exit_code, signals_as_exceptions
-from dltrain.runtime.startup import import_torch
+from dltrain.runtime.startup import NO_CUDA_START, import_torch
+from dltrain.runtime.torchrun import VISIBLE_GPUS
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def work(
     logging.getLogger("dltrain").handlers.clear()  # each job adds its own
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        os.environ |= dict.fromkeys(VISIBLE_GPUS, gpu)
     from dltrain.sweeps.executors.data_cache import DataCache
 
     load = DataCache()
@@ -88,6 +89,7 @@ def _end_with_parent(lifeline: Connection) -> None:
 
 def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) -> JobResult:
     """Run a task in this process, with its output in its log."""
+    os.environ.pop(NO_CUDA_START, None)  # set by the parent
     import_torch()
     import torch
 
