@@ -124,7 +124,7 @@ COMMANDS = {
         (("FILE", "a checkpoint, a run folder (its best.pt is taken), or weights"),),
     ),
     "doctor": Usage(
-        "show what there is to train with, and what would help",
+        "check hardware, data sets and extras",
         (("doctor", "as text"), ("doctor --json", "as JSON"), ("doctor > machine.txt", "for a report of a problem")),
         (),
         (JSON,),

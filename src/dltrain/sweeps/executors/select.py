@@ -77,7 +77,9 @@ def executor(
         count = settings.workers or available
         each, every = max(1, all_threads() // count), all_threads()
         if each < every and not gpus and not all(device["threads"] for device in devices):
-            print(f"each job has {each} of {every} threads: with device.threads={each} a single run rounds alike")
+            print(
+                f"each job has {each} of {every} threads: with device.threads={each} a single run gives identical results"
+            )
         return Workers(max(1, min(count, jobs)), each, gpus, waits)
     from dltrain.sweeps.executors import remote
 
