@@ -78,7 +78,7 @@ def executor(
         each, every = max(1, all_threads() // count), all_threads()
         if each < every and not gpus and not all(device["threads"] for device in devices):
             print(
-                f"each job has {each} of {every} threads: with device.threads={each} a single run gives identical results"
+                f"each job has {each} of {every} threads: a single run with device.threads={each} gives equal results"
             )
         return Workers(max(1, min(count, jobs)), each, gpus, waits)
     from dltrain.sweeps.executors import remote
