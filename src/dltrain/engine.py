@@ -7,9 +7,8 @@ two yields `TrainState` holds everything that a checkpoint needs.
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,12 @@ from dltrain.optim.step import (
     accumulate,
     accumulate_metrics,
     interval_metrics,
+    keep_on_device,
     train_step,
 )
 from dltrain.runtime import distributed
 from dltrain.runtime.devices import Runtime
+from dltrain.runtime.graphs import GraphedStep
 
 Schedule = Callable[[int, int], float]
 
@@ -84,8 +85,19 @@ def fit(
     """
     steps = len(train)
     total = steps * epochs
-    update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
     alone = runtime.processes.world_size == 1
+    options: dict[str, Any] = {"accumulate": accumulate, "clip_norm": clip_norm, "on_nonfinite": on_nonfinite}
+
+    def step(inputs: Tensor, targets: Tensor, weight: float = 1.0) -> None:
+        parts = train_step(state, inputs, targets, task, runtime, weight=weight, **options)
+        # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
+        state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
+        if runtime.graph or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
+            accumulate_metrics(state, task)
+
+    graphed = GraphedStep(step, runtime.graph()) if runtime.graph else None
+    if runtime.device.type != "cpu":
+        keep_on_device(state, runtime.device)
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -93,10 +105,13 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
+            for rate, group in zip(state.rates or (), state.optimizer.param_groups, strict=False):
+                rate.fill_(group["lr"])
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
-            parts = update(state, inputs, targets, task, runtime, weight=weight)
-            # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
-            state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
+            if graphed is not None:
+                graphed(inputs, targets)
+            else:
+                step(inputs, targets, weight)
             state.step += 1
             if ema is not None:
                 update_ema(state, ema)
@@ -104,9 +119,8 @@ def fit(
             records = []
             epoch_ends = state.step % steps == 0
             is_due = epoch_ends or state.step % log_every == 0
-            if is_due or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
-                accumulate_metrics(state, task)
             if is_due:
+                accumulate_metrics(state, task)
                 assert state.sums is not None
                 distributed.all_reduce_sum(state.sums, runtime.processes)
                 metrics = interval_metrics(state, task, on_nonfinite)
