@@ -96,7 +96,7 @@ def fit(
             accumulate_metrics(state, task)
 
     graphed = GraphedStep(step, runtime.graph()) if runtime.graph else None
-    if runtime.device.type != "cpu":
+    if graphed or runtime.device.type != "cpu":
         keep_on_device(state, runtime.device)
     seconds, examples = 0.0, 0
     while state.step < total:

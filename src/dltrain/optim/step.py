@@ -251,16 +251,15 @@ def _update(state: TrainState, fault: Tensor | bool) -> None:
             for parameter in group["params"] if group["momentum"] else []:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     optimizer.found_inf = fault  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
-    before = [dict(group) for group in optimizer.param_groups]
-    for group, rate in zip(optimizer.param_groups, state.rates or [], strict=False):
+    groups = optimizer.param_groups if state.rates else []
+    numbers = [group["lr"] for group in groups]
+    for group, rate in zip(groups, state.rates or [], strict=False):
         group["lr"] = rate
         if "capturable" in group:  # Adam requires it in a graph, and warns of it elsewhere
             group["capturable"] = rate.is_cuda and torch.cuda.is_current_stream_capturing()
-    try:
-        optimizer.step()
-    finally:
-        for group, options in zip(optimizer.param_groups, before, strict=True):
-            group.update(options)  # rates are numbers in checkpoints
+    optimizer.step()
+    for group, number in zip(groups, numbers, strict=True):
+        group["lr"] = number  # as checkpoints have it
 
 
 def interval_metrics(state: TrainState, task: Task, on_nonfinite: OnNonfinite) -> dict[str, float]:

@@ -56,7 +56,7 @@ class GraphedStep:
     The first batches of each shape, and later ones of other shapes than the recorded one, are computed as they are.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor], None], graph: Graph) -> None:
+    def __init__(self, step: Callable[[Tensor, Tensor], object], graph: Graph) -> None:
         self.step, self.graph = step, graph
         self.seen: Counter[object] = Counter()
         self.recorded: object = None
