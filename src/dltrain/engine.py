@@ -7,8 +7,9 @@ two yields `TrainState` holds everything that a checkpoint needs.
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from dltrain.optim.step import (
     TrainState,
     accumulate,
     accumulate_metrics,
+    copy_rates,
     interval_metrics,
     keep_on_device,
     train_step,
@@ -86,10 +88,10 @@ def fit(
     steps = len(train)
     total = steps * epochs
     alone = runtime.processes.world_size == 1
-    options: dict[str, Any] = {"accumulate": accumulate, "clip_norm": clip_norm, "on_nonfinite": on_nonfinite}
+    update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
 
     def step(inputs: Tensor, targets: Tensor, weight: float = 1.0) -> None:
-        parts = train_step(state, inputs, targets, task, runtime, weight=weight, **options)
+        parts = update(state, inputs, targets, task, runtime, weight=weight)
         # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
         state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
         if runtime.graph or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
@@ -105,8 +107,8 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total))
-            for rate, group in zip(state.rates or (), state.optimizer.param_groups, strict=False):
-                rate.fill_(group["lr"])
+            if state.rates:
+                copy_rates(state)
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
             if graphed is not None:
                 graphed(inputs, targets)

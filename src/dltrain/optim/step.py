@@ -100,6 +100,12 @@ def keep_on_device(state: TrainState, device: torch.device) -> None:
     state.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups if takes_tensors]
 
 
+def copy_rates(state: TrainState) -> None:
+    """Copy the learning rates to the device, each by a kernel that has it as an argument."""
+    for rate, group in zip(state.rates or (), state.optimizer.param_groups, strict=True):
+        rate.fill_(group["lr"])
+
+
 class NonFiniteLoss(Exception):
     """The loss of step number `step` is NaN or infinite; the weights are those before that step."""
 
