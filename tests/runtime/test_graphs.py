@@ -340,12 +340,6 @@ def test_recorded_steps_without_a_gpu_are_a_device_error() -> None:
         devices.device(name="auto", precision=None, threads=None, deterministic=False, graph=True)
 
 
-def test_steps_are_not_recorded_unless_it_is_asked_for() -> None:
-    for graph in ("auto", False):
-        chosen = devices.device(name="auto", precision=None, threads=None, deterministic=False, graph=graph)
-        assert chosen.graph is None
-
-
 def test_a_resumed_run_on_a_gpu_says_that_steps_were_not_recorded_before(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
