@@ -24,12 +24,15 @@ from dltrain.optim.step import (
     TrainState,
     accumulate,
     accumulate_metrics,
+    copy_rates,
     interval_metrics,
+    keep_on_device,
     train_step,
 )
 from dltrain.runtime import distributed
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import UserError
+from dltrain.runtime.graphs import GraphedStep
 
 Schedule = Callable[[int, int], float]
 
@@ -85,8 +88,19 @@ def fit(
     """
     steps = len(train)
     total = steps * epochs
-    update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
     alone = runtime.processes.world_size == 1
+    update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
+
+    def step(inputs: Tensor, targets: Tensor, weight: float = 1.0) -> None:
+        parts = update(state, inputs, targets, task, runtime, weight=weight)
+        # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
+        state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
+        if runtime.graph or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
+            accumulate_metrics(state, task)
+
+    graphed = GraphedStep(step, runtime.graph()) if runtime.graph else None
+    if graphed or runtime.device.type != "cpu":
+        keep_on_device(state, runtime.device)
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -94,10 +108,13 @@ def fit(
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
             lr = set_lr(state.optimizer, schedule(state.step, total), getattr(schedule, "func", schedule))
+            if state.rates:
+                copy_rates(state)
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
-            parts = update(state, inputs, targets, task, runtime, weight=weight)
-            # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
-            state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
+            if graphed is not None:
+                graphed(inputs, targets)
+            else:
+                step(inputs, targets, weight)
             state.step += 1
             if ema is not None:
                 update_ema(state, ema)
@@ -105,9 +122,8 @@ def fit(
             records = []
             epoch_ends = state.step % steps == 0
             is_due = epoch_ends or state.step % log_every == 0
-            if is_due or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
-                accumulate_metrics(state, task)
             if is_due:
+                accumulate_metrics(state, task)
                 assert state.sums is not None
                 distributed.all_reduce_sum(state.sums, runtime.processes)
                 metrics = interval_metrics(state, task, on_nonfinite)

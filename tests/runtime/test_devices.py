@@ -14,6 +14,7 @@ from dltrain.checkpoints import checkpoint
 from dltrain.runtime import devices, process_state
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import DeviceError, UserError
+from dltrain.runtime.graphs import CudaGraph
 from support.contents import content
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -110,6 +111,14 @@ def test_every_gpu_run_sets_the_cublas_workspace_as_a_later_one_may_be_determini
     fake_gpu(monkeypatch)
     assert devices.device(**(AUTO | {"deterministic": deterministic})).device.type == "cuda"
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(("graph", "is_recorded"), [("auto", False), (False, False), (True, True)])
+def test_steps_are_recorded_on_a_gpu_only_if_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, graph: bool | str, is_recorded: bool
+) -> None:
+    fake_gpu(monkeypatch)
+    assert (devices.device(**(AUTO | {"graph": graph})).graph is CudaGraph) == is_recorded
 
 
 @pytest.mark.parametrize(

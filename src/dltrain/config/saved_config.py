@@ -30,14 +30,8 @@ ADDED: dict[str, Any] = {"report": True, "ema": None, "init_partial": False, "me
 ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance": 0, "data.folds": None}
 ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.classification.focal": 0.0}
 ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
-ADDED |= {
-    "data.brightness": None,
-    "data.contrast": None,
-    "data.saturation": None,
-    "profile": 0,
-    "tags": [],
-    "note": None,
-}
+ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None, "profile": 0}
+ADDED |= {"tags": [], "note": None, "device.graph": "auto"}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has

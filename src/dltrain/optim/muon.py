@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dltrain.optim.step import copy_flat, flattened
+
 # a, b and c of a x + b x^3 + c x^5: applied repeatedly, it brings singular values of at most 1 into 0.7 to 1.2.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
@@ -28,29 +30,42 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
 
+    # Where `found_inf` is set, to a tensor on the device, a step changes nothing if it is 1, as with fused kernels.
+    _step_supports_amp_scaling = True
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update each parameter that has a gradient; closures are not supported."""
         assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        chosen = [(each, group) for group in self.param_groups for each in group["params"] if each.grad is not None]
+        for weight, _ in chosen:
+            if "momentum_buffer" not in self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        written = [each for weight, _ in chosen for each in (weight, self.state[weight]["momentum_buffer"])]
+        before = {} if found_inf is None else flattened(written)
+        for weight, group in chosen:
+            _update(weight, weight.grad, self.state[weight]["momentum_buffer"], group)
+        if found_inf is not None:
+            for kind, (after, tensors) in flattened(written).items():
+                copy_flat(torch.where(found_inf == 1, before[kind][0], after), tensors)
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
-        state = self.state[weight]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        update, rate = gradient.add(buffer, alpha=group["momentum"]), group["lr"]
-        if group["iterations"]:
-            matrix = update.flatten(1)  # (out, in * height * width)
-            rows, columns = matrix.shape
-            update = orthogonalize(matrix, group["iterations"]).view(weight.shape)
-            if group["rescale"]:
-                weight.mul_(math.sqrt(rows) / weight.norm().clamp(min=TINY))
-            update *= math.sqrt(max(1, rows / columns))  # a tall matrix has fewer singular directions
-        weight.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate)
+
+def _update(weight: Tensor, gradient: Tensor, buffer: Tensor, group: Mapping[str, Any]) -> None:
+    buffer.mul_(group["momentum"]).add_(gradient)
+    update, rate = gradient.add(buffer, alpha=group["momentum"]), group["lr"]
+    if group["iterations"]:
+        matrix = update.flatten(1)  # (out, in * height * width)
+        rows, columns = matrix.shape
+        update = orthogonalize(matrix, group["iterations"]).view(weight.shape)
+        if group["rescale"]:
+            weight.mul_(math.sqrt(rows) / weight.norm().clamp(min=TINY))
+        update *= math.sqrt(max(1, rows / columns))  # a tall matrix has fewer singular directions
+    weight.mul_(1 - rate * group["weight_decay"])
+    if isinstance(rate, Tensor):  # on the device, where `alpha` would have to be read
+        weight.addcmul_(update, rate, value=-1)
+    else:
+        weight.add_(update, alpha=-rate)
 
 
 def orthogonalize(matrix: Tensor, iterations: int) -> Tensor:

@@ -72,6 +72,7 @@ class TrainState:
     `sums` (S,) are the task's sums since the last record, `faults` () counts the steps without an update since then.
     `pending` holds outputs of the latest steps until `accumulate_metrics` adds them to the sums, many at once.
     `parallel` wraps the model in DDP for several ranks, `ema_weights` is the moving average of the weights (ema.py).
+    `rates` () are the learning rates of the optimizer's groups, None on a CPU: see `keep_on_device`.
     """
 
     model: nn.Module
@@ -81,11 +82,28 @@ class TrainState:
     faults: Tensor | None = None
     parallel: "DistributedDataParallel | None" = None
     ema_weights: dict[str, Tensor] | None = None
+    rates: list[Tensor] | None = None
     pending: list[StepOutput] = field(default_factory=list)
 
     def eval_weights(self) -> dict[str, Tensor]:
         """Return the weights that are validated, tested and saved as the best: the EMA, else the model's."""
         return self.ema_weights or self.model.state_dict()
+
+
+def keep_on_device(state: TrainState, device: torch.device) -> None:
+    """Keep in tensors what steps read and count, so that no step waits for the device and a graph can repeat it.
+
+    Rates only for optimizers that take tensors: as floats they would round differently, and be constants of a graph.
+    """
+    optimizer, known = state.optimizer, ("torch.optim.", "dltrain.optim.")
+    takes_tensors = _masks_itself(optimizer) and type(optimizer).__module__.startswith(known)
+    state.rates = [torch.zeros((), device=device) for _ in optimizer.param_groups if takes_tensors]
+
+
+def copy_rates(state: TrainState) -> None:
+    """Copy the learning rates to the device, each by a kernel that has it as an argument."""
+    for rate, group in zip(state.rates or (), state.optimizer.param_groups, strict=True):
+        rate.fill_(group["lr"])
 
 
 class NonFiniteLoss(Exception):
@@ -149,7 +167,7 @@ def train_step(
     if clip_norm is not None:
         watched = watched + torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
     fault = _count_fault(state, watched, sticky=on_nonfinite == "stop")
-    _update(state.optimizer, fault)
+    _update(state, fault)
     _clear_gradients(state.optimizer)
     if on_nonfinite == "skip":
         is_fault = torch.as_tensor(fault).bool()
@@ -189,7 +207,7 @@ def accumulate(total: Tensor | None, parts: Iterable[StepOutput], task: Task) ->
         if any(flag is not False for flag in skipped):
             rows.masked_fill_(_stack([torch.as_tensor(flag, device=rows.device) for flag in skipped]).unsqueeze(1), 0)
         for row in rows:
-            total = row.clone() if total is None else total + row
+            total = row.clone() if total is None else total.add_(row)
     return total
 
 
@@ -214,7 +232,7 @@ def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor | bool:
     """Return 1, counted in `state.faults`, if `watched` is not finite, else 0; if sticky, also after any such step."""
-    if watched.is_cpu:  # reading it needs no device sync
+    if watched.is_cpu and state.rates is None:  # reading it needs no device sync
         if is_fault := not math.isfinite(watched.item()) or (sticky and bool(state.faults)):
             state.faults = torch.ones(()) if state.faults is None else state.faults + 1
         return is_fault
@@ -227,16 +245,33 @@ def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor 
     return fault
 
 
-def _update(optimizer: torch.optim.Optimizer, fault: Tensor | bool) -> None:
+def _masks_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """True if the optimizer reads on the device whether it must change nothing, as fused kernels do."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def _update(state: TrainState, fault: Tensor | bool) -> None:
     """Make a step of the optimizer, unless `fault` is 1."""
-    # In the first step of SGD a masked kernel would leave the new momentum buffers uninitialised.
-    is_first = not optimizer.state and any(group.get("momentum") for group in optimizer.param_groups)
-    if isinstance(fault, Tensor) and getattr(optimizer, "_step_supports_amp_scaling", False) and not is_first:
-        # As torch.amp.GradScaler sets it: fused kernels read it on the device and then change nothing.
-        optimizer.found_inf = fault  # type: ignore[attr-defined]
-        optimizer.step()
-    elif not fault:  # on the GPU other optimizers have no such flag: this waits for it at each step
-        optimizer.step()
+    optimizer = state.optimizer
+    if not isinstance(fault, Tensor) or not _masks_itself(optimizer):
+        if not fault:  # on the GPU this waits for it at each step
+            optimizer.step()
+        return
+    if isinstance(optimizer, torch.optim.SGD) and not optimizer.state:
+        # Masked in its first step, the kernel would leave new momentum buffers uninitialised.
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else []:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    optimizer.found_inf = fault  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
+    groups = optimizer.param_groups if state.rates else []
+    numbers = [group["lr"] for group in groups]
+    for group, rate in zip(groups, state.rates or [], strict=False):
+        group["lr"] = rate
+        if "capturable" in group:  # Adam requires it in a graph, and warns of it elsewhere
+            group["capturable"] = rate.is_cuda and torch.cuda.is_current_stream_capturing()
+    optimizer.step()
+    for group, number in zip(groups, numbers, strict=True):
+        group["lr"] = number  # as checkpoints have it
 
 
 def interval_metrics(state: TrainState, task: Task, on_nonfinite: OnNonfinite) -> dict[str, float]:
@@ -246,7 +281,10 @@ def interval_metrics(state: TrainState, task: Task, on_nonfinite: OnNonfinite) -
     *sums, faults = torch.cat([state.sums, fault_count]).tolist()
     if faults and on_nonfinite == "stop":
         raise NonFiniteLoss(state.step - int(faults) + 1)
-    state.sums, state.faults = None, None
+    if state.rates is None:
+        state.sums, state.faults = None, None
+    else:  # a graph writes to these
+        torch._foreach_zero_([each for each in (state.sums, state.faults) if each is not None])
     # If every step was skipped, there are no examples to divide by.
     metrics = task.metrics(sums) if sums[0] else {"loss": math.nan}
     fits = isinstance(metrics, dict) and "loss" in metrics and {*map(type, metrics.values())} <= {int, float}

@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 from annotated_types import Interval
 from torch import nn
 
-from dltrain.runtime import torchrun
+from dltrain.runtime import graphs, torchrun
 from dltrain.runtime.errors import DeviceError, UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,17 @@ GPU_PRODUCTS = 1 << 28  # of a forward pass; with fewer, launches of conversions
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where to compute and how. `precision` is auto until the network is known; `processes` train together."""
+    """Where to compute and how. `precision` is auto until the network is known; `processes` train together.
+
+    `graph` makes what records training steps, see graphs.py; None if they are not recorded.
+    """
 
     device: torch.device
     precision: str
     threads: int
     reason: str = ""  # for the precision that auto was resolved to
     processes: torchrun.Processes = torchrun.SINGLE_PROCESS
+    graph: Callable[[], graphs.Graph] | None = None
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the mixed-precision context of a forward pass. bf16 has the range of fp32: no loss scaling needed."""
@@ -59,6 +63,7 @@ def device(
     precision: Literal["auto", "fp32", "tf32", "bf16"] | None,
     threads: Annotated[int, Interval(ge=1, le=1024)] | None,
     deterministic: bool,
+    graph: bool | Literal["auto"] = "auto",
 ) -> Runtime:
     """Choose where to compute, and set torch's threads and determinism for this process.
 
@@ -68,6 +73,8 @@ def device(
             the range of fp32 and the digits of fp16, on a GPU; null is fp32 on a CPU and `auto` on a GPU
         threads: CPU threads; null leaves the choice to torch
         deterministic: refuse operations that are not deterministic on a GPU
+        graph: record training steps on a GPU and repeat them as a whole, which saves time in small networks; `auto` is
+            false until this has been measured
 
     Raises DeviceError if CUDA is requested but not available.
     """
@@ -75,6 +82,8 @@ def device(
     use_cuda = chosen.type == "cuda"
     if precision == "tf32" and not (use_cuda and torch.cuda.get_device_capability(chosen) >= (8, 0)):
         raise DeviceError("device.precision=tf32: needs a GPU of compute capability 8.0 or higher. Set fp32 or bf16")
+    if graph is True and not use_cuda:
+        raise DeviceError("device.graph=true: needs a GPU. Set device.graph=auto")
     if chosen.index is not None:
         torch.cuda.set_device(chosen)
     if use_cuda or deterministic:  # read when cuBLAS starts, which another job of this process may do
@@ -86,7 +95,9 @@ def device(
         torch.use_deterministic_algorithms(deterministic)
     if threads is not None:
         torch.set_num_threads(threads)
-    return Runtime(chosen, precision or ("auto" if use_cuda else "fp32"), torch.get_num_threads())
+    recorded = graphs.CudaGraph if graph is True or (graph == "auto" and use_cuda and graphs.BY_DEFAULT) else None
+    precision = precision or ("auto" if use_cuda else "fp32")
+    return Runtime(chosen, precision, torch.get_num_threads(), graph=recorded)
 
 
 def _choose(name: str) -> torch.device:

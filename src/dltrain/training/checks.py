@@ -1,16 +1,20 @@
 """Checks before the first step that model, task and data fit each other."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dltrain.config import registry
+from dltrain.config import registry, saved_config
 from dltrain.data.splits import Examples
 from dltrain.optim.step import Task
 from dltrain.runtime import devices
 from dltrain.runtime.errors import ConfigError, InputError, first_line
+
+log = logging.getLogger(__name__)
 
 
 def check_classes(classes: Sequence[str], examples: Examples, split: str) -> None:
@@ -28,6 +32,28 @@ def check_task(node: dict[str, Any]) -> None:
         raise ConfigError(
             f"task={node['name']}: lacks {', '.join(lacking)}; derive it from a task of dltrain.optim.tasks"
         )
+
+
+def check_graph(runtime: devices.Runtime, values: dict[str, Any]) -> devices.Runtime:
+    """Return the runtime without a graph, with the reason logged, if steps cannot be recorded.
+
+    Raises ConfigError if the user insists on it.
+    """
+    custom = saved_config.custom_imports({key: values[key] for key in ("model", "optim", "task", "hooks")})
+    if runtime.graph is None:
+        return runtime
+    if runtime.processes.world_size > 1:
+        reason = "several processes train together"
+    elif custom:
+        reason = f"{custom[0][0]}, your own code, may do something else in each step"
+    elif values["optim"]["name"] == "rmsprop":
+        reason = "rmsprop waits for the GPU in each step"
+    else:
+        return runtime
+    if values["device"]["graph"] is True:
+        raise ConfigError(f"device.graph=true: {reason}. Set device.graph=auto")
+    log.info("device.graph: steps are not recorded: %s", reason)
+    return replace(runtime, graph=None)
 
 
 def check_fit(

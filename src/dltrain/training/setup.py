@@ -34,6 +34,7 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
     per_rank = options.batch_size // processes.world_size
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
+    runtime = checks.check_graph(runtime, values)
     kind = registry.base_option("task", values["task"]["name"])
     # Mistakes are raised before the data is read, which may take minutes.
     schedule = registry.partial_call("schedule", values["schedule"], scores=()).keywords

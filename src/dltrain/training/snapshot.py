@@ -159,6 +159,8 @@ def environment(runtime: Runtime) -> dict[str, Any]:
     """Return what a bit-identical result depends on besides config and data."""
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else system_info.cpu_name()
     computing = {"device": device, "threads": runtime.threads, "precision": runtime.precision}
+    if runtime.device.type == "cuda":
+        computing["graph"] = str(runtime.graph is not None).lower()
     return system_info.versions() | computing | {"processes": runtime.processes.world_size}
 
 
