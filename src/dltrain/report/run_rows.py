@@ -168,10 +168,7 @@ def value_text(value: Any) -> str:
 
 
 def differing_keys(runs: Sequence[RunRow]) -> list[str]:
-    """Return the keys whose values are not the same in all runs.
-
-    A key that a run lacks differs too, if the whole config of that run is known.
-    """
+    """Return the keys whose values differ between runs; so does one that a run lacks whose whole config is known."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
 
     def values(key: str) -> set[str]:

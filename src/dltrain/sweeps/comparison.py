@@ -98,11 +98,9 @@ def report(arguments: Sequence[str]) -> None:
     if as_json:
         print(json.dumps(_as_json(groups), indent=2))
     else:
-        # Keys in which all runs agree have a column only if they are asked for.
-        groups = [
-            replace(it, keys=[*it.keys, *(key for key in columns if key not in it.keys and _has(it, key))])
-            for it in groups
-        ]
+        for group in groups:  # keys in which all runs agree have a column only if they are asked for
+            held = {key for run in group.runs for key in run.config}
+            group.keys.extend([key for key in columns if key in held.difference(group.keys)])
         _require_known(columns, groups)
         show(groups, "run", run_page.NAME, columns)
     if output is None and as_json:
@@ -120,10 +118,6 @@ def with_short_labels(runs: Sequence[RunRow]) -> list[RunRow]:
         if len(set(names)) == len(runs):
             break
     return [replace(run, label=name) for run, name in zip(runs, names, strict=True)]
-
-
-def _has(group: RunGroup, key: str) -> bool:
-    return any(key in run.config for run in group.runs)
 
 
 def _require_known(asked: Sequence[str], groups: Sequence[RunGroup]) -> None:

@@ -206,13 +206,9 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
 
 def _numbered(planned: Sequence[PlannedJob], journal: Journal) -> dict[int, Composed]:
     """Return the jobs by number; known jobs keep theirs, new ones are added to the journal with the next numbers."""
-    known = {entry.digest: entry.number for entry in journal.entries.values()}
-    free = max(journal.entries, default=-1) + 1
-    added = []
-    for job in planned:
-        if job.digest not in known:
-            known[job.digest] = free
-            added.append(plan.entry(free, job))
-            free += 1
-    journal.plan(added)
-    return {known[job.digest]: job.composed for job in planned}
+    known = {entry.digest for entry in journal.entries.values()}
+    added = [job for job in planned if job.digest not in known]
+    first = max(journal.entries, default=-1) + 1
+    journal.plan([plan.entry(number, job) for number, job in enumerate(added, first)])
+    numbers = {entry.digest: entry.number for entry in journal.entries.values()}
+    return {numbers[job.digest]: job.composed for job in planned}
