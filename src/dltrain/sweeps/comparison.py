@@ -14,7 +14,7 @@ from dltrain.config.registry import GROUPS
 from dltrain.config.suggestions import suggest
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import read_records, so_far, text, write_analysis
-from dltrain.report.run_rows import UNINFORMATIVE, RunGroup, RunRow, differing_keys, group_by_data
+from dltrain.report.run_rows import RunGroup, RunRow, differing_keys, group_by_data
 from dltrain.report.run_table import columns_of
 from dltrain.report.significance import compare
 from dltrain.runtime.errors import ConfigError, InputError, UserError
@@ -187,8 +187,7 @@ def _as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
     def numbers(values: Mapping[str, Any]) -> dict[str, Any]:  # JSON has no NaN
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
-    runs = [run for group in groups for run in group.runs]
-    keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in UNINFORMATIVE]
+    keys = differing_keys([run for group in groups for run in group.runs])
     return {
         "differing": keys,
         "runs": [

@@ -157,15 +157,15 @@ def _run_jobs(
         search.tell_all()
     uncovered = [number for number in queue if number not in composed]
     queue = [number for number in queue if number in composed]
-    total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
+    count = len(journal.entries)
+    total = count if space is None else max(settings.trials, count)
     if request.folder is not None:
-        count = len(journal.entries)
         failed = sum(entry.failed for entry in journal.entries.values()) * (not settings.retry_failed)
         again = f"; sweep.retry_failed=true runs the {failed} that failed again" if failed else ""
         print(f"resuming {folder}: {len(queue)} of {count} job{'s' * (count != 1)} left to run{again}")
     if uncovered:
         print(f"left out {len(uncovered)} unfinished job{'s' * (len(uncovered) != 1)}, not covered by the overrides")
-    jobs = len(queue) + (total - len(journal.entries))
+    jobs = len(queue) + total - count
     configs = [job.config for job in composed.values()] or [job.composed.config for job in planned]
     cut_off = False
     with recorded_signals() as signals:

@@ -46,7 +46,7 @@ def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
 
 
 def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, most: int) -> Spec | None:
-    """Return a chart of a metric of several runs, of about `most` points, coloured by the last value; None if empty."""
+    """Chart a metric of several runs over epochs, in about `most` points, coloured by the last value; None if empty."""
     most = max(5, min(100, most // max(len(curves), 1)))
     values = []
     for label, points in curves.items():
