@@ -13,8 +13,8 @@ def reason_to_stop(settings: Train, signals: list[int], step: int, seconds: floa
     """Return the key of the first limit that is reached, `interrupted` after a signal, else an empty text."""
     if signals:
         return "interrupted"
-    limits = {"limit_steps": step, "max_seconds": seconds, "patience": stale_epochs}
-    return next((key for key, value in limits.items() if value >= (getattr(settings, key) or math.inf)), "")
+    spent = {"limit_steps": step, "max_seconds": seconds, "patience": stale_epochs}
+    return next((key for key, value in spent.items() if value >= (getattr(settings, key) or math.inf)), "")
 
 
 def in_seconds(time: str | float) -> float:
