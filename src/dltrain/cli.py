@@ -14,17 +14,8 @@ from dltrain import __version__
 from dltrain.commands import run_names, usage
 from dltrain.config import registry, suggestions, validation
 from dltrain.runtime import startup, terminal, torchrun
-from dltrain.runtime.errors import (
-    TRACEBACK,
-    ConfigError,
-    Interrupted,
-    OutputError,
-    UserError,
-    located,
-    printable,
-    sanitized,
-)
-from dltrain.runtime.signals import as_user_error, exit_code, signals_as_exceptions
+from dltrain.runtime.errors import TRACEBACK, ConfigError, Interrupted, OutputError, located, printable, sanitized
+from dltrain.runtime.signals import Shown, as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +100,7 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def _report_error(error: UserError | KeyboardInterrupt) -> int:
+def _report_error(error: Shown) -> int:
     """Print an error, or the signal that stopped the process; return the exit code."""
     if torchrun.should_report(error):
         if isinstance(error, KeyboardInterrupt | Interrupted):
@@ -186,9 +177,8 @@ def _run(command: str, argv: list[str]) -> int:
         if instead:
             raise ConfigError(f"{instead}: describes one run. Leave out -m and sweep.resume")
         if as_json:
-            raise ConfigError(
-                "--json: a sweep prints no document; its results.csv has the metrics. Leave out --json or -m"
-            )
+            advice = "its results.csv has the metrics. Leave out --json or -m"
+            raise ConfigError(f"--json: a sweep prints no document; {advice}")
         return _sweep(command, argv)
     job = instead.removeprefix("--") or command
     own = [instead, *[flag] * as_json]  # a flag that does not apply is left in, and refused

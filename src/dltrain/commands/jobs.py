@@ -16,7 +16,7 @@ from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
 from dltrain.runtime.errors import ConfigError, Interrupted, UserError, first_line, typed_line, user_line
 from dltrain.runtime.folders import expand_user
-from dltrain.runtime.signals import SIGNALS, as_user_error
+from dltrain.runtime.signals import SIGNALS, Shown, as_user_error
 from dltrain.runtime.startup import import_torch
 
 
@@ -55,7 +55,7 @@ INTERRUPTED = JobResult(143, "interrupted")
 
 
 def run_job(
-    command: str, config: dict[str, Any], report_error: Callable[[UserError | KeyboardInterrupt], int], **settings: Any
+    command: str, config: dict[str, Any], report_error: Callable[[Shown], int], **settings: Any
 ) -> tuple[JobResult, Any]:
     """Run a job; return how it ended and its JSON-able document, None if it has none.
 

@@ -144,8 +144,7 @@ COMMANDS = {
 
 def split_explain(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split off the keys that --explain names. Raises ConfigError if the flag has none."""
-    keys: list[str] = []
-    others: list[str] = []
+    keys, others = list[str](), list[str]()
     remaining = iter(argv)
     for argument in remaining:
         flag, equals, key = argument.partition("=")

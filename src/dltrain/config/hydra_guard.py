@@ -65,8 +65,6 @@ def hydra_sandbox() -> Iterator[None]:
         try:
             checked_yaml(Path(source.path, source._normalize_file_name(config_path)))
             return original(source, config_path)
-        except UnsafeConfig:
-            raise
         except (ValueError, yaml.YAMLError) as error:  # a header that Hydra cannot read, a duplicate key
             text = f"{source.path}/{config_path}: cannot be read: {' '.join(str(error).split())}"
             raise UnsafeConfig(text) from None
@@ -85,15 +83,13 @@ def hydra_sandbox() -> Iterator[None]:
         original(repository, search)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_wrapped(ConfigLoaderImpl, "load_configuration", load_configuration))
-        stack.enter_context(_wrapped(file_source(), "load_config", load_config))
-        stack.enter_context(_wrapped(CachingConfigRepository, "load_config", count_loaded))
+        _wrap(stack, ConfigLoaderImpl, "load_configuration", load_configuration)
+        _wrap(stack, file_source(), "load_config", load_config)
+        _wrap(stack, CachingConfigRepository, "load_config", count_loaded)
         # An editor's byte order mark does not hide the first line; custom needs a name, so glob(*) leaves it out.
-        stack.enter_context(_wrapped(ConfigSource, "_get_header_dict", lambda own, text: own(text.lstrip("\ufeff"))))
-        stack.enter_context(
-            _wrapped(Glob, "filter", lambda own, it, names: own(it, [name for name in names if name != "custom"]))
-        )
-        stack.enter_context(_wrapped(ConfigRepository, "initialize_sources", initialize_sources))
+        _wrap(stack, ConfigSource, "_get_header_dict", lambda own, text: own(text.lstrip("\ufeff")))
+        _wrap(stack, Glob, "filter", lambda own, it, names: own(it, [name for name in names if name != "custom"]))
+        _wrap(stack, ConfigRepository, "initialize_sources", initialize_sources)
         yield
 
 
@@ -103,15 +99,11 @@ def file_source() -> type[ConfigSource]:
     return SourcesRegistry.instance().resolve("file")
 
 
-@contextlib.contextmanager
-def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method of Hydra by `wrapper`, whose first argument is the original."""
+def _wrap(stack: contextlib.ExitStack, owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace a method of Hydra, until `stack` closes, by `wrapper`, whose first argument is the original."""
     original = vars(owner)[name]
     setattr(owner, name, lambda *arguments, **named: wrapper(original, *arguments, **named))
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
+    stack.callback(setattr, owner, name, original)
 
 
 def refuse_changes(node: Any, overrides: Sequence[str]) -> None:

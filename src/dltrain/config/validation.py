@@ -48,8 +48,7 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
             continue
         if not isinstance(value, dict):
             faults.append(f"{node}={to_cli(value)}: must be a group of keys{where(node)}")
-            continue
-        if place is not None:
+        elif place is not None:
             faults += _check_keys(f"{node}.", value, signatures.builtin(*place), where, settings.keys)
         elif GROUPS[node].several:
             faults += _check_several(node, value, where, settings.keys)

@@ -18,26 +18,22 @@ log = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
 
 
-def new_folder(base: Path, name: str) -> Path:
-    """Create `base/name`, or `base/name-2`, `-3` … if it exists. Raises OutputError if that fails."""
+def dated_folder(kind: str = "", name: str | None = None) -> Path:
+    """Create outputs/[kind/]<date>/<time>[-name][-N] under the current folder. Raises OutputError if that fails."""
+    now = time.localtime()
+    base = Path("outputs", kind, time.strftime("%Y-%m-%d", now))
+    label = time.strftime("%H-%M-%S", now) + (f"-{safe_name(name)}" if name else "")
     try:
         base.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
-            folder = base / (name if number == 1 else f"{name}-{number}")
+            folder = base / (label if number == 1 else f"{label}-{number}")
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()  # fails if it exists, so that two runs that start together get two folders
                 return folder
             number += 1
     except OSError as error:
         raise OutputError(f"{base}: cannot create a folder here ({error.strerror}). Start in another folder") from error
-
-
-def dated_folder(kind: str = "", name: str | None = None) -> Path:
-    """Create outputs/[kind/]<date>/<time>[-name][-N] under the current folder."""
-    now = time.localtime()
-    label = f"-{safe_name(name)}" if name else ""
-    return new_folder(Path("outputs", kind, time.strftime("%Y-%m-%d", now)), time.strftime("%H-%M-%S", now) + label)
 
 
 def newest_first(*bases: Path) -> list[Path]:
@@ -68,9 +64,8 @@ def find_run(name: str | Path) -> Path:
     matching = of_name[0] or of_name[1]
     matching = [path for path in matching if f"{text}_" in f"{path}_"] or matching  # 10-00-00/1 is not job 10
     if len(matching) > 1:
-        raise InputError(
-            f"{text}: matches {len(matching)} runs ({listed(list(map(str, matching)), 3)}); be more specific"
-        )
+        shown = listed(list(map(str, matching)), 3)
+        raise InputError(f"{text}: matches {len(matching)} runs ({shown}); be more specific")
     return matching[0] if matching else path
 
 
@@ -94,9 +89,8 @@ def refuse_links(folder: Path) -> None:
         for name in (*names, *files):
             path = Path(parent, name)
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise InputError(
-                    f"{path}: is a link, or not a regular file. Put a copy here: a run writes in its folder only"
-                )
+                advice = "Put a copy here: a run writes in its folder only"
+                raise InputError(f"{path}: is a link, or not a regular file. {advice}")
 
 
 @contextlib.contextmanager

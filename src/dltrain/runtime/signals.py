@@ -11,6 +11,7 @@ from dltrain.runtime.errors import TRACEBACK, InputError, OutputError, UserError
 # Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
 # asks it to; SIGHUP arrives when the terminal of a run is closed.
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143, signal.SIGHUP: 129}
+Shown = UserError | KeyboardInterrupt  # what a user sees of an exception
 
 
 class SignalInterrupt(KeyboardInterrupt):
@@ -21,18 +22,18 @@ class SignalInterrupt(KeyboardInterrupt):
         self.exit_code = SIGNALS[signal.Signals(number)]
 
 
-def exit_code(error: UserError | KeyboardInterrupt) -> int:
+def exit_code(error: Shown) -> int:
     return getattr(error, "exit_code", SIGNALS[signal.SIGINT])  # a plain KeyboardInterrupt has none
 
 
-def as_user_error(error: BaseException, own: str = "") -> UserError | KeyboardInterrupt | None:
+def as_user_error(error: BaseException, own: str = "") -> Shown | None:
     """Map an exception to what the user should see; None for a bug of ours, if no code is his `own`."""
     cause: BaseException | None = error
     while cause is not None:  # an interrupted library may fail again while it cleans up
         if isinstance(cause, SignalInterrupt):
             return cause
         cause = cause.__context__
-    if isinstance(error, UserError | KeyboardInterrupt):
+    if isinstance(error, Shown):
         return error
     if isinstance(error, OSError) and error.filename is not None:
         # One that nothing else handled, such as a file missing in user code or a failing disk.

@@ -14,7 +14,7 @@ from dltrain.config.registry import GROUPS
 from dltrain.config.suggestions import suggest
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import read_records, so_far, text, write_analysis
-from dltrain.report.run_rows import UNINFORMATIVE, RunGroup, RunRow, differing_keys, group_by_data
+from dltrain.report.run_rows import RunGroup, RunRow, differing_keys, group_by_data
 from dltrain.report.run_table import columns_of
 from dltrain.report.significance import compare
 from dltrain.runtime.errors import ConfigError, InputError, UserError
@@ -98,11 +98,9 @@ def report(arguments: Sequence[str]) -> None:
     if as_json:
         print(json.dumps(_as_json(groups), indent=2))
     else:
-        # Keys in which all runs agree have a column only if they are asked for.
-        groups = [
-            replace(it, keys=[*it.keys, *(key for key in columns if key not in it.keys and _has(it, key))])
-            for it in groups
-        ]
+        for group in groups:  # keys in which all runs agree have a column only if they are asked for
+            held = {key for run in group.runs for key in run.config}
+            group.keys.extend([key for key in columns if key in held.difference(group.keys)])
         _require_known(columns, groups)
         show(groups, "run", run_page.NAME, columns)
     if output is None and as_json:
@@ -120,10 +118,6 @@ def with_short_labels(runs: Sequence[RunRow]) -> list[RunRow]:
         if len(set(names)) == len(runs):
             break
     return [replace(run, label=name) for run, name in zip(runs, names, strict=True)]
-
-
-def _has(group: RunGroup, key: str) -> bool:
-    return any(key in run.config for run in group.runs)
 
 
 def _require_known(asked: Sequence[str], groups: Sequence[RunGroup]) -> None:
@@ -193,8 +187,7 @@ def _as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
     def numbers(values: Mapping[str, Any]) -> dict[str, Any]:  # JSON has no NaN
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
-    runs = [run for group in groups for run in group.runs]
-    keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in UNINFORMATIVE]
+    keys = differing_keys([run for group in groups for run in group.runs])
     return {
         "differing": keys,
         "runs": [

@@ -46,10 +46,7 @@ def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
 
 
 def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, most: int) -> Spec | None:
-    """Return a chart of a metric of several runs over epochs, coloured by the last value; None without data.
-
-    It has about `most` points.
-    """
+    """Chart a metric of several runs over epochs, in about `most` points, coloured by the last value; None if empty."""
     most = max(5, min(100, most // max(len(curves), 1)))
     values = []
     for label, points in curves.items():
@@ -80,13 +77,11 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
     """Return a confusion matrix from counts (K, K), rows true, columns predicted, coloured by fraction of the row."""
-    values = []
-    for true, row in zip(classes, counts, strict=True):
-        total = max(sum(row), 1)
-        values += [
-            {"t": true, "p": claimed, "n": count, "r": count / total}
-            for claimed, count in zip(classes, row, strict=True)
-        ]
+    values = [
+        {"t": true, "p": predicted, "n": count, "r": count / max(sum(row), 1)}
+        for true, row in zip(classes, counts, strict=True)
+        for predicted, count in zip(classes, row, strict=True)
+    ]
     count, few = len(classes), len(classes) <= MOST_LABELS
     step = {"step": 13 if not few else 29 if count > FEW else 300 // max(count, 6)}  # room for counts, or for names
     size: Spec = {"width": step, "height": step} if count > 5 else {}

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,7 @@ MOST_CLASSES = 60  # up to which the confusion matrix is shown
 
 
 def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any]) -> bool:
-    """Write analysis.json and the page of a run that has just ended; return True if that succeeded.
-
-    An error is only logged as a warning: the run is done.
-    """
+    """Write analysis.json and the page of a run that has just ended; return False, and log why, if that failed."""
     try:
         if analysis:
             write_analysis(folder, analysis)
@@ -125,20 +122,18 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
         shown["charts"].append(charts.reliability(analysis["calibration"]["bins"]))
     if "points" in analysis:
         shown["charts"].append(charts.points(analysis["points"]))
-    shown["mistakes"] = list(_with_images(analysis.get("mistakes", ()), "image", "class_map"))
+    shown["mistakes"] = _with_images(analysis.get("mistakes", ()), "image", "class_map")
     shown["attention"] = [
         row | {"cells": _fractions(row["weights"]), "columns": len(row["weights"][0])}
         for row in _with_images(analysis.get("attention", ()), "image")
     ]
-    shown["pictures"] = list(_with_images(analysis.get("pictures", ()), "image", "output"))
+    shown["pictures"] = _with_images(analysis.get("pictures", ()), "image", "output")
     return shown
 
 
-def _with_images(rows: Any, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows whose images under `keys` are PNGs in data URLs."""
-    for row in rows:
-        if all(str(row.get(key, PNG_URL)).startswith(PNG_URL) for key in keys):
-            yield dict(row)
+def _with_images(rows: Any, *keys: str) -> list[dict[str, Any]]:
+    """Return the rows whose images under `keys` are PNGs in data URLs."""
+    return [row for row in rows if all(str(row.get(key, PNG_URL)).startswith(PNG_URL) for key in keys)]
 
 
 def _fractions(weights: list[list[float]]) -> list[float]:
