@@ -345,7 +345,9 @@ def test_a_resumed_run_on_a_gpu_says_that_steps_were_not_recorded_before(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
     runtime = Runtime(torch.device("cuda"), "fp32", 1)
-    before, now = snapshot.environment(runtime), snapshot.environment(replace(runtime, graph=CudaGraph))
+    recorded = replace(runtime, graph=CudaGraph)
+    assert recorded.describe() == "H200 (cuda), fp32, recorded steps"
+    before, now = snapshot.environment(runtime), snapshot.environment(recorded)
     snapshot.warn_changed_environment(now, before, deterministic=False)
     assert "not bit-identical because graph was false, is true" in caplog.text
 

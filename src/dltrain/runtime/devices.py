@@ -53,7 +53,8 @@ class Runtime:
         precision = self.precision + (f" (auto: {self.reason})" if self.reason else "")
         processes = f", {self.processes.world_size} processes" if self.processes.world_size > 1 else ""
         if self.device.type == "cuda":
-            return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}{processes}"
+            graph = ", recorded steps" if self.graph else ""
+            return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}{processes}{graph}"
         return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {precision}{processes}"
 
 

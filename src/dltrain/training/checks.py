@@ -50,7 +50,7 @@ def check_graph(runtime: devices.Runtime, values: dict[str, Any]) -> devices.Run
         reason = "rmsprop waits for the GPU in each step"
     else:
         return runtime
-    if values["device"]["graph"] is True:
+    if values["device"].get("graph") is True:
         raise ConfigError(f"device.graph=true: {reason}. Set device.graph=auto")
     log.info("device.graph: steps are not recorded: %s", reason)
     return replace(runtime, graph=None)
