@@ -43,6 +43,7 @@ def test_an_example_is_a_command_line_that_can_be_used(
     monkeypatch.chdir(tmp_path)
     Path("outputs/DATE/TIME/checkpoints").mkdir(parents=True)
     Path("outputs/2026-11-29/10-32-00/checkpoints").mkdir(parents=True)
+    Path("outputs/2026-11-29/10-32-00/checkpoints/last.pt").touch()
     for name in ("one.pt", "two.pt"):
         Path(name).touch()
     first, *words = shlex.split(line.partition(" >")[0])

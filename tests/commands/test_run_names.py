@@ -26,7 +26,8 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for run in RUNS:
         Path("outputs", run, "checkpoints").mkdir(parents=True)
-    Path("outputs/2026-11-30/08-00-00").mkdir(parents=True)  # of a run that has just begun
+        Path("outputs", run, "checkpoints", "last.pt").touch()
+    Path("outputs/2026-11-30/08-00-00/checkpoints").mkdir(parents=True)  # of a run that has just begun
     for number in range(12):
         Path(SWEEP, f"{number}_seed={number}", "checkpoints").mkdir(parents=True)
     Path(SWEEP, "sweep.json").write_text('{"command": "train", "overrides": ["seed=range(12)"]}')
@@ -105,7 +106,7 @@ def test_a_part_of_several_names_is_refused_with_some_of_them() -> None:
         ("eval mnist", "mnist: no such file, and no run in outputs/ has this in its name"),
         ("eval last nosuch", "nosuch: no such file"),
         ("predict photos", "photos: is no run. The run comes first: dltrain predict RUN IMAGE …"),
-        ("export 2026-11-30/08-00-00", "is no run"),
+        ("export photos", "is no run"),
         ("resume nothing", "nothing: no such file"),
         ("resume small -m", "-m: resume continues one run or one sweep"),
         ("resume 12-00-00 epochs=3", "epochs=3: outputs/sweeps/.* is a sweep, whose jobs keep their config"),

@@ -283,7 +283,7 @@ def test_a_failing_hook_ends_a_run_that_is_saved_with_all_its_records(own: Comma
     first, place, saved = result.err.splitlines()
     assert first == "error: hook own_tasks:failing failed: RuntimeError: a mistake"
     assert 'raise RuntimeError("a mistake")' in place
-    assert f"resume={folder}" in saved
+    assert f"The run is saved: dltrain resume {result.folder} 'trust=[own_tasks]'" in saved
     assert last(folder)["step"] == 8
     Path("mended").touch()
     assert own("train", f"resume={folder}", "trust=[own_tasks]").code == 0
@@ -382,7 +382,7 @@ def test_a_hook_that_changes_what_training_needs_ends_the_run_saved_and_leaves_n
     first, second = result.err.splitlines()
     assert (result.code, torch.is_grad_enabled(), torch.get_default_dtype()) == (1, True, torch.float32)
     assert f"hook own_tasks:{hook} failed: RuntimeError: it must leave gradient mode, default dtype and state" in first
-    assert f"The run is saved: resume={result.folder}" in second
+    assert f"The run is saved: dltrain resume {result.folder} 'trust=[" in second
     assert last(result.folder)["step"] == 4
 
 
@@ -423,7 +423,10 @@ def test_a_failing_hook_that_has_ruined_the_weights_leaves_the_checkpoint_before
     result = own("train", *QUICK, "hooks=[own_tasks:ruining]", "checkpoint_every=3")
     assert (result.code, last(result.folder)["step"]) == (1, 3)
     assert "failed: RuntimeError: a mistake" in result.err
-    assert f"A weight is not finite; earlier checkpoints are kept: resume={result.folder}" in result.err
+    assert (
+        f"A weight is not finite; earlier checkpoints are kept: dltrain resume {result.folder} 'trust=[own_tasks]'"
+        in result.err
+    )
 
 
 @pytest.mark.parametrize("fails", mostly_slow([False, True], fast=[True]))

@@ -52,7 +52,7 @@ COMMANDS = {
             (f"resume {RUN} epochs=30", "a run, for more epochs"),
             ("resume 10-32 device=cpu", "the one with 10-32 in its name, on another device"),
         ),
-        (("[RUN]", RUNS), ("KEY=VALUE", "set a key of dltrain train")),
+        (("[RUN]", RUNS), ("KEY=VALUE", "change a key, such as epochs or device")),
     ),
     "runs": Usage(
         "list runs, newest first, and delete some",
@@ -63,9 +63,15 @@ COMMANDS = {
         ),
         (
             ("FOLDER or NAME", "where to look, or a part of the runs' names"),
-            ("KEY=VALUE", "a condition, also with != > >= < <=, on a key of the config, a metric, status or seconds"),
+            (
+                "KEY=VALUE",
+                "a condition, also with != > >= < <=: a key, a metric, model, data, date, status, seconds or tags",
+            ),
         ),
-        (("--delete", "delete the runs, after asking"), ("--yes", "do not ask")),
+        (
+            ("--delete", "delete the runs and whole sweeps, after asking; running ones are kept"),
+            ("--yes", "do not ask"),
+        ),
     ),
     "eval": Usage(
         "evaluate a run's best checkpoint",

@@ -82,7 +82,9 @@ def device(
     chosen = _choose(name)
     use_cuda = chosen.type == "cuda"
     if precision == "tf32" and not (use_cuda and torch.cuda.get_device_capability(chosen) >= (8, 0)):
-        raise DeviceError("device.precision=tf32: needs a GPU of compute capability 8.0 or higher. Set fp32 or bf16")
+        raise DeviceError(
+            "device.precision=tf32: needs a GPU of compute capability 8.0 or higher. Set device.precision=fp32 or bf16"
+        )
     if graph is True and not use_cuda:
         raise DeviceError("device.graph=true: needs a GPU. Set device.graph=auto")
     if chosen.index is not None:

@@ -54,7 +54,7 @@ def find_run(name: str | Path) -> Path:
     runs, text = newest_first(Path("outputs"), Path("outputs", "sweeps")), str(name).removeprefix("outputs/")
     if text == "last":
         for run in runs:  # the newest may have just begun
-            if any((run / name).exists() for name in ("checkpoints", "sweep.json")):
+            if (run / "sweep.json").exists() or any(run.glob("checkpoints/*.pt")):
                 return run
         raise InputError("last: outputs/ contains no run with a checkpoint. Give the folder of one")
     if (path := expand_user(name)).exists() or text in ("", "null"):

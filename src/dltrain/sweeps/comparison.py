@@ -29,11 +29,11 @@ DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/
 def find_runs(folder: Path, depth: int = 0, damaged: list[str] | None = None) -> Iterator[RunRow]:
     """Yield the run in a folder, or else all runs below it, with failed jobs, and of a sweep of `eval` its jobs.
 
-    Raises InputError for what cannot be read, or adds the message to `damaged` and goes on.
+    Raises InputError or OSError for what cannot be read, or adds the message to `damaged` and goes on.
     """
     try:
         yield from _find_runs(folder, depth, damaged)
-    except InputError as error:
+    except (InputError, OSError) as error:
         if damaged is None:
             raise
         damaged.append(str(error))

@@ -41,7 +41,7 @@ def list_runs(arguments: Sequence[str]) -> None:
     chosen = [
         run
         for run, values in zip(runs, everything, strict=True)
-        if all(_meets(values, str(run.folder.relative_to(folder)), it, known) for it in given)
+        if all(_meets(values, _name(run, folder), it, known) for it in given)
     ]
     for problem in damaged:
         print(f"left out {problem}", file=sys.stderr)
@@ -65,6 +65,11 @@ def _with_status(run: RunRow) -> RunRow:
         except OutputError:
             return replace(run, status="running")
     return run
+
+
+def _name(run: RunRow, base: Path) -> str:
+    """Return what names of runs are compared with: the path below the listed folder, of a job with its number."""
+    return re.sub(r"(/\d+)_[^/]*$", r"\1", str(run.folder.relative_to(base)))
 
 
 def _searchable(run: RunRow) -> dict[str, Any]:

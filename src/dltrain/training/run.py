@@ -96,12 +96,16 @@ def train(
     summary["folder"] = str(where)
     if sync.signals:
         number = Signals(sync.signals[0])
-        resume = ["dltrain", "resume", str(where)] if processes.world_size == 1 else [f"resume={where}"]
-        if packages := {package for _, package in saved_config.custom_imports(config.values)}:
-            resume.append(f"trust=[{','.join(sorted(packages))}]")
-        stopped = f"stopped by {number.name} after saving. Continue with {shlex.join(resume)}"
+        stopped = f"stopped by {number.name} after saving. Continue with {_resume_command(run, where)}"
         raise Interrupted(stopped, SIGNALS[number], summary)
     return summary
+
+
+def _resume_command(run: Run, folder: Path | str) -> str:
+    """Return the command that continues a run; with several processes only its overrides, as torchrun starts it."""
+    named = ["dltrain", "resume", str(folder)] if run.runtime.processes.world_size == 1 else [f"resume={folder}"]
+    packages = sorted({package for _, package in saved_config.custom_imports(run.config.values)})
+    return shlex.join(named + [f"trust=[{','.join(packages)}]"] * bool(packages))
 
 
 def _save(run: Run, output: RunDir | None, keep: int) -> None:
@@ -167,7 +171,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
             saved = "The run is saved"
         except NonFiniteLoss:  # the hook may have written such weights
             saved = "A weight is not finite; earlier checkpoints are kept"
-        raise HookError(f"{error}\n{saved}: resume={output.folder if output else 'FOLDER'}") from error
+        raise HookError(f"{error}\n{saved}: {_resume_command(run, output.folder if output else 'FOLDER')}") from error
     except (NonFiniteLoss, nonfinite.NonFiniteMetric) as error:
         if progress.best_weights and output is not None:  # they may be newer than the last checkpoint
             output.save_best(run)
