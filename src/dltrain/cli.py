@@ -11,7 +11,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__
-from dltrain.commands import run_names, usage
+from dltrain.commands import usage
 from dltrain.config import registry, suggestions, validation
 from dltrain.runtime import startup, terminal, torchrun
 from dltrain.runtime.errors import TRACEBACK, ConfigError, Interrupted, OutputError, located, printable, sanitized
@@ -53,7 +53,9 @@ def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
     if command == "help" and rest:
         return _dispatch([*rest, "--help"])
-    if command in run_names.BARE and not HELP & set(rest):
+    if command in usage.WITH_RUNS and not HELP & set(rest):
+        from dltrain.commands import run_names
+
         command, rest = run_names.expand(command, rest)
     if command in COMMANDS and HELP & set(rest):
         from dltrain.commands import help_pages

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from dltrain import cli
-from dltrain.commands import run_names
+from dltrain.commands import run_names, usage
 from dltrain.commands.usage import COMMANDS
 from dltrain.config import composition, registry, validation
 from dltrain.config.composition import compose
 from dltrain.config.resolution import resolve
 from support.command import Command
 
-EXAMPLES = [(command, line) for command, usage in COMMANDS.items() for line, _ in usage.examples]
+EXAMPLES = [(command, line) for command, it in COMMANDS.items() for line, _ in it.examples]
 
 
 def told(text: str) -> str:
@@ -48,7 +48,7 @@ def test_an_example_is_a_command_line_that_can_be_used(
         Path(name).touch()
     first, *words = shlex.split(line.partition(" >")[0])
     assert first == command
-    if command in run_names.BARE:
+    if command in usage.WITH_RUNS:
         command, words = run_names.expand(command, words)
     if command in registry.COMMANDS:
         composed = composition.preview(command, words)

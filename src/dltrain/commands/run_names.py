@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dltrain.config.overrides import VALUE_FLAGS
-from dltrain.report.run_rows import metric
 from dltrain.runtime.errors import ConfigError, InputError, printable
 from dltrain.runtime.folders import find_run
 
-# The commands that take names, and the keys that their bare arguments stand for.
-BARE: dict[str, tuple[str, ...]] = {"train": (), "inspect": (), "report": (), "resume": ("resume",)}
-BARE |= {"eval": ("ckpt",), "predict": ("ckpt", "input"), "export": ("ckpt",)}
+# The keys that bare arguments of a command stand for.
+BARE = {"resume": ("resume",), "eval": ("ckpt",), "predict": ("ckpt", "input"), "export": ("ckpt",)}
 KEYS = ("ckpt", "resume", "init", "sweep.resume")
 OF_JOB = ("ckpt", "init", "inspect")  # keys and commands for which a sweep stands for its best job
 VALUE_FOLLOWS = {*VALUE_FLAGS, "--explain", "-o", "--output", "--columns"}
@@ -37,7 +35,7 @@ def expand(command: str, arguments: list[str]) -> tuple[str, list[str]]:
     expanded = [it if it in bare else _expanded(it) for it in arguments]
     if command == "resume" and {"-m", "--multirun"} & set(arguments):
         raise ConfigError("-m: resume continues one run or one sweep. Leave it out")
-    free = [key for key in BARE[command] if key not in {it.partition("=")[0] for it in arguments}]
+    free = [key for key in BARE.get(command, ()) if key not in {it.partition("=")[0] for it in arguments}]
     left = ["last"] if command == "resume" and free and not bare else bare
     for key in free:
         names = left if command == "eval" or key == "input" else left[:1]
@@ -62,6 +60,8 @@ def find_checkpoint(name: str | Path) -> Path:
 
 def best_job(sweep: Path) -> Path:
     """Return the folder of a sweep's best job, by its results.csv. Raises InputError."""
+    from dltrain.report.run_rows import metric  # its imports take time, and few command lines need it
+
     typed = {key: value for key, _, value in (str(it).partition("=") for it in _read(sweep).get("overrides", ()))}
     try:
         with (sweep / "results.csv").open(encoding="utf-8", newline="") as file:

@@ -26,6 +26,7 @@ CONFIG_FLAGS = (
     ("--hydra-help", "list Hydra's other flags"),
 )
 JSON = ("--json", "print one JSON document; everything else goes to stderr")
+WITH_RUNS = ("train", "eval", "predict", "export", "resume", "inspect", "report")  # commands that take names of runs
 RUN = "outputs/DATE/TIME"
 RUNS = "a run or sweep: a folder, a part of its name, or last; by default the newest"
 TAKES = (("RUN", "a run folder, a part of its name, last, or a checkpoint file; as ckpt="), *CONFIG)
