@@ -22,7 +22,7 @@ MOST_KEYS = 4  # keys that get a chart each
 MOST_COLOURS = 5  # values of another key within such a chart
 FEWEST = 3  # values of a number for a chart against it
 MOST_GROUPS = 12  # data sets whose runs get charts
-MOST_POINTS = 5_000  # of the curves of all runs: 500 runs stay below two seconds to open
+MOST_POINTS = 2_500  # of the curves of all runs: 500 runs stay below two seconds to open
 
 
 def write_after(folder: Path, groups: Sequence[RunGroup]) -> None:
