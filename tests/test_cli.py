@@ -327,7 +327,8 @@ def test_traceback_is_shown_on_request(dltrain: Command, monkeypatch: pytest.Mon
 
 
 COMPLETIONS = {
-    "dltrain ": ["doctor", "eval", "export", "inspect", "list", "predict", "report", "train"],
+    "dltrain ": ["doctor", "eval", "export", "inspect", "list", "predict", "report", "resume", "runs", "train"],
+    "dltrain eval la": ["last"],
     "dltrain tr": ["train"],
     "dltrain train mod": ["model.", "model="],
     "dltrain train model=l": ["model=lenet", "model=linear", "model=lstm"],

@@ -63,6 +63,7 @@ def _modules_forgotten() -> Iterator[None]:
 @pytest.mark.usefixtures("_modules_forgotten")
 def test_the_commands_of_a_page_compose(dltrain: Command, tmp_path: Path, page: Path) -> None:
     commands.write_files(tmp_path, page.read_text())
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for words in filter(None, map(commands.composed, commands.lines(page.read_text()))):
         result = dltrain(*words)
         assert result.code == 0, f"{words}\n{result.err}"

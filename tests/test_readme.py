@@ -33,6 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_composes(dltrain: Command, tmp_path: Path, command: str) -> None:
     commands.write_files(tmp_path, README)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     if words := commands.composed(command):
         result = dltrain(*words)
         assert result.code == 0, result.err

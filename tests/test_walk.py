@@ -9,7 +9,9 @@ import numpy
 import pytest
 from PIL import Image, ImageDraw
 
+import dltrain
 from support.browser import chromium, not_drawn, opened
+from support.mixed_runs import write_mixed
 
 DLTRAIN = Path(sys.executable).parent / "dltrain"
 
@@ -76,3 +78,57 @@ def test_a_newcomer_trains_looks_sweeps_predicts_and_exports(tmp_path: Path) -> 
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     assert classes[int(shares.argmax())] == "1"
     assert abs(float(shares.max()) - row["probability_1"]) < 1e-5
+
+
+NOTEBOOK = """
+import dltrain
+network = dltrain.load("last", device="cpu")
+print(network.classes, network.predict("drawn.png")["label"])
+dltrain.train(["data=digits", "model=linear", "epochs=1", "device.threads=1"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries around the kernel
+@pytest.mark.skipif(not DLTRAIN.exists(), reason="needs dltrain to be installed")
+def test_a_day_goes_from_a_stopped_run_to_a_comparison_a_job_s_page_and_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    quick = ("data=digits", "data.limit=300", "device.threads=1", "logger=none")
+    machine = json.loads(typed(tmp_path, "doctor", "--json"))
+    assert machine["versions"]["torch"]
+
+    typed(tmp_path, "train", *quick, "model=mlp", "limit_steps=3", "tags=[first]", "note=a try")
+    run = only(tmp_path, "outputs/2*/*")
+    assert f"{run.name} " in typed(tmp_path, "runs", "tags=first")
+    typed(tmp_path, "resume", "limit_steps=null", "epochs=2")
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["best"]["epoch"] <= 2) == ("done", True)
+
+    write_mixed(tmp_path / "month", 20)
+    table = typed(tmp_path, "report", "month", "-o", "month.html")
+    assert "20 runs" not in table and "best val_accuracy first" in table  # by data set
+    assert len(json.loads(typed(tmp_path, "report", "month", "--json"))["runs"]) == 20
+
+    typed(tmp_path, "train", "-m", *quick, "model=mlp,lenet", "optim.lr=0.1,0.01", "epochs=1")
+    sweep = only(tmp_path, "outputs/sweeps/*/*")
+    typed(tmp_path, "report", "last")
+    typed(tmp_path, "report", f"{sweep.name}/3")
+    job = only(sweep, "3_*")
+    best = json.loads(typed(tmp_path, "eval", "last", "--json"))
+    assert Path(best["checkpoint"]).parents[2].name == sweep.name
+    with chromium() as browser:
+        for path in (tmp_path / "month.html", sweep / "report.html", job / "report.html"):
+            with opened(browser, path) as page:
+                assert not_drawn(page) == []
+                assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    draw_a_one(tmp_path / "drawn.png")
+    monkeypatch.setenv("PYTHONPATH", str(Path(dltrain.__file__).parents[1]))
+    cell = nbformat.v4.new_code_cell(NOTEBOOK)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(nbformat.v4.new_notebook(cells=[cell]), timeout=120, resources=resources).execute()
+    printed = "".join(output["text"] for output in cell.outputs if output["output_type"] == "stream")
+    assert "['0', '1', '2'" in printed and "epoch 1/1" in printed
+    assert any("text/html" in output.get("data", {}) for output in cell.outputs)

@@ -11,11 +11,11 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from dltrain import __version__
-from dltrain.commands import usage
+from dltrain.commands import run_names, usage
 from dltrain.config import registry, suggestions, validation
 from dltrain.runtime import startup, terminal, torchrun
-from dltrain.runtime.errors import TRACEBACK, ConfigError, OutputError, UserError, located, printable, sanitized
-from dltrain.runtime.signals import SignalInterrupt, as_user_error, exit_code, signals_as_exceptions
+from dltrain.runtime.errors import TRACEBACK, ConfigError, Interrupted, OutputError, located, printable, sanitized
+from dltrain.runtime.signals import Shown, as_user_error, exit_code, signals_as_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,8 @@ def _dispatch(argv: list[str]) -> int:
     command, *rest = argv
     if command == "help" and rest:
         return _dispatch([*rest, "--help"])
+    if command in run_names.BARE and not HELP & set(rest):
+        command, rest = run_names.expand(command, rest)
     if command in COMMANDS and HELP & set(rest):
         from dltrain.commands import help_pages
 
@@ -83,6 +85,10 @@ def _dispatch(argv: list[str]) -> int:
         from dltrain.sweeps import comparison
 
         comparison.report(rest)
+    elif command == "runs":
+        from dltrain.sweeps import run_list
+
+        run_list.list_runs(rest)
     elif command in (*HELP, "help"):
         from dltrain.commands import help_pages
 
@@ -94,11 +100,11 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def _report_error(error: UserError | KeyboardInterrupt) -> int:
+def _report_error(error: Shown) -> int:
     """Print an error, or the signal that stopped the process; return the exit code."""
     if torchrun.should_report(error):
-        if isinstance(error, KeyboardInterrupt):
-            print(error if isinstance(error, SignalInterrupt) else "stopped", file=sys.stderr)
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            print("stopped" if type(error) is KeyboardInterrupt else sanitized(str(error)), file=sys.stderr)
         elif os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         else:
@@ -171,9 +177,8 @@ def _run(command: str, argv: list[str]) -> int:
         if instead:
             raise ConfigError(f"{instead}: describes one run. Leave out -m and sweep.resume")
         if as_json:
-            raise ConfigError(
-                "--json: a sweep prints no document; its results.csv has the metrics. Leave out --json or -m"
-            )
+            advice = "its results.csv has the metrics. Leave out --json or -m"
+            raise ConfigError(f"--json: a sweep prints no document; {advice}")
         return _sweep(command, argv)
     job = instead.removeprefix("--") or command
     own = [instead, *[flag] * as_json]  # a flag that does not apply is left in, and refused

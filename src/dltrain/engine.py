@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from dltrain.optim.step import (
 )
 from dltrain.runtime import distributed
 from dltrain.runtime.devices import Runtime
+from dltrain.runtime.errors import UserError
 from dltrain.runtime.graphs import GraphedStep
 
 Schedule = Callable[[int, int], float]
@@ -106,7 +107,7 @@ def fit(
         state.model.train()
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
-            lr = set_lr(state.optimizer, schedule(state.step, total))
+            lr = set_lr(state.optimizer, schedule(state.step, total), getattr(schedule, "func", schedule))
             if state.rates:
                 copy_rates(state)
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
@@ -186,8 +187,10 @@ def predict(model: nn.Module, batches: Loader, runtime: Runtime) -> Tensor:
     return torch.cat(outputs)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, multiplier: float) -> float:
+def set_lr(optimizer: torch.optim.Optimizer, multiplier: float, schedule: Any = None) -> float:
     """Set the learning rate of each group to its initial one times `multiplier`; return that of the first group."""
+    if not isinstance(multiplier, int | float) or not 0 <= multiplier < float("inf"):
+        raise UserError(f"schedule {schedule.__name__}: {multiplier!r} is no finite number >= 0, a factor on optim.lr")
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * multiplier
+        group["lr"] = group["initial_lr"] * float(multiplier)
     return float(optimizer.param_groups[0]["lr"])

@@ -25,7 +25,7 @@ from PIL import Image
 
 import dltrain
 from dltrain.commands.from_python import TrainedNetwork
-from dltrain.runtime.errors import ConfigError, InputError, UserError
+from dltrain.runtime.errors import ConfigError, InputError, UserError, user_line
 from support.command import Command, Trained
 from support.tiers import mostly_slow
 
@@ -117,6 +117,13 @@ def test_a_run_that_fails_leaves_the_process_as_it_was() -> None:
 
 
 @pytest.mark.slow
+def test_own_code_that_exits_is_an_error_and_does_not_end_the_program(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text("import sys\n\ndef rate(step, total_steps):\n    sys.exit(0)\n")
+    with pytest.raises(UserError, match="SystemExit: 0") as caught:
+        dltrain.train([*QUICK, "schedule=custom", "schedule.name=leaving:rate"])
+    assert "leaving.py:4: sys.exit(0)" in user_line(caught.value.__cause__)
+
+
 def test_a_run_gives_the_same_bits_before_and_after_one_with_other_threads() -> None:
     words = ["epochs=1", "limit_steps=2", "report=false", "logger=none"]
     torch.set_num_threads(2)  # the next test starts with one again

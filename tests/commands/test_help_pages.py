@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dltrain import cli
+from dltrain.commands import run_names
 from dltrain.commands.usage import COMMANDS
 from dltrain.config import composition, registry, validation
 from dltrain.config.composition import compose
@@ -36,9 +37,18 @@ def test_a_help_begins_with_three_examples(dltrain: Command, command: str, flag:
 
 
 @pytest.mark.parametrize(("command", "line"), EXAMPLES, ids=str)
-def test_an_example_is_a_command_line_that_can_be_used(command: str, line: str) -> None:
+def test_an_example_is_a_command_line_that_can_be_used(
+    command: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("outputs/DATE/TIME/checkpoints").mkdir(parents=True)
+    Path("outputs/2026-11-29/10-32-00/checkpoints").mkdir(parents=True)
+    for name in ("one.pt", "two.pt"):
+        Path(name).touch()
     first, *words = shlex.split(line.partition(" >")[0])
     assert first == command
+    if command in run_names.BARE:
+        command, words = run_names.expand(command, words)
     if command in registry.COMMANDS:
         composed = composition.preview(command, words)
         assert validation.find_problems(resolve(composed.config), command) == []

@@ -53,6 +53,7 @@ HOSTILE = {
     "environment copied that is not there": {"job": {"env_copy": ["NOT_THERE"]}},
     "folder of a job": {"run": {"dir": "elsewhere"}},
     "folder of a sweep's job": {"sweep": {"subdir": "../../elsewhere"}},
+    "folder of a sweep": {"sweep": {"dir": "elsewhere"}},
     "folder for configs": {"output_subdir": "elsewhere"},
     "working folder": {"job": {"chdir": True}},
     "a sweep without -m": {"mode": "MULTIRUN"},
@@ -62,7 +63,7 @@ HOSTILE = {
     "callbacks of no kind": {"callbacks": ["marker.call"]},
     "no launcher": {"launcher": None},
 }
-FREE = ["hydra.verbose=true", "hydra.job.name=mine", "hydra.mode=RUN", "hydra.sweep.dir=elsewhere"]
+FREE = ["hydra.verbose=true", "hydra.job.name=mine", "hydra.mode=RUN"]
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +107,12 @@ def assert_refused(dltrain: Command, folder: Path, *arguments: str) -> str:
     sweeps = folder / "outputs" / "sweeps"  # made before Hydra reads, removed when it is empty; not its parents
     assert not [path for path in new if path not in (sweeps.parent, sweeps) and path.parent != sweeps]
     return result.err
+
+
+def test_a_folder_for_a_sweep_is_refused_with_where_it_writes(dltrain: Command, tmp_path: Path) -> None:
+    told = assert_refused(dltrain, tmp_path, "-m", *QUICK, "hydra.sweep.dir=elsewhere", "seed=1,2")
+    assert "hydra.sweep.dir: cannot be set" in told
+    assert "it writes to outputs/ in the folder that you start it in" in told
 
 
 @pytest.mark.parametrize("sweep", mostly_slow([False, True], fast=[False]), ids=["run", "sweep"])

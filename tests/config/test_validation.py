@@ -104,7 +104,7 @@ def test_defaults_are_only_in_yaml(group: str, name: str) -> None:
     ("folds", "fold", "fault"),
     [
         (5, None, "data.folds=5 data.fold=null: set both, the fold from 0 to 4; all in turn: -m data.folds=5"),
-        (3, 3, "data.folds=3 data.fold=3: set both, the fold from 0 to 2"),
+        (3, 3, "data.folds=3 data.fold=3: the fold from 0 to 2"),
         (None, 1, "data.folds=null data.fold=1: set both, the fold from 0 to 4"),
         (1, 0, "data.folds=1: must be a whole number >= 2"),
         (3, -1, "data.fold=-1: must be a whole number >= 0"),

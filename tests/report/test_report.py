@@ -223,6 +223,19 @@ def test_the_page_of_a_set_ranks_links_groups_and_tells_failures(tmp_path: Path)
     assert drawn["val accuracy against optim.lr"]["encoding"]["xOffset"] == {"field": "g"}  # intervals side by side
 
 
+def test_the_page_of_a_sweep_is_named_by_its_models_and_data_set(tmp_path: Path) -> None:
+    members = folders.write_set(tmp_path, 4)  # their configs are only overrides: the data set is not among them
+    groups = group_by_data(members, ACCURACY)
+    comparison_page.write(tmp_path / "report.html", "Sweep 1", groups)
+    assert "<h1>Sweep 1</h1>" in (tmp_path / "report.html").read_text()
+    (groups[0].runs[0].folder / ".hydra").mkdir()
+    (groups[0].runs[0].folder / ".hydra" / "config.yaml").write_text("data: {name: folder, root: /data/photos}\n")
+    comparison_page.write(tmp_path / "report.html", "Sweep 1", groups)
+    text = (tmp_path / "report.html").read_text()
+    assert re.search(r"<h1>(mlp, lenet|lenet, mlp) on photos</h1>", text)
+    assert "Sweep 1 · 4 runs, 1 failed" in text
+
+
 def test_the_page_of_500_runs_is_below_3_megabytes_and_of_a_run_below_2(tmp_path: Path) -> None:
     members = folders.write_set(tmp_path / "set", 500)
     comparison_page.write(tmp_path / "report.html", "Five hundred", group_by_data(members, ACCURACY))
@@ -310,6 +323,8 @@ def test_other_tasks_have_pages_too(dltrain: Command, task: str) -> None:
     assert {"regression": "Predicted over true values", "reconstruction": "Images and their reconstructions"}[
         task
     ] in text
+    metrics = {"regression": ["loss", "mae", "r2"], "reconstruction": ["loss"]}[task]
+    assert ["split", "epoch", "step", *metrics] in table_rows(text)
 
 
 def test_without_report_a_run_leaves_no_page_and_no_analysis_for_it(dltrain: Command) -> None:

@@ -85,7 +85,7 @@ def killed_at(number: int) -> Any:
             real(tracker)
 
         WandB.saved = saved  # type: ignore[method-assign]
-        return cli.main([*OFFLINE])
+        return cli.main([*OFFLINE, "tags=[a,b]", "note=why"])
 
     return act
 
@@ -103,6 +103,9 @@ def test_a_killed_and_resumed_run_is_in_wandb_as_in_metrics_jsonl(
     assert len(lines(folder)) == 10
     assert rows(folder) == lines(folder)
     assert (folder / "wandb_run_id").read_text() == before
+    (path,) = folder.glob("wandb/*run-*/run-*.wandb")
+    (shown,) = [record.run for record in records(path) if record.WhichOneof("record_type") == "run"]
+    assert (list(shown.tags), shown.notes) == (["a", "b"], "why")
     assert hooks == (sys.exit, sys.excepthook)
     assert not (tmp_path / "home").exists()
 

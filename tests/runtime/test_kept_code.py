@@ -124,3 +124,12 @@ def test_the_command_line_is_kept_unless_it_is_that_of_another_program(
     found = system_info.process()
     assert found["command"] == command
     assert 10_000_000 < found["peak_memory"]["host"] < 1 << 40
+
+
+def test_only_a_run_on_a_gpu_names_the_gpu_though_the_process_has_used_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla")
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 5)
+    for device, gpu, peak in (("cpu", None, None), ("cuda", "Tesla", 5)):
+        assert system_info.environment(device)["hardware"]["gpu"] == gpu
+        assert system_info.process(device)["peak_memory"]["gpu"] == peak

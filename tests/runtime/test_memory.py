@@ -44,6 +44,26 @@ def test_a_network_with_a_strided_1x1_convolution_of_few_channels_keeps_its_layo
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last) == is_last
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_channels_last_is_tried_in_the_precision_of_the_training(precision: str) -> None:
+    dtypes: list[torch.dtype] = []
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 16, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.layer(images)
+            dtypes.append(outputs.dtype)
+            return outputs
+
+    network = to_device(Network(), Runtime(torch.device("cpu"), precision, 1), (3, 8, 8))
+    assert dtypes == [torch.bfloat16 if precision == "bf16" else torch.float32] * 2
+    assert network.layer.weight.grad is None
+    assert network.layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def kernel(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
     """Let the kernel's files have these contents, and no others exist."""
 

@@ -124,6 +124,17 @@ def test_images_are_augmented_on_the_meta_device_without_reading_values(name: st
     assert done(trained)
 
 
+def test_more_batches_are_gathered_at_once_off_the_cpu() -> None:
+    examples = Examples(
+        torch.zeros(1024, *SHAPE, dtype=torch.uint8), torch.zeros(1024, dtype=torch.int64), tuple("abcdefghij")
+    )
+    counts = {}
+    for device in ("cpu", "meta"):
+        loader = TensorLoader(examples, torch.device(device), batch_size=64, statistics=((0.1,) * 3, (0.3,) * 3))
+        counts[device] = len({id(images._base) for images, _ in list(loader.epoch(0, 0))})
+    assert counts == {"cpu": 8, "meta": 1}
+
+
 @pytest.mark.parametrize("on_nonfinite", mostly_slow(["stop", "skip"], fast=["skip"]))
 def test_accumulation_clipping_and_ema_work_on_the_meta_device(on_nonfinite: str) -> None:
     trained = state("resnet", widths=[4], blocks=1)

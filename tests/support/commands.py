@@ -33,7 +33,7 @@ def write_files(folder: Path, text: str) -> None:
 
 def quick(command: str) -> list[str]:
     """Return the arguments of a `dltrain` command, changed to use what `prepare` has made and to take seconds."""
-    command = command.replace("outputs/DATE/TIME", "run").replace("outputs/sweeps/DATE/TIME", "sweep")
+    command = re.sub(r"outputs/DATE/TIME|(?<= )last\b", "run", command).replace("outputs/sweeps/DATE/TIME", "sweep")
     arguments = shlex.split(command.partition(" > ")[0], comments=True)[1:]
     if "sweep.executor=" in command:
         return [argument for argument in arguments if argument != "-m" and "range" not in argument] + ["--cfg", "job"]

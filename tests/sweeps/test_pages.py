@@ -1,5 +1,7 @@
 """Pages in Chromium with the network cut: all is drawn, in light and dark, wide and narrow; tables sort and filter."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 from dltrain.report.html import charts, comparison_page, run_page
 from dltrain.report.run_rows import Metric, group_by_data
 from support import pages as folders
-from support.browser import chromium, not_drawn, opened
+from support.browser import chromium, faint, not_drawn, opened, overlapping
 
 pytestmark = pytest.mark.skipif(not run_page.page.VEGA.exists(), reason="needs dltrain to be installed")
 
@@ -26,7 +28,17 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = folders.write_run(tmp_path_factory.mktemp("run") / "run", [str(digit) for digit in range(10)])
+    names = ["automobile", *map(str, range(1, 10))]
+    folder = folders.write_run(tmp_path_factory.mktemp("run") / "run", names)
+    analysis = folders.analysis(names)  # with cells of all shades and counts of four digits
+    analysis["confusion"] = [[(7 * true + 3 * claimed) % 40 * 30 for claimed in range(10)] for true in range(10)]
+    bins = [
+        {"from": i / 15, "to": (i + 1) / 15, "count": 10**i, "confidence": i / 15, "accuracy": 1} for i in range(15)
+    ]
+    analysis["calibration"]["bins"] = bins
+    (folder / "analysis.json").write_text(json.dumps(analysis))
+    with (folder / "metrics.jsonl").open("a") as file:  # a logarithm cannot show it
+        file.write(json.dumps({"split": "val", "step": 30, "epoch": 3.0, "loss": 0.0}) + "\n")
     run_page.write(folder / "report.html", folder, {"model": {"name": "mlp"}, "data": {"name": "digits"}})
     return folder / "report.html"
 
@@ -51,12 +63,15 @@ def column(page: Any, number: int) -> list[str]:
 
 @pytest.mark.parametrize(("scheme", "width"), SOME_SLOW)
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_page_is_drawn_whole_and_fits_the_screen(
+def test_a_page_is_drawn_whole_legible_and_as_wide_as_the_screen(
     browser: Any, kind: str, scheme: str, width: int, request: pytest.FixtureRequest
 ) -> None:
     with opened(browser, request.getfixturevalue(kind), scheme=scheme, width=width) as page:
         assert page.locator("figure.drawn").count() >= 4
         assert not_drawn(page) == []
+        assert overlapping(page) == []
+        assert faint(page) == []
+        assert len(set(page.eval_on_selector_all(".headline div", "all => all.map(it => it.offsetHeight)"))) == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
@@ -127,6 +142,8 @@ def test_a_run_without_a_page_of_its_own_opens_a_view_of_its_row(browser: Any, s
         page.locator("#runs tbody tr a[data-run]").first.click()
         row = page.locator("#runs tbody tr").first.locator("td").first.text_content()
         assert f"run  {row}" in page.locator("dialog[open] pre").text_content()
+        assert re.fullmatch(rf"dltrain report '{sweep.parent}/\d+_job'", page.locator("dialog code").text_content())
+        assert re.search(r"\d+_job/report\.html$", page.locator("dialog a").get_attribute("href"))
         page.locator("dialog button").click()
         assert page.locator("dialog[open]").count() == 0
 

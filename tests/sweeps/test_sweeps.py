@@ -63,7 +63,7 @@ def test_jobs_that_share_the_cores_say_so_unless_their_threads_are_chosen(
 ) -> None:
     # With more than one thread a job could hang here: OpenMP does not survive a fork of the tests' own process.
     monkeypatch.setattr(select, "all_threads", functools.cache(lambda: 2))
-    line = "each job has 1 of 2 threads: with device.threads=1 a single run rounds alike"
+    line = "each job has 1 of 2 threads: a single run with device.threads=1 gives equal results"
     assert line in dltrain("train", "-m", *SHORT, "seed=0,1", "device.name=cpu", "sweep.workers=2").out
     chosen = dltrain("train", "-m", *SHORT, "seed=0,1", "device.name=cpu", "sweep.workers=2", "device.threads=1")
     assert "each job has" not in chosen.out
@@ -75,9 +75,14 @@ def test_the_final_table_is_ranked_from_best_to_worst(dltrain: Command) -> None:
     assert table.index("job 1") < table.index("job 0")  # 0.1 before 1e-06
 
 
-def test_a_sweep_of_evaluations_keeps_the_metrics_of_each_split(dltrain: Command) -> None:
+def test_a_sweep_of_evaluations_keeps_the_metrics_of_each_split_and_can_be_reported(dltrain: Command) -> None:
     run = dltrain("train", *QUICK).folder
-    (row, other) = rows(sweep_folder(dltrain("eval", "-m", f"ckpt={run}", "split=val,test")))
+    sweep = sweep_folder(dltrain("eval", "-m", f"ckpt={run}", "split=val,test"))
+    (row, other) = rows(sweep)
+    found = json.loads(dltrain("report", sweep, "--json").out)
+    assert [(it["status"], it["config"]["split"]) for it in found["runs"]] == [("done", "val"), ("done", "test")]
+    assert dltrain("report", sweep).code == 0
+    assert '<a href="#" data-run>job 0</a>' in (sweep / "report.html").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert float(row["val_accuracy"]) == summary["best"]["accuracy"]
     assert float(other["test_accuracy"]) == summary["test"]["accuracy"]

@@ -51,6 +51,12 @@ def test_the_metric_is_in_every_record_and_file_and_eval_gives_that_of_training(
     assert document["metric"] == metric
 
 
+def test_a_metric_without_a_validation_set_says_that_it_chooses_no_weights(dltrain: Command) -> None:
+    result = dltrain("train", *QUICK, "metric=auroc", "data.val=0", "report=false", "epochs=1")
+    assert "metric=auroc: chooses nothing without a validation set; best.pt has the last weights" in result.out
+    assert "auroc" in summary(result.folder)["test"]
+
+
 def test_without_a_metric_records_have_loss_and_accuracy_alone(trained: Trained) -> None:
     folder = trained(*QUICK)
     assert set(records(folder, "val")[0]) == {"split", "step", "epoch", "loss", "accuracy"}
@@ -171,13 +177,13 @@ def test_a_metric_that_the_task_lacks_is_refused_at_once_with_those_it_has(
 
 
 def test_the_auroc_of_a_validation_set_of_one_class_is_refused_before_the_first_step(dltrain: Command) -> None:
-    Path("mine.py").write_text(
+    Path("one_class.py").write_text(
         "import torch\n"
         "def data(split):\n"
         "    labels = torch.zeros(8, dtype=torch.int64) if split == 'val' else torch.arange(8) % 2\n"
         "    return torch.rand(8, 1, 4, 4), labels, ['a', 'b']\n"
     )
-    result = dltrain("train", "data=custom", "data.name=mine:data", "model=linear", "metric=auroc")
+    result = dltrain("train", "data=custom", "data.name=one_class:data", "model=linear", "metric=auroc")
     assert (result.code, "the validation set has a single class" in result.err) == (66, True), result.err
 
 
@@ -209,7 +215,7 @@ def test_checkpoints_are_ranked_by_the_metric_of_their_runs_and_by_the_usual_one
 
     def order(*folders: Path) -> list[str]:
         result = dltrain("eval", f"ckpt=[{','.join(map(str, folders))}]")
-        assert ("trained with different metrics" in result.out) == (plain in folders)
+        assert ("trained with different tasks or metrics" in result.out) == (plain in folders)
         lines = [line for line in result.out.splitlines() if line.startswith("│")]
         return [next(str(folder) for folder in folders if f"{folder}/" in line) for line in lines]  # …-2 may exist too
 

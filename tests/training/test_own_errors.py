@@ -244,6 +244,70 @@ def test_an_error_in_code_that_is_not_the_users_stays_as_it_is(tmp_path: Path) -
     assert user_line(caught.value.with_traceback(trace.tb_next)) == ""
 
 
+FAULTY = """
+import torch
+from dltrain.optim.tasks import Classification
+from torch import nn
+
+class Listed(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = [nn.Linear(784, num_classes)]
+
+    def forward(self, images):
+        return self.layers[0](images.flatten(1))
+
+class Detached(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer = nn.Linear(784, num_classes)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1)).detach()
+
+class Pair(Detached):
+    def forward(self, images):
+        outputs = self.layer(images.flatten(1))
+        return (outputs, outputs) if self.training else outputs
+
+def foreign(named_parameters):
+    return torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1)
+
+def closing(named_parameters):
+    return torch.optim.LBFGS([weight for _, weight in named_parameters])
+
+def data():
+    pass
+
+class Few(Classification):
+    def sums(self, losses, outputs, targets):
+        return super().sums(losses, outputs, targets)[:, :2]
+"""
+LISTED = "no weights to train; are they frozen, or layers in a plain list?"
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "text"),
+    [
+        ("model=faults:Listed", 2, LISTED),
+        ("model=faults:Detached", 1, "with a gradient: no detach(), no_grad() here or in the model."),
+        ("model=faults:Pair", 1, "Check your code: faults:Pair"),
+        ("optim=faults:foreign", 2, LISTED),
+        ("optim=faults:closing", 1, "Check your code: faults:closing"),
+        ("task=faults:Few", 1, "not enough values to unpack (expected 3, got 2)\nCheck your code: faults:Few"),
+        ("data=faults:data", 1, "Check your code: faults:data"),
+    ],
+)
+def test_own_code_that_fails_outside_its_own_lines_is_named_in_three_lines_at_most(
+    own: Command, override: str, code: int, text: str
+) -> None:
+    Path("faults.py").write_text(FAULTY)
+    group, _, name = override.partition("=")
+    result = own("train", "model=linear", f"{group}=custom", f"{group}.name={name}", "limit_steps=1", "report=false")
+    assert (result.code, text in result.err, "Traceback" in result.err) == (code, True, False), result.err
+    assert len(result.err.splitlines()) <= 3
+
+
 @pytest.mark.parametrize("name", ["MyNet", "my_nets.MyNet"])
 def test_a_class_without_its_module_is_explained(dltrain: Command, name: str) -> None:
     result = dltrain("train", "model=custom", f"model.name={name}")

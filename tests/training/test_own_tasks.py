@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from dltrain.checkpoints import checkpoint
@@ -81,9 +82,28 @@ class EachByItself(Classification):
     def loss(self, outputs, inputs, targets):
         return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
 
-class Number(Classification):
+class Wrong(Classification):
     def loss(self, outputs, inputs, targets):
-        return 1.0
+        loss = super().loss(outputs, inputs, targets)
+        return {"number": 1.0, "nothing": None, "detached": loss.detach(), "row": loss[None]}.get(at(), loss)
+
+    def sums(self, losses, outputs, targets):
+        rows = super().sums(losses, outputs, targets)
+        return {"sums": 1.0, "one row": rows.sum(0, keepdim=True)}.get(at(), rows)
+
+    def metrics(self, sums):
+        wrong = {"no metrics": None, "no loss": {"accuracy": 0.5}, "tensor": {"loss": torch.ones(())}}
+        return wrong.get(at(), super().metrics(sums))
+
+    def score(self, metrics):
+        return {"no tuple": 0.5, "nan": (float("nan"),)}.get(at(), super().score(metrics))
+
+def at():
+    return os.environ.get("WRONG")
+
+def rate(step, total_steps, scores):
+    factor = torch.rand(()).double().numpy()[()]
+    return factor if step < 2 else {"none": None, "text": "0.1", "nan": float("nan"), "negative": -1.0}[at()]
 
 class Lacking:
     def loss(self, outputs, inputs, targets):
@@ -121,6 +141,21 @@ def interrupted(record, state):
 
 def blank(record, state):
     return " "
+
+def without_gradients(record, state):
+    torch.set_grad_enabled(False)
+
+def in_double(record, state):
+    torch.set_default_dtype(torch.float64)
+
+def back_to_the_start(record, state):
+    state.step = 0
+
+def yielding(record, state):
+    yield "never run"
+
+def evaluating(record, state):
+    state.model.eval()
 
 def emptying(record, state):
     record.values.clear()
@@ -290,11 +325,81 @@ def test_hooks_of_a_checkpoint_need_trust_and_are_shown_by_inspect(own: Command)
     assert saved_config.with_added({"seed": 0})["hooks"] == []
 
 
-@pytest.mark.parametrize(("name", "found"), [("EachByItself", "a tensor (20,)"), ("Number", "float")])
-def test_a_loss_that_is_no_mean_is_named_with_its_shape(own: Command, name: str, found: str) -> None:
-    result = own("train", *QUICK, "task=custom", f"task.name=own_tasks:{name}")
+def test_a_loss_that_is_no_mean_is_named_with_its_shape(own: Command) -> None:
+    result = own("train", *QUICK, "task=custom", "task.name=own_tasks:EachByItself", "metric=f1_macro")
     assert result.code == 1
-    assert f"error: task: its loss returns {found}, not the mean of the batch, a tensor ()" in result.err
+    assert "error: task=own_tasks:EachByItself: loss returned a tensor (20,)" in result.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown", "rule"),
+    [
+        ("number", "loss returned 1.0", "It must return the mean loss ()"),
+        ("nothing", "loss returned None", "It must return the mean loss ()"),
+        ("detached", "loss returned a tensor () with grad_fn=None", "with a gradient: no detach()"),
+        ("row", "loss returned a tensor (1,)", "It must return the mean loss ()"),
+        ("sums", "sums returned 1.0", "It must return float64 sums (N, S)"),
+        ("one row", "sums returned a tensor (1, 3)", "a row for each of N batches"),
+        ("no metrics", "metrics returned None", "It must return metrics by name, a dict of floats"),
+        ("no loss", "metrics returned {'accuracy': 0.5}", "the first one is `loss`"),
+        ("tensor", "metrics returned {'loss': tensor(1.)}", "It must return metrics by name, a dict of floats"),
+        ("no tuple", "score returned 0.5", "It must return a tuple of finite floats"),
+        ("nan", "score returned (nan,)", "It must return a tuple of finite floats"),
+    ],
+)
+def test_a_method_of_a_task_that_returns_something_else_is_named_with_what_it_must_return(
+    own: Command, monkeypatch: pytest.MonkeyPatch, wrong: str, shown: str, rule: str
+) -> None:
+    monkeypatch.setenv("WRONG", wrong)
+    result = own("train", *QUICK, "task=custom", "task.name=own_tasks:Wrong", "epochs=1")
+    lines = result.err.splitlines()
+    assert (result.code, len(lines)) == (1, 2), result.err
+    assert shown in lines[0]
+    assert "task=own_tasks:Wrong: " in lines[0]
+    assert rule in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"), [("none", "None"), ("text", "'0.1'"), ("nan", "nan"), ("negative", "-1.0")]
+)
+def test_a_schedule_that_returns_no_factor_is_named(
+    own: Command, monkeypatch: pytest.MonkeyPatch, wrong: str, shown: str
+) -> None:
+    monkeypatch.setenv("WRONG", wrong)
+    schedule = ("schedule=custom", "schedule.name=own_tasks:rate")
+    result = own("train", *QUICK, *schedule, "checkpoint_every=1")
+    expected = f"error: schedule rate: {shown} is no finite number >= 0, a factor on optim.lr\n"
+    assert (result.code, result.err) == (1, expected)
+    folder = result.folder
+    assert last(folder)["step"] == 2
+
+
+@pytest.mark.parametrize("hook", ["without_gradients", "in_double", "back_to_the_start", "yielding"])
+def test_a_hook_that_changes_what_training_needs_ends_the_run_saved_and_leaves_no_trace(
+    own: Command, hook: str
+) -> None:
+    result = own("train", *QUICK, f"hooks=[own_tasks:{hook}]")
+    first, second = result.err.splitlines()
+    assert (result.code, torch.is_grad_enabled(), torch.get_default_dtype()) == (1, True, torch.float32)
+    assert f"hook own_tasks:{hook} failed: RuntimeError: it must leave gradient mode, default dtype and state" in first
+    assert f"The run is saved: resume={result.folder}" in second
+    assert last(result.folder)["step"] == 4
+
+
+def test_a_hook_that_leaves_the_model_in_evaluation_mode_changes_no_weights(own: Command) -> None:
+    overrides = (*QUICK, "model.dropout=0.5", "log_every=1", "epochs=1")
+    whole, part = own("train", *overrides).folder, own("train", *overrides, "hooks=[own_tasks:evaluating]").folder
+    assert weights(part) == weights(whole)
+
+
+def test_checkpoints_of_an_own_classification_and_its_base_are_ranked_by_accuracy_and_averaged(own: Command) -> None:
+    folders = [own("train", *QUICK, "epochs=1").folder, own("train", *QUICK, *ORDINAL, "epochs=2").folder]
+    result = own("eval", f"ckpt=[{folders[0]},{folders[1]}]", "ensemble=true", "trust=[own_tasks]", "--json")
+    document = json.loads(result.out)
+    assert (result.code, "different tasks or metrics: ranked by accuracy" in result.err) == (0, True), result.err
+    best = max(document["members"], key=lambda member: member["accuracy"])["checkpoint"]
+    first = next(line for line in result.err.splitlines() if line.startswith("│"))
+    assert next(folder for folder in folders if f"{folder}/" in first) == Path(best).parents[1]
 
 
 def test_a_hook_that_exits_with_code_0_is_a_failure(own: Command) -> None:

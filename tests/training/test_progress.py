@@ -88,6 +88,21 @@ def test_the_best_weights_are_a_copy() -> None:
     assert float(progress.best_weights["weight"]) == 1
 
 
+def test_the_host_waits_once_for_best_weights_from_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Progress] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(progress))
+    progress, state = Progress(), weighing(1)
+    state.model = nn.Sequential(nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last), nn.BatchNorm2d(2))
+    progress.note(val(1, accuracy=0.5, loss=1.0), TASK, state)
+    progress.note(val(2, accuracy=0.4, loss=1.0), TASK, state)
+    assert len(waits) == 1
+    weights = state.model.state_dict()
+    assert weights.keys() == progress.best_weights.keys()
+    for name, kept in progress.best_weights.items():
+        torch.testing.assert_close(kept, weights[name], rtol=0, atol=0, check_stride=True)
+
+
 def test_with_ema_the_averaged_weights_are_kept_as_best() -> None:
     progress, state = Progress(), weighing(1)
     state.ema_weights = {"weight": torch.full((1, 1), 0.25)}

@@ -511,6 +511,19 @@ def test_a_network_that_draws_from_random_and_numpy_resumes_to_the_same_bits(own
     assert weights(own(*net, "seed=1").folder) != weights(whole)
 
 
+def test_too_little_memory_for_the_weights_is_reported_with_what_to_set(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("dltrain.training.setup.to_device", fail)
+    result = dltrain("train", "model=linear")
+    assert result.code == 1
+    advice = "Use a smaller model, or device=cpu"
+    assert result.err.startswith(f"error: out of memory: CUDA out of memory. Tried to allocate 20.00 GiB\n{advice}\n")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_missing_cuda_is_reported_in_one_line(dltrain: Command, folder: Path) -> None:
     before = image(folder)

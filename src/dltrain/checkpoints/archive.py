@@ -70,8 +70,7 @@ def read(file: BinaryIO, size: int) -> Any:
 def check_ends(file: BinaryIO, size: int) -> None:
     """Raise UnsafePickle unless the three end records agree on where the directory is.
 
-    Python looks for the directory just before the end records, torch where the records point: with two directories,
-    what is verified here would not be what torch loads.
+    Python takes the directory before them, torch the one they point to: verified and loaded content could differ.
     """
     file.seek(0)
     begin = file.read(4)

@@ -110,10 +110,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Return the weights in a checkpoint, a .safetensors file or a bare state dict that torch saved.
-
-    For a checkpoint also returns the description of the data it was trained on. Raises InputError for other files.
-    """
+    """Return the weights of a checkpoint, with the description of its data, or bare ones. Raises InputError."""
     content = _read(path)
     if isinstance(content, dict):
         key = foreign_files.weights_key(content, Tensor, path)
@@ -160,10 +157,7 @@ def _numbers(path: Path) -> list[int]:
 
 
 def _read(path: Path) -> Any:
-    """Load a file once its digest is verified and its archive holds nothing but tensors and plain values.
-
-    Raises DamagedFile for other content, InputError for a file that cannot be read.
-    """
+    """Load a file of verified digest that holds only tensors and plain values. Raises DamagedFile or InputError."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:

@@ -12,6 +12,7 @@ from dltrain.config.hints import conforms, describe
 
 Count = Annotated[int, Interval(ge=0)]
 ClassSize = Annotated[int, Interval(ge=0, le=1 << 48)]
+Pair = Annotated[list[float], Len(2, 2)]
 LARGEST_INPUT = 1 << 26  # numbers in one example
 Side = Annotated[int, Interval(ge=1, le=LARGEST_INPUT)]
 MOST_OF_CONFIG = 10_000  # values; OmegaConf takes 40 us per value
@@ -52,6 +53,16 @@ OF_LAST: dict[str, Any] = {
     "position": Count,
     "digests": dict,
 }
+# What the earliest files of format 2 lack, each with what it must be.
+OPTIONAL: dict[str, tuple[Any, str]] = {
+    "averages": (dict[str, Any] | None, "weights by name"),
+    "progress.scores": (list[float | None], "numbers or null"),
+    "progress.total_seconds": (float, "a number"),
+    "data.range": (Pair | None, "two numbers"),
+    "data.levels": (Pair | None, "two numbers, the lower first"),
+    "data.class_counts": (list[ClassSize] | None, "whole numbers >= 0"),
+    "data.rules": (Literal[1, 2], "1 or 2. If it is higher, install a newer dltrain"),
+}
 
 
 def _leaves(node: Any) -> Iterator[Any]:
@@ -81,21 +92,12 @@ def validation_error(content: dict[str, Any]) -> str:
             return f"{key} is missing"
         if not conforms(at(content, key), hint):
             return f"{key} must be {describe(hint)}"
-    if not conforms(content.get("averages"), dict[str, Any] | None):  # the earliest of format 2 have none
-        return "averages must be weights by name"
-    if not conforms(at(content, "progress.scores") if has(content, "progress.scores") else [], list[float | None]):
-        return "progress.scores must be numbers or null"
-    if not conforms(at(content, "progress.total_seconds") if has(content, "progress.total_seconds") else 0.0, float):
-        return "progress.total_seconds must be a number"
-    ends, levels = content["data"].get("range"), content["data"].get("levels")  # as above
-    if not conforms(ends, Annotated[list[float], Len(2, 2)] | None):
-        return "data.range must be two numbers"
-    if not conforms(levels, Annotated[list[float], Len(2, 2)] | None) or (levels and levels[0] >= levels[1]):
+    for key, (hint, meaning) in OPTIONAL.items():
+        if has(content, key) and not conforms(at(content, key), hint):
+            return f"{key} must be {meaning}"
+    counts, levels = content["data"].get("class_counts"), content["data"].get("levels")
+    if levels and levels[0] >= levels[1]:
         return "data.levels must be two numbers, the lower first"
-    if not conforms(counts := content["data"].get("class_counts"), list[ClassSize] | None):  # as above
-        return "data.class_counts must be whole numbers >= 0"
-    if not conforms(content["data"].get("rules", 1), Literal[1, 2]):
-        return "data.rules must be 1 or 2. If it is higher, install a newer dltrain"
     for name in ("model", "averages"):
         weights = content.get(name) or {}
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):

@@ -1,7 +1,6 @@
 """Says what a file is that dltrain did not write, what to do with it, and where it holds its weights.
 
-Its first bytes, the names of its entries and the names in its pickle are read, within limits; nothing that it says is
-imported or run. Knows files; imports no torch.
+Its first bytes and the names in it are read, within limits, and nothing is imported or run. Imports no torch.
 """
 
 import itertools
@@ -47,10 +46,7 @@ def refusal(path: Path, reason: str) -> str:
 
 
 def weights_key(content: dict[Any, Any], kind: type, path: Path) -> str | None:
-    """Return the key of the weights in the content of a file, None if they are the content itself.
-
-    `kind` is the type of a tensor. Raises InputError if several unknown keys hold tensors.
-    """
+    """Return the key of the weights, tensors of `kind`; None if they are the content. Raises InputError if unclear."""
     parts = {key: part for key, part in content.items() if isinstance(key, str) and isinstance(part, dict)}
     holders = [key for key, part in parts.items() if _has(part, kind)]
     known = [key for key in WRAPPERS if key in holders]

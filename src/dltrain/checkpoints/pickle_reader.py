@@ -1,7 +1,6 @@
 """Read what torch.save pickled without unpickling it, with an interpreter for the few instructions that torch writes.
 
-Plain values come out as they are, tensors as their dtype and shape. Everything else is refused, above all references
-to code. Knows bytes; imports no torch.
+Tensors come out as dtype and shape. All but plain values is refused, above all references to code. Imports no torch.
 """
 
 import pickletools

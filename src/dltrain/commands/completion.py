@@ -16,6 +16,7 @@ from dltrain.runtime.folders import newest_first
 NOT_HYDRAS = ("--explain", "--json", "--summary", "--show-batch")
 MOST_FOLDERS = 20  # no more than can be taken in at a glance
 WEIGHTS = (".pt", ".pth")
+WITH_RUN = ("eval", "predict", "export")  # commands that take a run as a bare argument
 # Shells split at spaces and colons and interpret other characters; Hydra takes a comma for a sweep.
 PLAIN = r"[\w./~=+@%-]+"
 
@@ -38,7 +39,8 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
     if equals and key in FOLDERS and (key in _top_level_keys(command) or key.startswith("sweep.")):
         return folders(key, f"{key}=", path)
     if arguments[-1] == "--explain":
-        return [key for key in _keys(command) if key.startswith(current)]
+        explained = {*registry.COMMANDS[command][2], *(name for name, _ in _keys(command))}
+        return sorted(name for name in explained if name.startswith(current))
     folders_typed = _config_folders(arguments)
     output = io.StringIO()
     # Hydra gets neither flags that it does not know nor arguments with spaces; no candidate depends on them.
@@ -51,7 +53,8 @@ def candidates(line: str, shell: str, hydra: Callable[[str, list[str]], int]) ->
     offered = [each for each in output.getvalue().split() if _belongs(each.lstrip("+~"), groups)]
     if "model" in groups:
         offered += _experiments(current, [registry.config_folder(), *map(Path, folders_typed)])
-    return sorted({*offered, *values(command, current)})
+    runs = ["last", *itertools.islice(_runs("best.pt"), MOST_FOLDERS)] if command in WITH_RUN and current else []
+    return sorted({*offered, *values(command, current), *(run for run in runs if run.startswith(current))})
 
 
 def _experiments(partial: str, configs: Iterable[Path]) -> list[str]:
@@ -82,13 +85,9 @@ def folders(what: str, prefix: str, partial: str) -> list[str]:
     return shown or [prefix + path for path in _inside(partial) if re.fullmatch(PLAIN, path)]
 
 
-def _runs(*files: str) -> Iterator[str]:
-    """Return the runs that have one of these checkpoints, newest first."""
-    return (
-        str(run)
-        for run in newest_first(Path("outputs"))
-        if any((run / "checkpoints" / file).is_file() for file in files)
-    )
+def _runs(file: str) -> Iterator[str]:
+    """Return the runs that have this checkpoint, newest first."""
+    return (str(run) for run in newest_first(Path("outputs")) if (run / "checkpoints" / file).is_file())
 
 
 def _sweeps() -> Iterator[str]:
@@ -139,14 +138,7 @@ def values(command: str, argument: str) -> list[str]:
     key, equals, partial = argument.lstrip("+").partition("=")
     if not equals:
         return []
-    source, name, nodes = registry.COMMANDS[command]
-    node, dot, last = key.partition(".")
-    places: list[signatures.Signature] = []
-    if not dot:
-        places, last = [signatures.builtin(source, name)], key
-    elif node in nodes:
-        places = _options(node, nodes[node])
-    rules = [place.keys[last] for place in places if last in place.keys]
+    rules = [rule for name, rule in _keys(command) if name == key]
     return [f"{key}={choice}" for rule in rules for choice in hints.choices(rule.hint) if choice.startswith(partial)]
 
 
@@ -162,9 +154,9 @@ def _top_level_keys(command: str) -> dict[str, signatures.Param]:
     return signatures.builtin(*registry.COMMANDS[command][:2]).keys
 
 
-def _keys(command: str) -> list[str]:
-    """Return what --explain takes: groups, and the keys of a subcommand and of all options."""
-    keys = {*_top_level_keys(command), *registry.COMMANDS[command][2]}
+def _keys(command: str) -> Iterator[tuple[str, signatures.Param]]:
+    """Yield the keys of a subcommand and of all options of its groups."""
+    yield from _top_level_keys(command).items()
     for node, place in registry.COMMANDS[command][2].items():
-        keys |= {f"{node}.{key}" for option in _options(node, place) for key in option.keys}
-    return sorted(keys)
+        for option in _options(node, place):
+            yield from ((f"{node}.{key}", rule) for key, rule in option.keys.items())

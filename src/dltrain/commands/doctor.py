@@ -1,4 +1,4 @@
-"""`dltrain doctor`: what there is to train with: versions, devices, memory, data sets, extras; and what would help."""
+"""`dltrain doctor`: versions, devices, memory, data sets and extras, with advice."""
 
 import shutil
 from importlib import metadata
@@ -45,7 +45,7 @@ def text(arguments: list[str]) -> str:
         (name.capitalize(), [(key, str(nones[name] if value is None else value)) for key, value in part.items()])
         for name, part in found.items()
     ]
-    return help_pages.layout("dltrain doctor: what there is to train with, and what would help", sections)
+    return help_pages.layout("dltrain doctor: hardware, data sets and extras", sections)
 
 
 def examine() -> dict[str, Any]:

@@ -1,17 +1,20 @@
 """`dltrain eval`: computes the metrics of checkpoints on a split."""
 
+import heapq
+import itertools
 import logging
 import math
+import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from dltrain.commands import tta
@@ -38,33 +41,29 @@ SHORT = 4  # letters of a class name as column header; with longer names columns
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it; `kind` is data and task.
-
-    `chosen` is what a training or validation set was chosen by, `digest` that of its examples in training.
-    """
+    """The result of a checkpoint on a split, and what a ranking and an ensemble need of it."""
 
     path: Path
-    kind: str
-    chosen: dict[str, Any]
-    digest: str | None
+    kind: str  # data and task
+    chosen: dict[str, Any]  # what a training or validation set was chosen by
+    digest: str | None  # of its examples in training
     task: Task
     classes: list[str]
     targets: Tensor
     outputs: Tensor  # (N, ...) on the CPU; empty unless they are analyzed or averaged
     result: dict[str, Any]
 
-    @property
-    def score(self) -> list[float]:
-        return [value if math.isfinite(value) else -math.inf for value in self.task.score(self.result)]
+    def score(self, *, usual: bool) -> list[float]:
+        values = [self.result.get("accuracy", -self.result["loss"])] if usual else self.task.score(self.result)
+        return [value if math.isfinite(value) else -math.inf for value in values]
 
 
 def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
     """Evaluate checkpoints on a split; print their metrics and write them beside each checkpoint.
 
-    Returns a JSON-able document and the result of the best checkpoint. The document is that result; for a list of
-    checkpoints it has the result of each in order, and one table ranks them. One that cannot be evaluated, or that has
-    other test examples, does not stop the others: its entry has `checkpoint` and `error`, and PartialFailure is raised
-    at the end, with the document. The document of an ensemble is its result, with those of its `members`.
+    Returns a JSON-able document and the result of the best checkpoint. The document is that result, for an ensemble
+    with those of its `members`; for a list it has the result of each, and a table ranks them. One that cannot be
+    evaluated, or has other test examples, has `checkpoint` and `error`, and PartialFailure is raised at the end.
     """
     ckpt, is_ensemble = config.values["ckpt"], config.values["ensemble"]
     if is_ensemble and (isinstance(ckpt, str) or len(ckpt) < 2):
@@ -84,22 +83,20 @@ def evaluate_checkpoints(config: Config) -> tuple[Any, dict[str, Any]]:
             errors.append(error)
             document.append({"checkpoint": path, "error": str(error)})
             log.error("%s is left out: %s", path, error)
-    members = [*ranked]
-    if len(names := {each.result.get("metric") for each in ranked}) > 1:
-        log.warning("trained with different metrics (%s): ranked by the usual one", ", ".join(sorted(map(str, names))))
-        ranked = [replace(it, task=it.task.task if isinstance(it.task, WithMetric) else it.task) for it in ranked]
-    ranked.sort(key=lambda each: each.score, reverse=True)
+    if is_mixed := len({(type(getattr(it.task, "task", it.task)), it.result.get("metric")) for it in ranked}) > 1:
+        log.warning("trained with different tasks or metrics: ranked by accuracy, or else by loss")
+    best_first = sorted(ranked, key=lambda each: each.score(usual=is_mixed), reverse=True)
     if ranked:
-        rows = {each.result["checkpoint"]: _metrics(each.result) for each in ranked}
+        rows = {each.result["checkpoint"]: _metrics(each.result) for each in best_first}
         console.show_metrics(f"{config.values['split']}, best first", rows)
     if errors:
         message = f"{len(errors)} of {len(document)} checkpoints could not be evaluated; the first: {errors[0]}"
         raise PartialFailure(message, errors[0].exit_code, document) from errors[0]
     if is_ensemble:
-        result = _ensemble(members, config)
+        result = _ensemble(ranked, config)
         _show(result)
         return result | {"members": document}, result
-    return document, ranked[0].result
+    return document, best_first[0].result
 
 
 def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Evaluated:
@@ -114,7 +111,7 @@ def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Eval
         raise ConfigError(f"ensemble=true: needs classification or regression, {loaded.path} has another task")
     task, examples, batches = _ready(loaded, config)
     classes, targets = loaded.content["data"]["classes"], examples.targets
-    kind = f"data={loaded.values['data']['name']} task={loaded.values['task']['name']}"
+    kind = f"data={loaded.values['data']['name']} task={loaded.task}"
     keys = {"seed": loaded.values["seed"], **loaded.values["data"]}
     chosen = {} if split == "test" else {key: keys.get(key) for key in ("seed", "val", "limit", "folds", "fold")}
     digest = loaded.content.get("digests", {}).get("data", {}).get(split)
@@ -134,7 +131,7 @@ def _evaluate(ckpt: str, config: Config, first: Evaluated | None = None) -> Eval
     of_classes = classes if is_classification else None
     result = {"checkpoint": str(loaded.path), **_result(metrics, task, outputs, targets, of_classes, config)}
     result |= {"seconds": round(time.perf_counter() - began, 3), "device": loaded.runtime.describe()}
-    result |= system_info.environment()
+    result |= system_info.environment(loaded.runtime.device.type)
     _write(loaded.path.parent / file_name(loaded.path, split, views), result)
     return Evaluated(loaded.path, kind, chosen, digest, task, classes, targets, outputs, result)
 
@@ -150,8 +147,8 @@ def _ensemble(members: Sequence[Evaluated], config: Config) -> dict[str, Any]:
         metrics |= first.task.output_metrics(mean, first.targets)
     classes = first.classes if is_classification else None
     result = first.result | _result(metrics, first.task, mean, first.targets, classes, config)
-    result |= {"checkpoint": f"ensemble of {len(members)}"}
-    result |= {"seconds": round(sum(each.result["seconds"] for each in members), 3)}
+    seconds = round(sum(each.result["seconds"] for each in members), 3)
+    result |= {"checkpoint": f"ensemble of {len(members)}", "seconds": seconds}
     name = file_name(first.path, config.values["split"], config.values["tta"])
     _write(first.path.parent / f"ensemble-{name}", result)
     return result
@@ -209,10 +206,7 @@ def _ready(loaded: TrainedModel, config: Config) -> tuple[Task, Examples, Tensor
 
 
 def file_name(checkpoint: Path, split: str, views: str) -> str:
-    """Return the name of the result file, different for each kind of evaluation so that none replaces another.
-
-    eval.json is best.pt on the test set; others are eval-val.json, eval-test-flip.json, last-eval.json.
-    """
+    """Return the result file's name: eval.json for best.pt on the test set, else such as last-eval-val-flip.json."""
     prefix = "" if checkpoint.stem == "best" else f"{checkpoint.stem}-"
     augmented = "" if views == "none" else f"-{views}"
     return f"{prefix}eval{f'-{split}' if split != 'test' or augmented else ''}{augmented}.json"
@@ -220,8 +214,7 @@ def file_name(checkpoint: Path, split: str, views: str) -> str:
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of a result, which are the columns of a table."""
-    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
-    metrics = {key: value for key, value in numbers.items() if key not in ("examples", "seconds")}
+    metrics = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("examples", "seconds")}
     return metrics | ({"calibration_error": result["calibration"]["error"]} if "calibration" in result else {})
 
 
@@ -240,10 +233,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    """Return a confusion matrix as a table, with true classes as rows and predicted ones as columns.
-
-    With more than 20 classes, or on a terminal that is too narrow, the table lists the largest errors instead.
-    """
+    """Return a confusion matrix, true classes as rows, as a table; if it is too wide, a table of the largest errors."""
     if len(classes) > MOST_COLUMNS:
         return _worst(classes, counts)
     matrix, console = _matrix(classes, counts), Console()
@@ -254,11 +244,9 @@ def table(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
 
 def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
     short = all(len(name) <= SHORT for name in classes)
-    shown = Table(title="confusion (rows: true, columns: predicted)", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.padding, shown.pad_edge = (0, 1, 0, 0), False
-    shown.add_column("")
-    for number, name in enumerate(classes):
-        shown.add_column(printable(name) if short else str(number), justify="right")
+    heads = (Column(printable(name) if short else str(number), justify="right") for number, name in enumerate(classes))
+    shown = Table("", *heads, title="confusion (rows: true, columns: predicted)", title_justify="left")
+    shown.box, shown.padding, shown.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     for number, (name, row) in enumerate(zip(classes, counts, strict=True)):
         label = printable(name if short else f"{number} {name}")
         shown.add_row(label, *(str(count) if count else "·" for count in row))
@@ -266,17 +254,11 @@ def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
 
 
 def _worst(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Table:
-    cells = [
-        (count, true, predicted)
-        for true, row in enumerate(counts)
-        for predicted, count in enumerate(row)
-        if count and true != predicted
-    ]
-    cells.sort(key=lambda cell: (-cell[0], cell[1:]))
-    shown = Table("true", "predicted", title="most frequent confusions", title_justify="left")
-    shown.add_column("examples", justify="right")
-    shown.add_column("fraction of true", justify="right")
-    for count, true, predicted in cells[:MOST_ROWS]:
-        names = (printable(classes[true]), printable(classes[predicted]))
-        shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")
+    numbers = [Column(name, justify="right") for name in ("examples", "fraction of true")]
+    shown = Table("true", "predicted", *numbers, title="most frequent confusions", title_justify="left")
+    cells = ((counts[true][other], true, other) for true, other in itertools.permutations(range(len(classes)), 2))
+    for count, true, predicted in heapq.nlargest(MOST_ROWS, cells, key=operator.itemgetter(0)):
+        if count:
+            names = (printable(classes[true]), printable(classes[predicted]))
+            shown.add_row(*names, str(count), f"{count / sum(counts[true]):.4f}")
     return shown

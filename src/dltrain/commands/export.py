@@ -23,12 +23,7 @@ from dltrain.training.restore import TrainedModel, load_examples, load_trained
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = {
-    "onnx": "model.onnx",
-    "torch_export": "model.pt2",
-    "safetensors": "model.safetensors",
-    "state_dict": "model.pth",
-}
+SUFFIXES = {"onnx": "onnx", "torch_export": "pt2", "safetensors": "safetensors", "state_dict": "pth"}
 MOST_EXAMPLES = 1000  # to verify a graph with
 MOST_VALUES = 1 << 24  # in those examples: fewer if images are large
 SHOWN_CLASSES = 10
@@ -42,7 +37,7 @@ def export(config: Config) -> Path:
         onnx_graph.require_packages()
     elif kind != "torch_export" and "normalize" in config.typed:
         raise ConfigError(f"normalize: format={kind} holds weights only, no graph that could normalise. Leave it out")
-    path = expand_user(values["output"] or OUTPUTS[kind])
+    path = expand_user(values["output"] or f"model.{SUFFIXES[kind]}")
     loaded = load_trained(values["ckpt"], config)
     loaded.model.cpu().eval()  # the export has no device, and a CPU computes float32 in full precision
     with memory_errors("Set format=safetensors, which needs less memory"):

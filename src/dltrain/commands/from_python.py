@@ -18,14 +18,14 @@ from torch import Tensor
 
 from dltrain.commands import prediction
 from dltrain.commands.evaluation import evaluate_checkpoints
+from dltrain.commands.run_names import find_checkpoint
 from dltrain.config import composition, diagnostics
 from dltrain.config.resolution import Config, plain, resolved
 from dltrain.data import image_files
 from dltrain.data.splits import Examples
 from dltrain.report import console
 from dltrain.report.html.run_page import NAME
-from dltrain.runtime.errors import ConfigError, InputError
-from dltrain.runtime.folders import find_run
+from dltrain.runtime.errors import ConfigError, InputError, UserError, typed_line
 from dltrain.runtime.process_state import preserved
 from dltrain.training import build, run
 from dltrain.training.restore import TrainedModel, load_trained
@@ -54,12 +54,15 @@ def train(config: Config | Mapping[str, Any] | Sequence[str], **options: Any) ->
         if not isinstance(config, Config | Mapping):
             composed = _composed("train", config)
             config = resolved(composed.config, "train", composed.typed, composed.origin)
-        return Result(run.train(config if isinstance(config, Config) else plain(config), **options))
+        try:
+            return Result(run.train(config if isinstance(config, Config) else plain(config), **options))
+        except SystemExit as error:  # of a user's code; it must not end the program
+            raise UserError(typed_line(error)) from error
 
 
 def evaluate(ckpt: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Any:
     """Return the metrics of a run or a checkpoint, of a list those of each; `last` is the newest run in outputs/."""
-    paths = str(find_run(ckpt)) if isinstance(ckpt, str | Path) else [str(find_run(name)) for name in ckpt]
+    paths = str(find_checkpoint(ckpt)) if isinstance(ckpt, str | Path) else [str(find_checkpoint(it)) for it in ckpt]
     with _call(LOAD_SECONDS):
         composed = _composed("eval", ["ckpt=x", *overrides])
         config = resolved(composed.config | {"ckpt": paths}, "eval", composed.typed, composed.origin)
@@ -67,11 +70,11 @@ def evaluate(ckpt: str | Path | Sequence[str | Path], overrides: Sequence[str] =
 
 
 def load(name: str | Path, *, device: str = "auto", trust: Sequence[str] = ()) -> "TrainedNetwork":
-    """Return the trained network of a run or a checkpoint; `last` is the newest run in outputs/.
+    """Return the trained network of a run or a checkpoint; `last` is the newest run or best job in outputs/.
 
     `trust` names packages of your own code that the checkpoint may run.
     """
-    path = str(find_run(name))
+    path = str(find_checkpoint(name))
     with _call(LOAD_SECONDS):
         config = _composed("eval", ["ckpt=x", f"device={device}"]).config | {"ckpt": path, "trust": plain(trust)}
         # As if they were typed: predictions use the threads of the caller, not those of the training.

@@ -97,9 +97,8 @@ def layout(title: str, sections: Iterable[Section]) -> str:
 
 
 def _two_columns(left: str, right: str, indent: int, columns: int) -> list[str]:
-    beside = len(left) + 4 <= indent
     wrapped = textwrap.wrap(right, columns, initial_indent=" " * indent, subsequent_indent=" " * indent)
-    if beside and wrapped:
+    if wrapped and len(left) + 4 <= indent:
         return [f"  {left}".ljust(indent) + wrapped[0].lstrip(), *wrapped[1:]]
     first = textwrap.wrap(left, columns, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return first + wrapped

@@ -48,9 +48,8 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def _kind(content: dict[str, Any]) -> str:
-    use = "best.pt, for eval, predict and export"
-    if "optimizer" in content:
-        use = f"last.pt, to resume from step {content.get('step')}"
+    is_last = "optimizer" in content
+    use = f"last.pt, to resume from step {content.get('step')}" if is_last else "best.pt, for eval, predict and export"
     return f"checkpoint of format {content.get('format')}: {use}"
 
 

@@ -16,7 +16,7 @@ from dltrain.config.resolution import resolve, resolved
 from dltrain.runtime import torchrun
 from dltrain.runtime.errors import ConfigError, Interrupted, UserError, first_line, typed_line, user_line
 from dltrain.runtime.folders import expand_user
-from dltrain.runtime.signals import SIGNALS, as_user_error
+from dltrain.runtime.signals import SIGNALS, Shown, as_user_error
 from dltrain.runtime.startup import import_torch
 
 
@@ -55,7 +55,7 @@ INTERRUPTED = JobResult(143, "interrupted")
 
 
 def run_job(
-    command: str, config: dict[str, Any], report_error: Callable[[UserError | KeyboardInterrupt], int], **settings: Any
+    command: str, config: dict[str, Any], report_error: Callable[[Shown], int], **settings: Any
 ) -> tuple[JobResult, Any]:
     """Run a job; return how it ended and its JSON-able document, None if it has none.
 
@@ -71,10 +71,11 @@ def run_job(
         metrics, folder = job_metrics(command, summary), str(summary.get("folder", ""))
         return JobResult(0, str(summary.get("status", "done")), metrics, time.perf_counter() - began, folder), document
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # sys.exit(0) of a user's code is no success
-        if (shown := as_user_error(error)) is not None:
-            is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
+        own = ", ".join(dict(saved_config.custom_imports(config))) or str(config.get("trust") or "")
+        if (shown := as_user_error(error, own)) is not None:
             document = getattr(shown, "document", None)  # a PartialFailure has one
             reason = first_line(shown) + (f" ({line})" if (line := user_line(shown)) else "")
+            is_stop = isinstance(shown, Interrupted | KeyboardInterrupt)
             return ended(report_error(shown), "interrupted" if is_stop else reason), document
         if torchrun.should_report(error):  # a bug of ours
             traceback.print_exc()

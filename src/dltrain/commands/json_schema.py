@@ -1,7 +1,4 @@
-"""`dltrain list --schema`: a JSON schema of training configs and experiments, with which editors complete and check.
-
-The schema follows draft 2020-12; it is made from the signatures and YAML files of the checks, help and defaults.
-"""
+"""`dltrain list --schema`: a JSON schema for editors, from the signatures and YAML files of checks, help, defaults."""
 
 import types
 from collections.abc import Mapping
@@ -116,12 +113,8 @@ def _any_option(group: str) -> dict[str, Any]:
     name_schema = {"anyOf": [{"enum": names}, {"type": "string", "pattern": ":"}, {"$ref": "#/$defs/reference"}]}
     properties = {"name": name_schema | {"description": "the option, or module:name of your own code"}}
     properties |= {key: schemas[0] if len(schemas) == 1 else {"anyOf": schemas} for key, schemas in rules.items()}
-    return {
-        "type": "object",
-        "properties": {"name": properties["name"]},
-        "if": OWN_CODE,
-        "else": {"properties": properties, "additionalProperties": False},
-    }
+    known = {"properties": properties, "additionalProperties": False}
+    return {"type": "object", "properties": {"name": properties["name"]}, "if": OWN_CODE, "else": known}
 
 
 def _options(group: str, defaults: Mapping[str, Any]) -> dict[str, Any]:

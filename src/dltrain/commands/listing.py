@@ -1,6 +1,7 @@
 """`dltrain list`: prints every option of every group, read from the sources and the YAML files."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,13 @@ def text(arguments: list[str], configs: Path) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def lines(configs: Path) -> list[str]:
-    """Return the lines of the list: a heading for each group, then its options in aligned columns."""
-    listed = []
+def lines(configs: Path) -> Iterator[str]:
+    """Yield the lines of the list: a heading for each group, then its options in aligned columns."""
     for group in registry.LISTED_GROUPS:
         options = registry.options(group, [configs])
-        listed.append(f"{group}:")
-        width = max((len(name) for name in options), default=0)
-        listed += [f"  {name:<{width}}  {registry.summary(group, name, path)}" for name, path in options.items()]
-    return listed
+        width = max(map(len, options), default=0)
+        yield f"{group}:"
+        yield from (f"  {name:<{width}}  {registry.summary(group, name, path)}" for name, path in options.items())
 
 
 def as_json(configs: Path) -> dict[str, Any]:

@@ -25,12 +25,7 @@ class ExportError(Exception):
 
 
 class Normalized(nn.Module):
-    """A network that also normalises its inputs, by the multiplication and addition used in training.
-
-    Args:
-        scale: (C, 1, 1), for each channel
-        shift: (C, 1, 1)
-    """
+    """A network that also normalises its inputs as in training, by scale and shift (C, 1, 1) of each channel."""
 
     def __init__(self, network: nn.Module, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
@@ -51,18 +46,15 @@ def require_packages() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"format=onnx: needs {error.name}; in dltrain's checkout: pip install '.[export]'. "
-            "Or set format=safetensors"
-        ) from error
+        advice = "in dltrain's checkout: pip install '.[export]'. Or set format=safetensors"
+        raise ConfigError(f"format=onnx: needs {error.name}; {advice}") from error
     return onnxruntime
 
 
 def build(kind: str, network: nn.Module, example: Tensor, output: str, metadata: Mapping[str, str]) -> bytes:
     """Return a network as a file for batches of any size, with the input `images` and one output.
 
-    The same network gives the same bytes: what the exporter records of local source files is removed.
-    Raises ExportError for a network that torch cannot export.
+    The same network gives the same bytes. Raises ExportError for a network that torch cannot export.
     """
     two, shapes = torch.cat([example, example]), ({0: torch.export.Dim("batch")},)  # one would become a fixed size
     if kind == "onnx" and sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGEST:
@@ -74,35 +66,26 @@ def build(kind: str, network: nn.Module, example: Tensor, output: str, metadata:
                 exported, buffer = torch.export.export(network, (two,), dynamic_shapes=shapes), io.BytesIO()
                 torch.export.save(exported, buffer, extra_files=dict(metadata))
                 return buffer.getvalue()
-            program = torch.onnx.export(
-                network,
-                (two,),
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=["images"],
-                output_names=[output],
-                verbose=False,
-            )
+            names: dict[str, Any] = {"input_names": ["images"], "output_names": [output]}
+            program = torch.onnx.export(network, (two,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
             assert program is not None
             from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-            ClearMetadataAndDocStringPass()(program.model)
-            for key, value in metadata.items():
-                program.model.metadata_props[key] = value
+            ClearMetadataAndDocStringPass()(program.model)  # what the exporter records of local source files
+            program.model.metadata_props.update(metadata)
             return program.model_proto.SerializeToString()
     except Exception as error:  # torch raises many types for a model of a user
         raise ExportError(first_line(error.__cause__ or error)) from error
 
 
 def difference(kind: str, file: bytes, inputs: Tensor, expected: Tensor, *, threads: int) -> float:
-    """Return the largest difference of the outputs of a file from `expected` (N, ...), over several batch sizes.
-
-    Raises ExportError if it is larger than rounding explains, or if the file cannot be run.
-    """
+    """Return the largest difference of a file's outputs from `expected` (N, ...). Raises ExportError if too large."""
+    *first, rest = inputs.tensor_split(tuple(itertools.accumulate(BATCHES[:-1])))
+    batches = [*first, *rest.split(BATCHES[-1])]
     try:
         network = _onnx_session(file, threads) if kind == "onnx" else torch.export.load(io.BytesIO(file)).module()
         with torch.no_grad():
-            outputs = torch.cat([network(part) for part in _batches(inputs)])
+            outputs = torch.cat([network(batch) for batch in batches if len(batch)])
     except Exception as error:  # those of onnxruntime have no common base class
         raise ExportError(f"{'onnxruntime' if kind == 'onnx' else kind} cannot run it: {first_line(error)}") from error
     if outputs.shape != expected.shape:
@@ -123,19 +106,9 @@ def _onnx_session(file: bytes, threads: int) -> Callable[[Tensor], Tensor]:
     return lambda inputs: torch.from_numpy(session.run(None, {"images": inputs.numpy()})[0])
 
 
-def _batches(inputs: Tensor) -> list[Tensor]:
-    """Split all inputs into batches of the sizes in BATCHES."""
-    *first, rest = inputs.tensor_split(tuple(itertools.accumulate(BATCHES[:-1])))
-    return [batch for batch in (*first, *rest.split(BATCHES[-1])) if len(batch)]
-
-
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """Suppress the progress of the exporter and its warnings about torch itself, which are of no use to users."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
+    text = io.StringIO()
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         yield

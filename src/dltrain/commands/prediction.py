@@ -38,16 +38,15 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadshe
 def predict(config: Config) -> list[dict[str, Any]]:
     """Print, write as CSV and return the most likely classes, or the numbers, of each image, a damaged one included.
 
-    `invert` is for drawings on paper, dark on light, as input of a network trained on data such as MNIST. With `auto`
-    an image with a light edge is inverted if the mean of the training images, which the checkpoint has, is below 1/3,
-    one with a dark edge if it is above 2/3; its row has the key `inverted`.
-    Raises UserError, whose `exit_code` tells the kind of error.
+    With `invert=auto` an image with a light edge is inverted if the mean of the training images, which the checkpoint
+    has, is below 1/3, one with a dark edge if it is above 2/3; its row has the key `inverted`. Raises UserError.
     """
     values = config.values
     loaded = load_trained(values["ckpt"], config)
     known, name = loaded.content["data"], require_predictable(loaded)
     require_bytes(loaded)
-    paths = find(values["input"])
+    inputs = values["input"]
+    paths = [path for text in ([inputs] if isinstance(inputs, str) else inputs) for path in find(text)]
     classes, shape = known["classes"], known["input_shape"]
     columns = [f"value_{number}" for number in range(1, known["outputs"] + 1)]
     if name == "classification":

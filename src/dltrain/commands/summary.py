@@ -26,27 +26,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layer:
-    """A module of a network without its submodules, so that the numbers of all add up to those of the network.
-
-    Args:
-        output_shape: of its last call, for a batch of one; None if it was not called or returned no tensor
-        parameters: number of parameters; shared ones count for the first module only
-        flops: of a forward pass of one example; a multiplication and an addition count as two
-    """
+    """A module of a network without its submodules, so that the numbers of all add up to those of the network."""
 
     name: str
     type: str
-    output_shape: list[int] | None
-    parameters: int
-    flops: int
+    output_shape: list[int] | None  # of its last call, for a batch of one; None if it was not called or gave no tensor
+    parameters: int  # shared ones count for the first module only
+    flops: int  # of a forward pass of one example; a multiplication and an addition count as two
 
 
 def summarize(config: Config) -> dict[str, Any]:
-    """Check a config as a run would; print and return the layers of its network and their totals.
-
-    Only the training set is read; nothing is trained or written.
-    Raises UserError, whose `exit_code` tells the kind of error.
-    """
+    """Check a config as a run would, reading only the training set; print and return layers. Raises UserError."""
     values = config.values
     run = prepare(config, None, _training_set)
     model, shape = run.state.model.cpu(), run.data.input_shape
@@ -74,10 +64,7 @@ def _training_set(node: dict[str, Any], seed: int) -> build.Data:
 
 
 def layers(model: nn.Module, input_shape: tuple[int, ...], name: str) -> list[Layer]:
-    """Return the modules that have parameters, operations or no submodules, in the order in which they were built.
-
-    Raises ConfigError for a network that cannot take a batch of one.
-    """
+    """Return the modules with parameters, operations or no submodules. Raises ConfigError if a batch of one fails."""
     shapes: dict[nn.Module, list[int] | None] = {}
     flops = dict.fromkeys(model.modules(), 0)
     calls: list[nn.Module] = []  # the running calls, the innermost last

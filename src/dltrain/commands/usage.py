@@ -27,13 +27,15 @@ CONFIG_FLAGS = (
 )
 JSON = ("--json", "print one JSON document; everything else goes to stderr")
 RUN = "outputs/DATE/TIME"
+RUNS = "a run or sweep: a folder, a part of its name, or last; by default the newest"
+TAKES = (("RUN", "a run folder, a part of its name, last, or a checkpoint file; as ckpt="), *CONFIG)
 COMMANDS = {
     "train": Usage(
         "train a network",
         (
             ("train model=mlp data=mnist optim.lr=0.02", "choose options of groups, set keys"),
             ("train -m model=mlp,lenet 'seed=range(3)'", "run a sweep: every combination, ranked in a table"),
-            (f"train resume={RUN} epochs=30", "continue a run, for more epochs"),
+            ("train data=folder data.root=photos model=resnet", "your own images, a folder for each class"),
         ),
         flags=(
             ("--json", "print the summary as one JSON document; everything else goes to stderr"),
@@ -43,40 +45,59 @@ COMMANDS = {
             *CONFIG_FLAGS,
         ),
     ),
+    "resume": Usage(
+        "continue a run or a sweep that was stopped",
+        (
+            ("resume", "the newest"),
+            (f"resume {RUN} epochs=30", "a run, for more epochs"),
+            ("resume 10-32 device=cpu", "the one with 10-32 in its name, on another device"),
+        ),
+        (("[RUN]", RUNS), ("KEY=VALUE", "set a key of dltrain train")),
+    ),
+    "runs": Usage(
+        "list runs, newest first, and delete some",
+        (
+            ("runs", "all in outputs/"),
+            ("runs model=mlp 'accuracy>0.97' tags=baseline", "those that meet all conditions"),
+            ("runs status=interrupted --delete", "delete them, after asking"),
+        ),
+        (
+            ("FOLDER or NAME", "where to look, or a part of the runs' names"),
+            ("KEY=VALUE", "a condition, also with != > >= < <=, on a key of the config, a metric, status or seconds"),
+        ),
+        (("--delete", "delete the runs, after asking"), ("--yes", "do not ask")),
+    ),
     "eval": Usage(
         "evaluate a run's best checkpoint",
         (
-            (f"eval ckpt={RUN}", "on the test set"),
-            (
-                f"eval ckpt={RUN} split=val tta=flip",
-                "on the validation set, with mirror images (test-time augmentation)",
-            ),
-            ("eval 'ckpt=[one.pt,two.pt]'", "rank several checkpoints"),
+            ("eval last", "the newest run, on the test set"),
+            (f"eval {RUN} split=val tta=flip", "on the validation set, with mirror images (test-time augmentation)"),
+            ("eval one.pt two.pt", "rank several checkpoints"),
         ),
+        TAKES,
         flags=(JSON, *CONFIG_FLAGS),
     ),
     "predict": Usage(
         "predict the classes of images, or numbers",
         (
-            (f"predict ckpt={RUN} input=a.png", "one image"),
-            (f"predict ckpt={RUN} input=photos top_k=5", "a folder of images, the five likeliest classes of each"),
+            (f"predict {RUN} a.png", "one image"),
+            ("predict last photos top_k=5", "a folder of images, the five likeliest classes of each"),
             (
-                f"predict ckpt={RUN} input='shots/*.png' invert=auto",
+                "predict last 'shots/*.png' invert=auto",
                 "all files that match; dark drawings on light paper are inverted",
             ),
         ),
+        (*TAKES[:1], ("IMAGES", "an image, a folder or a pattern; as input="), *TAKES[1:]),
         flags=(JSON, *CONFIG_FLAGS),
     ),
     "export": Usage(
         "export a network for other programs, and verify the file",
         (
-            (
-                f"export ckpt={RUN} format=onnx",
-                "a graph that takes pixels; its outputs are compared with the network's",
-            ),
-            (f"export ckpt={RUN} format=safetensors", "the weights, with class names and config"),
-            (f"export ckpt={RUN} format=state_dict output=a.pth", "only the weights, as torch.save writes them"),
+            (f"export {RUN} format=onnx", "a graph that takes pixels; its outputs are compared with the network's"),
+            ("export last format=safetensors", "the weights, with class names and config"),
+            ("export last format=state_dict output=a.pth", "only the weights, as torch.save writes them"),
         ),
+        TAKES,
         flags=CONFIG_FLAGS,
     ),
     "report": Usage(
@@ -103,7 +124,7 @@ COMMANDS = {
         (("FILE", "a checkpoint, a run folder (its best.pt is taken), or weights"),),
     ),
     "doctor": Usage(
-        "show what there is to train with, and what would help",
+        "check hardware, data sets and extras",
         (("doctor", "as text"), ("doctor --json", "as JSON"), ("doctor > machine.txt", "for a report of a problem")),
         (),
         (JSON,),
@@ -123,8 +144,7 @@ COMMANDS = {
 
 def split_explain(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split off the keys that --explain names. Raises ConfigError if the flag has none."""
-    keys: list[str] = []
-    others: list[str] = []
+    keys, others = list[str](), list[str]()
     remaining = iter(argv)
     for argument in remaining:
         flag, equals, key = argument.partition("=")

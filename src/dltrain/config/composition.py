@@ -204,10 +204,7 @@ def options_of_resumed(argv: list[str]) -> list[str]:
 
 
 def preview(command: str, argv: list[str]) -> Composed:
-    """Return the config that a command line composes, or that of a sweep's first job, for help and --explain.
-
-    Raises ConfigError for an unknown flag, otherwise what `run` raises.
-    """
+    """Compose a command line, of a sweep its first job, for help and --explain. Raises what `run` raises."""
     flags, implied = parse(command, argv)
     with hydra_loader(flags.config_dir) as loader:
         return compose_job(loader, flags.config_name, first_values(loader, flags.overrides), implied)

@@ -56,10 +56,9 @@ def _parsed(texts: list[str]) -> tuple[list[Override], list[str]]:
     """Parse overrides; return them and the texts that Hydra's grammar cannot read."""
     overrides, unreadable = [], []
     for text in texts:
-        try:
-            (override,) = OverridesParser.create().parse_overrides([text])
-        except HydraException:
-            override = None
+        override: Override | None = None
+        with contextlib.suppress(HydraException):
+            override = OverridesParser.create().parse_override(text)
         if override and override.key_or_group:
             overrides.append(override)
         else:

@@ -36,8 +36,6 @@ def conforms(value: Any, hint: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
     if origin in (Union, types.UnionType):
         return any(conforms(value, choice) for choice in get_args(hint))
-    if origin is dict:
-        return isinstance(value, dict)
     if origin is list:
         return isinstance(value, list) and all(conforms(item, get_args(hint)[0]) for item in value)
     if hint is None or hint is type(None):
@@ -46,8 +44,9 @@ def conforms(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < WIDEST
-    if isinstance(hint, type) and (hint in (bool, str, list, dict) or hint.__module__ == "torch"):
-        return isinstance(value, hint)
+    kind = origin or hint
+    if isinstance(kind, type) and (kind in (bool, str, list, dict) or kind.__module__ == "torch"):
+        return isinstance(value, kind)
     return True
 
 

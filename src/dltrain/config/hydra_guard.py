@@ -24,19 +24,16 @@ from dltrain.config.safe_yaml import UnsafeConfig, checked_yaml
 
 # Keys of Hydra's own node as configs/common.yaml leaves them. No other key is allowed, except those in FREE.
 FIXED: dict[str, Any] = {
-    "run.dir": ".",
-    "sweep.subdir": ".",
+    **dict.fromkeys(("run.dir", "sweep.dir", "sweep.subdir"), "."),
+    **{key: {} for key in ("job.env_set", "env", "callbacks")},
     "launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "output_subdir": None,
     "job.chdir": False,
-    "job.env_set": {},
     "job.env_copy": [],
-    "env": {},
-    "callbacks": {},
 }
 for log in ("hydra_logging", "job_logging"):
     FIXED |= {f"{log}.version": 1, f"{log}.root": None, f"{log}.disable_existing_loggers": False}
-FREE = ["sweep.dir", "sweeper.params", "overrides", "runtime", "searchpath", "verbose", "help", "hydra_help"]
+FREE = ["sweeper.params", "overrides", "runtime", "searchpath", "verbose", "help", "hydra_help"]
 FREE += [f"job.{key}" for key in ("name", "override_dirname", "id", "num", "config_name", "config")]
 MOST_FILES = 500  # named in defaults lists, repeats included
 
@@ -68,8 +65,6 @@ def hydra_sandbox() -> Iterator[None]:
         try:
             checked_yaml(Path(source.path, source._normalize_file_name(config_path)))
             return original(source, config_path)
-        except UnsafeConfig:
-            raise
         except (ValueError, yaml.YAMLError) as error:  # a header that Hydra cannot read, a duplicate key
             text = f"{source.path}/{config_path}: cannot be read: {' '.join(str(error).split())}"
             raise UnsafeConfig(text) from None
@@ -83,21 +78,18 @@ def hydra_sandbox() -> Iterator[None]:
 
     def initialize_sources(original: Callable[..., None], repository: ConfigRepository, search: Any) -> None:
         for entry in search.get_path():
-            is_own = entry.provider in ("hydra", "schema")
-            if not is_own and "://" in entry.path and not entry.path.startswith("file://"):
+            if entry.provider not in ("hydra", "schema") and "://" in entry.path.removeprefix("file://"):
                 raise UnsafeConfig(f"{entry.path}: only a folder can be searched for configs")
         original(repository, search)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_wrapped(ConfigLoaderImpl, "load_configuration", load_configuration))
-        stack.enter_context(_wrapped(file_source(), "load_config", load_config))
-        stack.enter_context(_wrapped(CachingConfigRepository, "load_config", count_loaded))
+        _wrap(stack, ConfigLoaderImpl, "load_configuration", load_configuration)
+        _wrap(stack, file_source(), "load_config", load_config)
+        _wrap(stack, CachingConfigRepository, "load_config", count_loaded)
         # An editor's byte order mark does not hide the first line; custom needs a name, so glob(*) leaves it out.
-        stack.enter_context(_wrapped(ConfigSource, "_get_header_dict", lambda own, text: own(text.lstrip("\ufeff"))))
-        stack.enter_context(
-            _wrapped(Glob, "filter", lambda own, it, names: own(it, [name for name in names if name != "custom"]))
-        )
-        stack.enter_context(_wrapped(ConfigRepository, "initialize_sources", initialize_sources))
+        _wrap(stack, ConfigSource, "_get_header_dict", lambda own, text: own(text.lstrip("\ufeff")))
+        _wrap(stack, Glob, "filter", lambda own, it, names: own(it, [name for name in names if name != "custom"]))
+        _wrap(stack, ConfigRepository, "initialize_sources", initialize_sources)
         yield
 
 
@@ -107,15 +99,11 @@ def file_source() -> type[ConfigSource]:
     return SourcesRegistry.instance().resolve("file")
 
 
-@contextlib.contextmanager
-def _wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method of Hydra by `wrapper`, whose first argument is the original."""
+def _wrap(stack: contextlib.ExitStack, owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace a method of Hydra, until `stack` closes, by `wrapper`, whose first argument is the original."""
     original = vars(owner)[name]
     setattr(owner, name, lambda *arguments, **named: wrapper(original, *arguments, **named))
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
+    stack.callback(setattr, owner, name, original)
 
 
 def refuse_changes(node: Any, overrides: Sequence[str]) -> None:
@@ -129,10 +117,10 @@ def refuse_changes(node: Any, overrides: Sequence[str]) -> None:
     free = {key for key in values if any(f"{key}.".startswith(f"{each}.") for each in FREE)}
     for key in [*values, *FIXED]:
         if key not in free and (key not in values or key not in FIXED or values[key] != FIXED[key]):
-            raise UnsafeConfig(f"hydra.{key}: cannot be set; dltrain uses Hydra only to compose configs")
+            where = "; it writes to outputs/ in the folder that you start it in" if key.endswith(".dir") else ""
+            raise UnsafeConfig(f"hydra.{key}: cannot be set; dltrain uses Hydra only to compose configs{where}")
     params = node["sweeper"]["params"]
     items = {} if params is None else params if isinstance(params, dict) else {"": []}
-    names = [str(key).lstrip("+~") for key in items]
     is_nested = any(isinstance(value, dict | list) for value in items.values())
-    if is_nested or any(name.startswith(("_", "hydra", "sweep", "trust")) for name in names):
+    if is_nested or any(str(key).lstrip("+~").startswith(("_", "hydra", "sweep", "trust")) for key in items):
         raise UnsafeConfig("hydra.sweeper.params: must be overrides of a sweep by key, such as optim.lr: 0.1,0.01")

@@ -74,8 +74,7 @@ def hydra_argv(argv: list[str]) -> list[str]:
 
 def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:
     """Split arguments into flags with their values, and overrides."""
-    flags: list[str] = []
-    overrides: list[str] = []
+    flags, overrides = list[str](), list[str]()
     remaining = iter(argv)
     for argument in remaining:
         if argument.startswith("-"):

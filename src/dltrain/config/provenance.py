@@ -15,10 +15,7 @@ RESUMED = "the run to be resumed"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Origins of one composed config: the dotted keys that were typed, folders with configs, the options chosen.
-
-    Called with a key it returns the place that sets its final value, or an empty text.
-    """
+    """Origins of one composed config; called with a key it returns the place that sets its value, or an empty text."""
 
     command: str
     typed: Sequence[str]

@@ -51,23 +51,21 @@ def nodes(command: str, config: dict[str, Any]) -> dict[str, Signature]:
     found: dict[str, Signature | None] = {"": signatures.builtin(source, name)}
     for node, place in places.items():
         own: Any = value if isinstance(value := config.get(node), dict) else {}
-        chosen = own.get("name")
         if place is not None:
             found[node] = signatures.builtin(*place)
         elif GROUPS[node].several:
             found |= {f"{node}.{option}": signature(node, option) for option in own}
-        elif isinstance(chosen, str) and chosen != REQUIRED:
+        elif isinstance(chosen := own.get("name"), str) and chosen != REQUIRED:
             found[node] = signature(node, chosen)
     return {node: signature for node, signature in found.items() if signature is not None}
 
 
-def keys(command: str, config: dict[str, Any]) -> dict[str, signatures.Param]:
+def keys(command: str, config: dict[str, Any]) -> dict[str, Param]:
     """Return every dotted key of a config and its rule."""
-    found = nodes(command, config).items()
-    return {key: rule for node, signature in found for key, rule in typed_keys(node, signature).items()}
+    return {key: rule for node, own in nodes(command, config).items() for key, rule in typed_keys(node, own).items()}
 
 
-def typed_keys(node: str, signature: Signature) -> dict[str, signatures.Param]:
+def typed_keys(node: str, signature: Signature) -> dict[str, Param]:
     """Return the dotted keys of a node; the node "" is the command itself."""
     return {f"{node}.{key}" if node else key: rule for key, rule in signature.keys.items()}
 

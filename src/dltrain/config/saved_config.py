@@ -10,7 +10,7 @@ from typing import Any
 from dltrain.config import validation
 from dltrain.config.registry import GROUPS
 from dltrain.config.resolution import Config, resolve
-from dltrain.runtime.errors import ConfigError, printable
+from dltrain.runtime.errors import ConfigError, listed, printable
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate", "metric")
 FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
 # Keys that may change without a warning: the weights stay the same. A run reports another device itself.
-HARMLESS = ("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report")
+HARMLESS = (
+    *("data.root", "data.memory", "device", "logger", "log_every", "checkpoint_every", "keep", "report"),
+    *("tags", "note"),
+)
 STOPPING = ("limit_steps", "max_seconds", "patience")
 # Keys that configs of older versions lack, with the value that behaves as before. Every new key is entered here: KEY,
 # GROUP.KEY where all options of a group have it, GROUP.OPTION.KEY where one has it.
@@ -28,7 +31,7 @@ ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance":
 ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.classification.focal": 0.0}
 ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
 ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None, "profile": 0}
-ADDED |= {"device.graph": "auto"}
+ADDED |= {"tags": [], "note": None, "device.graph": "auto"}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has
@@ -169,11 +172,10 @@ def read_only_reason(values: dict[str, Any], typed: Collection[str]) -> str:
 
 def require_trusted(stored: dict[str, Any], trust: Collection[str] | str, what: str = "the checkpoint") -> None:
     """Raise ConfigError if a checkpoint names custom code of a package that is not in `trust`."""
-    trusted = [trust] if isinstance(trust, str) else trust
-    for name, package in custom_imports(stored):
-        if package not in trusted:
-            name = printable(name[:200])
-            raise ConfigError(f"{what} wants to run {name}. If you trust that code, add trust=[{package}]")
+    trusted, imports = [trust] if isinstance(trust, str) else trust, custom_imports(stored)
+    if unknown := [printable(name[:200]) for name, package in imports if package not in trusted]:
+        packages = ",".join(dict.fromkeys(printable(package[:200]) for _, package in imports))
+        raise ConfigError(f"{what} wants to run {listed(unknown)}. If you trust that code, add trust=[{packages}]")
 
 
 def require_typed_address(values: dict[str, Any], typed: Collection[str], what: str = "the checkpoint") -> None:

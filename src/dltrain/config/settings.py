@@ -37,6 +37,8 @@ class Train:
         init_partial: start even if the file of `init` holds less than half of the model's numbers
         trust: packages of your own code that a resumed checkpoint may name
         name: added to the name of the run's folder
+        tags: labels by which dltrain runs finds the run, such as [baseline]
+        note: a text that the run's page and dltrain runs show
         profile: how many steps to trace, after the first few, for profile.json and profile.txt; 0 for none
     """
 
@@ -61,6 +63,8 @@ class Train:
     init_partial: bool
     trust: str | list[str]
     name: str | None
+    tags: list[str]
+    note: str | None
     profile: Annotated[int, Interval(ge=0, le=1000)]
 
 
@@ -102,7 +106,7 @@ class Predict:
 
     Args:
         ckpt: a run folder (its best.pt is taken) or a checkpoint file
-        input: an image, a folder of images, or a pattern such as 'shots/*.png'
+        input: an image, a folder of images, or a pattern such as 'shots/*.png'; several as [A,B]
         invert: take the negative, for dark on light where the network expects light on dark; `auto` looks at the edge
         center: scale and center a drawing like MNIST's digits; null for inverted images only
         top_k: how many classes to show for each image
@@ -112,7 +116,7 @@ class Predict:
     """
 
     ckpt: str
-    input: str
+    input: str | Annotated[list[str], Len(1)]
     invert: bool | Literal["auto"]
     center: bool | None
     top_k: Positive

@@ -1,7 +1,6 @@
 """Signatures of functions and classes: the schema of the config.
 
-Built-ins are read from their source with `ast`, so that help, checks and completion import no torch. A user's own
-code, named by its import path, is imported.
+Built-ins are read with `ast`, so that help, checks and completion import no torch; a user's own code is imported.
 """
 
 import ast
@@ -57,10 +56,7 @@ def _parsed(source: str) -> ast.Module:
 
 @functools.cache
 def builtin(source: str, name: str) -> Signature:
-    """Return the signature of the public function or class `name` (in any case) in a source file of this package.
-
-    A class NetOfMine is `netofmine` or `net_of_mine`. Raises SignatureNotFound if there is none.
-    """
+    """Return the signature of what `matches_name` in a source file of this package. Raises SignatureNotFound."""
     if not (PACKAGE / source).is_file():
         raise SignatureNotFound(source)
     tree = _parsed(source)
@@ -104,15 +100,13 @@ def _read(node: ast.FunctionDef | ast.ClassDef, aliases: dict[str, ast.expr]) ->
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 found[field.target.id] = field.annotation, field.value is None
     meanings = argument_meanings(document, found)
-    keys = {
-        name: Param(Any if hint is None else _hint(hint, aliases), required, meanings.get(name, ""))
-        for name, (hint, required) in found.items()
-    }
+    hints = {name: (_hint(hint, aliases), is_required) for name, (hint, is_required) in found.items()}
+    keys = {name: Param(*hint, meanings.get(name, "")) for name, hint in hints.items()}
     return Signature(document.partition("\n")[0], keys, takes_any)
 
 
-def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
-    """Return the object of a type hint, for the few forms that config keys need; Any for other forms."""
+def _hint(node: ast.expr | None, aliases: dict[str, ast.expr]) -> Any:
+    """Return the object of a type hint, for the few forms that config keys need; Any for other forms, and for none."""
     match node:
         case ast.Constant(value=value):
             return value
@@ -137,10 +131,7 @@ def _hint(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
 
 
 def argument_meanings(document: str, names: Collection[str] = ()) -> dict[str, str]:
-    """Return the entries `name: meaning` of a docstring's Args section; continuation lines are indented further.
-
-    A line that begins with one of `names` starts an entry at any indentation.
-    """
+    """Return the entries `name: meaning` of Args; lines indented further continue one, unless they begin `names`."""
     meanings: dict[str, str] = {}
     name, depth = "", 0
     for line in document.partition("Args:")[2].splitlines():

@@ -81,9 +81,8 @@ def of_command(argv: list[str], commands: Collection[str]) -> str:
     if not (argv[0].startswith("-") or "=" in argv[0]):
         return suggest(argv[0], commands)
     command = next((it for it in argv if it in commands), "train")
-    return (
-        f"; the command comes first: dltrain {' '.join([command, *(it.lstrip('-') for it in argv if it != command)])}"
-    )
+    others = " ".join(it.lstrip("-") for it in argv if it != command)
+    return f"; the command comes first: dltrain {command} {others}"
 
 
 def _meant(*names: str) -> str:

@@ -48,8 +48,7 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
             continue
         if not isinstance(value, dict):
             faults.append(f"{node}={to_cli(value)}: must be a group of keys{where(node)}")
-            continue
-        if place is not None:
+        elif place is not None:
             faults += _check_keys(f"{node}.", value, signatures.builtin(*place), where, settings.keys)
         elif GROUPS[node].several:
             faults += _check_several(node, value, where, settings.keys)
@@ -59,8 +58,8 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
         faults += _check_metric(config.get("metric"), config.get("task"), where)
     folds, fold = (None if faults else config.get("data", {}).get(key) for key in ("folds", "fold"))
     if (folds, fold) != (None, None) and fold not in range(folds or 0):
-        n = folds or 5
-        advice = f"set both, the fold from 0 to {n - 1}; all in turn: -m data.folds={n} 'data.fold=range({n})'"
+        n, both = folds or 5, "set both, " * (None in (folds, fold))
+        advice = f"{both}the fold from 0 to {n - 1}; all in turn: -m data.folds={n} 'data.fold=range({n})'"
         faults.append(f"data.folds={to_cli(folds)} data.fold={to_cli(fold)}: {advice}")
     return [" ".join(fault.splitlines()) for fault in faults]
 

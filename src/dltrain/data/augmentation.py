@@ -1,7 +1,6 @@
 """Random augmentation of training images, for whole batches at once, with parameters sampled for a whole epoch.
 
-The parameters of an image depend only on the seed, the epoch and its position in the epoch's order, so that every
-device, every resumed run and every number of processes sees the same images.
+They depend on seed, epoch and place in the epoch only: devices, resumed runs and processes get the same images.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""Changes of the colours of whole batches of floats (B, C, H, W), 0 is black and 255 white, by factors (B,) in 0..2.
-
-Images whose factor is 1 are not changed; 0 takes all brightness, contrast or saturation away.
-"""
+"""Changes of colour for batches of floats in 0..255 (B, C, H, W), by factors (B,) in 0..2; 1 changes nothing."""
 
 import torch
 from torch import Tensor

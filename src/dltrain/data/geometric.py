@@ -34,8 +34,8 @@ def affine_maps(angles: Tensor, strengths: Tensor, H: int, W: int) -> Tensor:
 def warp(images: Tensor, maps: Tensor, displacements: Tensor | None = None, *, repeats_edges: bool = False) -> Tensor:
     """Resample images (B, C, H, W), as floats; bilinear, and zero outside, beyond half a pixel if it `repeats_edges`.
 
-    A pixel samples the image where its map (B, 2, 3), on the CPU, takes it, both (down, right) of the centre, and its
-    displacement (B, 2, H, W) down and to the right in pixels, added to that.
+    A pixel samples the image where its map (B, 2, 3), on the CPU, takes it, plus its displacement (B, 2, H, W), all in
+    pixels down and right of the centre.
     """
     H, W = images.shape[2:]
     moved = (maps != torch.eye(2, 3)).flatten(1).any(1).nonzero().flatten()

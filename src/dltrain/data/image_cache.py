@@ -1,7 +1,7 @@
 """A cache of decoded images in a file, so that the next start need not decode them again.
 
-The file lies in the user's cache folder and may be deleted at any time. A file that is truncated, altered or of
-other images is ignored. It holds the images, a digest, a text that identifies them, and the text's length.
+It may be deleted at any time, and is ignored if truncated, altered or of other images. It holds the images, a digest,
+a text that identifies them, and the text's length.
 """
 
 import contextlib

@@ -47,8 +47,7 @@ def decode(path: str | Path, *, channels: int, size: tuple[int, int], fit: str, 
 def open_image(path: str | Path, *, channels: int, levels: Levels = None) -> Image.Image:
     """Open an image as L or RGB: its first frame, upright, with transparent parts on white.
 
-    `levels` are the numbers that become 0 and 255 in an image of more than 8 bits, see levels.py.
-    Raises ValueError with a short reason for a file that is damaged or no image.
+    `levels` become 0 and 255 in one of more than 8 bits, see levels.py. Raises ValueError for a file that is no image.
     """
     try:
         # As a file: given a path, Pillow 13 maps some rotated TIFFs into memory and mixes up their pixels.
@@ -88,12 +87,8 @@ def deep_spread(path: str | Path) -> Spread | None:
 
 def resized(image: Image.Image, *, size: tuple[int, int], fit: str) -> Tensor:
     """Resize an image to uint8 (C, H, W); `fit` is `resize`, which may distort, or `crop`, which cuts the sides off."""
-    width_height = size[1], size[0]
-    if fit == "crop":
-        image = ImageOps.fit(image, width_height, Image.Resampling.BILINEAR)
-    else:
-        image = image.resize(width_height, Image.Resampling.BILINEAR)
-    return channels_first(image).contiguous()
+    resize = ImageOps.fit if fit == "crop" else Image.Image.resize
+    return channels_first(resize(image, (size[1], size[0]), Image.Resampling.BILINEAR)).contiguous()
 
 
 def flatten(image: Image.Image, channels: int, levels: Levels) -> Image.Image:

@@ -37,27 +37,18 @@ ROOM, SPARE = 3, 10  # times their size that must be free: in memory, as dividin
 
 
 def read_images(
-    base: Path,
-    paths: list[str],
+    base: Path,  # folder of the data set, which the log leaves out of paths: it may contain a secret
+    paths: list[str],  # the files, below base
     split: str,
-    train: list[str],
-    size: list[int],
+    train: list[str],  # the training files, if the split is another
+    size: list[int],  # height and width that every image is resized to
     channels: int,
     fit: str,
-    range: Levels = None,
-    memory: bool | None = None,
-    left_out: Iterable[tuple[str, str]] = (),
+    range: Levels = None,  # of images of more than 8 bits, see levels.py; None for those of the training files
+    memory: bool | None = None,  # true for images in memory, false for a mapped file, None for what their size suggests
+    left_out: Iterable[tuple[str, str]] = (),  # files that the search for images has left out, with the reason
 ) -> DecodedImages:
     """Decode the files of a split, or take them from the cache; what is left out is logged with its reason.
-
-    Args:
-        base: folder of the data set, which the log leaves out of paths: it may contain a secret from the environment
-        paths: the files, below base
-        train: the training files, if the split is another
-        size: height and width that every image is resized to
-        range: levels of images of more than 8 bits, see levels.py; None for those of the training files
-        memory: true for images in memory, false for a mapped file, None for what their size suggests
-        left_out: files that the search for images has left out already, with the reason
 
     Raises InputError if no file can be read or the memory is too small, OutputError if the disk is.
     """
@@ -85,8 +76,7 @@ def read_images(
         place = cache or Path(tempfile.gettempdir(), f"dltrain-{os.getpid()}.images")
         if is_mapped:
             image_cache.write(place, key, images, (failures, levels), needed)
-            decoded = image_cache.read(place, key, shape, mapped=True)
-            if decoded is None:
+            if (decoded := image_cache.read(place, key, shape, mapped=True)) is None:
                 why = f"cannot hold {needed:,} bytes of images. Set DLTRAIN_CACHE elsewhere"
                 raise OutputError(f"{place.parent}: {why}")
         else:

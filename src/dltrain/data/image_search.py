@@ -14,19 +14,15 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 RAW = (".arw", ".cr2", ".dng", ".nef", ".nrw", ".orf", ".pef", ".rw2", ".srw")  # Pillow reads only their thumbnails
 JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
 HEIF = re.compile(rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL)
-IMAGE = re.compile(
-    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|II[*+]\0|MM\0[*+]|BM.{4}\0{4}|RIFF.{4}WEBP|P[1-6]\s|.{4}ftypavi[fs]|"
-    + HEIF.pattern,
-    re.DOTALL,
-)
+OTHERS = rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|II[*+]\0|MM\0[*+]|BM.{4}\0{4}|RIFF.{4}WEBP|P[1-6]\s|.{4}ftypavi[fs]|"
+IMAGE = re.compile(OTHERS + HEIF.pattern, re.DOTALL)
 NO_FILE = "not a regular file"
 
 
 def find_images(folder: str | Path) -> tuple[list[str], dict[str, str]]:
     """Return the image files below a folder, sorted by the parts of their paths, and why other files are none.
 
-    Hidden and system files are skipped. Returns texts, as Paths would take ten times as long.
-    Raises InputError for a folder that cannot be read.
+    Hidden and system files are skipped; Paths would take ten times as long. Raises InputError for unreadable folders.
     """
     files = dict(_walk(folder))
     images = sorted((path for path, why in files.items() if not why), key=lambda path: path.split(os.sep))  # noqa: PTH206

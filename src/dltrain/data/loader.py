@@ -1,7 +1,6 @@
-"""Batches from a data set that is one tensor on the device, or a mapped file.
+"""Batches, augmented and normalised as a whole, from a data set that is one tensor on the device, or a mapped file.
 
-Shuffling and augmentation are pure functions of (seed, epoch): a resumed run gets the batches of an uninterrupted one,
-and there are no workers. Augmentation and normalisation work on whole batches.
+Shuffling and augmentation are pure functions of (seed, epoch): a resumed run gets the batches of an uninterrupted one.
 """
 
 from collections.abc import Iterator
@@ -24,18 +23,13 @@ from dltrain.runtime.torchrun import SINGLE_PROCESS, Processes
 
 Positive = Annotated[float, Interval(gt=0)]
 # Small batches are prepared together up to so many examples and bytes: fewer operations, still within the CPU cache.
-GATHERED, GATHERED_BYTES = 512, 2 << 20
+GATHERED, GATHERED_BYTES, ON_GPU = 512, 2 << 20, 32  # ON_GPU: times as many there, as every operation is a launch
 UNCHANGED = Augmentation()
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
 class TensorLoader:
-    """Batches of one split: `epoch` for training, `in_order` for evaluation.
-
-    Args:
-        balance: how much more often rare classes come in an epoch, see balance.py
-        processes: the ranks that divide each training batch among themselves
-    """
+    """Batches of one split: `epoch` for training, `in_order` for evaluation."""
 
     def __init__(
         self,
@@ -45,9 +39,9 @@ class TensorLoader:
         batch_size: int,
         statistics: Statistics,
         augmentation: Augmentation = UNCHANGED,
-        balance: float = 0.0,
+        balance: float = 0.0,  # how much more often rare classes come in an epoch, see balance.py
         seed: int = 0,
-        processes: Processes = SINGLE_PROCESS,
+        processes: Processes = SINGLE_PROCESS,  # the ranks that divide each training batch among themselves
     ) -> None:
         self.images = examples.images.to(device)
         self.targets = examples.targets.to(device)
@@ -79,7 +73,8 @@ class TensorLoader:
         order = order.to(self.images.device)
         slices = [self._rank_slice(start) for start in range(0, len(order), self.batch_size)]
         batch_bytes = self.batch_size * self.images[0].numel() * 4  # as float32
-        together = max(1, min(GATHERED // self.batch_size, GATHERED_BYTES // batch_bytes))
+        most = 1 if self.images.device.type == "cpu" else ON_GPU
+        together = max(1, min(most * GATHERED // self.batch_size, most * GATHERED_BYTES // batch_bytes))
         # Grouped as in an uninterrupted run: where in memory a batch begins affects the rounding of matrix products.
         with ThreadPoolExecutor(1) as pool:
             for at in range(first - first % together, len(slices), together):
@@ -162,25 +157,20 @@ def normalization(images: Tensor, *, mean: list[float] | None, std: list[Positiv
         if given is not None and len(given) not in (1, channels):
             wanted = f"1 or {channels} numbers, one for each channel" if channels > 1 else "1 number"
             raise ConfigError(f"data.{key}={given}: must have {wanted}")
-    computed: Statistics = (0.0,) * channels, (1.0,) * channels
-    if images.dtype == torch.uint8 and (mean is None or std is None):
-        computed = channel_statistics(images)
-    return (
-        computed[0] if mean is None else tuple(mean) * (channels // len(mean)),
-        computed[1] if std is None else tuple(std) * (channels // len(std)),
-    )
+    is_computed = images.dtype == torch.uint8 and (mean is None or std is None)
+    means, stds = channel_statistics(images) if is_computed else ((0.0,) * channels, (1.0,) * channels)
+    means = means if mean is None else tuple(mean) * (channels // len(mean))
+    return means, stds if std is None else tuple(std) * (channels // len(std))
 
 
 def channel_statistics(images: Tensor) -> Statistics:
     """Return the exact mean and standard deviation of each channel of bytes (N, C, H, W), as fractions of 255."""
-    mean, std = [], []
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
     for block in blocks(images):  # bincount converts to int64: eight times the memory
         counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in block.unbind(1)])
-    for weights in counts / counts.sum(1, keepdim=True):
-        center = (weights * levels).sum()
-        mean.append(float(center))
-        # At least one grey level, so that a channel of one colour is not divided by zero.
-        std.append(max(float((weights * (levels - center) ** 2).sum().sqrt()), 1 / 255))
-    return tuple(mean), tuple(std)
+    weights = counts / counts.sum(1, keepdim=True)
+    mean = (weights * levels).sum(1, keepdim=True)
+    # At least one grey level, so that a channel of one colour is not divided by zero.
+    std = (weights * (levels - mean) ** 2).sum(1).sqrt().clamp(min=1 / 255)
+    return tuple(mean.flatten().tolist()), tuple(std.tolist())

@@ -173,10 +173,7 @@ def stratified(targets: Tensor, count: int, seed: int, *, is_training: bool = Fa
 
 
 def _orders(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the indices of all examples shuffled, and the same sorted by class; numbers are not sorted.
-
-    Every n-th of the latter is a fold: sizes, in all and of each class, differ by at most one.
-    """
+    """Return shuffled indices of all examples, and the same sorted by class, of which every n-th are a fold."""
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed % 2**32))
     return shuffled, shuffled if targets.is_floating_point() else shuffled[targets[shuffled].argsort(stable=True)]
 

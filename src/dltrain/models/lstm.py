@@ -81,8 +81,7 @@ class LSTM(nn.Module):
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "LSTM":
         """Split the layers on a GPU: between them cuDNN would draw dropout from a state that no checkpoint has."""
         super()._apply(function, recurse)
-        is_split = self.recurrent.dropout and not next(self.parameters()).is_cpu
-        self.layers = split(self.recurrent) if is_split else []
+        self.layers = split(self.recurrent) if self.recurrent.dropout and not next(self.parameters()).is_cpu else []
         return self
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.runtime.devices import Runtime
-from dltrain.runtime.errors import UserError
+from dltrain.runtime.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -29,16 +29,16 @@ class Task(Protocol):
     """The loss and the metrics of a task; rows of `sums` are added over batches and divided once, in `metrics`."""
 
     def loss(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss () of a batch (B, ...), to be minimised."""
+        """Return the mean loss () of a batch (B, ...), with a gradient: no detach(), no_grad() here or in the model."""
 
     def sums(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return float64 sums (N, S), a row for each of N batches (N, B, ...); its first number counts the examples."""
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
-        """Return metrics by name from added-up sums (S); the first one is `loss`."""
+        """Return metrics by name, a dict of floats, from added-up sums (S); the first one is `loss`."""
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
-        """Return what the best checkpoint is chosen by; greater is better."""
+        """Return a tuple of finite floats that chooses the best checkpoint; greater is better."""
 
     def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
         """Return why data or output do not fit this task, or an empty text; shapes are without the batch dimension."""
@@ -114,6 +114,15 @@ class NonFiniteLoss(Exception):
         self.step = step
 
 
+def require_result(task: Task, method: str, found: object, fits: bool) -> None:
+    """Raise UserError with what the docstring of `Task` says, unless the result of a method fits."""
+    if not fits:
+        kind, rule, shown = type(getattr(task, "task", task)), getattr(Task, method).__doc__, first_line(repr(found))
+        if isinstance(found, Tensor):
+            shown = f"a tensor {tuple(found.shape)} with grad_fn={found.grad_fn}"
+        raise UserError(f"task={kind.__module__}:{kind.__name__}: {method} returned {shown}\nIt must r{rule[1:]}")
+
+
 def train_step(
     state: TrainState,
     inputs: Tensor,
@@ -142,18 +151,13 @@ def train_step(
         with runtime.autocast():
             outputs = (parallel or state.model)(part_inputs)
             loss = task.loss(outputs, part_inputs, part_targets)
+        require_result(task, "loss", loss, isinstance(loss, Tensor) and loss.ndim == 0 and loss.grad_fn is not None)
         # So that the gradient is that of the mean over the batch, even if the last part is smaller.
         fraction = len(part_inputs) / len(inputs) if accumulate > 1 else 1.0
-        try:
-            if parallel is not None:
-                parallel.module.global_loss(loss, weight * fraction).backward()
-            else:
-                (loss * fraction if accumulate > 1 else loss).backward()
-        except (RuntimeError, AttributeError) as error:
-            if (shape := getattr(loss, "shape", None)) == ():
-                raise
-            found = type(loss).__name__ if shape is None else f"a tensor {tuple(shape)}"
-            raise UserError(f"task: its loss returns {found}, not the mean of the batch, a tensor ()") from error
+        if parallel is not None:
+            parallel.module.global_loss(loss, weight * fraction).backward()
+        else:
+            (loss * fraction if accumulate > 1 else loss).backward()
         # A weight, or a view of one, would change with the update before its metrics are computed.
         outputs = outputs.detach() if outputs._base is None and not outputs.is_leaf else outputs.detach().clone()
         parts.append(StepOutput(loss.detach(), outputs, part_targets))
@@ -198,6 +202,8 @@ def accumulate(total: Tensor | None, parts: Iterable[StepOutput], task: Task) ->
     for _, same in itertools.groupby(parts, lambda part: (part.outputs.shape, part.targets.shape)):
         losses, outputs, targets, skipped = zip(*same, strict=True)
         rows = task.sums(_stack(losses), _stack(outputs), _stack(targets))
+        fits = isinstance(rows, Tensor) and rows.ndim == 2 and len(rows) == len(losses) and rows.dtype == torch.float64
+        require_result(task, "sums", rows, fits)
         if any(flag is not False for flag in skipped):
             rows.masked_fill_(_stack([torch.as_tensor(flag, device=rows.device) for flag in skipped]).unsqueeze(1), 0)
         for row in rows:
@@ -279,9 +285,11 @@ def interval_metrics(state: TrainState, task: Task, on_nonfinite: OnNonfinite) -
         state.sums, state.faults = None, None
     else:  # a graph writes to these
         torch._foreach_zero_([each for each in (state.sums, state.faults) if each is not None])
-    skipped = {"skipped_steps": int(faults)} if faults else {}
     # If every step was skipped, there are no examples to divide by.
-    return (task.metrics(sums) if sums[0] else {"loss": math.nan}) | skipped
+    metrics = task.metrics(sums) if sums[0] else {"loss": math.nan}
+    fits = isinstance(metrics, dict) and "loss" in metrics and {*map(type, metrics.values())} <= {int, float}
+    require_result(task, "metrics", metrics, fits)
+    return metrics | ({"skipped_steps": int(faults)} if faults else {})
 
 
 def require_finite(state: TrainState, on_nonfinite: OnNonfinite) -> None:

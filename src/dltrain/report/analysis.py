@@ -34,20 +34,15 @@ LARGEST_SIDE = 128  # pixels of an image on the page
 
 def analyze(
     model: nn.Module,
-    examples: Examples,
-    batches: TensorLoader,
-    classes: Sequence[str],
+    examples: Examples,  # the split, whose images are shown
+    batches: TensorLoader,  # the same examples as input of the network
+    classes: Sequence[str],  # all of the network
     task_name: str,
     runtime: Runtime,
     *,
     split: str,
 ) -> dict[str, Any]:
     """Return the analysis of a network on a split as plain data for JSON; costs one pass over the examples.
-
-    Args:
-        examples: the split, whose images are shown
-        batches: the same examples as input of the network
-        classes: names of all classes of the network
 
     The keys are `task`, `split` and `examples`; for classification also `classes`, those of `classified`, `mistakes`
     (the most confident ones, with their `class_map` if the network is convolutional) and `attention`; for regression
@@ -100,18 +95,14 @@ def classified(outputs: Tensor, targets: Tensor, classes: Sequence[str]) -> dict
 
 
 def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
-    """Return the expected calibration error of predictions with a confidence (N,) that are correct (N,) or not.
+    """Return the expected calibration error of a confidence (N,) in predictions that are correct (N,) or not.
 
-    It uses 15 equal bins, open below and closed above: the mean over the examples of the distance between the mean
-    confidence of a bin and its accuracy, both 0 in an empty bin (Guo et al., 2017).
+    It is the mean distance between confidence and accuracy in 15 bins, open below, closed above (Guo et al., 2017).
     """
     confidence = confidence.double()
     bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
     counts = torch.bincount(bins, minlength=BINS).double()
-    mean, accuracy = (
-        torch.bincount(bins, weights=values.double(), minlength=BINS) / counts.clamp(min=1)
-        for values in (confidence, correct)
-    )
+    mean, accuracy = (torch.bincount(bins, it.double(), BINS) / counts.clamp(min=1) for it in (confidence, correct))
     rows = zip(counts.int().tolist(), mean.tolist(), accuracy.tolist(), strict=True)
     return {
         "error": float((counts * (mean - accuracy).abs()).sum() / counts.sum()),
@@ -124,20 +115,13 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
 
 def mistaken_pictures(examples: Examples, analysis: dict[str, Any]) -> list[tuple[Tensor, str]]:
     """Return the images of the mistakes, uint8 (1 or 3, H, W), each with its title, for TensorBoard."""
-    return [
-        (
-            to_uint8(examples.images[mistake["index"]]),
-            f"{mistake['index']}: {mistake['true']} taken for {mistake['predicted']} ({mistake['probability']:.2f})",
-        )
-        for mistake in analysis.get("mistakes", [])
-    ]
+    title = "{index}: {true} taken for {predicted} ({probability:.2f})"
+    mistakes = analysis.get("mistakes", [])
+    return [(to_uint8(examples.images[each["index"]]), title.format(**each)) for each in mistakes]
 
 
 def to_uint8(image: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """Return an image (C, H, W) for display, uint8 (1 or 3, H, W); other numbers of channels are averaged.
-
-    uint8 values are kept. Floats are scaled from `low` (black) to `high` (white), by default the extremes of the image.
-    """
+    """Return an image (C, H, W) as uint8 (1 or 3, H, W), floats scaled from `low` to `high`, else their extremes."""
     if image.dtype != torch.uint8:
         low = float(image.min()) if low is None else low
         high = float(image.max()) if high is None else high
@@ -163,11 +147,8 @@ def _confidence(outputs: Tensor) -> Tensor:
 def _mistakes(outputs: Tensor, examples: Examples, classes: Sequence[str]) -> Rows:
     predicted, confidence = outputs.argmax(dim=1), _confidence(outputs)
     wrong = (predicted != examples.targets).nonzero().flatten()
-    most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
-    return [
-        {**_row(index, examples, predicted, classes), "probability": float(confidence[index])}
-        for index in most_confident.tolist()
-    ]
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES].tolist()
+    return [_row(index, examples, predicted, classes) | {"probability": float(confidence[index])} for index in worst]
 
 
 def _add_maps(mistakes: Rows, model: nn.Module, examples: Examples, batches: TensorLoader, runtime: Runtime) -> None:
@@ -216,10 +197,8 @@ def _attention(
         log.warning("attention_map of the model must return weights (%d, h, w); got %s, left out", len(chosen), shape)
         return []
     predicted = outputs.argmax(dim=1)
-    return [
-        {**_row(index, examples, predicted, names), "weights": weights}
-        for index, weights in zip(chosen.tolist(), maps.float().nan_to_num(0).cpu().tolist(), strict=True)
-    ]
+    pairs = zip(chosen.tolist(), maps.float().nan_to_num(0).cpu().tolist(), strict=True)
+    return [_row(index, examples, predicted, names) | {"weights": weights} for index, weights in pairs]
 
 
 def _points(targets: Tensor, outputs: Tensor) -> list[list[float]]:

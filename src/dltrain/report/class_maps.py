@@ -1,7 +1,6 @@
 """Heat maps of a convolutional network: what in an image speaks for the predicted class.
 
-LayerCAM (Jiang, Zhang, Hou, Cheng, Wei: LayerCAM: Exploring Hierarchical Class Activation Maps. IEEE TIP 2021) at the
-last layer whose output still has rows and columns. Knows tensors; changes nothing in the network.
+LayerCAM (Jiang et al., IEEE TIP 2021) at the last layer with rows and columns. Changes nothing in the network.
 """
 
 from typing import Any

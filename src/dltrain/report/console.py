@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dltrain.runtime import terminal
@@ -190,17 +190,16 @@ def _metrics_text(values: Mapping[str, float]) -> str:
 
 def format_number(value: float) -> str:
     """Return a number as it is printed: four decimals; counts and large numbers whole, small ones with three digits."""
-    if isinstance(value, int) or abs(value) >= 1e4:
+    if isinstance(value, int) or 1e4 <= abs(value) < 1e15:
         return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
-    return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.3g}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or not value else f"{value:.3g}"
 
 
 def show_metrics(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a table with a row for each split and a column for each metric."""
     columns = list(dict.fromkeys(key for values in rows.values() for key in values))
-    table = Table(title=printable(title), title_justify="left", min_width=len(title))
-    for column in ["", *columns]:
-        table.add_column(printable(column), justify="left" if not column else "right")
+    heads = (Column(printable(column), justify="right") for column in columns)
+    table = Table("", *heads, title=printable(title), title_justify="left", min_width=len(title))
     for name, values in rows.items():
         table.add_row(printable(name), *(format_number(values[key]) if key in values else "" for key in columns))
     show_table(table)

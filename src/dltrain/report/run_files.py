@@ -1,7 +1,6 @@
 """Files that a run writes: metrics.jsonl, train.log, config.yaml, summary.json."""
 
 import contextlib
-import errno
 import json
 import logging
 import logging.handlers
@@ -23,11 +22,7 @@ from dltrain.runtime.signals import as_user_error
 
 @contextlib.contextmanager
 def run_log() -> Iterator[Callable[[Path], None]]:
-    """Hold the log lines of a run; the function it yields writes them, and all later ones, to a file.
-
-    So train.log has what was logged before the folder existed, such as an image that was left out while the data was
-    read: the folder is only created after everything that a mistake of the user could stop.
-    """
+    """Hold the log lines of a run until its folder exists; the function it yields writes them and all later ones."""
     held = logging.handlers.MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     held.addFilter(sanitize_record)
     files: list[logging.FileHandler] = []
@@ -82,12 +77,8 @@ class Metrics:
         """Append a record, unbuffered so that a kill loses none, and return the line as written."""
         values = {"split": record.split, "step": record.step, "epoch": round(record.epoch, 6), **record.values}
         line: dict[str, Any] = _without_nan(values)
-        content = (json.dumps(line, allow_nan=False) + "\n").encode()
-        try:
-            if self.file.write(content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise OutputError(f"{self.file.name}: could not be written ({error.strerror})") from error
+        with atomic_files.output_errors(Path(self.file.name)):
+            atomic_files.write_all(self.file.fileno(), (json.dumps(line, allow_nan=False) + "\n").encode())
         return line
 
     @property

@@ -51,10 +51,7 @@ def is_finite(value: Any) -> bool:
 def write_origins(
     folder: Path, config: Mapping[str, Any], origin: Callable[[str], str], typed: Collection[str] | None
 ) -> None:
-    """Write where each value of a config comes from; in a resumed run only for the keys `typed` now.
-
-    Only the last folder and the name of a path are kept, such as optim/sgd.yaml: the rest is private.
-    """
+    """Write the origin of each value, as optim/sgd.yaml: its path is private. On resume only of keys `typed` now."""
     path = folder / ".hydra" / "origins.json"
     try:
         before = _object(path) if typed is not None else {}

@@ -16,7 +16,8 @@ CONFIDENCE = 0.95
 Rows = Iterable[Mapping[str, Any]]
 REPEATS = {"seed": "seeds", "data.fold": "folds"}  # keys that repeat a setting, and what their values are called
 FEWEST = 3  # values for an interval, pairs of a test: that of two is a dozen times as wide as their distance
-UNINFORMATIVE = ("name", "sweep", "resume", "trust", "logger", "report")  # keys that say nothing about a result
+# Keys that say nothing about a result.
+UNINFORMATIVE = ("name", "tags", "note", "sweep", "resume", "trust", "logger", "report")
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ def group_by_data(runs: Sequence[RunRow], by: Metric | None = None) -> list[RunG
     for name, members in groups.items():
         chosen = shared_metric(run.config for run in members if run.metrics)
         ranks = by or metric([run.metrics for run in members], chosen=chosen)
-        keys = [key for key in differing_keys(members) if key.partition(".")[0] not in UNINFORMATIVE]
-        found.append(RunGroup(name, sorted(members, key=lambda run: ranks.key(run.metrics)), ranks, keys))
+        ranked = sorted(members, key=lambda run: ranks.key(run.metrics))
+        found.append(RunGroup(name, ranked, ranks, differing_keys(members)))
     return sorted(found, key=lambda group: -len(group.runs))
 
 
@@ -167,11 +168,8 @@ def value_text(value: Any) -> str:
 
 
 def differing_keys(runs: Sequence[RunRow]) -> list[str]:
-    """Return the keys whose values are not the same in all runs.
-
-    A key that a run lacks differs too, if the whole config of that run is known.
-    """
-    keys = dict.fromkeys(key for run in runs for key in run.config)
+    """Return the telling keys whose values differ; a run that lacks a key differs too, if its whole config is known."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key.partition(".")[0] not in UNINFORMATIVE)
 
     def values(key: str) -> set[str]:
         return {repr(run.config.get(key, "–")) for run in runs if key in run.config or not run.is_part}

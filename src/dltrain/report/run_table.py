@@ -46,19 +46,19 @@ def columns_of(group: RunGroup, *, over_seeds: bool = False) -> list[Column]:
     """Return all columns of the runs of a group, or of their means over seeds; those in which all agree on demand."""
     rows: Sequence[Any] = group.seeds if over_seeds else group.runs
     metrics = [row.mean if over_seeds else row.metrics for row in rows]
-    columns = [] if over_seeds else [_texts("status", 3, [row.status for row in rows])]
-    columns.append(_texts("model", 2, [model_name(row.config) or None for row in rows]))
+    columns = [] if over_seeds else [text_column("status", 3, [row.status for row in rows])]
+    columns.append(text_column("model", 2, [model_name(row.config) or None for row in rows]))
     ranks = [(key, rank) for key, rank in key_ranks(group).items() if not (over_seeds and key in REPEATS)]
-    columns += [_texts(key, rank, [row.config.get(key) for row in rows]) for key, rank in ranks]
+    columns += [text_column(key, rank, [row.config.get(key) for row in rows]) for key, rank in ranks]
     by = group.by.name
     names = dict.fromkeys(name for run in group.runs for name in run.metrics)
     splits = sorted(names, key=lambda name: (name != by, name.partition("_")[2] != by.partition("_")[2]))
     for index, name in enumerate(splits):
         spreads = [row.spread.get(name, math.nan) if over_seeds else math.nan for row in rows]
         texts = [mean_text(it[name], spread) if name in it else "" for it, spread in zip(metrics, spreads, strict=True)]
-        rank = (ALWAYS, 4)[index] if index < 2 else 11 + index
+        rank = (ALWAYS, 5.5)[index] if index < 2 else 11 + index
         columns.append(Column(name, rank, [it.get(name) for it in metrics], texts, True))
-    columns.append(_texts("epochs", 6.5, [row.config.get("epochs") for row in rows]))
+    columns.append(text_column("epochs", 6.5, [row.config.get("epochs") for row in rows]))
     if over_seeds:
         first = Column("n", 4.5, [row.count for row in rows], [str(row.count) for row in rows], True)
     else:
@@ -66,7 +66,7 @@ def columns_of(group: RunGroup, *, over_seeds: bool = False) -> list[Column]:
         seconds = ["" if math.isnan(row.seconds) else f"{row.seconds:.1f}" for row in rows]
         columns.append(Column("seconds", 7.5, [row.seconds for row in rows], seconds, True))
         rank = EXTRA if all(row.date in row.label for row in rows) else 8.5
-        columns.append(_texts("date", rank, [row.date for row in rows]))
+        columns.append(text_column("date", rank, [row.date for row in rows]))
     agree = [replace(it, rank=EXTRA) if not it.is_number and len(set(it.texts)) == 1 else it for it in columns]
     return [column for column in [first, *agree] if any(text not in ("", "–") for text in column.texts)]
 
@@ -113,5 +113,6 @@ def shortened(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else f"…{text[1 - longest :]}"
 
 
-def _texts(name: str, rank: float, values: Sequence[Any]) -> Column:
+def text_column(name: str, rank: float, values: Sequence[Any]) -> Column:
+    """Return a column of values as texts of limited length."""
     return Column(name, rank, values, [shortened(printable(value_text(value))) for value in values])

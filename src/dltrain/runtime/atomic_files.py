@@ -35,7 +35,7 @@ def atomic_write(path: Path, *parts: bytes | memoryview) -> None:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 for part in parts:
-                    _write(descriptor, memoryview(part))
+                    write_all(descriptor, part)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -88,6 +88,8 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def _write(descriptor: int, rest: memoryview) -> None:
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of the content, of which the system may take only a part at once. Raises OSError."""
+    rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -131,22 +131,17 @@ def _own_gpu(name: str, local_rank: int) -> int:
 def _missing_code(gpu: torch.device) -> str:
     """Return why this PyTorch cannot compute on a GPU; empty if it can. Names of AMD's architectures are not read."""
     archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
-    own = torch.cuda.get_device_capability(gpu) if archs else (0, 0)
-    for kind, major, minor in archs:
-        # sm_75 is code for 7.5 up to 7.9; compute_75 is compiled when it is loaded, for all later ones.
-        if (int(major), int(minor)) <= own and (kind == "compute" or int(major) == own[0]):
-            return ""
-    if not archs:
+    own = torch.cuda.get_device_capability(gpu)
+    # sm_75 is code for 7.5 up to 7.9; compute_75 is compiled when it is loaded, for all later ones.
+    fits = [(int(a), int(b)) <= own and (kind == "compute" or int(a) == own[0]) for kind, a, b in archs]
+    if any(fits) or not archs:
         return ""
     known = ", ".join(f"{major}.{minor}" for _, major, minor in archs)
     return f"{torch.cuda.get_device_name(gpu)} is of capability {own[0]}.{own[1]}, this PyTorch has code for {known}"
 
 
 def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collection[str]) -> Runtime:
-    """Call `device` with the former threads and precision unless the user set them: others would round differently.
-
-    On another kind of device than before they say nothing, and are those of a new run.
-    """
+    """Call `device` with the former threads and precision unless the user set them or it is another kind of device."""
     kind = _choose(node["name"]).type
     names = ("precision", "threads") if before.get("device", "cpu") == kind else ()
     kept = {key: before[key] for key in names if key in before and not {"device", f"device.{key}"} & set(typed)}

@@ -79,7 +79,7 @@ def _join(processes: Processes) -> None:
 
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = _store(processes, is_master=processes.rank == 0)
+        store = _store(processes, is_master=processes.rank == 0 and not _has_agent())
         # torchrun restarts processes with the same store, which still holds the addresses of dead ones.
         attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {processes.world_size}"
         prefixed = PrefixStore(f"{_store_prefix()}/{attempt}", store)
@@ -105,16 +105,9 @@ def _has_agent() -> bool:
 def _store(processes: Processes, *, is_master: bool) -> "TCPStore":
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port, size = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), processes.world_size
     try:
-        return TCPStore(
-            address,
-            port,
-            processes.world_size,
-            is_master=is_master and not _has_agent(),
-            timeout=JOIN_TIMEOUT,
-            wait_for_workers=False,
-        )
+        return TCPStore(address, port, size, is_master=is_master, timeout=JOIN_TIMEOUT, wait_for_workers=False)
     except RuntimeError as error:
         raise UserError(f"{address}:{port}, where the processes meet, did not answer: {_reason(error)}") from error
 

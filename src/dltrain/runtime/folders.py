@@ -11,33 +11,29 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dltrain.runtime.errors import InputError, OutputError
+from dltrain.runtime.errors import InputError, OutputError, listed
 
 log = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
 
 
-def new_folder(base: Path, name: str) -> Path:
-    """Create `base/name`, or `base/name-2`, `-3` … if it exists. Raises OutputError if that fails."""
+def dated_folder(kind: str = "", name: str | None = None) -> Path:
+    """Create outputs/[kind/]<date>/<time>[-name][-N] under the current folder. Raises OutputError if that fails."""
+    now = time.localtime()
+    base = Path("outputs", kind, time.strftime("%Y-%m-%d", now))
+    label = time.strftime("%H-%M-%S", now) + (f"-{safe_name(name)}" if name else "")
     try:
         base.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
-            folder = base / (name if number == 1 else f"{name}-{number}")
+            folder = base / (label if number == 1 else f"{label}-{number}")
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()  # fails if it exists, so that two runs that start together get two folders
                 return folder
             number += 1
     except OSError as error:
         raise OutputError(f"{base}: cannot create a folder here ({error.strerror}). Start in another folder") from error
-
-
-def dated_folder(kind: str = "", name: str | None = None) -> Path:
-    """Create outputs/[kind/]<date>/<time>[-name][-N] under the current folder."""
-    now = time.localtime()
-    label = f"-{safe_name(name)}" if name else ""
-    return new_folder(Path("outputs", kind, time.strftime("%Y-%m-%d", now)), time.strftime("%H-%M-%S", now) + label)
 
 
 def newest_first(*bases: Path) -> list[Path]:
@@ -51,12 +47,26 @@ def newest_first(*bases: Path) -> list[Path]:
 
 
 def find_run(name: str | Path) -> Path:
-    """Return the folder or file that a name means: `last` is the newest run in outputs/. Raises InputError."""
-    if str(name) != "last":
-        return expand_user(name)
-    if not (runs := newest_first(Path("outputs"))):
-        raise InputError("last: outputs/ contains no run. Give the folder of one")
-    return runs[0]
+    """Return the path that a name means: `last`, the newest run or sweep in outputs/, or a unique part of a path there.
+
+    A path, and a name that nothing matches, stays as it is. Raises InputError for a part of several paths.
+    """
+    runs, text = newest_first(Path("outputs"), Path("outputs", "sweeps")), str(name).removeprefix("outputs/")
+    if text == "last":
+        for run in runs:  # the newest may have just begun
+            if any((run / name).exists() for name in ("checkpoints", "sweep.json")):
+                return run
+        raise InputError("last: outputs/ contains no run with a checkpoint. Give the folder of one")
+    if (path := expand_user(name)).exists() or text in ("", "null"):
+        return path
+    jobs = (path for path in Path("outputs", "sweeps").glob("[0-9]*/*/[0-9]*") if path.is_dir())
+    of_name = [[path for path in paths if text in str(path.relative_to("outputs"))] for paths in (runs, jobs)]
+    matching = of_name[0] or of_name[1]
+    matching = [path for path in matching if f"{text}_" in f"{path}_"] or matching  # 10-00-00/1 is not job 10
+    if len(matching) > 1:
+        shown = listed(list(map(str, matching)), 3)
+        raise InputError(f"{text}: matches {len(matching)} runs ({shown}); be more specific")
+    return matching[0] if matching else path
 
 
 def safe_name(text: str) -> str:
@@ -79,9 +89,8 @@ def refuse_links(folder: Path) -> None:
         for name in (*names, *files):
             path = Path(parent, name)
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise InputError(
-                    f"{path}: is a link, or not a regular file. Put a copy here: a run writes in its folder only"
-                )
+                advice = "Put a copy here: a run writes in its folder only"
+                raise InputError(f"{path}: is a link, or not a regular file. {advice}")
 
 
 @contextlib.contextmanager

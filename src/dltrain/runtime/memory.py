@@ -72,10 +72,12 @@ def _trains_with_channels_last(network: nn.Module, runtime: Runtime, shape: Sequ
                 if isinstance(module, nn.Conv2d) and (module.in_channels, module.kernel_size[0]) != (1, 1):
                     module.to(memory_format=torch.channels_last)
             network.eval()
-            with torch.no_grad():
+            with torch.no_grad(), runtime.autocast():
                 network(images)
             network.train()
-            network(images).float().sum().backward()
+            with runtime.autocast():
+                outputs = network(images)
+            outputs.float().sum().backward()
     except Exception:  # from user code; if the layout is not to blame, training raises it again
         return False
     return True

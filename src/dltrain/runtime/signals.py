@@ -6,11 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from dltrain.runtime.errors import InputError, OutputError, UserError, typed_line, user_line
+from dltrain.runtime.errors import TRACEBACK, InputError, OutputError, UserError, typed_line, user_line
 
 # Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
 # asks it to; SIGHUP arrives when the terminal of a run is closed.
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143, signal.SIGHUP: 129}
+Shown = UserError | KeyboardInterrupt  # what a user sees of an exception
 
 
 class SignalInterrupt(KeyboardInterrupt):
@@ -21,18 +22,18 @@ class SignalInterrupt(KeyboardInterrupt):
         self.exit_code = SIGNALS[signal.Signals(number)]
 
 
-def exit_code(error: UserError | KeyboardInterrupt) -> int:
+def exit_code(error: Shown) -> int:
     return getattr(error, "exit_code", SIGNALS[signal.SIGINT])  # a plain KeyboardInterrupt has none
 
 
-def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
-    """Map an exception to what the user should see, also one raised in the user's own code; None for a bug of ours."""
+def as_user_error(error: BaseException, own: str = "") -> Shown | None:
+    """Map an exception to what the user should see; None for a bug of ours, if no code is his `own`."""
     cause: BaseException | None = error
     while cause is not None:  # an interrupted library may fail again while it cleans up
         if isinstance(cause, SignalInterrupt):
             return cause
         cause = cause.__context__
-    if isinstance(error, UserError | KeyboardInterrupt):
+    if isinstance(error, Shown):
         return error
     if isinstance(error, OSError) and error.filename is not None:
         # One that nothing else handled, such as a file missing in user code or a failing disk.
@@ -42,6 +43,8 @@ def as_user_error(error: BaseException) -> UserError | KeyboardInterrupt | None:
         shown = OutputError(f"standard output, or a file: could not be written ({error.strerror})")
     elif user_line(error):
         shown = UserError(typed_line(error))
+    elif own:
+        shown = UserError(f"{typed_line(error)}\nCheck your code: {own}  ({TRACEBACK}=1 shows the traceback)")
     else:
         return None
     shown.__cause__ = error

@@ -28,27 +28,28 @@ def versions() -> dict[str, str]:
     }
 
 
-def environment() -> dict[str, Any]:
-    """Return the versions, the hardware and the git commit that a result depends on."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Return the versions, the hardware and the git commit that a result on such a device depends on."""
     import torch
 
+    commit = _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").decode().strip()
     return {
         "versions": versions(),
         "hardware": {
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
+            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         },
-        "git": _git_commit(),
+        "git": commit or None,  # with a + if files have changed; None outside a checkout
     }
 
 
-def process() -> dict[str, Any]:
+def process(device: str = "cpu") -> dict[str, Any]:
     """Return the peak memory in bytes and the command line; not that of another program, which may hold secrets."""
     import torch
 
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+    gpu = torch.cuda.max_memory_allocated() if device == "cuda" else None
     is_ours = Path(sys.argv[0]).name == "dltrain" or Path(sys.argv[0]).parts[-2:] == ("dltrain", "__main__.py")
     command = shlex.join(["dltrain", *sys.argv[1:]]) if is_ours else None
     return {"peak_memory": {"host": host, "gpu": gpu}, "command": command}
@@ -75,9 +76,8 @@ def keep_code(folder: Path) -> None:
 def cpu_name() -> str:
     """Return the CPU's model name."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if model := re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return model[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -91,11 +91,6 @@ def usable_cores() -> float:
                     quota, period = map(int, (group / "cpu.max").read_text().split())
                     cores.append(quota / period)
     return min(cores)
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the current folder, with a + if files have changed; None outside a checkout."""
-    return _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").decode().strip() or None
 
 
 def _git(*arguments: str) -> bytes:

@@ -11,12 +11,9 @@ from typing import TextIO
 
 
 class LastingStream(io.TextIOWrapper):
-    """A standard stream whose writes never fail: from the first that does, output is discarded.
+    """A standard stream whose writes never fail: from the first that does, output is discarded."""
 
-    `failure` is its error, None if nobody reads a message: a reader such as `head` has ended, a terminal was closed.
-    """
-
-    failure: OSError | None = None
+    failure: OSError | None = None  # of that write; None if nobody reads on: `head` has ended, a terminal was closed
 
     def write(self, text: str) -> int:
         with self._discarding():

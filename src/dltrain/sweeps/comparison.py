@@ -14,7 +14,7 @@ from dltrain.config.registry import GROUPS
 from dltrain.config.suggestions import suggest
 from dltrain.report.html import comparison_page, page, run_page
 from dltrain.report.run_reader import read_records, so_far, text, write_analysis
-from dltrain.report.run_rows import UNINFORMATIVE, RunGroup, RunRow, differing_keys, group_by_data
+from dltrain.report.run_rows import RunGroup, RunRow, differing_keys, group_by_data
 from dltrain.report.run_table import columns_of
 from dltrain.report.significance import compare
 from dltrain.runtime.errors import ConfigError, InputError, UserError
@@ -26,23 +26,35 @@ USAGE = "usage: dltrain report FOLDER … [--columns=NAME,…] [--json] [-o FILE
 DEEPEST = 4  # levels of folders below the given one, as in outputs/sweeps/DATE/TIME
 
 
-def find_runs(folder: Path, depth: int = 0) -> Iterator[RunRow]:
-    """Yield the run in a folder, or else all runs below it, with the failed jobs of sweeps."""
+def find_runs(folder: Path, depth: int = 0, damaged: list[str] | None = None) -> Iterator[RunRow]:
+    """Yield the run in a folder, or else all runs below it, with failed jobs, and of a sweep of `eval` its jobs.
+
+    Raises InputError for what cannot be read, or adds the message to `damaged` and goes on.
+    """
+    try:
+        yield from _find_runs(folder, depth, damaged)
+    except InputError as error:
+        if damaged is None:
+            raise
+        damaged.append(str(error))
+
+
+def _find_runs(folder: Path, depth: int, damaged: list[str] | None) -> Iterator[RunRow]:
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
         yield _run(folder, str(folder.absolute()))
         return
     entries = journal.read(folder)
     for entry in sorted(entries, key=lambda entry: entry.number):
         path, label = folder / entry.folder, f"{folder.absolute()} job {entry.number}"
-        if (outcome := entry.outcome) is not None and outcome.failed:
+        if (outcome := entry.outcome) is not None and (outcome.failed or (depth == 0 and not path.exists())):
             whole, overrides = _config(path), overrides_of(entry)
             config = whole or {f"{key}.name" if key in GROUPS else key: value for key, value in overrides.items()}
-            yield RunRow(path, label, config, "failed", {}, outcome.seconds, outcome.reason, is_part=not whole)
+            yield replace(run_rows(folder, [entry])[0], label=label, config=config, is_part=not whole)
         elif path.is_dir():
             yield _run(path, label)
     if not entries and depth < DEEPEST:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from find_runs(inner, depth + 1)
+            yield from find_runs(inner, depth + 1, damaged)
 
 
 def _run(folder: Path, label: str) -> RunRow:
@@ -86,11 +98,9 @@ def report(arguments: Sequence[str]) -> None:
     if as_json:
         print(json.dumps(_as_json(groups), indent=2))
     else:
-        # Keys in which all runs agree have a column only if they are asked for.
-        groups = [
-            replace(it, keys=[*it.keys, *(key for key in columns if key not in it.keys and _has(it, key))])
-            for it in groups
-        ]
+        for group in groups:  # keys in which all runs agree have a column only if they are asked for
+            held = {key for run in group.runs for key in run.config}
+            group.keys.extend([key for key in columns if key in held.difference(group.keys)])
         _require_known(columns, groups)
         show(groups, "run", run_page.NAME, columns)
     if output is None and as_json:
@@ -108,10 +118,6 @@ def with_short_labels(runs: Sequence[RunRow]) -> list[RunRow]:
         if len(set(names)) == len(runs):
             break
     return [replace(run, label=name) for run, name in zip(runs, names, strict=True)]
-
-
-def _has(group: RunGroup, key: str) -> bool:
-    return any(key in run.config for run in group.runs)
 
 
 def _require_known(asked: Sequence[str], groups: Sequence[RunGroup]) -> None:
@@ -135,7 +141,7 @@ def _write_page(folders: Sequence[Path], groups: Sequence[RunGroup], output: Pat
         comparison_page.write(path, f"Sweep {'/'.join(folder.parts[-2:])}", jobs)
     else:
         path = output or Path(run_page.NAME)
-        comparison_page.write(path, f"{len(runs)} run{'s' * (len(runs) != 1)}", groups)
+        comparison_page.write(path, "Comparison", groups)
     return path
 
 
@@ -181,8 +187,7 @@ def _as_json(groups: Sequence[RunGroup]) -> dict[str, Any]:
     def numbers(values: Mapping[str, Any]) -> dict[str, Any]:  # JSON has no NaN
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
-    runs = [run for group in groups for run in group.runs]
-    keys = [key for key in differing_keys(runs) if key.partition(".")[0] not in UNINFORMATIVE]
+    keys = differing_keys([run for group in groups for run in group.runs])
     return {
         "differing": keys,
         "runs": [

@@ -1,7 +1,4 @@
-"""`dltrain.sweep`: a sweep started from Python, in another process.
-
-Its workers are forked, which would hang or fail in a program that has threads or has used a GPU.
-"""
+"""`dltrain.sweep`, in another process: workers are forked, which fails in a program with threads or a GPU in use."""
 
 import os
 import subprocess
@@ -20,7 +17,7 @@ MARK = "table: "  # begins the line with the path of results.csv
 def sweep(overrides: Sequence[str]) -> Result:
     """Train with every combination of overrides such as "optim.lr=0.1,0.3"; return the `folder` and the `jobs`.
 
-    A job is a dict with the columns of results.csv; one that has failed says so in its `status`. Raises UserError.
+    A job has the columns of results.csv; a failed one says so in its `status`. Raises UserError.
     """
     command = [sys.executable, "-m", "dltrain", "train", "-m", *overrides]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}

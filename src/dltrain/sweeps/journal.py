@@ -1,6 +1,6 @@
-"""journal.jsonl of a sweep: a line for each job planned, begun or ended, from which a killed sweep continues.
+"""journal.jsonl: a line for each job planned, begun or ended, from which a killed sweep continues.
 
-A line is written in one call and counts once it is whole: a partial last line, left by a kill, is cut off.
+A line counts once it is whole: a partial last line, left by a kill, is cut off.
 """
 
 import json
@@ -102,8 +102,7 @@ class Journal:
     def _write(self, *lines: dict[str, Any], flush: bool = True) -> None:
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         with atomic_files.output_errors(Path(self.file.name), len(content)):
-            while content:
-                content = content[self.file.write(content) :]
+            atomic_files.write_all(self.file.fileno(), content)
             if flush:
                 os.fsync(self.file.fileno())
         for line in lines:

@@ -1,7 +1,7 @@
 """Plan the jobs of a sweep from its overrides: all are composed and checked before the first runs. Imports no torch.
 
-Hydra takes 50 ms to compose a config. It composes one for each combination of options (model=mlp, optim=adam); jobs
-that differ only in values (optim.lr=0.1) get a copy with their values.
+Hydra takes 50 ms for a config, so it composes one for each combination of options; jobs that differ in values only
+(optim.lr=0.1) get a copy with theirs.
 """
 
 import copy
@@ -155,19 +155,16 @@ def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
 
 @dataclass(frozen=True)
 class TrustedOverrides:
-    """What the user typed for a sweep whose overrides come from a file: trusted packages, and all typed keys."""
+    """What the user typed for a sweep from a file, which may choose no other code, nor an address for metrics."""
 
-    trust: Sequence[str]
+    trust: Sequence[str]  # packages
     keys: Collection[str]
 
 
 def checked(
     jobs: Iterable[Composed], command: str, typed: TrustedOverrides | None = None
 ) -> tuple[list[PlannedJob], int]:
-    """Return the jobs without duplicates, and the number of duplicates. Raises ConfigError with all faults of all jobs.
-
-    With `typed` the overrides come from a file, which may choose neither a user's code nor an address for metrics.
-    """
+    """Return the jobs without duplicates, and how many those are. Raises ConfigError with all faults of all jobs."""
     unique: dict[str, PlannedJob] = {}
     faults: dict[str, list[int]] = {}
     total = 0
@@ -194,6 +191,9 @@ def _require_separate_outputs(jobs: Iterable[dict[str, Any]]) -> None:
             raise ConfigError(f"{message}. Give each job its own file, such as 'output=${{ckpt}}/NAME'")
 
 
+NOT_OF_JOB = ("sweep", "trust", "logger", "report", "tags", "note")  # keys that make no other job
+
+
 def check(composed: Composed, command: str, typed: TrustedOverrides | None = None) -> tuple[PlannedJob, list[str]]:
     """Return a job with its digest, and the faults of its config."""
     try:
@@ -208,7 +208,7 @@ def check(composed: Composed, command: str, typed: TrustedOverrides | None = Non
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
     kept = saved_config.without_added(values)
-    kept = {key: value for key, value in kept.items() if key not in ("sweep", "trust", "logger", "report")}
+    kept = {key: value for key, value in kept.items() if key not in NOT_OF_JOB}
     text = json.dumps(kept, sort_keys=True, default=str)
     return PlannedJob(composed, hashlib.sha256(text.encode()).hexdigest()), faults
 

@@ -58,14 +58,14 @@ def show(groups: Sequence[RunGroup], noun: str, where: str, asked: Collection[st
     advice = " or ".join(filter(None, ("--columns=NAME,…" if noun == "run" else "", where)))
     for group in groups:
         failures = [f"{run.label}: {run.reason}" for run in group.runs if run.reason][:MOST_FAILURES]
-        _print(group.title(noun), columns_of(group), asked, where, advice, failures)
+        print_table(group.title(noun), columns_of(group), asked, where, advice, failures)
         if group.seeds:
             title = f"over {group.over}: mean ± half of its 95 % interval (of 3 or more), best {group.by.name} first"
             tests = significance.sentences(group)[: MOST_ROWS + 1]
-            _print(title, columns_of(group, over_seeds=True), asked, where, advice, tests)
+            print_table(title, columns_of(group, over_seeds=True), asked, where, advice, tests)
 
 
-def _print(
+def print_table(
     title: str, columns: Sequence[Column], asked: Collection[str], where: str, advice: str, below: Sequence[str] = ()
 ) -> None:
     """Print the columns that fit into the terminal, if some do not, which these are, and lines `below` them."""

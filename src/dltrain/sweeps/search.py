@@ -1,12 +1,12 @@
 """Random and TPE search: Optuna draws the parameters of each job; its study is in the folder of the sweep.
 
-What is drawn for a trial depends on the seed, its number and the results of other trials. A sampler with a state of its
-own would draw the same again after a restart.
+A draw depends on the seed, the trial's number and other results, not on a sampler's state, lost in a restart.
 """
 
 import logging
 import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,17 +77,15 @@ class Space:
 
     def job_overrides(self, params: dict[str, Any]) -> list[ParsedOverride]:
         """Return the overrides of a job with drawn `params`. Raises ConfigError for params of another space."""
-        return [
-            self._drawn(override, params) if override.is_sweep_override() else self.composer.single(override)
-            for override in self.overrides
-        ]
+        return [self._of_job(override, params) for override in self.overrides]
 
-    def _drawn(self, override: Override, params: dict[str, Any]) -> ParsedOverride:
+    def _of_job(self, override: Override, params: dict[str, Any]) -> ParsedOverride:
+        if not override.is_sweep_override():
+            return self.composer.single(override)
         key = override.get_key_element()
         value, ends = params.get(key), _ends(self.distributions[key])
-        if value not in ends and (
-            key in self.choices or not isinstance(value, int | float) or not ends[0] < value < ends[1]
-        ):
+        is_between = key not in self.choices and isinstance(value, int | float) and ends[0] < value < ends[1]
+        if value not in ends and not is_between:
             reason = f"a job of this sweep has {key}={value}" if key in params else "a job of this sweep lacks it"
             raise ConfigError(f"{override.input_line}: {reason}; continue with the overrides of the sweep")
         if key in self.choices:
@@ -107,36 +105,32 @@ def _ends(distribution: Any) -> list[Any]:
     return list(distribution.choices) if hasattr(distribution, "choices") else [distribution.low, distribution.high]
 
 
+@dataclass
 class Search:
-    """Draws further jobs of a sweep when an executor is free, and tells its study how they end.
+    """Draws further jobs of a sweep when an executor is free, and tells its study how they end."""
 
-    The study in `folder` has `settings.trials` trials; a trial has the number of its job. With `typed` the overrides
-    come from a file.
-    """
+    folder: Path
+    settings: Sweep
+    space: Space
+    metric: Metric
+    journal: Journal
+    typed: plan.TrustedOverrides | None  # of overrides that come from a file
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Sweep,
-        space: Space,
-        metric: Metric,
-        journal: Journal,
-        typed: plan.TrustedOverrides | None,
-    ) -> None:
+    def __post_init__(self) -> None:
         import optuna
 
-        self.optuna, self.folder, self.settings, self.space, self.metric = optuna, folder, settings, space, metric
-        self.journal, self.typed = journal, typed
-        direction: Any = "minimize" if metric.smaller_is_better else "maximize"
+        self.optuna = optuna
+        direction: Any = "minimize" if self.metric.smaller_is_better else "maximize"
         self.study = optuna.create_study(
-            storage=f"sqlite:///{(folder / 'study.db').absolute()}",
+            storage=f"sqlite:///{(self.folder / 'study.db').absolute()}",
             study_name="dltrain",
             direction=direction,
             load_if_exists=True,
-            pruner=getattr(optuna.pruners, OF_PRUNING[settings.pruner])(),
+            pruner=getattr(optuna.pruners, OF_PRUNING[self.settings.pruner])(),
         )
         if self.study.direction.name.lower() != direction:
-            raise ConfigError(f"sweep.direction={direction}: the study in {folder} has the other. Start a new sweep")
+            problem = f"the study in {self.folder} has the other. Start a new sweep"
+            raise ConfigError(f"sweep.direction={direction}: {problem}")
 
     def _sampler(self, number: int) -> Any:
         seed = (self.settings.seed * 1_000_003 + number) % 2**32
@@ -164,7 +158,7 @@ class Search:
         return self.journal.entries[number], planned.composed
 
     def _ask(self) -> tuple[int, dict[str, Any]] | None:
-        """Return number and parameters of a new job, None after the last trial."""
+        """Return the number of a new job, which is that of its trial, and parameters; None after the last trial."""
         known = self.journal.entries
         # A kill between asking and planning leaves a trial without a job: that trial comes first.
         begun = [trial for trial in self.trials() if not trial.state.is_finished() and trial.number not in known]

@@ -157,13 +157,15 @@ def _run_jobs(
         search.tell_all()
     uncovered = [number for number in queue if number not in composed]
     queue = [number for number in queue if number in composed]
-    total = max(settings.trials, len(journal.entries)) if space is not None else len(journal.entries)
+    count = len(journal.entries)
+    total = count if space is None else max(settings.trials, count)
     if request.folder is not None:
-        count = len(journal.entries)
-        print(f"resuming {folder}: {len(queue)} of {count} job{'s' * (count != 1)} left to run")
+        failed = sum(entry.failed for entry in journal.entries.values()) * (not settings.retry_failed)
+        again = f"; sweep.retry_failed=true runs the {failed} that failed again" if failed else ""
+        print(f"resuming {folder}: {len(queue)} of {count} job{'s' * (count != 1)} left to run{again}")
     if uncovered:
         print(f"left out {len(uncovered)} unfinished job{'s' * (len(uncovered) != 1)}, not covered by the overrides")
-    jobs = len(queue) + (total - len(journal.entries))
+    jobs = len(queue) + total - count
     configs = [job.config for job in composed.values()] or [job.composed.config for job in planned]
     cut_off = False
     with recorded_signals() as signals:
@@ -204,13 +206,9 @@ def _show_results(folder: Path, entries: Sequence[Entry], settings: Sweep) -> No
 
 def _numbered(planned: Sequence[PlannedJob], journal: Journal) -> dict[int, Composed]:
     """Return the jobs by number; known jobs keep theirs, new ones are added to the journal with the next numbers."""
-    known = {entry.digest: entry.number for entry in journal.entries.values()}
-    free = max(journal.entries, default=-1) + 1
-    added = []
-    for job in planned:
-        if job.digest not in known:
-            known[job.digest] = free
-            added.append(plan.entry(free, job))
-            free += 1
-    journal.plan(added)
-    return {known[job.digest]: job.composed for job in planned}
+    known = {entry.digest for entry in journal.entries.values()}
+    added = [job for job in planned if job.digest not in known]
+    first = max(journal.entries, default=-1) + 1
+    journal.plan([plan.entry(number, job) for number, job in enumerate(added, first)])
+    numbers = {entry.digest: entry.number for entry in journal.entries.values()}
+    return {numbers[job.digest]: job.composed for job in planned}

@@ -59,10 +59,8 @@ class Data:
         images = self.train.images
         if images.dtype == torch.uint8:
             return None
-        ends = [float(end) for end in images.aminmax()]
-        if not all(map(math.isfinite, ends)):
-            ends = [float(end) for end in images.nan_to_num(0, 0, 0).aminmax()]
-        return ends
+        ends = images.aminmax()
+        return [*map(float, ends if all(map(math.isfinite, ends)) else images.nan_to_num(0, 0, 0).aminmax())]
 
     @functools.cached_property
     def class_counts(self) -> dict[str, list[int]]:
@@ -171,6 +169,9 @@ def optimizer(node: dict[str, Any], network: nn.Module) -> torch.optim.Optimizer
         raise ConfigError(f"optim={node['name']}: {error}") from error
     if not isinstance(built, torch.optim.Optimizer):
         raise ConfigError(f"optim={node['name']}: expected a torch.optim.Optimizer, got {type(built).__name__}")
+    trained = {parameter for group in built.param_groups for parameter in group["params"] if parameter.requires_grad}
+    if trained.isdisjoint(network.parameters()):
+        raise ConfigError(f"optim={node['name']}: no weights to train; are they frozen, or layers in a plain list?")
     built = optimizers.scale_lr(built, network, **factors)
     for group in built.param_groups:
         group.setdefault("initial_lr", group["lr"])

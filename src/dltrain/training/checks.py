@@ -21,10 +21,8 @@ def check_classes(classes: Sequence[str], examples: Examples, split: str) -> Non
     """Raise InputError if a split has other classes than the training set, as its metrics would be wrong."""
     unknown = [name for name in examples.classes if name not in classes]
     if unknown or examples.classes != tuple(classes)[: len(examples.classes)]:
-        raise InputError(
-            f"data: the {split} split has the classes {', '.join(examples.classes[:20])}; "
-            f"the model was trained on {', '.join(classes[:20])}, in that order"
-        )
+        trained = f"the model was trained on {', '.join(classes[:20])}, in that order"
+        raise InputError(f"data: the {split} split has the classes {', '.join(examples.classes[:20])}; {trained}")
 
 
 def check_task(node: dict[str, Any]) -> None:
@@ -79,10 +77,7 @@ def check_fit(
 def check_last_batch(
     network: nn.Module, shape: Sequence[int], examples: int, batch_size: int, accumulate: int, processes: int = 1
 ) -> None:
-    """Raise ConfigError if a batch has a single example and batch norm, which then has no variance, fails on it.
-
-    Batch norm works where an image still has several pixels, so the network is tried with an example of `shape`.
-    """
+    """Raise ConfigError if a batch has a single example and batch norm fails on it, tried with one of `shape`."""
     whole = min(batch_size * accumulate, examples)
     batches = {whole, examples % whole or whole}  # with several processes, parts of whole batches can be that small too
     parts = {

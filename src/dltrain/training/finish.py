@@ -20,10 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def finish(run: Run, output: RunDir | None, status: str) -> dict[str, Any]:
-    """Test the best weights; write and print the summary, and write the page of the run.
-
-    With several processes only the first, which has an `output`, does more than test.
-    """
+    """Test the best weights; in the first process, which has an `output`, also write the summary and the page."""
     model, progress = run.state.model, run.progress
     if weights := progress.best_weights or run.state.ema_weights:
         model.load_state_dict(weights)
@@ -47,8 +44,8 @@ def finish(run: Run, output: RunDir | None, status: str) -> dict[str, Any]:
         "examples": class_counts.count(run.data),
         "parameters": build.count_parameters(model),
         "device": run.runtime.describe(),
-        **system_info.process(),
-        **system_info.environment(),
+        **system_info.process(run.runtime.device.type),
+        **system_info.environment(run.runtime.device.type),
     }
     if output is None:
         return summary

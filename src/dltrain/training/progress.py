@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, cuda
 
 from dltrain.engine import Record
-from dltrain.optim.step import Task, TrainState
+from dltrain.optim.step import Task, TrainState, require_result
 
 
 @dataclass
@@ -45,10 +45,16 @@ class Progress:
             if is_finite and not self.best_weights:
                 self.best = position | record.values
         elif record.split == "val":
-            self.scores.append(task.score(record.values)[0] if is_finite else None)
-            if is_finite and (not self.best_weights or task.score(record.values) > task.score(self.best)):
+            score: Any = task.score(record.values) if is_finite else ()
+            fits = isinstance(score, tuple | list) and {*map(type, score)} <= {int, float} and math.isfinite(sum(score))
+            require_result(task, "score", score, fits and bool(score) == is_finite)
+            self.scores.append(score[0] if is_finite else None)
+            if is_finite and (not self.best_weights or score > task.score(self.best)):
                 self.best = position | record.values
-                self.best_weights = {key: value.detach().cpu().clone() for key, value in state.eval_weights().items()}
+                how: dict[str, Any] = {"copy": True, "non_blocking": True}  # a GPU copies all before the host waits
+                self.best_weights = {key: each.detach().to("cpu", **how) for key, each in state.eval_weights().items()}
+                if cuda.is_initialized():
+                    cuda.synchronize()
                 self.stale_epochs = 0
             else:
                 self.stale_epochs += 1

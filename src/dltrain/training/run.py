@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -95,7 +96,10 @@ def train(
     summary["folder"] = str(where)
     if sync.signals:
         number = Signals(sync.signals[0])
-        stopped = f"stopped by {number.name} after saving; continue with resume={where}"
+        resume = ["dltrain", "resume", str(where)] if processes.world_size == 1 else [f"resume={where}"]
+        if packages := {package for _, package in saved_config.custom_imports(config.values)}:
+            resume.append(f"trust=[{','.join(sorted(packages))}]")
+        stopped = f"stopped by {number.name} after saving. Continue with {shlex.join(resume)}"
         raise Interrupted(stopped, SIGNALS[number], summary)
     return summary
 

@@ -59,6 +59,8 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
         data = load(values["data"], options.seed)
     if start is None and kind == "classification" and len(classes := data.train.classes) == 1:
         raise InputError(f"data: all examples are of one class, {classes[0]}; a classifier needs two or more")
+    if options.metric is not None and data.val is None:
+        log.warning("metric=%s: chooses nothing without a validation set; best.pt has the last weights", options.metric)
     task = build.task(values, data.outputs, data.class_counts.get("train"))
     if values["metric"] == "auroc" and data.val is not None and len(data.val.targets.unique()) < 2:
         raise InputError("metric=auroc: the validation set has a single class; raise data.val or set another metric")
@@ -77,8 +79,9 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
         for line in weights.copy_matching(model, initial, Path(options.init or "pretrained"), is_partial=is_partial):
             log.warning("init: %s", line)
     runtime = resolve_precision(runtime, model, per_rank, kind)
-    model = to_device(model, runtime, data.input_shape)
-    state = TrainState(model, build.optimizer(values["optim"], model))
+    with memory_errors("Use a smaller model, or device=cpu"):
+        model = to_device(model, runtime, data.input_shape)
+        state = TrainState(model, build.optimizer(values["optim"], model))
     with memory_errors(LESS_DATA):
         train = build.training_batches(data, runtime, values["data"], options)
         val = data.val and build.evaluation_batches(data.val, runtime, data.statistics, options.batch_size)

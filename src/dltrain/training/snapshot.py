@@ -138,15 +138,14 @@ def _check_metrics(run: Run, content: dict[str, Any]) -> None:
         run.task.metrics([max(1.0, float(sums[0])), *sums[1:].tolist()])  # raises for a wrong number of sums
     if faults is not None and ((faults.dtype, faults.ndim) != (torch.float32, 0) or not 0 <= faults < torch.inf):
         raise ValueError("invalid count of non-finite losses")
+    best = progress["best"]
     numbers = [progress[key] for key in ("train_seconds", "examples_per_second", "epoch_seconds")]
-    metrics = [progress["best"], *progress["latest"].values()]
-    numbers += [value for part in metrics for key, value in part.items() if key != "split"]
+    numbers += [best["step"], best["epoch"]] if best else []
+    numbers += [value for part in (best, *progress["latest"].values()) for key, value in part.items() if key != "split"]
     if not all(type(value) in (int, float) for value in numbers):
         raise ValueError("metrics that are not numbers")
-    if (best := progress["best"]) and best["split"] not in ["train", "val"]:
+    if best and best["split"] not in ["train", "val"]:
         raise ValueError("metrics of an unknown split")
-    if best and not all(type(best[key]) in (int, float) for key in ("step", "epoch")):
-        raise ValueError("metrics that are not numbers")
     if progress["best_weights"]:
         run.task.score(best)
     state = run.state.model.state_dict()
@@ -181,14 +180,11 @@ def _check_moments(parameter: Tensor, moments: dict[str, Any], needed: set[str])
     if moments and not needed <= moments.keys() <= needed | {"momentum_buffer"}:
         raise ValueError(f"moments {', '.join(map(str, moments))[:60]}, not {', '.join(sorted(needed))}")
     for key, each in moments.items():
-        if key == "step":
-            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (torch.Size(), torch.float32)
-        elif each is None:
-            fits = key == "momentum_buffer" and key not in needed
-        else:
-            fits = isinstance(each, Tensor) and (each.shape, each.dtype) == (parameter.shape, parameter.dtype)
-            fits = fits and each.stride() == parameter.stride()
-        if not fits:
+        if each is None and key == "momentum_buffer" and key not in needed:
+            continue
+        like = torch.zeros((), dtype=torch.float32) if key == "step" else parameter
+        kinds = [(it.shape, it.dtype, it.stride()) for it in (each, like) if isinstance(it, Tensor)]
+        if len(kinds) < 2 or kinds[0] != kinds[1]:
             raise ValueError(f"moments of another type than the weights ({key})")
 
 

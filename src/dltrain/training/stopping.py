@@ -1,5 +1,6 @@
 """Decides when a run ends early and when it saves: signals, limits, patience. Imports no torch."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -12,13 +13,8 @@ def reason_to_stop(settings: Train, signals: list[int], step: int, seconds: floa
     """Return the key of the first limit that is reached, `interrupted` after a signal, else an empty text."""
     if signals:
         return "interrupted"
-    if settings.limit_steps is not None and step >= settings.limit_steps:
-        return "limit_steps"
-    if settings.max_seconds is not None and seconds >= settings.max_seconds:
-        return "max_seconds"
-    if settings.patience is not None and stale_epochs >= settings.patience:
-        return "patience"
-    return ""
+    spent = {"limit_steps": step, "max_seconds": seconds, "patience": stale_epochs}
+    return next((key for key, value in spent.items() if value >= (getattr(settings, key) or math.inf)), "")
 
 
 def in_seconds(time: str | float) -> float:

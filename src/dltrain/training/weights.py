@@ -38,10 +38,7 @@ def check_weights(node: dict[str, Any], known: dict[str, Any], weights: Weights,
 
 
 def initial_weights(node: dict[str, Any], path: Path, *, is_partial: bool) -> Weights:
-    """Load the weights of a file to start a model from.
-
-    Raises InputError if too few of a checkpoint are the model's, as `copy_matching`; that needs no data to be read.
-    """
+    """Load the weights of a file to start from; those of a checkpoint are checked at once, as by `copy_matching`."""
     weights, known = checkpoint.load_weights(checkpoint.find(path, "best.pt"))
     if known is not None:
         _matching(_model_of_checkpoint(node, known).state_dict(), weights, path, is_partial)
@@ -66,7 +63,7 @@ def _model_of_checkpoint(node: dict[str, Any], known: dict[str, Any]) -> nn.Modu
 
 
 def copy_matching(network: nn.Module, weights: Weights, path: Path, *, is_partial: bool) -> list[str]:
-    """Copy the weights that match by name and shape; return lines on those that do not, in either direction.
+    """Copy the weights that match by name and shape; return lines on the others, in either direction.
 
     Raises InputError if none does, or without `is_partial` if they are less than half of the model's numbers.
     """
@@ -102,10 +99,8 @@ def _matching(state: Weights, weights: Weights, path: Path, is_partial: bool) ->
     if not matching.keys() & of_head:
         total -= sum(state[key].numel() for key in of_head)
     if 2 * taken < total and not is_partial:
-        raise InputError(
-            f"{path}: {summary}; is it for another model?\n{'; '.join(faults[:2])}\n"
-            "To start from these weights all the same, add init_partial=true"
-        )
+        advice = "To start from these weights all the same, add init_partial=true"
+        raise InputError(f"{path}: {summary}; is it for another model?\n{'; '.join(faults[:2])}\n{advice}")
     more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
     return matching, [*lines, summary, *faults[:SHOWN], *more]
 

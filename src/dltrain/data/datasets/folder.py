@@ -67,10 +67,7 @@ def folder(
 def find_files(
     root: Path, split: str, *, warns: bool = True
 ) -> tuple[list[tuple[str, int]], tuple[str, ...], dict[str, str]]:
-    """Return the image files of a split with their labels, the class names, and why other files are left out.
-
-    There are no files if there is no such split. Without folders of splits a fixed 20 % of each class is the test set.
-    """
+    """Return the image files of a split with labels, if there is one, the class names, and why others are left out."""
     if not root.is_dir():
         raise InputError(f"data.root={root}: no such folder. Set it to a folder with a sub-folder for each class")
     warn = log.warning if split == "train" and warns else log.debug  # each warning once

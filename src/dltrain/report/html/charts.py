@@ -10,7 +10,7 @@ Record = Mapping[str, Any]
 
 MOST_POINTS = 400  # of a curve; a screen shows no more
 FEW = 10  # points of a curve that are drawn as such
-IS_DARK = "(datum.r > (dark ? 0.4 : 0.76)) != dark"  # of a cell; page.js sets `dark` as the page is
+IS_DARK = "luminance(scale('color', datum.r)) < 0.18"  # of a cell: white text on it has the higher contrast
 MOST_LABELS = 20  # classes up to which a confusion matrix has its counts written into it
 
 
@@ -46,10 +46,7 @@ def curve(records: Iterable[Record], key: str, title: str) -> Spec | None:
 
 
 def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, most: int) -> Spec | None:
-    """Return a chart of a metric of several runs over epochs, coloured by the last value; None without data.
-
-    It has about `most` points.
-    """
+    """Chart a metric of several runs over epochs, in about `most` points, coloured by the last value; None if empty."""
     most = max(5, min(100, most // max(len(curves), 1)))
     values = []
     for label, points in curves.items():
@@ -59,9 +56,10 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
         ]
     if not values:
         return None
+    point = {"filled": False, "size": 12} if len(values) <= FEW * len(curves) else False  # with a gradient as legend
     return {
         **_frame(f"{title} over epochs, a line for each run", values, 320),
-        "mark": {"type": "line", "strokeWidth": 1.2, "opacity": 0.8, "point": len(values) <= FEW * len(curves)},
+        "mark": {"type": "line", "strokeWidth": 1.2, "opacity": 0.8, "point": point},
         "encoding": {
             "x": _quantity("x", "epoch"),
             "y": _quantity("y", title),
@@ -79,15 +77,14 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
     """Return a confusion matrix from counts (K, K), rows true, columns predicted, coloured by fraction of the row."""
-    values = []
-    for true, row in zip(classes, counts, strict=True):
-        total = max(sum(row), 1)
-        values += [
-            {"t": true, "p": claimed, "n": count, "r": count / total}
-            for claimed, count in zip(classes, row, strict=True)
-        ]
-    few = len(classes) <= MOST_LABELS
-    size: Spec = {} if few else {"width": {"step": 13}, "height": {"step": 13}}  # every class is named
+    values = [
+        {"t": true, "p": predicted, "n": count, "r": count / max(sum(row), 1)}
+        for true, row in zip(classes, counts, strict=True)
+        for predicted, count in zip(classes, row, strict=True)
+    ]
+    count, few = len(classes), len(classes) <= MOST_LABELS
+    step = {"step": 13 if not few else 29 if count > FEW else 300 // max(count, 6)}  # room for counts, or for names
+    size: Spec = {"width": step, "height": step} if count > 5 else {}
     axis = {"labelOverlap": False, "labelFontSize": 10}
     across = {**axis, "labelAngle": 0 if few and all(len(name) <= 2 for name in classes) else -90}
     cells: Spec = {
@@ -99,14 +96,14 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
     }
     numbers: Spec = {
         "transform": [{"filter": "datum.n > 0"}],
-        "mark": {"type": "text", "fontSize": 11},
+        "mark": {"type": "text", "fontSize": 10},
         "encoding": {
             "text": {"field": "n", "format": ",d"},
             "color": {"condition": {"test": IS_DARK, "value": "white"}, "value": "black"},
         },
     }
     return {
-        **_frame("Confusion matrix: true classes by predicted ones", values, 340),
+        **_frame("Confusion matrix: true classes by predicted ones", values, 300),
         **size,
         "encoding": {
             "x": {"field": "p", "type": "nominal", "title": "predicted", "sort": None, "axis": across},
@@ -121,6 +118,7 @@ def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
     """Return a reliability diagram: accuracy by confidence, equal on the diagonal."""
     values = [
         {"a": row["from"], "b": row["to"], "y": row["accuracy"], "m": row["confidence"], "n": row["count"]}
+        | {"c": (row["from"] + row["to"]) / 2}
         for row in bins
         if row["count"]
     ]
@@ -139,8 +137,8 @@ def reliability(bins: Iterable[Mapping[str, Any]]) -> Spec:
         "mark": {"type": "line", "strokeDash": [4, 4], "strokeWidth": 1, "tooltip": None},
         "encoding": {"x": {"field": "a", **fraction}, "y": {"field": "y", **fraction}},
     }
-    place = {"x": {"field": "m", **fraction}, "y": {"field": "y", **fraction}}
-    number = {"type": "text", "dy": -6, "fontSize": 9, "tooltip": None}
+    number = {"type": "text", "angle": 270, "align": "left", "dx": 3, "fontSize": 9, "tooltip": None}
+    place = {"x": {"field": "c", **fraction}, "y": {"value": 0}}  # in a row above the bars
     counts: Spec = {"mark": number, "encoding": {**place, "text": {"field": "n", "format": ".2~s"}}}
     title = "Reliability: accuracy by confidence, with the number of examples"
     return {**_frame(title, values, 300), "layer": [bars, diagonal, counts]}
@@ -172,12 +170,14 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
     """
     numbers = [value["x"] for value in values]
     x: Spec = {"field": "x", "title": key}
-    few = len(set(map(str, numbers))) <= FEW
+    names = set(map(str, numbers))
+    few = len(names) <= FEW
     if all(map(is_finite, numbers)) and not few:
         wide = min(numbers) > 0 and max(numbers) / min(numbers) >= 8
         x |= {"type": "quantitative", "scale": {"type": "log"} if wide else {"zero": False, "padding": 10}}
     else:
-        x |= {"type": "ordinal", "sort": "ascending", "axis": {"labelAngle": 0, "labelOverlap": True}}
+        axis = {"labelAngle": 0 if len("  ".join(names)) <= 40 else -90, "labelOverlap": len(names) > MOST_LABELS}
+        x |= {"type": "ordinal", "sort": "ascending", "axis": axis}
     tips = [_tip("label", "runs"), _tip("x", key), _tip("y", title), _tip("n", "n")]
     y = {"type": "quantitative", "scale": {"domain": _domain([value["y"] for value in values]), "nice": True}}
     point: Spec = {
@@ -192,7 +192,7 @@ def against(values: Sequence[Mapping[str, Any]], key: str, title: str, coloured:
     color = {"color": {"field": "g", "type": "nominal", "title": coloured, "sort": None}} if coloured else {}
     color |= {"xOffset": {"field": "g"}} if coloured and few else {}  # side by side
     layers = [interval, point] if any("lo" in value for value in values) else [point]
-    return {**_frame(f"{title} against {key}", values), "encoding": {"x": x, **color}, "layer": layers}
+    return {**_frame(f"{title} against {key}", values, 320), "encoding": {"x": x, **color}, "layer": layers}
 
 
 def _domain(means: Sequence[float]) -> list[float]:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from dltrain.config import dotted, safe_yaml
 from dltrain.config.hints import to_cli
 from dltrain.config.registry import GROUPS
 from dltrain.report import significance
 from dltrain.report.html import charts, page
 from dltrain.report.html.run_page import NAME
 from dltrain.report.run_reader import is_finite, read_records
-from dltrain.report.run_rows import REPEATS, RunGroup, RunRow, SeedGroup, model_name, value_text
+from dltrain.report.run_rows import REPEATS, RunGroup, RunRow, SeedGroup, data_name, model_name, value_text
 from dltrain.report.run_table import EXTRA, columns_of, key_ranks
-from dltrain.runtime.errors import InputError, UserError
+from dltrain.runtime.errors import InputError, typed_line
 
 MOST_KEYS = 4  # keys that get a chart each
 MOST_COLOURS = 5  # values of another key within such a chart
@@ -30,8 +31,7 @@ def write_after(folder: Path, groups: Sequence[RunGroup]) -> None:
         write(folder / NAME, f"Sweep {'/'.join(folder.parts[-2:])}", groups)
         print(f"page:  {folder / NAME}")
     except Exception as error:  # a chart that cannot be drawn must not cost a sweep
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        print(f"{NAME} was not written: {' '.join(reason.split())[:300]}")
+        print(f"{NAME} was not written: {typed_line(error)}")
 
 
 def write(path: Path, title: str, groups: Sequence[RunGroup]) -> None:
@@ -41,10 +41,21 @@ def write(path: Path, title: str, groups: Sequence[RunGroup]) -> None:
     subtitle = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(failed)} failed"
     try:
         shown = [_shown(group, len(groups), path.parent) for group in groups]
+        if len(groups) == 1 and (subject := _subject(groups[0])):
+            title, subtitle = subject, f"{title} · {subtitle}"
         text = page.render("set.html", title=title, subtitle=subtitle, groups=shown, failed=failed)
     except page.UNFIT as error:
         raise InputError(f"{title}: a file has content that no run writes ({type(error).__name__})") from error
     page.write(path, text)
+
+
+def _subject(group: RunGroup) -> str:
+    """Return models and data, such as `mlp, lenet on digits`; empty if not known."""
+    path = group.runs[0].folder / ".hydra" / "config.yaml"  # a sweep knows only the overrides of its jobs
+    config = dotted.leaves(safe_yaml.read_to_show(path)) if path.exists() and "experiment" not in group.keys else {}
+    models = dict.fromkeys(model_name(run.config) or model_name(config) for run in group.runs)
+    data = group.data or data_name(config)
+    return f"{', '.join(models)} on {data}" if all(models) and data else ""
 
 
 def _shown(group: RunGroup, among: int, place: Path) -> dict[str, Any]:
@@ -69,9 +80,9 @@ def _shown(group: RunGroup, among: int, place: Path) -> dict[str, Any]:
 
 
 def _link(folder: Path, place: Path) -> str:
-    """Return a link from `place` to the page of a run, or to its folder if it has no page."""
-    report = folder / NAME
-    return "./" + quote(os.fsencode(os.path.relpath(report if report.exists() else folder, place)))
+    """Return a link from `place` to the page of a run, else to its folder; # for a job of `eval`, which has none."""
+    path = next((path for path in (folder / NAME, folder) if path.exists()), None)
+    return "./" + quote(os.fsencode(os.path.relpath(path, place))) if path else "#"
 
 
 def _curves(runs: Sequence[RunRow], metric: str, most: int) -> list[charts.Spec]:
@@ -109,8 +120,7 @@ def _against(group: RunGroup, keys: Sequence[str]) -> list[charts.Spec]:
             x = it.config[key] if is_finite(it.config[key]) else to_cli(it.config[key])
             point: dict[str, Any] = {"x": x, "y": mean, "n": it.count, "label": group.label(it)}
             point |= {"g": value_text(it.config.get(other))} if other else {}
-            if math.isfinite(spread):
-                point |= {"lo": mean - spread, "hi": mean + spread}
+            point |= {"lo": mean - spread, "hi": mean + spread} if math.isfinite(spread) else {}
             points.append(point)
         if len({str(point["x"]) for point in points}) > 1:
             specs.append(charts.against(points, key, metric.replace("_", " "), other))

@@ -35,8 +35,10 @@ async function draw(figure) {
   const dark = getComputedStyle(root).colorScheme.includes("dark");
   try {
     // `ast`: Vega interprets expressions, since the page's policy forbids evaluating text as code.
-    specification.params = [{ name: "dark", value: dark }];
-    if (figure.querySelector("[data-log]")?.checked) specification.encoding.y.scale = { type: "log" };
+    if (figure.querySelector("[data-log]")?.checked) {
+      specification.encoding.y.scale = { type: "log", nice: false };
+      specification.transform = [{ filter: "datum.y > 0" }];
+    }
     const options = { actions: false, ast: true, renderer, config: config(), tooltip: { theme: dark ? "dark" : "light" } };
     await window.vegaEmbed(canvas, specification, options);
     figure.dataset.drawn = "yes";
@@ -121,11 +123,15 @@ function makeChoosable(chooser) {
 // Shows all that a row has where a run has no page of its own.
 function openRun(event) {
   event.preventDefault();
-  const [row, dialog] = [event.target.closest("tr"), document.getElementById("run")];
+  const [link, dialog] = [event.target, document.getElementById("run")];
+  const row = link.closest("tr");
   const heads = row.closest("table").tHead.rows[0].cells;
   const lines = [...row.cells].map((cell, index) => `${heads[index].textContent}  ${cell.textContent}`);
   dialog.querySelector("pre").textContent = lines.join("\n");
+  dialog.querySelector("p").hidden = link.getAttribute("href") === "#";  // it has no folder
+  dialog.querySelector("p a").href = `${link.pathname}/report.html`;
   dialog.showModal();
+  dialog.querySelector("code").textContent = `dltrain report '${decodeURIComponent(link.pathname)}'`;
 }
 
 document.querySelectorAll("[data-columns]").forEach(makeChoosable);

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,25 @@ from dltrain.config.hints import to_cli
 from dltrain.report.html import charts, page
 from dltrain.report.run_reader import RunRecord, is_finite, read_run, write_analysis
 from dltrain.report.run_rows import data_name, model_name
-from dltrain.runtime.errors import InputError, UserError
+from dltrain.runtime.errors import InputError, typed_line
 
 log = logging.getLogger(__name__)
 
 NAME = "report.html"
 PNG_URL = "data:image/png;base64,"
+CHOSEN = ("the command line", "experiment/")  # where values come from that are no defaults
 MOST_CLASSES = 60  # up to which the confusion matrix is shown
 
 
 def write_after(folder: Path, config: Mapping[str, Any], analysis: dict[str, Any]) -> bool:
-    """Write analysis.json and the page of a run that has just ended; return True if that succeeded.
-
-    An error is only logged as a warning: the run is done.
-    """
+    """Write analysis.json and the page of a run that has just ended; return False, and log why, if that failed."""
     try:
         if analysis:
             write_analysis(folder, analysis)
         write(folder / NAME, folder, config)
         return True
     except Exception as error:  # a page that cannot be written must not fail a run
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        log.warning("%s was not written: %s", NAME, " ".join(reason.split())[:300])
+        log.warning("%s was not written: %s", NAME, typed_line(error))
         return False
 
 
@@ -47,12 +44,14 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
         values = leaves(config)
         rows = [(key, to_cli(value), run.origins.get(key, "")) for key, value in values.items()]
         metric = str(values.get("metric") or "loss")
-        metrics = list(dict.fromkeys(["loss", "accuracy", metric]))
+        names = dict.fromkeys(["loss", "accuracy", "mae", "r2", metric])
+        metrics = [name for name in names if any(name in record for record in run.records)]
         return page.render(
             "run.html",
             title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
             folder="/".join(run.folder.parts[-2:]),
             status=str(run.summary.get("status", "not done")),
+            labels="".join(f" · {it}" for it in [*(values.get("tags") or []), values.get("note")] if it),
             missing=missing,
             headline=_headline(run),
             examples=dict(run.summary.get("examples") or {}),
@@ -66,8 +65,8 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             by_name=lambda table, columns: [[name, *(row[key] for key in columns)] for name, row in table.items()],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),
-            chosen=[row for row in rows if _is_chosen(row)],
-            defaults=[row for row in rows if not _is_chosen(row)],
+            chosen=[row for row in rows if row[2].startswith(CHOSEN)],
+            defaults=[row for row in rows if not row[2].startswith(CHOSEN)],
             environment=_environment(run.summary),
         )
     except page.UNFIT as error:
@@ -123,20 +122,18 @@ def _analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
         shown["charts"].append(charts.reliability(analysis["calibration"]["bins"]))
     if "points" in analysis:
         shown["charts"].append(charts.points(analysis["points"]))
-    shown["mistakes"] = list(_with_images(analysis.get("mistakes", ()), "image", "class_map"))
+    shown["mistakes"] = _with_images(analysis.get("mistakes", ()), "image", "class_map")
     shown["attention"] = [
         row | {"cells": _fractions(row["weights"]), "columns": len(row["weights"][0])}
         for row in _with_images(analysis.get("attention", ()), "image")
     ]
-    shown["pictures"] = list(_with_images(analysis.get("pictures", ()), "image", "output"))
+    shown["pictures"] = _with_images(analysis.get("pictures", ()), "image", "output")
     return shown
 
 
-def _with_images(rows: Any, *keys: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows whose images under `keys` are PNGs in data URLs."""
-    for row in rows:
-        if all(str(row.get(key, PNG_URL)).startswith(PNG_URL) for key in keys):
-            yield dict(row)
+def _with_images(rows: Any, *keys: str) -> list[dict[str, Any]]:
+    """Return the rows whose images under `keys` are PNGs in data URLs."""
+    return [row for row in rows if all(str(row.get(key, PNG_URL)).startswith(PNG_URL) for key in keys)]
 
 
 def _fractions(weights: list[list[float]]) -> list[float]:
@@ -144,11 +141,6 @@ def _fractions(weights: list[list[float]]) -> list[float]:
     flat = [float(weight) for row in weights for weight in row]
     largest = max(flat)
     return [round(weight / largest, 3) if largest > 0 else 0.0 for weight in flat]
-
-
-def _is_chosen(row: tuple[str, str, str]) -> bool:
-    """True if the value of a key comes from the command line or an experiment."""
-    return row[2].startswith(("the command line", "experiment/"))
 
 
 def _environment(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

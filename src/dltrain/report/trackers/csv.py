@@ -1,8 +1,6 @@
 """metrics.csv: a row for each record, a column for each metric of any record."""
 
-import errno
 import io
-import os
 from csv import DictReader, DictWriter
 from pathlib import Path
 
@@ -28,10 +26,8 @@ class CSV(Tracker):
             self.columns += new
             atomic_files.atomic_write(self.path, self._text([*rows, line], header=True))
             return
-        content = self._text([line], header=False)
         with self.path.open("ab", buffering=0) as file:
-            if file.write(content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            atomic_files.write_all(file.fileno(), self._text([line], header=False))
 
     def _text(self, rows: list[Line], *, header: bool) -> bytes:
         text = io.StringIO()

@@ -1,7 +1,6 @@
 """Logs a run to an MLflow store. Uses MLflow's client only, none of its global state.
 
-MLflow deletes no metric once logged, so metrics are sent when a checkpoint covers them: a run that is killed and
-resumed computes the later ones again.
+MLflow deletes no metric, so metrics are sent when a checkpoint covers them: a resume computes the later ones again.
 """
 
 import logging
@@ -38,8 +37,7 @@ class MLflow:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], *, tracking_uri: str | None, experiment: str) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(ENVIRONMENT | os.environ)
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param, RunTag
 
@@ -65,10 +63,9 @@ class MLflow:
         """Return the MLflow run of a resumed run; None if it had none or the store does not know it."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            run_id = id_file.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        if not id_file.exists():
             return None
+        run_id = id_file.read_text(encoding="utf-8").strip()
         if not re.fullmatch(r"[0-9a-f]{32}", run_id):  # it becomes part of a URL, and the file may be untrusted
             raise ValueError(f"{id_file.name} holds no MLflow run ID")
         try:

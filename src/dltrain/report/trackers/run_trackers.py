@@ -68,10 +68,7 @@ def _reason(error: Exception) -> str:
 
 
 def require(config: dict[str, Any]) -> None:
-    """Raise ConfigError for a tracker that is not installed, and for a password that would be stored with the run.
-
-    `config` is the one that is stored, with its references unresolved.
-    """
+    """Raise ConfigError for a tracker that is not installed, and for a password in a config as it will be stored."""
     nodes = config.get("logger")
     if not isinstance(nodes, dict):
         return

@@ -44,6 +44,7 @@ class WandB:
             raise RuntimeError("no API key; set WANDB_API_KEY, or run wandb login, or set logger.wandb.mode=offline")
         place: dict[str, Any] = {"project": project, "entity": entity, "mode": mode, "dir": str(folder), "id": run_id}
         place |= {"name": "/".join(folder.parts[-2:]), "settings": wandb.Settings(**SETTINGS)}
+        place |= {"tags": config.get("tags"), "notes": config.get("note")}
         before = sys.exit, sys.excepthook  # which wandb replaces; `create_new` lets a run of the caller go on
         self.run = wandb.init(**place, config=flat(config), allow_val_change=True, resume="allow", reinit="create_new")
         sys.exit, sys.excepthook = before

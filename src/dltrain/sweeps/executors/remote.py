@@ -1,7 +1,4 @@
-"""Jobs on other machines, through Ray or through submitit on Slurm, with the methods of `local.Workers`.
-
-Folders must lie on a file system that all machines share. A job whose worker dies is reported as failed.
-"""
+"""Jobs on other machines with shared folders, through Ray or submitit on Slurm, with the methods of `local.Workers`."""
 
 import contextlib
 import importlib.util
@@ -156,10 +153,7 @@ class Ray(_Engine):
 
 @dataclass(kw_only=True)
 class Slurm(_Engine):
-    """Run jobs on a Slurm cluster; `options` are those of submitit, such as slurm_partition and timeout_min.
-
-    With cluster=local jobs are processes on this machine, for a trial.
-    """
+    """Run jobs on Slurm; `options` are submitit's, such as timeout_min. cluster=local runs them here, for a trial."""
 
     folder: Path
 

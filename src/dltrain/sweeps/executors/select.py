@@ -19,12 +19,8 @@ if TYPE_CHECKING:
 
 @functools.cache
 def all_threads() -> int:
-    """Return how many threads torch would use here, and limit this process to one.
-
-    A thread pool does not survive a fork: a user's module that multiplies matrices on import would make every worker
-    hang; one that asks for a GPU would start CUDA.
-    """
-    os.environ[NO_CUDA_START] = "1"
+    """Return how many threads torch would use here, and limit this process to one: a pool does not survive a fork."""
+    os.environ[NO_CUDA_START] = "1"  # nor does CUDA, which a user's module may ask for on import
     import_torch()
     import torch
 
@@ -81,7 +77,9 @@ def executor(
         count = settings.workers or available
         each, every = max(1, all_threads() // count), all_threads()
         if each < every and not gpus and not all(device["threads"] for device in devices):
-            print(f"each job has {each} of {every} threads: with device.threads={each} a single run rounds alike")
+            print(
+                f"each job has {each} of {every} threads: a single run with device.threads={each} gives equal results"
+            )
         return Workers(max(1, min(count, jobs)), each, gpus, waits)
     from dltrain.sweeps.executors import remote
 
