@@ -35,6 +35,7 @@ from dltrain.runtime.errors import UserError
 from dltrain.runtime.graphs import GraphedStep
 
 Schedule = Callable[[int, int], float]
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Loader(Protocol):
@@ -99,6 +100,9 @@ def fit(
             accumulate_metrics(state, task)
 
     graphed = GraphedStep(step, runtime.graph()) if runtime.graph else None
+    # The EMA is copied into the network's own memory, from which the graph of a validation reads.
+    measure = partial(sums_and_outputs, state.model, task, runtime)
+    validate = GraphedStep(measure, runtime.graph()) if runtime.graph else measure
     if graphed or runtime.device.type != "cpu":
         keep_on_device(state, runtime.device)
     seconds, examples = 0.0, 0
@@ -134,7 +138,7 @@ def fit(
                 started = perf_counter()
             if epoch_ends and val is not None:
                 with swapped_in_ema(state):
-                    metrics = evaluate(state.model, val, task, runtime)
+                    metrics = evaluate(state.model, val, task, runtime, validate)
                 records.append(Record("val", state.step, state.step / steps, metrics))
                 started = perf_counter()
             seconds += perf_counter() - started
@@ -143,11 +147,14 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, batches: Loader, task: Task, runtime: Runtime, measure: Measure | None = None
+) -> dict[str, float]:
     """Return the metrics over all batches, the same on every rank; ranks divide the batches among them.
 
-    Not a generator: that would leak no_grad into its caller.
+    `measure` may be a graph of `sums_and_outputs`. Not a generator: that would leak no_grad into its caller.
     """
+    measure = measure or partial(sums_and_outputs, model, task, runtime)
     was_training = model.training
     model.eval()
     distributed.broadcast_buffers(model, runtime.processes)
@@ -157,12 +164,10 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
     kept: list[tuple[Tensor, Tensor]] = []
     by_outputs = task if isinstance(task, OutputTask) and task.needs_outputs else None
     for inputs, targets in batches.in_order(rank if has_batch else 0, world):
-        with runtime.autocast():
-            outputs = model(inputs)
-            loss = task.loss(outputs, inputs, targets)
-        total = accumulate(total, [StepOutput(loss, outputs, targets)], task)
+        sums, outputs = measure(inputs, targets)
+        total = sums.clone() if total is None else total.add_(sums)
         if by_outputs is not None:
-            kept.append((outputs.float().cpu(), targets.cpu()))
+            kept.append((outputs.to("cpu", torch.float32, copy=True), targets.cpu()))
     model.train(was_training)
     assert total is not None
     if not has_batch:
@@ -174,6 +179,18 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
         # A metric of the same name that the task itself computes counts.
         metrics = metrics | by_outputs.output_metrics(outputs, targets) | metrics
     return metrics
+
+
+def sums_and_outputs(
+    model: nn.Module, task: Task, runtime: Runtime, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the task's sums (S,) over a batch, and the network's outputs (B, ...)."""
+    with runtime.autocast():
+        outputs = model(inputs)
+        loss = task.loss(outputs, inputs, targets)
+    sums = accumulate(None, [StepOutput(loss, outputs, targets)], task)
+    assert sums is not None
+    return sums, outputs
 
 
 @torch.no_grad()

@@ -1,15 +1,16 @@
-"""Training steps recorded as a CUDA graph: the CPU then starts a whole step at once, not each of its kernels."""
+"""Steps recorded as a CUDA graph: the CPU then starts a whole step at once, not each of its kernels."""
 
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from dltrain.runtime.errors import UserError, first_line
 
+Result = TypeVar("Result")
 BY_DEFAULT = False  # what device.graph=auto means on a GPU: off until its tests have run on one
 WARM_UP = 3  # eager steps of a shape before it is recorded: optimizers get their state, libraries choose their kernels
 
@@ -50,19 +51,22 @@ class CudaGraph:
         self.graph.replay()
 
 
-class GraphedStep:
+class GraphedStep(Generic[Result]):
     """A function of a batch (inputs, targets), which changes tensors in place, and is recorded for one shape of batch.
 
     The first batches of each shape, and later ones of other shapes than the recorded one, are computed as they are.
+    A replay overwrites the tensors that the one before returned.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor], object], graph: Graph) -> None:
+    result: Result
+
+    def __init__(self, step: Callable[[Tensor, Tensor], Result], graph: Graph) -> None:
         self.step, self.graph = step, graph
         self.seen: Counter[object] = Counter()
         self.recorded: object = None
         self.static: list[Tensor] = []
 
-    def __call__(self, *batch: Tensor) -> None:
+    def __call__(self, *batch: Tensor) -> Result:
         shape = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch)
         if self.recorded is None and self.seen[shape] == WARM_UP:
             self._record(batch)
@@ -71,16 +75,16 @@ class GraphedStep:
             for static, tensor in zip(self.static, batch, strict=True):
                 static.copy_(tensor)
             self.graph.replay()
-            return
+            return self.result
         self.seen[shape] += 1
         with self.graph.warm_up():
-            self.step(*batch)
+            return self.step(*batch)
 
     def _record(self, batch: tuple[Tensor, ...]) -> None:
         self.static = [tensor.clone() for tensor in batch]
         try:
             with self.graph.capture():
-                self.step(*self.static)
+                self.result = self.step(*self.static)
         except RuntimeError as error:  # afterwards the random generator does not work outside of a graph
             problem = f"device.graph: a step of this run cannot be recorded ({first_line(error)})"
             raise UserError(f"{problem}\nSet device.graph=false") from error
