@@ -2,7 +2,7 @@
 
 `fit` is a generator. It yields after every step (after the last step of an epoch and its validation), so that the
 body of the caller's `for` loop replaces callbacks: it logs, saves checkpoints, and stops the run with `break`. Between
-two yields `TrainState` holds everything that a checkpoint needs.
+two yields `TrainState` holds everything that a checkpoint needs, once `accumulate_metrics` has been called.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -32,7 +32,7 @@ from dltrain.optim.step import (
 from dltrain.runtime import distributed
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import UserError
-from dltrain.runtime.graphs import GraphedStep
+from dltrain.runtime.graphs import GraphedStep, GraphedSteps
 
 Schedule = Callable[[int, int], float]
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -92,19 +92,22 @@ def fit(
     alone = runtime.processes.world_size == 1
     update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
 
-    def step(inputs: Tensor, targets: Tensor, weight: float = 1.0) -> None:
+    def step(inputs: Tensor, targets: Tensor, *rates: Tensor, weight: float = 1.0) -> None:
+        state.rates = list(rates) if rates else state.rates
         parts = update(state, inputs, targets, task, runtime, weight=weight)
         # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
         state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
         if runtime.graph or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
             accumulate_metrics(state, task)
 
-    graphed = GraphedStep(step, runtime.graph()) if runtime.graph else None
+    # The EMA reads the weights of each step.
+    graphed = GraphedSteps(step, runtime.graph, wait=ema is None) if runtime.graph else None
     # The EMA is copied into the network's own memory, from which the graph of a validation reads.
     measure = partial(sums_and_outputs, state.model, task, runtime)
     validate = GraphedStep(measure, runtime.graph()) if runtime.graph else measure
     if graphed or runtime.device.type != "cpu":
         keep_on_device(state, runtime.device)
+    state.flush = graphed.flush if graphed else state.flush
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -116,9 +119,9 @@ def fit(
                 copy_rates(state)
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
             if graphed is not None:
-                graphed(inputs, targets)
+                graphed(inputs, targets, *(state.rates or ()))
             else:
-                step(inputs, targets, weight)
+                step(inputs, targets, weight=weight)
             state.step += 1
             if ema is not None:
                 update_ema(state, ema)

@@ -133,12 +133,13 @@ def require_same(one: Any, other: Any) -> None:
     assert all(map(torch.equal, one[2], other[2]))
 
 
-def require_same_with_graph(setup: Setup, graph: NewGraph) -> None:
+def require_same_with_graph(setup: Setup, graph: NewGraph, several: int = 0) -> None:
     made: list[graphs.Graph] = []
     require_same(trained(setup, None), trained(setup, lambda: made.append(graph()) or made[-1]))
-    assert len(made) == 2  # of a step and of a validation, which both end with a batch of another shape
-    for each in made if graph is Replay else []:
-        assert (each.captures, each.eager, each.replays) == (1, graphs.WARM_UP + EPOCHS, EPOCHS * 4 - graphs.WARM_UP)
+    eager, replays = graphs.WARM_UP + EPOCHS, EPOCHS * 4 - graphs.WARM_UP  # the last batch has another shape
+    expected = [(1, eager, replays - several * graphs.AT_ONCE), (bool(several), 0, several), (1, eager, replays)]
+    if graph is Replay:  # of one step, of several, of a validation
+        assert [(each.captures, each.eager, each.replays) for each in made] == expected
 
 
 EVERYTHING = {"accumulate": 2, "clip_norm": 1.0, "ema": 0.9, "on_nonfinite": "skip"}
@@ -187,6 +188,25 @@ def test_recorded_steps_train_to_the_same_bits(name: str) -> None:
     require_same_with_graph(DEFAULT[name], Replay)
 
 
+SEVERAL = Setup("cnn", "adam", keys=FACTORS, loop={"log_every": 1000, "on_nonfinite": "skip"}, spoiled=7)
+
+
+@pytest.mark.parametrize("at_once", mostly_slow([2, 3, 4], fast=[3]))
+def test_several_steps_recorded_as_one_graph_train_to_the_same_bits(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", at_once)
+    require_same_with_graph(SEVERAL, Replay, several=(EPOCHS - 1) * (4 // at_once))  # the first epoch warms up
+
+
+@pytest.mark.parametrize("stop", mostly_slow(range(6, 15), fast=[8]))
+def test_a_run_that_stopped_while_steps_wait_continues_to_the_same_bits(
+    stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 2)
+    require_same(trained(SEVERAL, None), stopped_and_continued(SEVERAL, stop, Replay))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_recorded_steps_train_to_the_same_bits_with_each_option(name: str) -> None:
@@ -198,10 +218,11 @@ def test_recorded_steps_train_to_the_same_bits_with_each_option(name: str) -> No
 @pytest.mark.parametrize("model", sorted({*registry.names("model")} - {"custom", "torchvision"}))
 @pytest.mark.parametrize("options", ["plain", "everything"])
 def test_recorded_steps_train_to_the_same_bits_with_each_model_and_optimizer(
-    model: str, optim: str, options: str
+    model: str, optim: str, options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 2)
     if options == "plain":
-        require_same_with_graph(Setup(model, optim), Replay)
+        require_same_with_graph(Setup(model, optim), Replay, several=3)
     else:
         mixed = {} if model == "autoencoder" else AUGMENTED
         setup = Setup(model, optim, FACTORS, augmentation=mixed, loop=EVERYTHING, spoiled=7)
@@ -223,9 +244,9 @@ def stopped_and_continued(setup: Setup, stop: int, graph: NewGraph) -> Any:
         records += timeless(chunk)
         if state.step == stop:
             break
+    accumulate_metrics(state, registry.partial_call("task", node("task", "classification"))())
     states, moments = generator_states(), copy.deepcopy(state.optimizer.state_dict())
     assert {type(group["lr"]) for group in moments["param_groups"]} == {float}
-    accumulate_metrics(state, registry.partial_call("task", node("task", "classification"))())
     restored = setup.state()
     restored.model.load_state_dict(state.model.state_dict())
     snapshot.restore_optimizer(restored.optimizer, moments)
@@ -252,7 +273,10 @@ def test_a_run_with_recorded_steps_that_stopped_at_any_step_continues_to_the_sam
 
 @pytest.mark.parametrize("spoiled", mostly_slow([1, 7, 30, 60], fast=[7]))
 @pytest.mark.parametrize("optim", mostly_slow(["sgd", "adam", "muon"], fast=["muon"]))
-def test_recorded_steps_end_a_run_at_the_same_step_if_a_loss_is_not_finite(spoiled: int, optim: str) -> None:
+def test_recorded_steps_end_a_run_at_the_same_step_if_a_loss_is_not_finite(
+    spoiled: int, optim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 3)
     setup, ends = Setup("cnn", optim, loop={"log_every": 1000}, spoiled=spoiled), []
     for graph in (None, Replay):
         state = setup.state()
@@ -359,7 +383,8 @@ def test_a_resumed_run_on_a_gpu_says_that_steps_were_not_recorded_before(
 
 @cuda
 @pytest.mark.parametrize("model", ["mlp", "lenet", "cnn", "lstm", "attention", "resnet", "fastnet"])
-def test_recorded_steps_train_to_the_same_bits_on_cuda(model: str) -> None:
+def test_recorded_steps_train_to_the_same_bits_on_cuda(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 2)
     for optim, loop in itertools.product(["sgd", "adam", "adamw", "muon"], [{}, EVERYTHING]):
         with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
             setup = Setup(model, optim, loop=loop, device="cuda", spoiled=7 if loop else None)
