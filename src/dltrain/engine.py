@@ -2,7 +2,7 @@
 
 `fit` is a generator. It yields after every step (after the last step of an epoch and its validation), so that the
 body of the caller's `for` loop replaces callbacks: it logs, saves checkpoints, and stops the run with `break`. Between
-two yields `TrainState` holds everything that a checkpoint needs.
+two yields `TrainState` holds everything that a checkpoint needs, once `accumulate_metrics` has been called.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -32,9 +32,10 @@ from dltrain.optim.step import (
 from dltrain.runtime import distributed
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import UserError
-from dltrain.runtime.graphs import GraphedStep
+from dltrain.runtime.graphs import GraphedStep, GraphedSteps
 
 Schedule = Callable[[int, int], float]
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Loader(Protocol):
@@ -91,16 +92,22 @@ def fit(
     alone = runtime.processes.world_size == 1
     update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
 
-    def step(inputs: Tensor, targets: Tensor, weight: float = 1.0) -> None:
+    def step(inputs: Tensor, targets: Tensor, *rates: Tensor, weight: float = 1.0) -> None:
+        state.rates = list(rates) if rates else state.rates
         parts = update(state, inputs, targets, task, runtime, weight=weight)
         # With weight 0 this rank has no example of a small batch: the one it repeats must not count.
         state.pending += parts if weight else [part._replace(skipped=True) for part in parts]
         if runtime.graph or len(state.pending) * parts[-1].outputs.numel() > MAX_PENDING_OUTPUTS:
             accumulate_metrics(state, task)
 
-    graphed = GraphedStep(step, runtime.graph()) if runtime.graph else None
+    # The EMA reads the weights of each step.
+    graphed = GraphedSteps(step, runtime.graph, wait=ema is None) if runtime.graph else None
+    # The EMA is copied into the network's own memory, from which the graph of a validation reads.
+    measure = partial(sums_and_outputs, state.model, task, runtime)
+    validate = GraphedStep(measure, runtime.graph()) if runtime.graph else measure
     if graphed or runtime.device.type != "cpu":
         keep_on_device(state, runtime.device)
+    state.flush = graphed.flush if graphed else state.flush
     seconds, examples = 0.0, 0
     while state.step < total:
         epoch, first = divmod(state.step, steps)
@@ -112,9 +119,9 @@ def fit(
                 copy_rates(state)
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
             if graphed is not None:
-                graphed(inputs, targets)
+                graphed(inputs, targets, *(state.rates or ()))
             else:
-                step(inputs, targets, weight)
+                step(inputs, targets, weight=weight)
             state.step += 1
             if ema is not None:
                 update_ema(state, ema)
@@ -134,7 +141,7 @@ def fit(
                 started = perf_counter()
             if epoch_ends and val is not None:
                 with swapped_in_ema(state):
-                    metrics = evaluate(state.model, val, task, runtime)
+                    metrics = evaluate(state.model, val, task, runtime, validate)
                 records.append(Record("val", state.step, state.step / steps, metrics))
                 started = perf_counter()
             seconds += perf_counter() - started
@@ -143,11 +150,14 @@ def fit(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, batches: Loader, task: Task, runtime: Runtime, measure: Measure | None = None
+) -> dict[str, float]:
     """Return the metrics over all batches, the same on every rank; ranks divide the batches among them.
 
-    Not a generator: that would leak no_grad into its caller.
+    `measure` may be a graph of `sums_and_outputs`. Not a generator: that would leak no_grad into its caller.
     """
+    measure = measure or partial(sums_and_outputs, model, task, runtime)
     was_training = model.training
     model.eval()
     distributed.broadcast_buffers(model, runtime.processes)
@@ -157,12 +167,10 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
     kept: list[tuple[Tensor, Tensor]] = []
     by_outputs = task if isinstance(task, OutputTask) and task.needs_outputs else None
     for inputs, targets in batches.in_order(rank if has_batch else 0, world):
-        with runtime.autocast():
-            outputs = model(inputs)
-            loss = task.loss(outputs, inputs, targets)
-        total = accumulate(total, [StepOutput(loss, outputs, targets)], task)
+        sums, outputs = measure(inputs, targets)
+        total = sums.clone() if total is None else total.add_(sums)
         if by_outputs is not None:
-            kept.append((outputs.float().cpu(), targets.cpu()))
+            kept.append((outputs.to("cpu", torch.float32, copy=True), targets.cpu()))
     model.train(was_training)
     assert total is not None
     if not has_batch:
@@ -174,6 +182,18 @@ def evaluate(model: nn.Module, batches: Loader, task: Task, runtime: Runtime) ->
         # A metric of the same name that the task itself computes counts.
         metrics = metrics | by_outputs.output_metrics(outputs, targets) | metrics
     return metrics
+
+
+def sums_and_outputs(
+    model: nn.Module, task: Task, runtime: Runtime, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the task's sums (S,) over a batch, and the network's outputs (B, ...)."""
+    with runtime.autocast():
+        outputs = model(inputs)
+        loss = task.loss(outputs, inputs, targets)
+    sums = accumulate(None, [StepOutput(loss, outputs, targets)], task)
+    assert sums is not None
+    return sums, outputs
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from dltrain.data.loader import TensorLoader
 from dltrain.data.splits import Examples
 from dltrain.engine import fit
 from dltrain.optim import schedules
+from dltrain.optim.metrics import WithMetric
 from dltrain.optim.step import NonFiniteLoss, TrainState, accumulate_metrics, keep_on_device
 from dltrain.runtime import devices, graphs, torchrun
 from dltrain.runtime.devices import Runtime, generator_states, restore_generators
@@ -47,6 +48,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [16], "dropout": 0.3},
     "resnet": {"widths": [8], "blocks": 1},
 }
+NewGraph = Callable[[], graphs.Graph]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 
@@ -58,6 +60,7 @@ class Setup:
     optim: str = "sgd"
     keys: dict[str, Any] = field(default_factory=dict)  # of the optimizer
     task: dict[str, Any] = field(default_factory=dict)
+    metric: str = "loss"
     augmentation: dict[str, Any] = field(default_factory=dict)
     loop: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
@@ -84,10 +87,11 @@ class Setup:
             augmentation=Augmentation(**self.augmentation),
         )
 
-    def chunks(self, state: TrainState, graph: graphs.Graph | None, *, on_device: bool = True) -> Iterator[Any]:
-        runtime = Runtime(torch.device(self.device), self.precision, 1, graph=graph and (lambda: graph))
+    def chunks(self, state: TrainState, graph: NewGraph | None, *, on_device: bool = True) -> Iterator[Any]:
+        runtime = Runtime(torch.device(self.device), self.precision, 1, graph=graph)
         kind = "reconstruction" if self.model == "autoencoder" else "classification"
         task = registry.partial_call("task", node("task", kind) | self.task)()
+        task = WithMetric(task, self.metric, smaller_is_better=False, classes=10)
         loop: dict[str, Any] = {"epochs": EPOCHS, "log_every": 4, "accumulate": 1, "clip_norm": None}
         options = loop | {"on_nonfinite": "stop"} | self.loop
         if on_device:  # so that on a CPU too nothing is read in a step
@@ -114,9 +118,7 @@ def generators(setup: Setup) -> list[Tensor]:
     return [generator_states()[name] for name in {"cpu", setup.device}]
 
 
-def trained(
-    setup: Setup, graph: graphs.Graph | None, **options: bool
-) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
+def trained(setup: Setup, graph: NewGraph | None, **options: bool) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
     """Weights, moments and averages, records, and states of the generators after a run."""
     state = setup.state()
     torch.manual_seed(2)
@@ -131,10 +133,13 @@ def require_same(one: Any, other: Any) -> None:
     assert all(map(torch.equal, one[2], other[2]))
 
 
-def require_same_with_graph(setup: Setup, graph: graphs.Graph) -> None:
-    require_same(trained(setup, None), trained(setup, graph))
-    if isinstance(graph, Replay):  # each epoch ends with a batch of another shape
-        assert (graph.captures, graph.eager, graph.replays) == (1, graphs.WARM_UP + EPOCHS, EPOCHS * 4 - graphs.WARM_UP)
+def require_same_with_graph(setup: Setup, graph: NewGraph, several: int = 0) -> None:
+    made: list[graphs.Graph] = []
+    require_same(trained(setup, None), trained(setup, lambda: made.append(graph()) or made[-1]))
+    eager, replays = graphs.WARM_UP + EPOCHS, EPOCHS * 4 - graphs.WARM_UP  # the last batch has another shape
+    expected = [(1, eager, replays - several * graphs.AT_ONCE), (bool(several), 0, several), (1, eager, replays)]
+    if graph is Replay:  # of one step, of several, of a validation
+        assert [(each.captures, each.eager, each.replays) for each in made] == expected
 
 
 EVERYTHING = {"accumulate": 2, "clip_norm": 1.0, "ema": 0.9, "on_nonfinite": "skip"}
@@ -142,6 +147,7 @@ AUGMENTED = {"crop": 2, "flip": True, "rotate": 10.0, "cutout": 4, "mixup": 0.5,
 FACTORS = {"head_factor": 2.0, "bias_factor": 3.0, "weight_decay": 0.01, "decay_biases": False}  # several groups
 DEFAULT = {
     "plain": Setup(),
+    "metrics of all outputs": Setup("cnn", metric="auroc", loop={"ema": 0.5}),
     "a NaN that is skipped": Setup("cnn", "adam", keys=FACTORS, loop=EVERYTHING, spoiled=7),
     "augmented": Setup("resnet", "muon", keys=FACTORS, augmentation=AUGMENTED, loop={"log_every": 1}),
 }
@@ -179,13 +185,32 @@ def test_steps_in_which_nothing_is_read_train_to_the_same_bits(spoiled: int | No
 
 @pytest.mark.parametrize("name", DEFAULT)
 def test_recorded_steps_train_to_the_same_bits(name: str) -> None:
-    require_same_with_graph(DEFAULT[name], Replay())
+    require_same_with_graph(DEFAULT[name], Replay)
+
+
+SEVERAL = Setup("cnn", "adam", keys=FACTORS, loop={"log_every": 1000, "on_nonfinite": "skip"}, spoiled=7)
+
+
+@pytest.mark.parametrize("at_once", mostly_slow([2, 3, 4], fast=[3]))
+def test_several_steps_recorded_as_one_graph_train_to_the_same_bits(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", at_once)
+    require_same_with_graph(SEVERAL, Replay, several=(EPOCHS - 1) * (4 // at_once))  # the first epoch warms up
+
+
+@pytest.mark.parametrize("stop", mostly_slow(range(6, 15), fast=[8]))
+def test_a_run_that_stopped_while_steps_wait_continues_to_the_same_bits(
+    stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 2)
+    require_same(trained(SEVERAL, None), stopped_and_continued(SEVERAL, stop, Replay))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_recorded_steps_train_to_the_same_bits_with_each_option(name: str) -> None:
-    require_same_with_graph(OPTIONS[name], Replay())
+    require_same_with_graph(OPTIONS[name], Replay)
 
 
 @pytest.mark.slow
@@ -193,41 +218,42 @@ def test_recorded_steps_train_to_the_same_bits_with_each_option(name: str) -> No
 @pytest.mark.parametrize("model", sorted({*registry.names("model")} - {"custom", "torchvision"}))
 @pytest.mark.parametrize("options", ["plain", "everything"])
 def test_recorded_steps_train_to_the_same_bits_with_each_model_and_optimizer(
-    model: str, optim: str, options: str
+    model: str, optim: str, options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 2)
     if options == "plain":
-        require_same_with_graph(Setup(model, optim), Replay())
+        require_same_with_graph(Setup(model, optim), Replay, several=3)
     else:
         mixed = {} if model == "autoencoder" else AUGMENTED
         setup = Setup(model, optim, FACTORS, augmentation=mixed, loop=EVERYTHING, spoiled=7)
-        require_same_with_graph(setup, Replay())
+        require_same_with_graph(setup, Replay)
 
 
 @pytest.mark.slow
 def test_recorded_steps_of_a_torchvision_network_train_to_the_same_bits() -> None:
     SMALL["torchvision"] = {"arch": "shufflenet_v2_x0_5"}
-    require_same_with_graph(Setup("torchvision"), Replay())
+    require_same_with_graph(Setup("torchvision"), Replay)
 
 
-def stopped_and_continued(setup: Setup, stop: int, graph: Callable[[], graphs.Graph]) -> Any:
+def stopped_and_continued(setup: Setup, stop: int, graph: NewGraph) -> Any:
     """As `trained`, for a run that stops after a step and continues with new objects, and a new graph, from there."""
     state = setup.state()
     torch.manual_seed(2)
     records = []
-    for chunk in setup.chunks(state, graph()):
+    for chunk in setup.chunks(state, graph):
         records += timeless(chunk)
         if state.step == stop:
             break
+    accumulate_metrics(state, registry.partial_call("task", node("task", "classification"))())
     states, moments = generator_states(), copy.deepcopy(state.optimizer.state_dict())
     assert {type(group["lr"]) for group in moments["param_groups"]} == {float}
-    accumulate_metrics(state, registry.partial_call("task", node("task", "classification"))())
     restored = setup.state()
     restored.model.load_state_dict(state.model.state_dict())
     snapshot.restore_optimizer(restored.optimizer, moments)
     restored.step, restored.sums, restored.faults = state.step, state.sums, state.faults
     restored.ema_weights = state.ema_weights
     restore_generators(states)
-    records += [line for chunk in setup.chunks(restored, graph()) for line in timeless(chunk)]
+    records += [line for chunk in setup.chunks(restored, graph) for line in timeless(chunk)]
     return tensors(restored), records, generators(setup)
 
 
@@ -247,9 +273,12 @@ def test_a_run_with_recorded_steps_that_stopped_at_any_step_continues_to_the_sam
 
 @pytest.mark.parametrize("spoiled", mostly_slow([1, 7, 30, 60], fast=[7]))
 @pytest.mark.parametrize("optim", mostly_slow(["sgd", "adam", "muon"], fast=["muon"]))
-def test_recorded_steps_end_a_run_at_the_same_step_if_a_loss_is_not_finite(spoiled: int, optim: str) -> None:
+def test_recorded_steps_end_a_run_at_the_same_step_if_a_loss_is_not_finite(
+    spoiled: int, optim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 3)
     setup, ends = Setup("cnn", optim, loop={"log_every": 1000}, spoiled=spoiled), []
-    for graph in (None, Replay()):
+    for graph in (None, Replay):
         state = setup.state()
         torch.manual_seed(2)
         with pytest.raises(NonFiniteLoss) as caught:
@@ -354,11 +383,12 @@ def test_a_resumed_run_on_a_gpu_says_that_steps_were_not_recorded_before(
 
 @cuda
 @pytest.mark.parametrize("model", ["mlp", "lenet", "cnn", "lstm", "attention", "resnet", "fastnet"])
-def test_recorded_steps_train_to_the_same_bits_on_cuda(model: str) -> None:
+def test_recorded_steps_train_to_the_same_bits_on_cuda(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "AT_ONCE", 2)
     for optim, loop in itertools.product(["sgd", "adam", "adamw", "muon"], [{}, EVERYTHING]):
         with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
             setup = Setup(model, optim, loop=loop, device="cuda", spoiled=7 if loop else None)
-            require_same_with_graph(setup, CudaGraph())
+            require_same_with_graph(setup, CudaGraph)
 
 
 @cuda
@@ -372,4 +402,4 @@ def test_a_run_with_recorded_steps_continues_to_the_same_bits_on_cuda(stop: int)
 @cuda
 def test_adam_in_recorded_steps_warns_of_nothing_on_cuda() -> None:
     with warnings.catch_warnings(action="error"):
-        trained(Setup("mlp", "adam", device="cuda"), CudaGraph())
+        trained(Setup("mlp", "adam", device="cuda"), CudaGraph)

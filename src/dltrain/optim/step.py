@@ -6,7 +6,7 @@ A step whose loss is NaN or infinite must change nothing. The device decides tha
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -73,6 +73,7 @@ class TrainState:
     `pending` holds outputs of the latest steps until `accumulate_metrics` adds them to the sums, many at once.
     `parallel` wraps the model in DDP for several ranks, `ema_weights` is the moving average of the weights (ema.py).
     `rates` () are the learning rates of the optimizer's groups, None on a CPU: see `keep_on_device`.
+    `flush` computes the latest steps if they wait to be computed as one graph.
     """
 
     model: nn.Module
@@ -84,6 +85,7 @@ class TrainState:
     ema_weights: dict[str, Tensor] | None = None
     rates: list[Tensor] | None = None
     pending: list[StepOutput] = field(default_factory=list)
+    flush: Callable[[], object] = list
 
     def eval_weights(self) -> dict[str, Tensor]:
         """Return the weights that are validated, tested and saved as the best: the EMA, else the model's."""
@@ -101,9 +103,9 @@ def keep_on_device(state: TrainState, device: torch.device) -> None:
 
 
 def copy_rates(state: TrainState) -> None:
-    """Copy the learning rates to the device, each by a kernel that has it as an argument."""
-    for rate, group in zip(state.rates or (), state.optimizer.param_groups, strict=True):
-        rate.fill_(group["lr"])
+    """Copy the learning rates to the device, into new tensors, each by a kernel that has it as an argument."""
+    pairs = zip(state.rates or (), state.optimizer.param_groups, strict=True)
+    state.rates = [torch.full_like(rate, group["lr"]) for rate, group in pairs]
 
 
 class NonFiniteLoss(Exception):
@@ -192,7 +194,8 @@ def copy_flat(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 def accumulate_metrics(state: TrainState, task: Task) -> None:
-    """Add the pending outputs to `state.sums`; call it before reading these."""
+    """Compute the steps that wait, and add the pending outputs to `state.sums`; call it before reading the state."""
+    state.flush()
     state.sums = accumulate(state.sums, state.pending, task)
     state.pending.clear()
 

@@ -32,7 +32,7 @@ GPU_PRODUCTS = 1 << 28  # of a forward pass; with fewer, launches of conversions
 class Runtime:
     """Where to compute and how. `precision` is auto until the network is known; `processes` train together.
 
-    `graph` makes what records training steps, see graphs.py; None if they are not recorded.
+    `graph` makes what records steps, see graphs.py; None if they are not recorded.
     """
 
     device: torch.device
@@ -74,8 +74,8 @@ def device(
             the range of fp32 and the digits of fp16, on a GPU; null is fp32 on a CPU and `auto` on a GPU
         threads: CPU threads; null leaves the choice to torch
         deterministic: refuse operations that are not deterministic on a GPU
-        graph: record training steps on a GPU and repeat them as a whole, which saves time in small networks; `auto` is
-            false until this has been measured
+        graph: record the steps of training and validation on a GPU and repeat them as a whole, which saves time in
+            small networks; `auto` is false until this has been measured
 
     Raises DeviceError if CUDA is requested but not available.
     """

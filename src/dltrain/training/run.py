@@ -165,6 +165,7 @@ def _loop(run: Run, output: RunDir | None, sync: SignalSync, began: float, watch
             # Stopped between two records: the latest weights are tested.
             progress.best = {"split": "train", "step": state.step, "epoch": state.step / steps}
         _save(run, output, settings.keep)
+        state.flush = list  # it holds the graphs, and their memory
     except HookError as error:
         try:
             _save(run, output, settings.keep)

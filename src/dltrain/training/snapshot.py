@@ -58,8 +58,8 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
 
     `position` is the length of metrics.jsonl. Raises NonFiniteLoss, so that no such weights replace good ones.
     """
-    require_finite(run.state, run.settings.on_nonfinite)
     accumulate_metrics(run.state, run.task)
+    require_finite(run.state, run.settings.on_nonfinite)
     distributed.reduce_to_first(run.state.sums, run.runtime.processes)
     return {
         "model": run.state.model.state_dict(),
