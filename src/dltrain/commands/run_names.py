@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def expand(command: str, arguments: list[str]) -> tuple[str, list[str]]:
 
     Raises InputError for a bare argument that names neither a file nor a run, ConfigError for what cannot be resumed.
     """
+    if command == "train":
+        return command, list(map(_expanded, arguments))
     pairs = zip(["", *arguments], arguments, strict=False)
     is_bare = [not (it[:1] == "-" or before in VALUE_FOLLOWS or _is_override(it)) for before, it in pairs]
     if command in ("inspect", "report"):
@@ -41,7 +44,8 @@ def expand(command: str, arguments: list[str]) -> tuple[str, list[str]]:
         names = left if command == "eval" or key == "input" else left[:1]
         if names:
             value = ",".join(_quoted(name if key == "input" else _run(name, key, command)) for name in names)
-            expanded = [it for it in expanded if it not in names]
+            for name in bare and names:
+                expanded.remove(name)
             expanded.append(_of_sweep(key, f"[{value}]" if names[1:] else value))
             left = left[len(names) :]
     if command == "resume":
@@ -92,7 +96,7 @@ def _quoted(path: str) -> str:
 def _is_override(argument: str) -> bool:
     """True for KEY=VALUE, and not for a path that contains an equals sign."""
     key, equals, _ = argument.partition("=")
-    return bool(equals) and "/" not in key and not Path(argument).exists()
+    return bool(equals) and "/" not in key and not os.path.exists(argument)  # noqa: PTH110  (of any length)
 
 
 def _expanded(override: str) -> str:
@@ -100,7 +104,7 @@ def _expanded(override: str) -> str:
     key, _, value = override.partition("=")
     if key not in KEYS or not value or override == "sweep.resume=last":
         return override
-    if Path(value.strip("'\"")).exists():
+    if os.path.exists(value.strip("'\"")):  # noqa: PTH110  (of any length)
         return _of_sweep(key, value if value[0] in "'\"" else _quoted(value))
     return _of_sweep(key, re.sub(r"""[^,\[\]'"]+""", lambda match: _found(match[0], key), value))
 
@@ -117,7 +121,8 @@ def _run(name: str, key: str, command: str) -> str:
 
 def _of_sweep(key: str, value: str) -> str:
     """Return `key=value`, but `sweep.resume` as the key to resume a sweep."""
-    return f"{'sweep.' * (key == 'resume' and Path(value.strip(chr(39)), SWEEP).is_file())}{key}={value}"
+    is_sweep = key == "resume" and Path(value.strip("'"), SWEEP).is_file()
+    return f"sweep.resume={value}" if is_sweep else f"{key}={value}"
 
 
 def _found(name: str, key: str) -> str:

@@ -65,8 +65,8 @@ def first_line(error: object) -> str:
 
 
 def typed_line(error: BaseException) -> str:
-    """Return the type of an error and the first line of its message."""
-    return first_line(f"{type(error).__name__}: {error}").rstrip(": ")
+    """Return the first line of an error's message, after its type unless it is a UserError."""
+    return first_line(error if isinstance(error, UserError) else f"{type(error).__name__}: {error}").rstrip(": ")
 
 
 def user_line(error: BaseException | None) -> str:

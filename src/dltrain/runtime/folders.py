@@ -51,18 +51,19 @@ def find_run(name: str | Path) -> Path:
 
     A path, and a name that nothing matches, stays as it is. Raises InputError for a part of several paths.
     """
-    runs, text = newest_first(Path("outputs"), Path("outputs", "sweeps")), str(name).removeprefix("outputs/")
+    path, text = expand_user(name), str(name).removeprefix("outputs/")
+    if text in ("", "null") or (text != "last" and os.path.exists(path)):  # noqa: PTH110  (Path.exists raises for long texts)
+        return path
+    runs = newest_first(Path("outputs"), Path("outputs", "sweeps"))
     if text == "last":
         for run in runs:  # the newest may have just begun
             if (run / "sweep.json").exists() or any(run.glob("checkpoints/*.pt")):
                 return run
         raise InputError("last: outputs/ contains no run with a checkpoint. Give the folder of one")
-    if (path := expand_user(name)).exists() or text in ("", "null"):
-        return path
-    jobs = (path for path in Path("outputs", "sweeps").glob("[0-9]*/*/[0-9]*") if path.is_dir())
-    of_name = [[path for path in paths if text in str(path.relative_to("outputs"))] for paths in (runs, jobs)]
-    matching = of_name[0] or of_name[1]
-    matching = [path for path in matching if f"{text}_" in f"{path}_"] or matching  # 10-00-00/1 is not job 10
+    jobs = (job for job in Path("outputs", "sweeps").glob("[0-9]*/*/[0-9]*") if job.is_dir())
+    matching = [run for run in runs if text in str(run.relative_to("outputs"))]
+    matching = matching or [job for job in jobs if text in str(job.relative_to("outputs"))]
+    matching = [it for it in matching if f"{text}_" in f"{it}_"] or matching  # 10-00-00/1 is not job 10
     if len(matching) > 1:
         shown = listed(list(map(str, matching)), 3)
         raise InputError(f"{text}: matches {len(matching)} runs ({shown}); be more specific")

@@ -35,7 +35,7 @@ def list_runs(arguments: Sequence[str]) -> None:
     runs = list(find_runs(folder, damaged=damaged)) if folder.is_dir() else []
     labels = [run.label.replace(" job ", "/") for run in with_short_labels(runs)] if runs else []
     runs = [replace(_with_status(run), label=label) for run, label in zip(runs, labels, strict=True)]
-    runs.sort(key=lambda run: [int(it) for it in re.findall(r"\d+", "/".join(run.folder.parts[-3:]))], reverse=True)
+    runs.sort(key=_age, reverse=True)
     everything = [_searchable(run) for run in runs]
     known = {"accuracy", "loss"}.union(*everything)
     chosen = [
@@ -54,6 +54,12 @@ def list_runs(arguments: Sequence[str]) -> None:
     else:
         _show(chosen)
         _delete(chosen, folder, ask="--yes" not in flags)
+
+
+def _age(run: RunRow) -> list[int]:
+    """Return the numbers in DATE/TIME/NUMBER of a run's folder, of other folders those in its name."""
+    dated = re.search(r"\d{4}-\d\d-\d\d/.*", str(run.folder))
+    return [int(number) for number in re.findall(r"\d+", dated[0] if dated else run.folder.name)]
 
 
 def _with_status(run: RunRow) -> RunRow:
