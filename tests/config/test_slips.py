@@ -57,6 +57,7 @@ SLIPS = {
     "train device=mps": OTHER_DEVICES,
     "eval ckpt=run device=xpu": OTHER_DEVICES,
     "train device=cuda:0": "cuda takes the first GPU, and CUDA_VISIBLE_DEVICES chooses which that is",
+    "train 'note=first try, lr halved'": "a text with commas is quoted: \"note='first try, lr halved'\"",
     "train model = mlp": "error: model = mlp: did you mean model=mlp, without spaces?\n",
     "train model= mlp": "error: model= mlp: did you mean model=mlp, without spaces?\n",
     "train model=mlp model.hidden=[128, 64]": "did you mean model.hidden=[128,64], without spaces?\n",

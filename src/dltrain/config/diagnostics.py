@@ -104,9 +104,12 @@ def _unreadable_fault(text: str, command: str, known: list[str]) -> str:
 
 def _needs_sweep(override: Override, config: dict[str, Any]) -> str:
     text, key = override.input_line or "", override.key_or_group
-    is_list = has(config, key) and isinstance(at(config, key), list)
-    as_list = f"; a list is written {key}=[{text.partition('=')[2]}]" if is_list else ""
-    return f"{text}: several values make a sweep: add -m{as_list}"
+    value, hint = text.partition("=")[2], ""
+    if has(config, key) and isinstance(at(config, key), list):
+        hint = f"; a list is written {key}=[{value}]"
+    elif " " in value.strip():
+        hint = f"; a text with commas is quoted: \"{key}='{value}'\""
+    return f"{text}: several values make a sweep: add -m{hint}"
 
 
 def _in_experiment(command: str, config_dir: str | None, message: str) -> list[str]:
