@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = {  # name of a variant: package it needs
     "dltrain": "dltrain",
     "dltrain-auto": "dltrain",
+    "dltrain-compiled": "dltrain",
     "loop": "torch",
     "loader": "torch",
     "lightning": "lightning",
@@ -120,6 +121,7 @@ def command(work: Work, seed: int, workers: int) -> list[str]:
         *(f"data.limit={work.examples}", "data.crop=0", "data.flip=false", "schedule=constant", f"optim.lr={lr}"),
         *("optim=sgd", "optim.momentum=0.9", f"epochs={work.epochs}", f"batch_size={work.batch}", f"seed={seed}"),
         *("device=cpu", f"device.precision={'auto' if work.peer == 'dltrain-auto' else 'fp32'}"),
+        f"device.compile={str(work.peer == 'dltrain-compiled').lower()}",
     ]
 
 

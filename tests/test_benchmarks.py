@@ -246,3 +246,48 @@ def test_the_benchmark_of_uneven_classes_measures_each_setting_and_goes_on_where
     before = last.stat().st_mtime_ns
     main()
     assert last.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [([1.0, 300.0, 310.0], "yes"), ([400.0, 99.0, 100.0], "no")])
+def test_a_claim_holds_if_the_median_ratio_without_the_first_epoch_reaches_its_floor(
+    training: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ours: list[float],
+    verdict: str,
+) -> None:
+    def run(work: Any, seed: int, workers: int) -> dict[str, Any]:
+        return a_run(work.peer, ours if work.peer == "dltrain" else [1.0, 100.0, 100.0], 1.0)
+
+    for name in ("DLTRAIN_DATA", "PATH", "PYTHONPATH"):  # the script sets them
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(training, "run", run)
+    monkeypatch.setattr(sys, "argv", ["all.py", "--parts", "loop", "--models", "mlp", "--rounds", "3"])
+    runpy.run_path(str(BENCHMARKS / "all.py"), run_name="__main__")
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| loop")]
+    assert row.startswith("| loop | mlp | at least 1.1 | ")
+    assert row.endswith(f"| 3 | {verdict} |")
+
+
+def test_every_part_of_all_claims_has_floors_and_a_quick_choice() -> None:
+    claims = runpy.run_path(str(BENCHMARKS / "all.py"))
+    assert set(claims["PARTS"]) == set(claims["FLOORS"]) == set(claims["QUICK"])
+    for part, networks in claims["QUICK"].items():
+        assert set(networks) <= set(claims["FLOORS"][part])
+        assert set(networks) <= set(claims["EXAMPLES"])
+
+
+@pytest.mark.parametrize("part", ["threads", pytest.param("compile", marks=pytest.mark.slow)])
+def test_steps_are_timed_in_turn(
+    part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["steps.py", part, "linear", "8", "--windows", "2"])
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(BENCHMARKS / "steps.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == {"threads": 1, "compile": 2}[part]
+    assert all("ratio" in line and "n=2" in line for line in lines)

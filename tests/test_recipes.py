@@ -21,6 +21,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def a_run(seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
     return {
         "command": "dltrain train experiment=mnist_mlp",
+        "overrides": ["experiment=mnist_mlp"],
         "seed": seed,
         "accuracy": accuracy,
         "loop_seconds": 12.34,
@@ -83,8 +84,9 @@ def test_a_recipe_runs_seed_0_alone_and_the_other_seeds_in_one_command(
 
 @pytest.mark.slow
 def test_a_recipe_runs_seed_0_alone_and_the_other_seeds_as_a_sweep(recipes: ModuleType) -> None:
-    command = "dltrain train data=digits data.val=0 limit_steps=2 epochs=1 device.threads=1 report=false logger=none"
+    command = "dltrain train experiment=mnist_mlp data=digits limit_steps=2 device.threads=1 report=false logger=none"
     found = list(recipes.measured(command, 3))
+    assert [recipes.outdated(each) for each in found] == [""] * 3
     assert [each["seed"] for each in found] == [0, 1, 2]
     assert found[0]["command_seconds"] > 0
     assert [each["command_seconds"] for each in found[1:]] == [None, None]
@@ -121,3 +123,53 @@ def test_published_recipe_results_equal_the_measured_runs(recipes: ModuleType) -
             over = f"over {len(runs)} seed{'s' * (len(runs) > 1)}, "
             assert f"# Expected: {recipes.accuracy(runs)} test accuracy {over}" in header
     assert {command.split()[2].removeprefix("experiment=") for command in found} == set(recipes.names())
+
+
+def test_every_recorded_run_is_of_the_recipe_and_the_overrides_of_today(recipes: ModuleType) -> None:
+    for line in recipes.RUNS.read_text().splitlines():
+        assert recipes.outdated(json.loads(line)) == ""
+
+
+def test_a_run_of_another_recipe_or_with_other_overrides_is_refused(
+    recipes: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "configs" / "experiment", tmp_path / "experiment")
+    monkeypatch.setattr(recipes, "EXPERIMENTS", tmp_path / "experiment")
+    run = a_run(0, 0.97, recipe=recipes.digest("mnist_mlp"))
+    assert recipes.outdated(run) == ""
+    assert recipes.outdated(run | {"versions": {"torch": "3.0"}}) == ""
+    assert recipes.outdated(run | {"command": f"{run['command']} epochs=1"}).endswith("epochs=1")
+    assert "the run had" in recipes.outdated(run | {"overrides": ["experiment=mnist_mlp", "optim.lr=0.2"]})
+    assert recipes.outdated(run | {"command": "dltrain train experiment=mnist_gone"}) == "there is no recipe mnist_gone"
+    path = tmp_path / "experiment" / "mnist_mlp.yaml"
+    path.write_text(path.read_text().replace("# Expected", "# As expected"))
+    assert recipes.outdated(run) == ""
+    path.write_text(path.read_text().replace("epochs: 20", "epochs: 21"))
+    assert recipes.outdated(run) == "mnist_mlp.yaml has changed"
+
+
+@pytest.mark.parametrize(("accuracy", "is_in"), [(0.9812, True), (0.9890, False), (0.9700, False)])
+def test_a_check_runs_a_new_seed_and_says_whether_it_is_in_the_spread(
+    recipes: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    accuracy: float,
+    is_in: bool,
+) -> None:
+    commands = []
+
+    def run(command: str, folder: str) -> tuple[list[str], float]:
+        commands.append(command)
+        return ["run"], 65.0
+
+    monkeypatch.setattr(recipes, "run", run)
+    monkeypatch.setattr(recipes, "row", lambda command, path, seconds: {"accuracy": accuracy})
+    runs = [a_run(seed, value) for seed, value in enumerate((0.980, 0.981, 0.982))]
+    assert recipes.check("dltrain train experiment=mnist_mlp", runs) is is_in
+    assert commands == ["dltrain train experiment=mnist_mlp seed=3"]
+    assert "97.60 to 98.60 %" in capsys.readouterr().out  # 98.1 ± 4.303 (Student's t, 2 degrees) * 0.1 * sqrt(4 / 3)
+
+
+def test_one_recorded_seed_cannot_be_checked(recipes: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="one recorded seed has no spread"):
+        recipes.spread([a_run(0, 0.97)])

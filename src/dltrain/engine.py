@@ -32,6 +32,7 @@ from dltrain.optim.step import (
 from dltrain.runtime import distributed
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import UserError
+from dltrain.runtime.fast_layers import with_fast_layers
 from dltrain.runtime.graphs import GraphedStep, GraphedSteps
 
 Schedule = Callable[[int, int], float]
@@ -90,7 +91,13 @@ def fit(
     steps = len(train)
     total = steps * epochs
     alone = runtime.processes.world_size == 1
-    update = partial(train_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
+    if runtime.compile:
+        from dltrain.optim.compiled_step import CompiledStep  # imported only if asked for: it takes seconds
+
+        make_step: Callable[..., list[StepOutput]] = CompiledStep(train.rank_weight(0)[0])
+    else:
+        make_step = with_fast_layers(train_step, state.model, runtime)
+    update = partial(make_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
 
     def step(inputs: Tensor, targets: Tensor, *rates: Tensor, weight: float = 1.0) -> None:
         state.rates = list(rates) if rates else state.rates
@@ -128,8 +135,7 @@ def fit(
             examples += count
             records = []
             epoch_ends = state.step % steps == 0
-            is_due = epoch_ends or state.step % log_every == 0
-            if is_due:
+            if epoch_ends or state.step % log_every == 0:
                 accumulate_metrics(state, task)
                 assert state.sums is not None
                 distributed.all_reduce_sum(state.sums, runtime.processes)

@@ -160,7 +160,7 @@ def contents(honest: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
     nodes = {f"a{index}": dict.fromkeys("pq", f"${{a{index + 1}}}") for index in range(8)} | {"a8": [1] * 9000}
     lists = {f"a{index}": [f"${{a{index + 1}}}"] * 2 for index in range(40)} | {"a40": "laugh"}
     recurrent = {"cell": "lstm", "bidirectional": False, "pool": "last", "dropout": 0.0}
-    heads = {"tokens": "patches", "patch": 7, "heads": 1, "dropout": 0.0}
+    heads = {"tokens": "patches", "patch": 7, "heads": 1, "dropout": 0.0, "drop_path": 0.0}
     one = torch.zeros(1000, 1000)
     shared = {f"layers.{2 * index + 1}.weight": one for index in range(600)}
     shared |= {f"layers.{2 * index + 1}.bias": one[0] for index in range(600)}

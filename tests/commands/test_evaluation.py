@@ -520,6 +520,20 @@ def test_a_checkpoint_of_a_gpu_is_evaluated_on_a_cpu_as_a_run_there_would_be(
     assert dltrain("eval", f"ckpt={path}").code == 66
 
 
+def test_an_lstm_trained_in_bf16_is_evaluated_in_fp32_on_a_cpu_that_has_none_in_bf16(
+    dltrain: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = trained("model=lstm", "model.hidden=4", "epochs=1") / "checkpoints" / "best.pt"
+    content = checkpoint.load(path)
+    content["runtime"]["precision"] = "bf16"
+    checkpoint.save(path, content)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    result = dltrain("eval", f"ckpt={path}")
+    assert result.code == 0, result.err
+    assert "computed in fp32, trained in bf16" in result.out
+    assert dltrain("eval", f"ckpt={path}", "device.precision=bf16").code == 69
+
+
 def test_eval_warns_if_a_split_differs_from_the_training(dltrain: Command, trained: Trained, tmp_path: Path) -> None:
     for label, level in (("dark", 20), ("light", 200)):
         (tmp_path / "pictures" / label).mkdir(parents=True)

@@ -34,7 +34,7 @@ EXPLAINED = {
   default  20 ({CONFIGS}/train.yaml)
 
 device.threads=null
-  means    CPU threads; null leaves the choice to torch
+  means    CPU threads; null is a fixed rule: one for small steps, more for more work, at most one for each core
   is       a whole number >= 1, <= 1024 or null
   from     {CONFIGS}/device/auto.yaml
   default  null ({CONFIGS}/device/auto.yaml)

@@ -25,7 +25,7 @@ from PIL import Image
 
 import dltrain
 from dltrain.commands.from_python import TrainedNetwork
-from dltrain.runtime.errors import ConfigError, InputError, UserError, user_line
+from dltrain.runtime.errors import ConfigError, DeviceError, InputError, OutputError, UserError, user_line
 from support.command import Command, Trained
 from support.tiers import mostly_slow
 
@@ -387,3 +387,15 @@ def test_a_sweep_from_python_returns_its_jobs(capsys: pytest.CaptureFixture[str]
     with pytest.raises(ConfigError, match=r"^optim\.lrr: no such key"):
         dltrain.sweep(["optim.lrr=1,2"])
     assert dltrain.sweep(["optim.lr=1,2", "sweep.dry=true"])["jobs"] == []
+
+
+@pytest.mark.parametrize("kind", [UserError, ConfigError, InputError, DeviceError, OutputError])
+def test_a_sweep_that_ends_early_raises_the_error_of_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[UserError]
+) -> None:
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho error: it is so\nexit {kind.exit_code}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match=r"^it is so$") as raised:
+        dltrain.sweep(["optim.lr=1,2"])
+    assert raised.type is kind

@@ -30,6 +30,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lstm with all": {"name": "lstm", "hidden": 6, "layers": 2, "bidirectional": True, "pool": "attention"},
     "attention": {"name": "attention", "width": 8, "depth": 1, "heads": 2},
     "attention on rows": {"name": "attention", "tokens": "rows", "width": 8, "depth": 2, "heads": 2, "dropout": 0.5},
+    "attention on convolutions": {
+        "name": "attention",
+        "tokens": "convolutions",
+        "width": 8,
+        "heads": 2,
+        "drop_path": 0.5,
+    },
     "autoencoder": {"name": "autoencoder", "hidden": [8, 4]},
     "fastnet": {"name": "fastnet", "widths": [32, 6]},
     "fastnet with all": {"name": "fastnet", "widths": [32, 6], "depth": 3, "norm_momentum": 0.1, "scale": 0.5},
@@ -285,7 +292,7 @@ def test_last_pooling_takes_the_final_state_of_each_direction(cell: str, layers:
     torch.testing.assert_close(model(images), model.classifier(torch.cat([hidden[-2], hidden[-1]], dim=1)))
 
 
-@pytest.mark.parametrize("variant", ["lstm with all", "attention", "attention on rows"])
+@pytest.mark.parametrize("variant", ["lstm with all", "attention", "attention on rows", "attention on convolutions"])
 def test_attention_pooling_is_a_weighted_mean_whose_weights_sum_to_1(variant: str) -> None:
     model, tokens = network(variant, (1, 8, 8), 3, dropout=0.0).eval(), []
     model.score.register_forward_hook(lambda _, inputs, scores: tokens.append((inputs[0], scores)))
@@ -311,6 +318,8 @@ def test_attention_pooling_of_equal_rows_is_any_of_them() -> None:
         ({"tokens": "patches", "patch": 4}, 8 * 7),
         ({"tokens": "patches", "patch": 2}, 16 * 14),
         ({"tokens": "rows"}, 32),
+        ({"tokens": "convolutions", "patch": 4}, 8 * 7),
+        ({"tokens": "convolutions", "patch": 2}, 16 * 14),
     ],
     ids=str,
 )
@@ -326,6 +335,32 @@ def test_a_patch_embedding_keeps_its_position() -> None:
     embedded = model.embed(images).flatten(2).transpose(1, 2)  # (1, T, width)
     changed = (embedded != model.embed.bias).any(dim=2)
     assert changed.tolist() == [[False, True, False, False]]
+
+
+def test_convolutions_make_a_token_of_each_square_and_of_its_neighbours() -> None:
+    model = network("attention", (1, 16, 16), 2, tokens="convolutions", patch=4)
+    convolutions = [layer for layer in model.embed if isinstance(layer, nn.Conv2d)]
+    assert [layer.weight.shape for layer in convolutions] == [(4, 1, 3, 3), (8, 4, 3, 3)]
+    images = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    embedded = model.embed(images)
+    assert embedded.shape == (1, 8, 4, 4)
+    embedded[:, :, 1, 1].sum().backward()
+    rows = images.grad.abs().sum(dim=3).flatten().nonzero().flatten()
+    assert rows.min() < 4 and rows.max() >= 8  # more than its own square of rows 4 to 7
+
+
+def test_drop_path_skips_the_branches_of_whole_images_and_keeps_their_mean() -> None:
+    model = network("attention", (1, 8, 8), 2, tokens="rows", depth=3, drop_path=0.5)
+    assert [block.drop_path for block in model.blocks] == [0.0, 0.25, 0.5]
+    block, x = model.blocks[2], torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)).expand(4000, 5, 8)
+    torch.nn.init.zeros_(block.mlp[2].weight)
+    torch.nn.init.zeros_(block.mlp[2].bias)
+    change = block(x) - x
+    skipped = (change == 0).flatten(1).all(dim=1)
+    assert 0.45 < skipped.float().mean() < 0.55
+    block.eval()
+    branch = (block(x) - x)[:1]
+    torch.testing.assert_close(change[~skipped], (2 * branch).expand(int((~skipped).sum()), 5, 8))
 
 
 def test_attention_is_softmax_of_products() -> None:
@@ -356,6 +391,8 @@ def test_neither_the_code_nor_the_image_is_cut_at_zero() -> None:
     [
         ("attention", MNIST, {"patch": 5}, "model.patch must divide 28x28. Received 5"),
         ("attention", (1, 28, 30), {"patch": 4}, "model.patch must divide 28x30. Received 4"),
+        ("attention", MNIST, {"tokens": "convolutions", "patch": 5}, "model.patch must divide 28x28. Received 5"),
+        ("attention", MNIST, {"tokens": "convolutions", "patch": 7}, "model.patch must be 2, 4, 8 or 16"),
         ("attention", MNIST, {"heads": 3}, "model.heads must divide model.width=8. Received 3"),
         ("cnn", MNIST, {"widths": [4] * 5}, "28x28 is too small for 5 pools; set fewer model.widths"),
         ("cnn", (1, 1, 64), {}, "1x64 is too small for 1 pools"),

@@ -249,7 +249,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "lstm": {"name": "lstm", "cell": "gru", "hidden": 8, "layers": 1, "bidirectional": False, "pool": "last"}
     | {"dropout": 0.0},
     "attention": {"name": "attention", "tokens": "patches", "patch": 2, "width": 8, "depth": 1, "heads": 2}
-    | {"dropout": 0.0},
+    | {"dropout": 0.0, "drop_path": 0.0},
 }
 
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
+from dltrain.config import composition
 from dltrain.engine import Record
 from dltrain.report import run_files
 from dltrain.runtime import folders
@@ -85,3 +87,38 @@ def test_a_long_name_is_short_in_bytes_too() -> None:
 def test_a_text_like_a_number_is_a_text_to_hydra_too(tmp_path: Path, text: str) -> None:
     run_files.write_config(tmp_path / ".hydra" / "config.yaml", {"name": text})
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").name == text
+
+
+TEXTS = ["a: b", "- x", "#", "x" * 300, "two words " * 30, "é 日 🙂", "a\nb\n", "\t", "\x85\ufeff", "'\"", "*x"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_is_read_back_as_it_was(tmp_path: Path, text: str) -> None:
+    run_files.write_config(tmp_path / ".hydra" / "config.yaml", {"name": text, "tags": [text]})
+    assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml") == {"name": text, "tags": [text]}
+
+
+def test_a_config_is_the_file_that_pyyaml_itself_writes(tmp_path: Path) -> None:
+    config = composition.preview("train", ["+experiment=textbook/lenet_mnist"]).config
+    run_files.write_config(tmp_path / ".hydra" / "config.yaml", config)
+    written = (tmp_path / ".hydra" / "config.yaml").read_text()
+
+    class Plain(yaml.SafeDumper):
+        """The dumper in Python, which is used where libyaml is not there."""
+
+    Plain.add_representer(str, run_files._Dumper.represent_text)
+    assert written == yaml.dump(config, Dumper=Plain, sort_keys=False, allow_unicode=True)
+
+
+def test_metrics_are_on_the_disk_before_a_checkpoint_unless_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    metrics = run_files.Metrics(tmp_path / "metrics.jsonl")
+    metrics.flush()
+    assert synced == []
+    metrics.write(record(1))
+    metrics.flush()
+    assert synced == [metrics.file.fileno()]
+    metrics.close()

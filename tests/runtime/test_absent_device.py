@@ -30,7 +30,7 @@ CASES: dict[str, tuple[list[str], dict[str, int]]] = {
     "autoencoder": (["model=autoencoder", "task=reconstruction"], {"read interval_metrics": 18, "read evaluate": 4}),
     "resnet": (["model=resnet", "model.widths=[4]", "optim=muon", *EVERYTHING], {"read require_finite": 1}),
     "fastnet": (["model=fastnet", "model.widths=[8,8,8]", "optim=muon"], {}),
-    "rmsprop": (["model=linear", "optim=rmsprop"], {"read _update": 10}),  # each step
+    "rmsprop": (["model=linear", "optim=rmsprop"], {"read update_weights": 10}),  # each step
     "focal loss": ([*LINEAR, "task.focal=2.0", "task.label_smoothing=0.1"], {}),
     # Of each epoch, whose batches are prepared at once: places of the examples, and what is sampled on the CPU.
     "crop": ([*LINEAR, "data.crop=2", "data.flip=true"], AUGMENTED | {"copy to gpu _of": 4}),

@@ -15,6 +15,7 @@ from dltrain.runtime import devices, process_state
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import DeviceError, UserError
 from dltrain.runtime.graphs import CudaGraph
+from support.command import Command
 from support.contents import content
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -216,6 +217,27 @@ def test_tf32_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
             devices.device(**(AUTO | {"name": name, "precision": "tf32"}))
     devices.device(**(AUTO | {"name": "cpu"}))
     assert tf32() == before
+
+
+def test_an_lstm_with_projections_needs_no_bf16_of_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    cpu = torch.device("cpu")
+    assert not devices.lacks_bf16(cpu, torch.nn.LSTM(2, 4, proj_size=2))
+    assert devices.lacks_bf16(cpu, torch.nn.LSTM(2, 4)) == torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.parametrize(("cell", "code"), [("lstm", 69), ("gru", 0)])
+def test_an_lstm_in_bf16_is_refused_on_a_cpu_that_has_none(
+    dltrain: Command, monkeypatch: pytest.MonkeyPatch, cell: str, code: int
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    words = "model=lstm", f"model.cell={cell}", "model.hidden=4", "data.limit=20", "epochs=1", "report=false"
+    result = dltrain("train", *words, "device.precision=bf16")
+    assert result.code == code, result.err
+    if code:
+        message = "this CPU cannot compute an LSTM in bf16. Set device.precision=fp32"
+        assert result.err == f"error: device.precision=bf16: {message}\n"
+        assert not Path("outputs").exists()
 
 
 def test_a_run_from_python_restores_tf32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -561,3 +563,43 @@ Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50"""
     with pytest.raises(UserError) as caught, distributed.process_group(Processes(rank=0, world_size=2)):
         pytest.fail("went on")
     assert str(caught.value).endswith(": Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 50")
+
+
+# --- several machines (on two real hosts: test_two_hosts.py)
+
+
+def meeting(store: Any, world: int) -> list[str]:
+    """Let all ranks agree on a name for their start, the first one coming last."""
+    with ThreadPoolExecutor(world) as threads:
+        names = [threads.submit(distributed._attempt, store, Processes(rank, world)) for rank in range(1, world)]
+        time.sleep(0.1)
+        return [distributed._attempt(store, Processes(0, world)), *(name.result() for name in names)]
+
+
+def test_ranks_that_are_started_again_agree_on_a_new_name_whatever_dead_ones_left() -> None:
+    """Agents on several machines count restarts differently: only what the ranks exchange counts."""
+    store = torch.distributed.HashStore()
+    names = []
+    for _ in range(3):
+        names.append(meeting(store, 3))
+        store.set("first", "0123")  # of a first rank that was killed before it had met the others
+    assert [len(set(each)) for each in names] == [1, 1, 1]
+    assert len({each[0] for each in names}) == 3
+
+
+def test_a_rank_that_is_never_answered_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.HashStore()
+    store.set("first", "0123")
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT", timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match="rank 0 did not answer"):
+        distributed._attempt(store, Processes(1, 2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has other options of connections")
+def test_connections_between_ranks_end_after_a_minute_of_silence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as connection:
+        distributed._end_if_silent([Path("/dev/fd", name) for name in (str(connection.fileno()), "0", "9999")])
+        options = socket.SO_KEEPALIVE, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT
+        levels = socket.SOL_SOCKET, *[socket.IPPROTO_TCP] * 3
+        assert [connection.getsockopt(*each) for each in zip(levels, options, strict=True)] == [1, 30, 10, 60_000]
+        connection.sendall(b"still open")

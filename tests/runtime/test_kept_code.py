@@ -1,5 +1,7 @@
 """What a run keeps of its code: what git knows to have changed, the packages, the command and the memory."""
 
+import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,6 +11,7 @@ import pytest
 
 from dltrain.runtime import system_info
 from support.command import Command
+from support.sweeping import sweep_folder
 
 QUICK = ("train", "model=mlp", "model.hidden=[8]", "data.limit=100", "epochs=1", "device.threads=1", "logger=none")
 
@@ -106,6 +109,20 @@ def test_jobs_leave_code_and_packages_to_the_sweep(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "sweep" / "packages.txt").exists()
     kept(tmp_path / "sweep" / "0_a")
     assert not list((tmp_path / "sweep" / "0_a").iterdir())
+
+
+def test_a_worker_asks_git_once_for_all_its_jobs(
+    dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho 0123abcd\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    folder = sweep_folder(dltrain(QUICK[0], "-m", *QUICK[1:], "seed=1,2,3", "sweep.workers=1", "device.name=cpu"))
+    summaries = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
+    assert [summary["git"] for summary in summaries] == ["0123abcd"] * 3
+    assert sum(" describe " in line for line in (tmp_path / "asked").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

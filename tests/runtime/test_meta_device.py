@@ -51,7 +51,7 @@ AUGMENTATIONS = {
 @pytest.fixture(autouse=True)
 def _without_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what is not finite fused kernels take notice on the device, and there is none for meta; others would look."""
-    monkeypatch.setattr(steps, "_update", lambda state, _fault: state.optimizer.step())
+    monkeypatch.setattr(steps, "update_weights", lambda state, _fault: state.optimizer.step())
 
 
 def node(group: str, name: str) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class Faulty(nn.Module):
             elif self.how == "nap":
                 self.how = "none"
                 time.sleep(3)
+            elif self.how == "slow":
+                time.sleep(0.2)
+            elif self.how == "hog":
+                self.hoard = torch.ones(3 << 28)  # 3 GiB
+                time.sleep(1000)
             elif self.how == "abort":
                 os.abort()
             elif self.how == "segv":

@@ -1,6 +1,8 @@
-"""Ray and Slurm (through submitit's local executor): same folders, same table, same faults."""
+"""Ray, and the trial of a sweep for Slurm on this machine: same folders, same table, same faults."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,7 @@ def test_an_executor_gives_the_same_table_and_a_killed_worker_is_a_row(
 ) -> None:
     found = swept(tmp_path, name)
     assert [row["status"].split(" ")[0] for row in found] == ["done", "failed", "done"]
-    assert "lost: its worker died" in found[1]["status"]
+    assert {"ray": "lost: its worker died", "slurm": "killed by SIGKILL"}[name] in found[1]["status"]
     assert [row for row in found if row["status"] == "done"] == [row for row in reference if row["status"] == "done"]
     assert processes_in(tmp_path) == []
 
@@ -63,14 +65,45 @@ def test_a_hanging_job_of_an_executor_fails_like_a_local_one(tmp_path: Path) -> 
     assert [row["status"] for row in rows(folder)] == ["failed (124): timed out after 8 (sweep.job_timeout)"]
 
 
+AGES = """
+import json, sys
+from pathlib import Path
+
+import dltrain
+from dltrain.commands.jobs import JobResult
+from dltrain.sweeps.executors.ray import Ray
+from dltrain.sweeps.executors.worker import Task
+
+executor = Ray(2, 1, 0, {"num_cpus": 1})
+for number in range(2):
+    folder = Path(f"job-{number}").absolute()
+    folder.mkdir()
+    executor.start(Task("train", number, dltrain.compose("train", sys.argv[1:]), [], folder, folder / "train.log"))
+ages, ended = {0: [], 1: []}, []
+while len(ended) < 2:
+    for number in ages.keys() - set(ended):
+        ages[number].append(max(executor.age(number), -1.0))
+    for number, message in executor.wait():
+        if isinstance(message, JobResult):
+            assert not message.code, message
+            ended.append(number)
+executor.close()
+first, second = ages[ended[0]], ages[ended[1]]
+print(json.dumps({"first": first, "queued": second[: len(first) - 1], "second": second[len(first) :]}))
+"""
+
+
 @pytest.mark.slow
 def test_time_in_the_queue_of_an_executor_does_not_count_as_job_time(tmp_path: Path) -> None:
     write_faulty(tmp_path)
-    naps = ",".join(f"nap-{job}" for job in range(8))  # 3 s each, one after another: the last one waits for 21 s
-    overrides = [*MODEL, f"+model.how={naps}", "device=cpu", "device.threads=1", "sweep.job_timeout=20"]
-    engine = ["sweep.executor=ray", "sweep.workers=8", "sweep.options={num_cpus: 1}"]
-    process = run_alone("train", "-m", *overrides, *engine, cwd=tmp_path)
+    words = [*MODEL, "+model.how=nap", "device=cpu", "device.threads=1"]  # 3 s each, on one CPU
+    command, settings = [sys.executable, "-c", AGES, *words], {"capture_output": True, "text": True, "timeout": 300}
+    process = subprocess.run(command, cwd=tmp_path, check=False, **settings)
     assert process.returncode == 0, process.stdout + process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert {*found["queued"]} == {-1.0}
+    assert max(found["first"]) > 1
+    assert max(found["second"]) > 1
 
 
 @pytest.mark.slow
@@ -105,12 +138,9 @@ def test_no_file_chooses_a_launcher_of_hydras(dltrain: Command, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
-        (["sweep.executor=slurm"], 69, "there is no sbatch here"),
-        (["sweep.executor=slurm", "sweep.options={cluster: local, nodez: 3}"], 2, "nodez"),
         (["sweep.executor=ray", "sweep.options={address: '127.0.0.1:1'}"], 69, "sweep.executor=ray"),
         (["sweep.executor=ray", "sweep.options={adress: auto}"], 69, "adress"),
         (["sweep.executor=ray", "sweep.options={num_cpus: 1}", "device.threads=2"], 69, "needs 2 CPUs"),
-        (["sweep.executor=slurm", "sweep.options={cluster: local, timeout_min: 0.2}"], 2, "timeout_min"),
     ],
 )
 def test_a_missing_executor_is_reported(tmp_path: Path, overrides: list[str], code: int, message: str) -> None:
@@ -119,14 +149,21 @@ def test_a_missing_executor_is_reported(tmp_path: Path, overrides: list[str], co
     assert not list(tmp_path.glob("outputs/sweeps/*/*"))
 
 
-@pytest.mark.parametrize("name", ["ray", "slurm", "search"])
+def test_a_sweep_on_slurm_needs_sbatch(dltrain: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", "")
+    result = dltrain("train", "-m", "seed=1,2", "sweep.executor=slurm")
+    assert (result.code, "there is no sbatch here" in result.err) == (69, True), result.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["ray", "search"])
 def test_an_executor_that_is_not_installed_is_named_with_its_extra(
     dltrain: Command, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     import importlib.util
     import sys
 
-    module = {"ray": "ray", "slurm": "submitit", "search": "optuna"}[name]
+    module = {"ray": "ray", "search": "optuna"}[name]
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda it: None if it == module else real(it))
     monkeypatch.setitem(sys.modules, "optuna", None)

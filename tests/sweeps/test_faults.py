@@ -154,9 +154,8 @@ def test_a_first_ctrl_c_saves_all_jobs_and_a_resume_gives_the_same_result(tmp_pa
     arguments = ["-m", "model=mlp", "data.limit=200", "epochs=120", "seed=1,2,3", "device.threads=1", "sweep.workers=2"]
     command = [sys.executable, "-m", "dltrain", "train", *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    while len(list(tmp_path.glob("outputs/sweeps/*/*/*/metrics.jsonl"))) < 2:
+    while sum(path.stat().st_size > 0 for path in tmp_path.glob("outputs/sweeps/*/*/*/metrics.jsonl")) < 2:
         time.sleep(0.02)
-    time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all of the group
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out

@@ -120,6 +120,11 @@ def test_a_dry_sweep_prints_its_jobs_and_leaves_nothing(dltrain: Command) -> Non
     assert not Path("outputs").exists()
 
 
+def test_what_is_trusted_for_one_start_is_no_override_of_a_job(dltrain: Command) -> None:
+    result = dltrain("train", "-m", *QUICK, "seed=3,4", "trust=[my_nets]", "sweep.dry=true")
+    assert [line.split()[-1] for line in result.out.splitlines() if line.startswith("job ")] == ["seed=3", "seed=4"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -144,7 +144,7 @@ def test_a_failed_trial_is_a_row_and_the_search_continues(dltrain: Command) -> N
         (["optim.lr=tag(log,interval(0,1.0))"], "optim.lr="),
         (["optim.lr=interval(-1.0,1.0)"], "optim.lr=-1.0: must be a number > 0"),
         (["optim.lr=0.1,0.2", "data.val=0"], "needs a validation set"),
-        (["optim.lr=0.1,0.2", "sweep.pruner=median", "sweep.executor=ray"], "needs sweep.executor=local"),
+        (["optim.lr=0.1,0.2", "sweep.pruner=median", "sweep.metric=test_loss"], "needs a metric of val"),
         (["optim.lr=0.1,0.2", "sweep.trials=0"], "sweep.trials=0: must be a whole number >= 1"),
         (["model=mlp,lennet"], "did you mean lenet?"),
     ],

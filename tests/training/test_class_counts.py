@@ -79,6 +79,25 @@ def test_images_that_are_in_two_splits_are_counted(dtype: torch.dtype, caplog: p
     assert shown(data(*parts), caplog)[-1] == line + "2 of 4 test images are in train, 1 of 4 val images are in train"
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+def test_images_are_compared_whole_whatever_their_size(side: int, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = (examples(*[0, 1] * 20, classes=2, seed=seed) for seed in range(2))
+    train, test = (part._replace(images=part.images.repeat(1, 1, 2, 2)[:, :, :side, :side]) for part in (train, test))
+    seen = {image.numpy().tobytes() for image in train.images}
+    count = sum(image.numpy().tobytes() in seen for image in test.images)
+    warned = [line for line in shown(data(train, test=test), caplog) if line.startswith("W the same")]
+    expected = (
+        f"W the same images are in two splits, so that metrics look too good: {count} of 40 test images are in train"
+    )
+    assert warned == [expected] * bool(count)
+
+
+def test_images_of_the_same_bytes_in_another_order_are_others(caplog: pytest.LogCaptureFixture) -> None:
+    train = examples(0, 1, classes=2)
+    test = train._replace(images=train.images.flatten(1).roll(8, 1).view_as(train.images))
+    assert not any(line.startswith("W") for line in shown(data(train, test=test), caplog))
+
+
 def test_an_image_that_differs_in_one_value_is_another(caplog: pytest.LogCaptureFixture) -> None:
     train = examples(0, 1, classes=2)
     test = train._replace(images=train.images.clone())

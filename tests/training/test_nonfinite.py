@@ -53,6 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "depth": 1,
         "heads": 2,
         "dropout": 0.2,
+        "drop_path": 0.0,
     },
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dltrain.checkpoints import checkpoint
 from dltrain.config import signatures
 from dltrain.runtime import devices
 from support.command import Command
@@ -170,6 +171,17 @@ def test_state_that_no_checkpoint_can_hold_is_reported_at_the_start(own: Command
     assert result.code == 2, result.out
     assert "a checkpoint of this run could not be loaded again" in result.err
     assert told in result.err
+
+
+@pytest.mark.parametrize("words", [[], ["data.name=mine:pictures"]])
+def test_a_checkpoint_is_checked_again_once_the_optimizer_has_state(
+    own: Command, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    checked: list[object] = []
+    monkeypatch.setattr(checkpoint, "_require_readable", lambda *content: checked.append(content))
+    quick = QUICK if words else ("model=linear", "data.limit=100")
+    assert own("train", *quick, "epochs=3", "checkpoint_every=1", *words).code == 0
+    assert len(checked) == 2
 
 
 @pytest.mark.parametrize(

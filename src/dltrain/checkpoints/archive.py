@@ -62,9 +62,8 @@ def read(file: BinaryIO, size: int) -> Any:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's fault, not the file's
             raise
         raise UnsafePickle(f"not an archive of torch ({str(error)[:80] or type(error).__name__})") from error
-    prefix = pickled.removesuffix("data.pkl")
-    storages = {name.removeprefix(f"{prefix}data/"): length for name, length in sizes.items()}
-    return values(data, storages)
+    prefix = f"{pickled.removesuffix('.pkl')}/"  # of the entries that hold tensors
+    return values(data, {name.removeprefix(prefix): length for name, length in sizes.items()})
 
 
 def check_ends(file: BinaryIO, size: int) -> None:

@@ -48,8 +48,8 @@ def save(path: Path, content: dict[str, Any], *, keep: int = 1, check: bool = Fa
             if held is not None:
                 for number in reversed(_numbers(path)):  # not up to `keep`, which may be any number
                     if 1 <= number < keep - 1:
-                        _previous(path, number).replace(_previous(path, number + 1))
-                held.replace(_previous(path, 1))
+                        atomic_files.rename(_previous(path, number), _previous(path, number + 1))
+                atomic_files.rename(held, _previous(path, 1))
         finally:
             if held is not None:
                 held.unlink(missing_ok=True)

@@ -11,12 +11,12 @@ from dltrain.commands import help_pages
 from dltrain.data.idx import data_root
 from dltrain.report import run_files
 from dltrain.runtime import devices, memory, system_info
+from dltrain.runtime import threads as thread_rule
 from dltrain.runtime.errors import ConfigError
 
 EXTRAS = {  # of pyproject.toml: a module that each installs, and what it brings
     "search": ("optuna", "sweep.search and pruning"),
     "ray": ("ray", "sweep.executor=ray"),
-    "slurm": ("submitit", "sweep.executor=slurm"),
     "export": ("onnx", "export format=onnx"),
     "mlflow": ("mlflow", "logger=mlflow"),
     "wandb": ("wandb", "logger=wandb"),
@@ -50,7 +50,7 @@ def text(arguments: list[str]) -> str:
 
 def examine() -> dict[str, Any]:
     """Return the versions, devices, memory, data and extras of this machine, and as `help` what would improve them."""
-    cores, threads, root = system_info.usable_cores(), torch.get_num_threads(), data_root(None)
+    cores, threads, root = system_info.usable_cores(), thread_rule.available(), data_root(None)
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     runtime = devices.Runtime(torch.device("cuda" if gpus else "cpu"), "auto", threads)
     auto = devices.resolve_precision(runtime, torch.nn.Conv2d(32, 128, 3), 256, "classification")
@@ -62,7 +62,6 @@ def examine() -> dict[str, Any]:
     why = "its driver does not suit this PyTorch" if torch.version.cuda else "this PyTorch was built without CUDA"
     advice = {
         f"nvidia-smi is here, but no GPU can be used: {why}. See pytorch.org": shutil.which("nvidia-smi") and not gpus,
-        f"{threads} threads share {cores:g} cores. Set device.threads={max(1, int(cores))}": threads > max(1, cores),
         f"{root} does not exist. Set DLTRAIN_DATA to the folder of your data sets": not root.is_dir(),
         "less than 1 GiB of memory or disk is free": min(free.values()) < 1,
     }

@@ -100,5 +100,4 @@ def _two_columns(left: str, right: str, indent: int, columns: int) -> list[str]:
     wrapped = textwrap.wrap(right, columns, initial_indent=" " * indent, subsequent_indent=" " * indent)
     if wrapped and len(left) + 4 <= indent:
         return [f"  {left}".ljust(indent) + wrapped[0].lstrip(), *wrapped[1:]]
-    first = textwrap.wrap(left, columns, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-    return first + wrapped
+    return textwrap.wrap(left, columns, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False) + wrapped

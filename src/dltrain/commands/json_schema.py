@@ -132,15 +132,11 @@ def _if_chosen(group: str, option: str) -> dict[str, Any]:
     key = f"override /{group}"
     listed = {"type": "object", "properties": {key: {"const": option}}, "required": [key]}
     named = {"type": "object", "properties": {"name": {"const": option}}, "required": ["name"]}
-    return {
-        "if": {
-            "anyOf": [
-                {"properties": {"defaults": {"contains": listed}}, "required": ["defaults"]},
-                {"properties": {group: named}, "required": [group]},
-            ]
-        },
-        "then": {"properties": {group: {"$ref": f"#/$defs/{group}.{option}"}}},
-    }
+    places = [
+        {"properties": {"defaults": {"contains": listed}}, "required": ["defaults"]},
+        {"properties": {group: named}, "required": [group]},
+    ]
+    return {"if": {"anyOf": places}, "then": {"properties": {group: {"$ref": f"#/$defs/{group}.{option}"}}}}
 
 
 def _defaults_list(configs: Path, groups: list[str]) -> dict[str, Any]:
@@ -150,21 +146,14 @@ def _defaults_list(configs: Path, groups: list[str]) -> dict[str, Any]:
     for group in groups:
         if group in registry.GROUPS and registry.GROUPS[group].several:
             options[group] = {"anyOf": [options[group], {"type": "array", "items": options[group]}]}
-    return {
-        "type": "array",
-        "description": "the options that are chosen, such as `- override /model: mlp`",
-        "items": {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "object",
-                    "properties": {f"override /{group}": enum for group, enum in options.items()},
-                    "patternProperties": {f"{prefix}{group}$": enum for group, enum in options.items()},
-                    "propertyNames": {"pattern": f"{prefix}({'|'.join(groups)}|experiment|hydra/.+)$"},
-                },
-            ]
-        },
+    choice = {
+        "type": "object",
+        "properties": {f"override /{group}": enum for group, enum in options.items()},
+        "patternProperties": {f"{prefix}{group}$": enum for group, enum in options.items()},
+        "propertyNames": {"pattern": f"{prefix}({'|'.join(groups)}|experiment|hydra/.+)$"},
     }
+    meaning = "the options that are chosen, such as `- override /model: mlp`"
+    return {"type": "array", "description": meaning, "items": {"anyOf": [{"type": "string"}, choice]}}
 
 
 def defaults_of(path: Path, node: str = "") -> dict[str, Any]:

@@ -109,12 +109,10 @@ GROUPS = {
     "logger": Group("report/trackers", ("folder", "config"), several=True),
 }
 OPTIONAL = ("sweep", "logger")  # a single run has no sweep; without a logger it writes only metrics.jsonl
+Places = dict[str, tuple[str, str] | None]  # a source file, and what is defined in it
 # Nodes that always stand for the same function, and the function or class of a command's own keys.
-SHARED: dict[str, tuple[str, str] | None] = {
-    "device": ("runtime/devices.py", "device"),
-    "sweep": ("config/settings.py", "Sweep"),
-}
-COMMANDS: dict[str, tuple[str, str, dict[str, tuple[str, str] | None]]] = {
+SHARED: Places = {"device": ("runtime/devices.py", "device"), "sweep": ("config/settings.py", "Sweep")}
+COMMANDS: dict[str, tuple[str, str, Places]] = {
     "train": ("config/settings.py", "Train", {**dict.fromkeys(GROUPS), **SHARED}),
     "eval": ("config/settings.py", "Eval", {"data": ("config/settings.py", "EvalData"), **SHARED}),
     "predict": ("config/settings.py", "Predict", SHARED),

@@ -1,5 +1,6 @@
 """Turn a composed config into the one that a command takes: fill in references, check every key."""
 
+import json
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -57,6 +58,9 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
         if (count := repr(config).count("${")) > MOST_REFERENCES or size * 2 ** (count / 2) > MOST_REFERRED:
             limit = f"at most {MOST_REFERENCES} are followed"
             raise UnsafeConfig(f"has {count} references such as ${{oc.env:HOME}}; {limit}")
+        copied: dict[str, Any] = json.loads(json.dumps(config, skipkeys=True, default=repr))
+        if not count and copied == config:  # OmegaConf would return an equal copy, but take milliseconds
+            return copied
         filled = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except (OmegaConfBaseException, UnsafeConfig, RecursionError) as error:
         message, key = str(error), getattr(error, "full_key", None)

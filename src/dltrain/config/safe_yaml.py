@@ -30,9 +30,8 @@ class _Loader(yaml.BaseLoader):  # keeps aliases shared and does not merge <<
 
 def read_yaml(path: Path) -> Any:
     """Return the values of a YAML file of unknown origin. Raises UnsafeConfig that names the file."""
-    text = checked_yaml(path)
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(checked_yaml(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
 

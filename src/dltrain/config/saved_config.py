@@ -31,7 +31,8 @@ ADDED |= {"data.folder.range": None, "data.folder.memory": None, "data.balance":
 ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.classification.focal": 0.0}
 ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
 ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None, "profile": 0}
-ADDED |= {"tags": [], "note": None, "device.graph": "auto"}
+ADDED |= {"tags": [], "note": None, "device.graph": "auto", "device.compile": False}
+ADDED |= {"model.attention.drop_path": 0.0}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has

@@ -163,7 +163,9 @@ class Sweep:
         retry_failed: with `resume`, also run failed jobs again
         dry: show the jobs and run none
         executor: where jobs run: `local` processes, a `ray` cluster, or `slurm`
-        options: for the executor, such as {address: auto} for Ray or {slurm_partition: gpu} for Slurm
+        options: for the executor, such as {address: auto} for Ray or {partition: gpu} for Slurm
+        requeue: submit a job again that was stopped by its time limit or a preemption; if it could not save
+            before, this uses up one of `retries`
     """
 
     search: Literal["grid", "random", "tpe"]
@@ -181,3 +183,4 @@ class Sweep:
     dry: bool
     executor: Literal["local", "ray", "slurm"]
     options: dict[str, Any] | None
+    requeue: bool

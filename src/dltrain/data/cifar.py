@@ -52,8 +52,7 @@ def load(torchvision_name: str, split: str, root: str | None) -> Examples | None
 
 def _read_binary(root: Path, split: str, unused: list[str]) -> Examples | None:
     """Read a split of CIFAR-10's binary version, which lies in its folder or in `root`; None if it does not."""
-    folders = root / "cifar-10-batches-bin", root
-    candidates = [[folder / name for name in BINARY_FILES[split]] for folder in folders]
+    candidates = [[at / name for name in BINARY_FILES[split]] for at in (root / "cifar-10-batches-bin", root)]
     if not (found := known_files.first_right(candidates, Path.read_bytes, BINARY_SUMS[split], unused)):
         return None
     records = torch.frombuffer(found[1], dtype=torch.uint8).view(-1, 1 + 3 * 32 * 32)  # the label, then the image

@@ -76,8 +76,7 @@ def _edge(levels: numpy.ndarray) -> numpy.ndarray:
     return numpy.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])
 
 
-def _middle(mass: numpy.ndarray) -> tuple[float, float]:
+def _middle(mass: numpy.ndarray) -> list[float]:
     """Return the centre of mass: column, row."""
     total = max(float(mass.sum()), 1.0)
-    column, row = (float((along * numpy.arange(len(along))).sum()) / total for along in (mass.sum(0), mass.sum(1)))
-    return column, row
+    return [float((along * numpy.arange(len(along))).sum()) / total for along in (mass.sum(0), mass.sum(1))]

@@ -9,10 +9,10 @@ import hashlib
 import os
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dltrain.data import download, known_files
@@ -20,7 +20,6 @@ from dltrain.data.splits import Examples
 from dltrain.runtime.errors import InputError
 from dltrain.runtime.folders import expand_user
 
-Bytes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -99,7 +98,7 @@ def read(path: Path, *, dimensions: int, sha256: str | None, found: bytearray | 
     return torch.from_numpy(content[header:].reshape(shape))
 
 
-def _check_against_packed(content: Bytes, path: Path) -> None:
+def _check_against_packed(content: NDArray[numpy.uint8], path: Path) -> None:
     """Compare a file with the CRC32 and the size at the end of its gzip archive, if that lies beside it."""
     packed = path.with_name(f"{path.name}.gz")
     try:

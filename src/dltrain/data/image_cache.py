@@ -38,17 +38,21 @@ class DecodedImages(NamedTuple):
     levels: Levels  # by which images of more than 8 bits were decoded
 
 
-def cache_path(name: str, *source: object) -> Path | None:
-    """Return the file for images of a source, in DLTRAIN_CACHE or ~/.cache/dltrain; None if DLTRAIN_CACHE is empty."""
+def cache_folder() -> Path | None:
+    """Return DLTRAIN_CACHE or ~/.cache/dltrain; None if DLTRAIN_CACHE is empty or the user has no home folder."""
     chosen = os.environ.get("DLTRAIN_CACHE")
-    if chosen == "":
-        return None
-    digest = hashlib.sha256(repr(source).encode(errors="surrogateescape")).hexdigest()[:16]
     try:
-        base = expand_user(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dltrain")
-    except UserError:  # the user has no home folder
+        default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dltrain"
+        return None if chosen == "" else expand_user(chosen or default)
+    except UserError:
         return None
-    return base / f"{safe_name(name)}-{digest}.images"
+
+
+def cache_path(name: str, *source: object) -> Path | None:
+    """Return the file for images of a source in the cache's folder; None if there is no such folder."""
+    digest = hashlib.sha256(repr(source).encode(errors="surrogateescape")).hexdigest()[:16]
+    folder = cache_folder()
+    return folder and folder / f"{safe_name(name)}-{digest}.images"
 
 
 def fingerprint(root: Path, paths: list[str], *settings: object) -> str:

@@ -1,7 +1,9 @@
-"""Pre-norm transformer encoder on patches or rows of an image, pooled by additive attention.
+"""Pre-norm transformer encoder on patches, rows or convolutions of an image, pooled by additive attention.
 
 Vaswani et al.: Attention is all you need. NeurIPS 2017.
 Dosovitskiy et al.: An image is worth 16x16 words. ICLR 2021.
+Hassani et al.: Escaping the big data paradigm with compact transformers. arXiv 2104.05704 (convolutional tokens).
+Huang et al.: Deep networks with stochastic depth. ECCV 2016.
 """
 
 from typing import Annotated, Literal
@@ -17,17 +19,22 @@ Probability = Annotated[float, Interval(ge=0, lt=1)]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over patches or rows, learned positions, additive attention pooling.
+    """Multi-head self-attention over patches, rows or convolutions, learned positions, additive attention pooling.
 
     Args:
-        tokens: `patches` cuts the image into squares, `rows` takes each row of pixels
-        patch: side of a square in pixels; must divide both sides of the image
+        tokens: `patches` cuts the image into squares, `rows` takes each row of pixels, `convolutions` computes one
+            token for each square by 3x3 convolutions with pools, so that neighbours overlap
+        patch: side of a square in pixels; must divide both sides of the image; with convolutions 2, 4, 8 or 16, for
+            one to four of them
         width: features of a token
         depth: transformer blocks
         heads: attention heads; must divide the width
         dropout: fraction of features dropped after each attention and each MLP
+        drop_path: probability that an image skips a branch (attention or MLP) of the last block; it rises linearly from
+            0 in the first
 
-    Raises ValueError if patch does not divide the sides of the image, or heads the width.
+    Raises ValueError if patch does not divide the sides of the image, or is not 2, 4, 8 or 16 with convolutions, or if
+    heads does not divide the width.
     """
 
     def __init__(
@@ -35,25 +42,33 @@ class Attention(nn.Module):
         *,
         input_shape: tuple[int, int, int],
         num_classes: int,
-        tokens: Literal["patches", "rows"],
+        tokens: Literal["patches", "rows", "convolutions"],
         patch: Size,
         width: Size,
         depth: Depth,
         heads: Size,
         dropout: Probability,
+        drop_path: Probability,
     ) -> None:
         super().__init__()
         channels, rows, columns = input_shape
-        if tokens == "patches" and (rows % patch or columns % patch):
+        if tokens != "rows" and (rows % patch or columns % patch):
             raise ValueError(f"model.patch must divide {rows}x{columns}. Received {patch}")
+        if tokens == "convolutions" and patch not in (2, 4, 8, 16):
+            raise ValueError(f"model.patch must be 2, 4, 8 or 16 with model.tokens=convolutions. Received {patch}")
         if width % heads:
             raise ValueError(f"model.heads must divide model.width={width}. Received {heads}")
-        kernel = (patch, patch) if tokens == "patches" else (1, columns)
-        self.embed = nn.Conv2d(channels, width, kernel, stride=kernel)
+        kernel = (1, columns) if tokens == "rows" else (patch, patch)
+        self.embed: nn.Module
+        if tokens == "convolutions":
+            self.embed = convolutions(channels, width, patch)
+        else:
+            self.embed = nn.Conv2d(channels, width, kernel, stride=kernel)
         self.grid = rows // kernel[0], columns // kernel[1]
         # Standard deviation 1 as in nn.Embedding: with the usual 0.02 a small network learns positions late.
         self.positions = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], width))
-        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(depth)))
+        rates = [drop_path * number / (depth - 1) for number in range(depth)] if depth > 1 else [drop_path]
+        self.blocks = nn.Sequential(*(Block(width, heads, dropout, rate) for rate in rates))
         self.norm = nn.LayerNorm(width)
         self.score = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
         self.classifier = nn.Linear(width, num_classes)
@@ -63,7 +78,7 @@ class Attention(nn.Module):
         return self.classifier((self._weights(x) * x).sum(dim=1))  # (B, K)
 
     def attention_map(self, images: Tensor) -> Tensor:
-        """Return the pooling weights (B, h, w), which add up to 1, of h x w patches or of h x 1 rows."""
+        """Return the pooling weights (B, h, w), which add up to 1, of h x w patches or squares, or of h x 1 rows."""
         return self._weights(self._tokens(images)).view(-1, *self.grid)
 
     def _tokens(self, images: Tensor) -> Tensor:
@@ -74,12 +89,27 @@ class Attention(nn.Module):
         return self.score(x).softmax(dim=1)  # (B, T, 1), over the tokens
 
 
+def convolutions(channels: int, width: int, patch: int) -> nn.Sequential:
+    """Return 3x3 convolutions that each halve the image, down to 1 / patch, and double the channels, up to width."""
+    layers: list[nn.Module] = []
+    while patch > 1:
+        patch //= 2
+        out_channels = max(1, width // patch)
+        layers += [
+            nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, padding=1),
+        ]
+        channels = out_channels
+    return nn.Sequential(*layers)
+
+
 class Block(nn.Module):
     """One pre-norm transformer block: self-attention, then an MLP four times as wide."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, drop_path: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.drop_path = heads, drop_path
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -91,5 +121,11 @@ class Block(nn.Module):
         # (B, T, 3*W) -> three of (B, heads, T, W / heads)
         query, key, value = self.query_key_value(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(B, T, W)
-        x = x + self.drop(self.project(mixed))
-        return x + self.drop(self.mlp(self.norm2(x)))
+        x = x + self._skip(self.drop(self.project(mixed)))
+        return x + self._skip(self.drop(self.mlp(self.norm2(x))))
+
+    def _skip(self, branch: Tensor) -> Tensor:
+        """Zero the branch (B, T, W) of some images in training, and scale the others by as much as is lost."""
+        if not self.drop_path:
+            return branch
+        return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path, self.training)

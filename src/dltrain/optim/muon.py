@@ -45,27 +45,28 @@ class Muon(torch.optim.Optimizer):
         written = [each for weight, _ in chosen for each in (weight, self.state[weight]["momentum_buffer"])]
         before = {} if found_inf is None else flattened(written)
         for weight, group in chosen:
-            _update(weight, weight.grad, self.state[weight]["momentum_buffer"], group)
+            update(weight, weight.grad, self.state[weight]["momentum_buffer"], group)
         if found_inf is not None:
             for kind, (after, tensors) in flattened(written).items():
                 copy_flat(torch.where(found_inf == 1, before[kind][0], after), tensors)
 
 
-def _update(weight: Tensor, gradient: Tensor, buffer: Tensor, group: Mapping[str, Any]) -> None:
+def update(weight: Tensor, gradient: Tensor, buffer: Tensor, group: Mapping[str, Any]) -> None:
+    """Update a weight and its momentum in place, by the options of its group."""
     buffer.mul_(group["momentum"]).add_(gradient)
-    update, rate = gradient.add(buffer, alpha=group["momentum"]), group["lr"]
+    change, rate = gradient.add(buffer, alpha=group["momentum"]), group["lr"]
     if group["iterations"]:
-        matrix = update.flatten(1)  # (out, in * height * width)
+        matrix = change.flatten(1)  # (out, in * height * width)
         rows, columns = matrix.shape
-        update = orthogonalize(matrix, group["iterations"]).view(weight.shape)
+        change = orthogonalize(matrix, group["iterations"]).view(weight.shape)
         if group["rescale"]:
             weight.mul_(math.sqrt(rows) / weight.norm().clamp(min=TINY))
-        update *= math.sqrt(max(1, rows / columns))  # a tall matrix has fewer singular directions
+        change *= math.sqrt(max(1, rows / columns))  # a tall matrix has fewer singular directions
     weight.mul_(1 - rate * group["weight_decay"])
     if isinstance(rate, Tensor):  # on the device, where `alpha` would have to be read
-        weight.addcmul_(update, rate, value=-1)
+        weight.addcmul_(change, rate, value=-1)
     else:
-        weight.add_(update, alpha=-rate)
+        weight.add_(change, alpha=-rate)
 
 
 def orthogonalize(matrix: Tensor, iterations: int) -> Tensor:

@@ -168,9 +168,9 @@ def train_step(
     watched = parallel.module.mean_loss() if parallel is not None else functools.reduce(torch.add, losses)
     if clip_norm is not None:
         watched = watched + torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-    fault = _count_fault(state, watched, sticky=on_nonfinite == "stop")
-    _update(state, fault)
-    _clear_gradients(state.optimizer)
+    fault = count_fault(state, watched, sticky=on_nonfinite == "stop")
+    update_weights(state, fault)
+    clear_gradients(state.optimizer)
     if on_nonfinite == "skip":
         is_fault = torch.as_tensor(fault).bool()
         parts = [part._replace(skipped=is_fault) for part in parts]
@@ -223,7 +223,7 @@ def micro_batches(batch: Tensor, accumulate: int) -> tuple[Tensor, ...]:
     return batch.split(-(-len(batch) // accumulate)) if accumulate > 1 else (batch,)
 
 
-def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
+def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Set gradients to None as zero_grad does, without its profiler hooks: 1 % of a small network's step."""
     if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad()
@@ -233,7 +233,7 @@ def _clear_gradients(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
-def _count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor | bool:
+def count_fault(state: TrainState, watched: Tensor, *, sticky: bool) -> Tensor | bool:
     """Return 1, counted in `state.faults`, if `watched` is not finite, else 0; if sticky, also after any such step."""
     if watched.is_cpu and state.rates is None:  # reading it needs no device sync
         if is_fault := not math.isfinite(watched.item()) or (sticky and bool(state.faults)):
@@ -253,7 +253,7 @@ def _masks_itself(optimizer: torch.optim.Optimizer) -> bool:
     return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
-def _update(state: TrainState, fault: Tensor | bool) -> None:
+def update_weights(state: TrainState, fault: Tensor | bool) -> None:
     """Make a step of the optimizer, unless `fault` is 1."""
     optimizer = state.optimizer
     if not isinstance(fault, Tensor) or not _masks_itself(optimizer):

@@ -116,8 +116,7 @@ def calibration(confidence: Tensor, correct: Tensor) -> dict[str, Any]:
 def mistaken_pictures(examples: Examples, analysis: dict[str, Any]) -> list[tuple[Tensor, str]]:
     """Return the images of the mistakes, uint8 (1 or 3, H, W), each with its title, for TensorBoard."""
     title = "{index}: {true} taken for {predicted} ({probability:.2f})"
-    mistakes = analysis.get("mistakes", [])
-    return [(to_uint8(examples.images[each["index"]]), title.format(**each)) for each in mistakes]
+    return [(to_uint8(examples.images[it["index"]]), title.format(**it)) for it in analysis.get("mistakes", [])]
 
 
 def to_uint8(image: Tensor, low: float | None = None, high: float | None = None) -> Tensor:

@@ -87,9 +87,10 @@ class Metrics:
         return self.file.tell()
 
     def flush(self) -> None:
-        """Sync the file to disk, before a checkpoint that relies on it."""
+        """Sync the lines to disk, before a checkpoint that relies on them."""
         with atomic_files.output_errors(Path(self.file.name)):
-            os.fsync(self.file.fileno())
+            if self.position:
+                os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()
@@ -114,7 +115,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # by libyaml where it is there
     """Quotes texts like 1e3, which Hydra reads as a number and PyYAML does not."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:

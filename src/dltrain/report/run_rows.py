@@ -70,15 +70,16 @@ def metric(rows: Rows, name: str | None = None, direction: str | None = None, ch
     return Metric(name, direction == "minimize" if direction else smaller_is_better(name))
 
 
-@dataclass(frozen=True)
 class SeedGroup:
     """Runs that differ in seed or fold only; `spread` is half the 95 % interval of a mean, NaN for one or two runs."""
 
-    config: dict[str, Any]
-    count: int
-    mean: dict[str, float]
-    spread: dict[str, float]
-    runs: dict[str, RunRow]
+    def __init__(self, runs: dict[str, RunRow]) -> None:
+        first, *others = runs.values()
+        self.runs, self.config, self.count = runs, first.config, len(runs)
+        names = [name for name in first.metrics if all(name in run.metrics for run in others)]
+        values = {name: [run.metrics[name] for run in runs.values()] for name in names}
+        self.mean = {name: statistics.fmean(each) for name, each in values.items()}
+        self.spread = {name: interval(each) for name, each in values.items()}
 
 
 @dataclass(frozen=True)
@@ -188,16 +189,7 @@ def group_by_seed(runs: Sequence[RunRow], keys: Sequence[str]) -> list[SeedGroup
             values = tuple(repr(run.config.get(key)) for key in keys if key not in REPEATS)
             group = groups.setdefault(values if REPEATS.keys() & set(keys) else run.folder, {})
             group[repr([run.config.get(key) for key in REPEATS])] = run
-    return [_seed_group(group) for group in groups.values()]
-
-
-def _seed_group(by_repeat: dict[str, RunRow]) -> SeedGroup:
-    runs = list(by_repeat.values())
-    names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
-    values = {name: [run.metrics[name] for run in runs] for name in names}
-    mean = {name: statistics.fmean(each) for name, each in values.items()}
-    spread = {name: interval(each) for name, each in values.items()}
-    return SeedGroup(runs[0].config, len(runs), mean, spread, by_repeat)
+    return [SeedGroup(group) for group in groups.values()]
 
 
 def interval(values: Sequence[float]) -> float:

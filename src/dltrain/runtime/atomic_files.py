@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dltrain.runtime.errors import OutputError
 
+NO_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP)
+
 
 @contextlib.contextmanager
 def output_errors(path: Path, size: int | None = None) -> Iterator[None]:
@@ -19,9 +21,8 @@ def output_errors(path: Path, size: int | None = None) -> Iterator[None]:
     except OSError as error:
         where = path if size is not None else error.filename or path
         needed = "" if size is None else f"; {size:,} bytes are needed"
-        reason = error.strerror or error
-        advice = "Free disk space or change the permissions"
-        raise OutputError(f"{where}: could not be written ({reason}){needed}. {advice}") from error
+        problem = f"could not be written ({error.strerror or error}){needed}"
+        raise OutputError(f"{where}: {problem}. Free disk space or change the permissions") from error
 
 
 def atomic_write(path: Path, *parts: bytes | memoryview) -> None:
@@ -39,11 +40,21 @@ def atomic_write(path: Path, *parts: bytes | memoryview) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            temporary.replace(path)
+            rename(temporary, path)
             fsync(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file. Over NFS a request whose answer is lost is repeated, and finds no such file: that is no error."""
+    number = path.stat().st_ino
+    try:
+        path.replace(target)
+    except FileNotFoundError:
+        if target.stat().st_ino != number:
+            raise
 
 
 def keep_link(path: Path) -> Path | None:
@@ -53,6 +64,8 @@ def keep_link(path: Path) -> Path | None:
         os.link(path, temporary)
     except FileNotFoundError:
         return None
+    except FileExistsError:  # a request sent twice over NFS: the name is random
+        pass
     except OSError:  # a file system without hard links
         try:
             shutil.copyfile(path, temporary)
@@ -70,7 +83,7 @@ def fsync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot flush folders
+        if error.errno not in NO_FLUSH:  # a file system that cannot flush folders
             raise
     finally:
         os.close(descriptor)

@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from annotated_types import Interval
 from torch import nn
 
 from dltrain.runtime import graphs, torchrun
+from dltrain.runtime import threads as thread_rule
 from dltrain.runtime.errors import DeviceError, UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,11 @@ class Runtime:
     precision: str
     threads: int
     reason: str = ""  # for the precision that auto was resolved to
+    auto_threads: bool = False  # a rule chooses the threads when the network is known
+    threads_reason: str = ""  # for the number that it chose
     processes: torchrun.Processes = torchrun.SINGLE_PROCESS
     graph: Callable[[], graphs.Graph] | None = None
+    compile: bool = False  # the training step, see compiled_step.py
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the mixed-precision context of a forward pass. bf16 has the range of fp32: no loss scaling needed."""
@@ -55,7 +59,9 @@ class Runtime:
         if self.device.type == "cuda":
             graph = ", recorded steps" if self.graph else ""
             return f"{torch.cuda.get_device_name(self.device)} (cuda), {precision}{processes}{graph}"
-        return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {precision}{processes}"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        threads += f" (auto: {self.threads_reason})" if self.threads_reason else ""
+        return f"cpu, {threads}, {precision}{processes}{', compiled' if self.compile else ''}"
 
 
 def device(
@@ -65,6 +71,7 @@ def device(
     threads: Annotated[int, Interval(ge=1, le=1024)] | None,
     deterministic: bool,
     graph: bool | Literal["auto"] = "auto",
+    compile: bool = False,
 ) -> Runtime:
     """Choose where to compute, and set torch's threads and determinism for this process.
 
@@ -72,10 +79,12 @@ def device(
         name: `auto` takes a CUDA GPU if there is one, else the CPU
         precision: `auto` is bf16 for classification on hardware that has it, for networks that it speeds up; `tf32` has
             the range of fp32 and the digits of fp16, on a GPU; null is fp32 on a CPU and `auto` on a GPU
-        threads: CPU threads; null leaves the choice to torch
+        threads: CPU threads; null is a fixed rule: one for small steps, more for more work, at most one for each core
         deterministic: refuse operations that are not deterministic on a GPU
         graph: record the steps of training and validation on a GPU and repeat them as a whole, which saves time in
             small networks; `auto` is false until this has been measured
+        compile: compile the training step on a CPU, which takes up to a minute and makes steps of mlp and attention
+            faster; needs a C++ compiler
 
     Raises DeviceError if CUDA is requested but not available.
     """
@@ -100,7 +109,9 @@ def device(
         torch.set_num_threads(threads)
     recorded = graphs.CudaGraph if graph is True or (graph == "auto" and use_cuda and graphs.BY_DEFAULT) else None
     precision = precision or ("auto" if use_cuda else "fp32")
-    return Runtime(chosen, precision, torch.get_num_threads(), graph=recorded)
+    return Runtime(
+        chosen, precision, torch.get_num_threads(), auto_threads=threads is None, graph=recorded, compile=compile
+    )
 
 
 def _choose(name: str) -> torch.device:
@@ -135,8 +146,7 @@ def _missing_code(gpu: torch.device) -> str:
     archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
     own = torch.cuda.get_device_capability(gpu)
     # sm_75 is code for 7.5 up to 7.9; compute_75 is compiled when it is loaded, for all later ones.
-    fits = [(int(a), int(b)) <= own and (kind == "compute" or int(a) == own[0]) for kind, a, b in archs]
-    if any(fits) or not archs:
+    if not archs or any((int(a), int(b)) <= own and (kind == "compute" or int(a) == own[0]) for kind, a, b in archs):
         return ""
     known = ", ".join(f"{major}.{minor}" for _, major, minor in archs)
     return f"{torch.cuda.get_device_name(gpu)} is of capability {own[0]}.{own[1]}, this PyTorch has code for {known}"
@@ -151,12 +161,37 @@ def restored_device(node: dict[str, Any], before: dict[str, Any], typed: Collect
 
 
 def resolve_precision(runtime: Runtime, network: nn.Module, batch_size: int, task: str) -> Runtime:
-    """Resolve precision `auto`. A rule, so that a command always gets the same precision on the same machine."""
+    """Resolve precision `auto`. A rule, so that a command always gets the same precision on the same machine.
+
+    Raises DeviceError for bf16 on a CPU that cannot compute the network in it.
+    """
+    if runtime.precision == "bf16" and lacks_bf16(runtime.device, network):
+        raise DeviceError("device.precision=bf16: this CPU cannot compute an LSTM in bf16. Set device.precision=fp32")
     if runtime.precision != "auto":
         return runtime
     if reason := _reason_against_bf16(runtime.device, network, batch_size, task):
         return replace(runtime, precision="fp32", reason=reason)
     return replace(runtime, precision="bf16", reason="faster for this network on this hardware")
+
+
+def resolve_threads(runtime: Runtime, network: nn.Module, shape: Sequence[int], batch_size: int) -> Runtime:
+    """Set the number of threads by a rule, so that a command always gets the same number on the same machine."""
+    if runtime.device.type != "cpu" or not runtime.auto_threads:
+        return runtime
+    most, flops = thread_rule.available(), thread_rule.step_flops(network, shape, batch_size)
+    number = thread_rule.choose(flops, most)
+    torch.set_num_threads(number)
+    reason = f"about {flops / 1e6:,.0f} MFLOP a step, {most} core{'s' * (most > 1)}"
+    return replace(runtime, threads=number, threads_reason=reason)
+
+
+def lacks_bf16(device: torch.device, network: nn.Module) -> bool:
+    """True for an LSTM on a CPU without AVX-512: oneDNN, which computes it there, has none in bf16."""
+    # One with projections is torch's own.
+    has_lstm = any(isinstance(module, nn.LSTM) and not module.proj_size for module in network.modules())
+    if device.type != "cpu" or not has_lstm:
+        return False
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: int, task: str) -> str:

@@ -5,15 +5,19 @@ that nobody who reaches a port of the group can run code.
 """
 
 import contextlib
+import ctypes
 import gc
 import hashlib
 import os
+import secrets
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
@@ -25,13 +29,15 @@ from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.torchrun import Processes
 
 if TYPE_CHECKING:  # missing in some builds of torch
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
     from torch.nn.parallel import DistributedDataParallel
 
 # Long, because a rank may read a data set or write a report while the others wait. Lost connections reveal a dead rank.
 TIMEOUT = timedelta(hours=1)
 JOIN_TIMEOUT = timedelta(minutes=10)
 SECONDS_BEFORE_NOTICE = 10.0  # of waiting for the other ranks
+SILENCE = 60  # seconds without an answer from another machine, after which it counts as dead
+DESCRIPTORS = Path("/dev/fd")
 _run_count = 0  # runs begun by this process
 
 
@@ -61,14 +67,14 @@ def process_group(processes: Processes) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error).lower()):
             raise
-        lost = "another process of this run has ended or cannot be reached; saved checkpoints are kept"
+        lost = "another process of this run has ended or cannot be reached. Continue with resume=FOLDER"
         raise UserError(f"{lost}\n{_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     """Return the first sentence of an error from torch without its source location; NCCL puts it at the end."""
-    message = str(error).rpartition("Last error:")[2]
-    return " ".join(message.split("] ", 1)[-1].split()).partition(". ")[0][:160]
+    message = str(error).rpartition("Last error:")[2].split("] ", 1)[-1]
+    return " ".join(message.split()).partition(". ")[0][:160]
 
 
 def _join(processes: Processes) -> None:
@@ -78,17 +84,60 @@ def _join(processes: Processes) -> None:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
     try:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = _store(processes, is_master=processes.rank == 0 and not _has_agent())
-        # torchrun restarts processes with the same store, which still holds the addresses of dead ones.
-        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {processes.world_size}"
-        prefixed = PrefixStore(f"{_store_prefix()}/{attempt}", store)
+        opened = _descriptors()
+        store = PrefixStore(_store_prefix(), _store(processes, is_master=processes.rank == 0 and not _has_agent()))
         distributed.init_process_group(
-            backend, store=prefixed, rank=processes.rank, world_size=processes.world_size, timeout=TIMEOUT
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=PrefixStore(_attempt(store, processes), store),
+            rank=processes.rank,
+            world_size=processes.world_size,
+            timeout=TIMEOUT,
         )
+        _end_if_silent(_descriptors() - opened)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _attempt(store: "PrefixStore", processes: Processes) -> str:
+    """Return a name on which all ranks agree, another for each time that they are started.
+
+    torchrun starts processes again with the same store, which still holds the addresses of dead ones, and its agents on
+    several machines count differently how often.
+    """
+    mine = secrets.token_hex(8)
+    if processes.rank == 0:
+        store.set("first", mine)
+        others = [store.get(f"{mine}/{rank}").decode() for rank in range(1, processes.world_size)]
+        store.set(f"{mine}/all", " ".join(others))
+        return mine
+    end = time.monotonic() + JOIN_TIMEOUT.total_seconds()
+    while time.monotonic() < end:
+        first = store.get("first").decode()  # perhaps of a dead process, which knew nothing of this one
+        store.set(f"{first}/{processes.rank}", mine)
+        if store.check([f"{first}/all"]) and mine in store.get(f"{first}/all").decode().split():
+            return first
+        time.sleep(0.02)
+    raise RuntimeError(f"rank 0 did not answer within {JOIN_TIMEOUT}")
+
+
+def _descriptors() -> set[Path]:
+    """Return the open descriptors, without the one by which they are listed."""
+    return {path for path in [*DESCRIPTORS.glob("*")] if path.exists()}
+
+
+def _end_if_silent(descriptors: Collection[Path]) -> None:
+    """Let the kernel end connections whose other side stops answering: torch would wait for an hour."""
+    for path in descriptors:
+        with contextlib.suppress(OSError, AttributeError):  # not a connection; macOS lacks some of the options
+            connection = socket.socket(fileno=int(path.name))
+            try:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 2)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE // 6)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE)
+            finally:
+                connection.detach()  # it stays open
 
 
 def _store_prefix() -> str:
@@ -122,6 +171,8 @@ def begin_run(processes: Processes, *, recall: bool) -> str | None:
     """Count a run, before joining. Returns its folder if torchrun restarted processes that had begun it."""
     global _run_count
     _run_count += 1
+    if _has_agent() and sys.platform == "linux":  # its death is a SIGTERM: nobody else would end this process
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if not (recall and _has_agent()):
         return None
     store, key = _store(processes, is_master=False), f"{_store_prefix()}/folder"
@@ -259,8 +310,7 @@ class SignalSync:
         self.due |= due
         if self.steps < self.interval and not at_once:
             return 0.0, False
-        now = time.perf_counter()
-        pace = self.steps * self.SECONDS / max(now - self.last_sync, 1e-6)
+        pace = self.steps * self.SECONDS / max(time.perf_counter() - self.last_sync, 1e-6)
         state = [float(self.received[0]) if self.received else 0.0, 0.0, 0.0, 0.0]
         if self.processes.rank == 0:
             state[1:] = [seconds, float(self.due), max(1.0, min(pace, self.MAX_STEPS))]

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,9 +21,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network file syst
 
 def dated_folder(kind: str = "", name: str | None = None) -> Path:
     """Create outputs/[kind/]<date>/<time>[-name][-N] under the current folder. Raises OutputError if that fails."""
-    now = time.localtime()
-    base = Path("outputs", kind, time.strftime("%Y-%m-%d", now))
-    label = time.strftime("%H-%M-%S", now) + (f"-{safe_name(name)}" if name else "")
+    now = _later_than_all(datetime(*time.localtime()[:6]))
+    base = Path("outputs", kind, f"{now:%Y-%m-%d}")
+    label = f"{now:%H-%M-%S}" + (f"-{safe_name(name)}" if name else "")
     try:
         base.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -34,6 +35,21 @@ def dated_folder(kind: str = "", name: str | None = None) -> Path:
             number += 1
     except OSError as error:
         raise OutputError(f"{base}: cannot create a folder here ({error.strerror}). Start in another folder") from error
+
+
+def _later_than_all(now: datetime) -> datetime:
+    """Return the time, or a second after that in the name of the newest folder if that is later.
+
+    Hosts that share outputs/ have other clocks and time zones; `last` is judged by names.
+    """
+    bases = Path("outputs"), Path("outputs", "sweeps")
+    days = [day for base in bases for day in sorted(base.glob("-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2])))[-1:]]
+    names = (f"{day.name} {path.name[:8]}" for day in days for path in day.glob("-".join(["[0-9]" * 2] * 3) + "*"))
+    with contextlib.suppress(ValueError):  # a folder of the user's own
+        newest = datetime.strptime(max(names, default=""), "%Y-%m-%d %H-%M-%S")
+        if now < newest < now + timedelta(days=1):  # not years, after a clock that was never set
+            return newest + timedelta(seconds=1)
+    return now
 
 
 def newest_first(*bases: Path) -> list[Path]:
@@ -89,26 +105,32 @@ def refuse_links(folder: Path) -> None:
     for parent, names, files in os.walk(folder):
         for name in (*names, *files):
             path = Path(parent, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            if path.is_symlink() or (not path.is_file() and not path.is_dir() and path.exists()):
                 advice = "Put a copy here: a run writes in its folder only"
                 raise InputError(f"{path}: is a link, or not a regular file. {advice}")
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
+def locked(path: Path, *, wait: bool | float, required: bool = False) -> Iterator[None]:
     """Hold the lock file `path`. The operating system releases the lock of a process that died.
 
-    Raises OutputError if another process holds it and `wait` is false, or if the folder is not writable.
+    Raises OutputError if it is still held after `wait` seconds (True: no limit), or if the folder is not writable; with
+    `required` also on a file system without locks, else that is only a warning.
     """
-    lock = FileLock(path, timeout=-1 if wait else 0)
+    # Its other kind of lock, a file that exists, would outlive a machine that died.
+    lock = FileLock(path, timeout=-1 if wait is True else float(wait), fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:
         raise OutputError(f"{path.parent}: another process is writing here. Wait for it or stop it") from error
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: older filelocks
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise OutputError(f"{path}: could not be locked ({error.strerror})") from error
-        log.warning("%s: the file system has no locks; make sure that nothing else writes here", path.parent)
+        if required:
+            advice = "whether a run is in progress cannot be known. Remove it yourself, once nothing writes there"
+            raise OutputError(f"{path.parent}: the file system has no locks; {advice}") from error
+        advice = "Files stay whole, but start nothing else that writes here until this has ended"
+        log.warning("%s: the file system has no locks (%s). %s", path.parent, error.strerror, advice)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Keep optimizers from importing torch's compiler, which dltrain never uses and which takes as long to import as torch.
+"""Keep optimizers from importing torch's compiler, which takes as long to import as torch, unless it is used.
 
 An optimizer imports torch._dynamo when its methods are first called, only to exclude them from compilation.
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from dltrain.runtime.errors import TRACEBACK, InputError, OutputError, UserError, typed_line, user_line
 
-# Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if submitit
+# Exit codes. A scheduler such as Slurm sends SIGTERM or SIGUSR1 before it takes the machine away, SIGUSR2 if a sweep
 # asks it to; SIGHUP arrives when the terminal of a run is closed.
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143, signal.SIGHUP: 129}
 Shown = UserError | KeyboardInterrupt  # what a user sees of an exception

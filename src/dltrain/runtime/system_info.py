@@ -33,13 +33,10 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     import torch
 
     commit = _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*").decode().strip()
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
     return {
         "versions": versions(),
-        "hardware": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        },
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": gpu},
         "git": commit or None,  # with a + if files have changed; None outside a checkout
     }
 

@@ -55,8 +55,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 def is_interactive(stream: TextIO) -> bool:
     """True if control codes may be written: a terminal that knows them and no NO_COLOR (no-color.org)."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
-    return is_terminal(stream) and not plain
+    return is_terminal(stream) and not (os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"))
 
 
 def is_closed(descriptor: int) -> bool:

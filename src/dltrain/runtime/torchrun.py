@@ -50,8 +50,7 @@ def require_single_process(option: str) -> None:
 @contextlib.contextmanager
 def rank_zero_stdout(command: str) -> Iterator[bool]:
     """Let only rank 0 print. Yields whether this process takes part: all do in training, else only rank 0."""
-    rank = processes().rank
-    if not rank:
+    if not processes().rank:
         yield True
         return
     with open(os.devnull, "w", encoding="utf-8") as devnull, contextlib.redirect_stdout(devnull):  # noqa: PTH123
@@ -59,18 +58,18 @@ def rank_zero_stdout(command: str) -> Iterator[bool]:
 
 
 def should_report(error: BaseException) -> bool:
-    """True if this process should report an error. Ranks above 0 wait first.
+    """True if this process should report an error. All but the first on each machine wait first.
 
-    If rank 0 has met the same error it reports it at once, and torchrun ends the others while they wait.
+    If the first has met the same error it reports it at once, and torchrun ends the others while they wait.
     """
     try:
-        rank = processes().rank
+        rank, local_rank = processes().rank, processes().local_rank
     except ConfigError:
         return True
     if rank and isinstance(error, KeyboardInterrupt):
         return False
     if rank:
-        time.sleep(RANK_ZERO_SECONDS)
+        time.sleep(RANK_ZERO_SECONDS * bool(local_rank))
         if isinstance(error, Interrupted):  # every rank has it
             return False
         print(f"rank {rank}:", file=sys.stderr, end=" ", flush=True)

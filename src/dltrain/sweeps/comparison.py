@@ -32,29 +32,25 @@ def find_runs(folder: Path, depth: int = 0, damaged: list[str] | None = None) ->
     Raises InputError or OSError for what cannot be read, or adds the message to `damaged` and goes on.
     """
     try:
-        yield from _find_runs(folder, depth, damaged)
+        if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
+            yield _run(folder, str(folder.absolute()))
+            return
+        entries = journal.read(folder)
+        for entry in sorted(entries, key=lambda entry: entry.number):
+            path, label = folder / entry.folder, f"{folder.absolute()} job {entry.number}"
+            if (outcome := entry.outcome) is not None and (outcome.failed or (depth == 0 and not path.exists())):
+                whole, overrides = _config(path), overrides_of(entry)
+                config = whole or {f"{key}.name" if key in GROUPS else key: value for key, value in overrides.items()}
+                yield replace(run_rows(folder, [entry])[0], label=label, config=config, is_part=not whole)
+            elif path.is_dir():
+                yield _run(path, label)
+        if not entries and depth < DEEPEST:
+            for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+                yield from find_runs(inner, depth + 1, damaged)
     except (InputError, OSError) as error:
         if damaged is None:
             raise
         damaged.append(str(error))
-
-
-def _find_runs(folder: Path, depth: int, damaged: list[str] | None) -> Iterator[RunRow]:
-    if (folder / ".hydra" / "config.yaml").exists() or (folder / "summary.json").exists():
-        yield _run(folder, str(folder.absolute()))
-        return
-    entries = journal.read(folder)
-    for entry in sorted(entries, key=lambda entry: entry.number):
-        path, label = folder / entry.folder, f"{folder.absolute()} job {entry.number}"
-        if (outcome := entry.outcome) is not None and (outcome.failed or (depth == 0 and not path.exists())):
-            whole, overrides = _config(path), overrides_of(entry)
-            config = whole or {f"{key}.name" if key in GROUPS else key: value for key, value in overrides.items()}
-            yield replace(run_rows(folder, [entry])[0], label=label, config=config, is_part=not whole)
-        elif path.is_dir():
-            yield _run(path, label)
-    if not entries and depth < DEEPEST:
-        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-            yield from find_runs(inner, depth + 1, damaged)
 
 
 def _run(folder: Path, label: str) -> RunRow:

@@ -34,7 +34,7 @@ def sweep(overrides: Sequence[str]) -> Result:
     if code in SIGNALS.values():
         raise Interrupted(lines[-1] if lines else "stopped", code)
     if code and (code != 1 or folder is None):
-        kinds = {kind.exit_code: kind for kind in UserError.__subclasses__()}
+        kinds = {kind.exit_code: kind for kind in UserError.__subclasses__() if "exit_code" in vars(kind)}
         raise kinds.get(code, UserError)(text.rpartition("error: ")[2] or f"ended with exit code {code}")
     entries = journal.read(folder) if folder is not None else []  # none with sweep.dry
     jobs = [results.row(each) | {"folder": str(folder / each.folder)} for each in entries if folder and each.outcome]

@@ -25,6 +25,7 @@ class Entry:
     begun: int = 0  # attempts
     outcome: JobResult | None = None  # of the last attempt; None while it runs
     params: dict[str, Any] = field(default_factory=dict)
+    cluster_id: str = ""  # of the last attempt, on Slurm
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -41,7 +42,9 @@ def _apply(entries: dict[int, Entry], event: str, job: int, **content: Any) -> N
         entries[job] = _checked(Entry(job, **content))
     elif event == "begun":
         entries[job].begun += 1
-        entries[job].outcome = None
+        entries[job].outcome, entries[job].cluster_id = None, ""
+    elif event == "submitted":
+        entries[job].cluster_id = str(content["id"])
     else:
         entries[job].outcome = _possible(JobResult(metrics=content.pop("figures", {}), **content))
 
@@ -63,28 +66,25 @@ def _possible(outcome: JobResult) -> JobResult:
     return replace(outcome, status=str(outcome.status), folder=str(outcome.folder))
 
 
-def _parsed(path: Path, content: bytes) -> dict[int, Entry]:
+def _parsed(path: Path) -> tuple[dict[int, Entry], int]:
+    """Return the jobs in a journal, and the length of its whole lines."""
+    content = path.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]
     entries: dict[int, Entry] = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
             _apply(entries, **json.loads(line))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise InputError(f"{path}, line {number}: cannot be read. Remove the line, or start a new sweep") from error
-    return entries
-
-
-def _whole(content: bytes) -> bytes:
-    return content[: content.rfind(b"\n") + 1]
+    return entries, len(content)
 
 
 def read(folder: Path) -> list[Entry]:
     """Return the jobs of a sweep, which may be running; none if it has no journal. Raises InputError if damaged."""
-    path = folder / "journal.jsonl"
     try:
-        content = path.read_bytes()
+        return list(_parsed(folder / "journal.jsonl")[0].values())
     except FileNotFoundError:
         return []
-    return list(_parsed(path, _whole(content)).values())
 
 
 class Journal:
@@ -93,11 +93,10 @@ class Journal:
     def __init__(self, path: Path) -> None:
         with atomic_files.output_errors(path):
             path.touch()
-            content = _whole(path.read_bytes())
-            self.entries = _parsed(path, content)
+            self.entries, size = _parsed(path)
             self.file = path.open("r+b", buffering=0)
-            self.file.truncate(len(content))
-            self.file.seek(len(content))
+            self.file.truncate(size)
+            self.file.seek(size)
 
     def _write(self, *lines: dict[str, Any], flush: bool = True) -> None:
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -117,6 +116,10 @@ class Journal:
     def begin(self, number: int) -> None:
         """Record the start of a job. Not flushed to disk: if a power cut loses the line, the job just starts again."""
         self._write({"event": "begun", "job": number}, flush=False)
+
+    def submit(self, number: int, cluster_id: str) -> None:
+        """Record the id of a job that a cluster has queued."""
+        self._write({"event": "submitted", "job": number, "id": cluster_id}, flush=False)
 
     def end(self, number: int, outcome: JobResult) -> None:
         """Record that a job is done, has failed or was interrupted."""

@@ -104,8 +104,7 @@ class View:
         """Estimate the time left from the jobs that ended since this start."""
         if not (done := ended - self.kept):
             return ""
-        seconds = (time.monotonic() - self.began) / done * (self.total - ended)
-        hours, rest = divmod(round(seconds), 3600)
+        hours, rest = divmod(round((time.monotonic() - self.began) / done * (self.total - ended)), 3600)
         return f"{hours}:{rest // 60:02}:{rest % 60:02} left"
 
     def _overrides(self, entry: Entry) -> str:

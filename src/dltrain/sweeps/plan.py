@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Override, Sweep, Transformer
 
 from dltrain.config import composition, saved_config, validation
 from dltrain.config.composition import Composed, Sweeping
-from dltrain.config.dotted import at
+from dltrain.config.dotted import at, has
 from dltrain.config.resolution import resolve
 from dltrain.report.trackers import run_trackers
 from dltrain.runtime import folders
@@ -95,7 +95,10 @@ class Composer:
         if chosen not in self.bases:
             composed = self._by_hydra(overrides)
             # If the config lacks a value, another override has changed it: then the order of the overrides matters.
-            is_plain = all(_is_plain(override.value) and _holds(composed.config, override) for override in swept)
+            is_plain = all(
+                _is_plain(each.value) and has(composed.config, each.key) and at(composed.config, each.key) == each.value
+                for each in swept
+            )
             self.bases[chosen] = composed if is_plain else None
             return composed
         base = self.bases[chosen]
@@ -122,20 +125,13 @@ class Composer:
         return replace(composed, overrides=self._of_job(overrides))
 
     def _of_job(self, overrides: Iterable[ParsedOverride]) -> list[str]:
-        implied = self.sweeping.implied
-        return [override.text for override in overrides if not override.is_for_sweep and override.text not in implied]
+        own = (each for each in overrides if not each.is_for_sweep and each.key != "trust")  # which is of one start
+        return [override.text for override in own if override.text not in self.sweeping.implied]
 
 
 def _is_plain(value: Any) -> bool:
     """True if a value replaces the one before; a dict is merged into it, and a reference is resolved."""
     return not isinstance(value, dict | Sweep) and "${" not in repr(value)
-
-
-def _holds(config: dict[str, Any], override: ParsedOverride) -> bool:
-    try:
-        return bool(at(config, override.key) == override.value)
-    except (LookupError, TypeError):  # the key indexes a list
-        return False
 
 
 def grid(composer: Composer) -> Iterator[list[ParsedOverride]]:
@@ -166,16 +162,15 @@ def checked(
 ) -> tuple[list[PlannedJob], int]:
     """Return the jobs without duplicates, and how many those are. Raises ConfigError with all faults of all jobs."""
     unique: dict[str, PlannedJob] = {}
-    faults: dict[str, list[int]] = {}
+    faults: Counter[str] = Counter()  # the number of jobs that have each
     total = 0
-    for number, composed in enumerate(jobs):
+    for composed in jobs:
         total += 1
         planned, job_faults = check(composed, command, typed)
-        for fault in job_faults:
-            faults.setdefault(fault, []).append(number)
+        faults.update(job_faults)
         unique.setdefault(planned.digest, planned)
     if faults:
-        lines = [text if len(of) == total else f"{text} ({len(of)} of {total} jobs)" for text, of in faults.items()]
+        lines = [text if of == total else f"{text} ({of} of {total} jobs)" for text, of in faults.items()]
         raise ConfigError("\n".join(lines))
     if command in ("predict", "export"):
         _require_separate_outputs([resolve(job.composed.config) for job in unique.values()])
@@ -207,8 +202,7 @@ def check(composed: Composed, command: str, typed: TrustedOverrides | None = Non
         faults = validation.find_problems(values, command, composed.origin)
     except ConfigError as error:
         values, faults = composed.config, str(error).splitlines()
-    kept = saved_config.without_added(values)
-    kept = {key: value for key, value in kept.items() if key not in NOT_OF_JOB}
+    kept = {key: value for key, value in saved_config.without_added(values).items() if key not in NOT_OF_JOB}
     text = json.dumps(kept, sort_keys=True, default=str)
     return PlannedJob(composed, hashlib.sha256(text.encode()).hexdigest()), faults
 

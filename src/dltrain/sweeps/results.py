@@ -113,8 +113,7 @@ def run_rows(folder: Path, entries: Iterable[Entry]) -> list[RunRow]:
 
 def overrides_of(entry: Entry) -> dict[str, Any]:
     """Return the overrides of a job by key."""
-    parts = (override.lstrip("+").partition("=") for override in entry.overrides)
-    return {key: _value(text) for key, _, text in parts}
+    return {key: _value(text) for key, _, text in (it.lstrip("+").partition("=") for it in entry.overrides)}
 
 
 def _value(text: str) -> Any:

@@ -116,8 +116,7 @@ def _show(runs: Sequence[RunRow]) -> None:
     """Print a table of runs in their order."""
     tags = [", ".join(map(str, run.config.get("tags") or ())) or None for run in runs]
     rows = [replace(run, config=run.config | {"tags": tag}) for run, tag in zip(runs, tags, strict=True)]
-    group = RunGroup("", rows, metric([run.metrics for run in rows]), ["tags", "note"])
-    columns = columns_of(group)
+    columns = columns_of(RunGroup("", rows, metric([run.metrics for run in rows]), ["tags", "note"]))
     columns.insert(1, text_column("data", 2.5, [data_name(run.config) or None for run in rows]))
     title = f"{len(runs)} run{'s' * (len(runs) != 1)}, newest first"
     print_table(title, columns, ALWAYS_SHOWN, "give a condition", "dltrain report FOLDER")
@@ -142,6 +141,9 @@ def _delete(runs: Sequence[RunRow], base: Path, *, ask: bool) -> None:
         if answer.lower() not in ("y", "yes"):
             return
     for folder in sorted(folders):
-        with locked(folder / ".lock", wait=False):  # a run that is still in progress keeps it
-            shutil.rmtree(folder)
+        with locked(folder / ".lock", wait=False, required=True):  # a run that is still in progress keeps it
+            for path in folder.iterdir():
+                if path.name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(folder)  # NFS keeps files that are open, and the folder with them
         print(f"deleted {folder}")

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
@@ -122,7 +123,8 @@ class Search:
         self.optuna = optuna
         direction: Any = "minimize" if self.metric.smaller_is_better else "maximize"
         self.study = optuna.create_study(
-            storage=f"sqlite:///{(self.folder / 'study.db').absolute()}",
+            # The sweep's own lock guards it; SQLite's would fail on a file system without locks.
+            storage=f"sqlite:///file:{quote(str((self.folder / 'study.db').absolute()))}?nolock=1&uri=true",
             study_name="dltrain",
             direction=direction,
             load_if_exists=True,
@@ -149,16 +151,7 @@ class Search:
         return planned
 
     def draw(self) -> tuple[Entry, Composed] | None:
-        """Add a new job to the journal and return it; None after the last trial."""
-        if (trial := self._ask()) is None:
-            return None
-        number, params = trial
-        planned = self.planned(params)
-        self.journal.plan([plan.entry(number, planned, params)])
-        return self.journal.entries[number], planned.composed
-
-    def _ask(self) -> tuple[int, dict[str, Any]] | None:
-        """Return the number of a new job, which is that of its trial, and parameters; None after the last trial."""
+        """Add a new job, whose number is that of its trial, to the journal and return it; None after the last trial."""
         known = self.journal.entries
         # A kill between asking and planning leaves a trial without a job: that trial comes first.
         begun = [trial for trial in self.trials() if not trial.state.is_finished() and trial.number not in known]
@@ -170,19 +163,24 @@ class Search:
         self.study.sampler = self._sampler(number)
         trial = self.optuna.Trial(self.study, begun[0]._trial_id) if begun else self.study.ask()
         try:  # as `ask` does with distributions, which would not complete a trial that was begun
-            return number, {key: trial._suggest(key, values) for key, values in self.space.distributions.items()}
+            params = {key: trial._suggest(key, values) for key, values in self.space.distributions.items()}
         except ValueError as error:
             raise ConfigError(f"{self.folder}: its study was made with other values: {first_line(error)}") from error
+        planned = self.planned(params)
+        self.journal.plan([plan.entry(number, planned, params)])
+        return known[number], planned.composed
 
     def judge(self, number: int, epoch: float, metrics: dict[str, float]) -> str:
         """Return `pruned` if the job is not worth continuing by its metric after some epochs, else ""."""
         split, _, name = self.metric.name.partition("_")
         if self.settings.pruner is None or split != "val" or not math.isfinite(metrics.get(name, math.nan)):
             return ""
-        if self.trials()[number].state.is_finished():  # the job failed before, and runs again for the table
+        known = self.trials()[number]
+        if known.state.is_finished():  # the job failed before, and runs again for the table
             return ""
-        trial = self.optuna.Trial(self.study, self.trials()[number]._trial_id)
-        trial.report(metrics[name], round(epoch))
+        trial = self.optuna.Trial(self.study, known._trial_id)
+        if round(epoch) not in known.intermediate_values:  # a job that continues repeats some epochs
+            trial.report(metrics[name], round(epoch))
         return "pruned" if trial.should_prune() else ""
 
     def tell(self, number: int, outcome: JobResult) -> None:

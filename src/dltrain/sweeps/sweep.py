@@ -19,7 +19,7 @@ from dltrain.runtime import folders, system_info
 from dltrain.runtime.errors import ConfigError, UserError
 from dltrain.runtime.signals import SIGNALS, recorded_signals
 from dltrain.sweeps import plan, sweep_file
-from dltrain.sweeps.executors import remote, select
+from dltrain.sweeps.executors import select, slurm
 from dltrain.sweeps.journal import Entry, Journal, read
 from dltrain.sweeps.plan import Composer, PlannedJob
 from dltrain.sweeps.sweep_file import Request
@@ -98,7 +98,7 @@ def _typed(composer: Composer, raw: Any, keys: Collection[str]) -> plan.TrustedO
 
 def _check_settings(request: Request, settings: Sweep, planned: Sequence[PlannedJob]) -> None:
     """Raise ConfigError for settings that contradict each other or the jobs."""
-    remote.require(settings.executor, settings.options or {})
+    select.require(settings, [job.composed.config for job in planned])
     name, config = settings.metric, planned[0].composed.config
     if name is not None and not name.startswith(("val_", "test_")):
         raise ConfigError(f"sweep.metric={name}: must be a metric of val or test, such as val_accuracy or test_loss")
@@ -110,8 +110,8 @@ def _check_settings(request: Request, settings: Sweep, planned: Sequence[Planned
         raise ConfigError(f"sweep.search={settings.search}: only for dltrain train")
     if (name is None or name.startswith("val_")) and not (config["data"].get("val") or config["data"].get("folds")):
         raise ConfigError(f"sweep.search={settings.search}: needs a validation set; set data.val, such as data.val=0.1")
-    if settings.pruner is not None and (settings.executor != "local" or (name or "val_").startswith("test_")):
-        raise ConfigError(f"sweep.pruner={settings.pruner}: needs sweep.executor=local and a metric of val")
+    if settings.pruner is not None and (name or "val_").startswith("test_"):
+        raise ConfigError(f"sweep.pruner={settings.pruner}: needs a metric of val")
 
 
 def _show(planned: Sequence[PlannedJob], duplicates: int, space: "Space | None") -> int:
@@ -155,6 +155,10 @@ def _run_jobs(
         search = Search(folder, settings, space, objective, journal, typed)
         composed = {number: search.planned(journal.entries[number].params).composed for number in queue}
         search.tell_all()
+    ids = [journal.entries[number].cluster_id for number in queue]
+    is_slurm = settings.executor == "slurm" and not select.is_local(settings)
+    if not is_slurm and (busy := slurm.still_queued(list(filter(None, ids)))):
+        raise ConfigError(f"{folder}: Slurm still has {len(busy)} of its jobs. Add sweep.executor=slurm or cancel them")
     uncovered = [number for number in queue if number not in composed]
     queue = [number for number in queue if number in composed]
     count = len(journal.entries)
@@ -170,7 +174,8 @@ def _run_jobs(
     cut_off = False
     with recorded_signals() as signals:
         if queue or search is not None:
-            select.prepare(configs, command)
+            if select.is_local(settings):
+                select.prepare(configs, command)
             executor = select.executor(configs, settings, folder, jobs=jobs, waits=settings.pruner is not None)
             view = View(total, journal.entries, composer.constant, settings.metric, settings.direction, kept=kept)
             with contextlib.closing(executor), contextlib.closing(view):

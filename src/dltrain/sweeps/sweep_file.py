@@ -16,6 +16,7 @@ from dltrain.runtime.errors import ConfigError, InputError
 
 FORMAT = 1
 WRITTEN = ("output", "resume")
+WHERE = ("sweep.executor", "sweep.options", "sweep.requeue")
 # The keys that define a sweep. Those that say how it runs are chosen at each start, never by a folder.
 OWN = tuple(f"sweep.{key}" for key in ("search", "trials", "metric", "direction", "pruner", "seed"))
 
@@ -138,7 +139,7 @@ def command_to_resume(request: Request, folder: Path, overrides: Sequence[str], 
     `trusted` are the packages of user code that its jobs run.
     """
     flags = [flag for flag in request.flags if flag not in ("-m", "--multirun")]
-    again = [override for override in overrides if _key(override) in (*WRITTEN, *ADDRESSES, "trust")]
+    again = [override for override in overrides if _key(override) in (*WRITTEN, *ADDRESSES, *WHERE, "trust")]
     if trusted and "trust" not in map(_key, again):
         again.append(f"trust=[{','.join(sorted(trusted))}]")
     return shlex.join(["dltrain", request.command, *flags, f"sweep.resume={folder}", *again])

@@ -2,12 +2,13 @@
 
 import functools
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dltrain.config import registry, settings
 from dltrain.config.metric_names import smaller_is_better
@@ -25,6 +26,7 @@ from dltrain.training.checks import check_classes
 
 # Evaluation keeps no activations for a backward pass: larger batches need no more memory.
 EVAL_BATCHES = 4
+MOST_COMPARED = 2**30  # bytes of images; more would take seconds
 INIT_IMAGES, INIT_VALUES = 5000, 1 << 26  # limits of what `initialize` passes: images, and values in them
 
 
@@ -73,6 +75,32 @@ class Data:
     def digests(self) -> dict[str, str]:
         """SHA-256 of the examples of each split."""
         return {split: digest(examples) for split, examples in self.splits.items()}
+
+    @functools.cached_property
+    def shared_images(self) -> list[str]:
+        """How many images of a split, byte for byte, are in another one too."""
+        splits = {split: part.images for split, part in self.splits.items()}
+        if sum(images.nbytes for images in splits.values()) > MOST_COMPARED:
+            return []
+        # Nearly all images have sums of their own; the bytes of the others are compared.
+        sums = [torch.cat([*map(_word_sums, blocks(images))]) for images in splits.values()]
+        _, places, counts = torch.cat(sums).unique(return_inverse=True, return_counts=True)
+        alike = (counts[places] > 1).split([*map(len, sums)])
+        hashes = {}
+        for (split, images), some in zip(splits.items(), alike, strict=True):
+            parts = (images[rows].numpy() for rows in some.nonzero().flatten().split(1000))
+            hashes[split] = [hash(image.tobytes()) for part in parts for image in part]
+        shared = []
+        for split, other in itertools.combinations(reversed(hashes), 2):
+            if found := sum(map(set(hashes[other]).__contains__, hashes[split])):
+                shared.append(f"{found:,} of {len(splits[split]):,} {split} images are in {other}")
+        return shared
+
+
+def _word_sums(images: Tensor) -> Tensor:
+    """Return the sum (B,) of each image's bytes, eight at a time as a whole number."""
+    rows = nn.functional.pad(images.contiguous().flatten(1), (0, -images[0].numel() % 8))
+    return rows.flatten().view(torch.int64).view(len(rows), -1).sum(1)
 
 
 def digest(examples: Examples) -> str:

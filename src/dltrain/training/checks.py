@@ -1,6 +1,9 @@
 """Checks before the first step that model, task and data fit each other."""
 
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.config import registry, saved_config
+from dltrain.data.image_cache import cache_folder
 from dltrain.data.splits import Examples
 from dltrain.optim.step import Task
 from dltrain.runtime import devices
@@ -54,6 +58,28 @@ def check_graph(runtime: devices.Runtime, values: dict[str, Any]) -> devices.Run
         raise ConfigError(f"device.graph=true: {reason}. Set device.graph=auto")
     log.info("device.graph: steps are not recorded: %s", reason)
     return replace(runtime, graph=None)
+
+
+def check_compile(runtime: devices.Runtime, hooks: Sequence[str]) -> devices.Runtime:
+    """Return the runtime without device.compile, with the reason logged, if nothing can be compiled here."""
+    if not runtime.compile:
+        return runtime
+    if runtime.device.type != "cpu":
+        reason = "it is for CPUs; on a GPU try device.graph=true"
+    elif runtime.processes.world_size > 1:
+        reason = "several processes train together"
+    elif hooks:
+        reason = f"{hooks[0]} may change the network or the optimizer"
+    elif not shutil.which(compiler := os.environ.get("CXX", "g++")):
+        reason = f"there is no C++ compiler ({compiler})"
+    else:  # torch's own place is in /tmp, where other users might put code
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            folder = cache_folder()
+            path = folder / "compiled" if folder else tempfile.mkdtemp(prefix="dltrain-")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path)
+        return runtime
+    log.warning("device.compile: steps are computed without it: %s", reason)
+    return replace(runtime, compile=False)
 
 
 def check_fit(

@@ -1,9 +1,7 @@
 """Shows what a run trains on: the examples of each class in each split, and what is suspicious about them."""
 
-import itertools
 import logging
 
-from dltrain.data.mapped_images import blocks
 from dltrain.runtime.errors import listed
 from dltrain.training.build import Data
 
@@ -11,7 +9,6 @@ log = logging.getLogger(__name__)
 
 SHOWN_CLASSES = 10
 WIDEST_NAME = 30
-MOST_BYTES = 2**30  # of images that are compared; more would take seconds
 UNEVEN = 10  # times as many examples of one class as of another
 
 
@@ -42,20 +39,5 @@ def show(data: Data, *, balanced: bool) -> None:
     for split in splits[1:]:
         if absent := [name for name in counts if counts[name]["train"] and not counts[name][split]]:
             log.warning("no %s examples of %d of %d classes: %s", split, len(absent), len(counts), listed(absent))
-    if shared := _shared(data):
+    if shared := data.shared_images:
         log.warning("the same images are in two splits, so that metrics look too good: %s", ", ".join(shared))
-
-
-def _shared(data: Data) -> list[str]:
-    """Return how many images of a split, byte for byte, are in another one too."""
-    if sum(part.images.nbytes for part in data.splits.values()) > MOST_BYTES:
-        return []
-    hashes = {
-        split: [hash(image.tobytes()) for block in blocks(part.images) for image in block.numpy()]
-        for split, part in data.splits.items()
-    }
-    shared = []
-    for split, other in itertools.combinations(reversed(hashes), 2):
-        if found := sum(map(set(hashes[other]).__contains__, hashes[split])):
-            shared.append(f"{found:,} of {len(hashes[split]):,} {split} images are in {other}")
-    return shared

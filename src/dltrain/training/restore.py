@@ -1,7 +1,7 @@
 """Rebuilds a trained model from its checkpoint alone, to be evaluated or exported."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ def load_trained(ckpt: str, config: Config) -> TrainedModel:
     runtime = devices.restored_device(config.values["device"], content["runtime"], config.typed)
     claimed = weights.check_weights(values["model"], known, content["model"], path)
     task = registry.base_option("task", values["task"]["name"])
+    was_typed = {"device", "device.precision"} & set(config.typed)
+    if not was_typed and runtime.precision == "bf16" and devices.lacks_bf16(runtime.device, claimed):
+        runtime = replace(runtime, precision="fp32")
     runtime = devices.resolve_precision(runtime, claimed, values["batch_size"], task)
     del claimed
     if runtime.precision != (trained := content["runtime"]["precision"]):
@@ -86,14 +89,14 @@ def require_root(loaded: TrainedModel, config: Config) -> None:
 
 def load_examples(loaded: TrainedModel, split: str) -> Examples:
     """Load the examples of a split, as divided in training. Raises UserError if there are none."""
-    node = loaded.values["data"]
-    devices.seed_everything(loaded.values["seed"])  # a user's data set may draw from the generators
+    node, seed = loaded.values["data"], loaded.values["seed"]
+    devices.seed_everything(seed)  # a user's data set may draw from the generators
     source = registry.partial_call("data", node)
     with by_rules(loaded.content["data"].get("rules", 1)):
         if split == "test":
-            examples = read_split(source, "test")
+            examples = read_split(source, split)
         else:
-            examples = build.train_and_val(node, loaded.values["seed"], source)[split == "val"]
+            examples = build.train_and_val(node, seed, source)[split == "val"]
     if examples is None:
         raise ConfigError(f"split={split}: data={node['name']} had no such split in training. Set another split")
     return examples

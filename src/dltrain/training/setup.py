@@ -12,7 +12,7 @@ from dltrain.data import download
 from dltrain.data.splits import by_rules, rules
 from dltrain.optim.step import TrainState
 from dltrain.runtime import distributed
-from dltrain.runtime.devices import memory_errors, resolve_precision, restored_device, seed_everything
+from dltrain.runtime.devices import memory_errors, resolve_precision, resolve_threads, restored_device, seed_everything
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.memory import to_device
 from dltrain.runtime.torchrun import SINGLE_PROCESS, Processes
@@ -34,7 +34,7 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
     per_rank = options.batch_size // processes.world_size
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
-    runtime = checks.check_graph(runtime, values)
+    runtime = checks.check_compile(checks.check_graph(runtime, values), options.hooks)
     kind = registry.base_option("task", values["task"]["name"])
     # Mistakes are raised before the data is read, which may take minutes.
     schedule = registry.partial_call("schedule", values["schedule"], scores=()).keywords
@@ -48,8 +48,6 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
         claimed = weights.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
         runtime = resolve_precision(runtime, claimed, per_rank, kind)
         del claimed
-        now, then = snapshot.environment(runtime), start.content["environment"]
-        snapshot.warn_changed_environment(now, then, deterministic=values["device"]["deterministic"])
     elif options.init and processes.rank == 0:  # the other ranks get them from the first
         initial = weights.initial_weights(values["model"], Path(options.init), is_partial=options.init_partial)
     seed_everything(options.seed)  # a user's data set may draw from the generators
@@ -70,6 +68,10 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
     checks.check_last_batch(
         model, data.input_shape, len(data.train.images), options.batch_size, options.accumulate, processes.world_size
     )
+    runtime = resolve_threads(runtime, model, data.input_shape, per_rank)
+    if start is not None:
+        now, then = snapshot.environment(runtime), start.content["environment"]
+        snapshot.warn_changed_environment(now, then, deterministic=values["device"]["deterministic"])
     require_same_data_on_all_ranks(data.digests if processes.world_size > 1 else {}, processes)
     if start is None and initial is None and processes.rank == 0:
         build.initialize(model, data)

@@ -161,6 +161,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
     computing = {"device": device, "threads": runtime.threads, "precision": runtime.precision}
     if runtime.device.type == "cuda":
         computing["graph"] = str(runtime.graph is not None).lower()
+    computing["compile"] = str(runtime.compile).lower()
     return system_info.versions() | computing | {"processes": runtime.processes.world_size}
 
 

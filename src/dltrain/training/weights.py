@@ -50,10 +50,9 @@ def pretrained_weights(network: nn.Module, node: dict[str, Any]) -> Weights | No
     if (load := getattr(network, "pretrained_weights", None)) is None:
         return None
     try:
-        weights: Weights = load()
+        return load()
     except ValueError as error:
         raise ConfigError(f"model={node['name']}: {error}") from error
-    return weights
 
 
 def _model_of_checkpoint(node: dict[str, Any], known: dict[str, Any]) -> nn.Module:

@@ -57,6 +57,7 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
     if not values:
         return None
     point = {"filled": False, "size": 12} if len(values) <= FEW * len(curves) else False  # with a gradient as legend
+    scale = {"zero": False, "reverse": title.endswith(("loss", "mae"))}  # good values share a colour
     return {
         **_frame(f"{title} over epochs, a line for each run", values, 320),
         "mark": {"type": "line", "strokeWidth": 1.2, "opacity": 0.8, "point": point},
@@ -64,12 +65,7 @@ def curves_of_runs(curves: Mapping[str, Sequence[tuple[float, float]]], title: s
             "x": _quantity("x", "epoch"),
             "y": _quantity("y", title),
             "detail": {"field": "s", "type": "nominal"},
-            "color": {
-                "field": "c",
-                "type": "quantitative",
-                "title": "last value",
-                "scale": {"zero": False, "reverse": title.endswith(("loss", "mae"))},  # good values share a colour
-            },
+            "color": _quantity("c", "last value") | {"scale": scale},
             "tooltip": [_tip("s", "run"), _tip("x", "epoch"), _tip("y", title)],
         },
     }
@@ -87,20 +83,14 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec:
     size: Spec = {"width": step, "height": step} if count > 5 else {}
     axis = {"labelOverlap": False, "labelFontSize": 10}
     across = {**axis, "labelAngle": 0 if few and all(len(name) <= 2 for name in classes) else -90}
-    cells: Spec = {
-        "mark": {"type": "rect"},
-        "encoding": {
-            # On a square root scale one confusion in a hundred is still visible.
-            "color": {"field": "r", "type": "quantitative", "title": "of the row", "scale": {"type": "sqrt"}},
-        },
-    }
+    # On a square root scale one confusion in a hundred is still visible.
+    fill = {"field": "r", "type": "quantitative", "title": "of the row", "scale": {"type": "sqrt"}}
+    cells: Spec = {"mark": {"type": "rect"}, "encoding": {"color": fill}}
+    ink = {"condition": {"test": IS_DARK, "value": "white"}, "value": "black"}
     numbers: Spec = {
         "transform": [{"filter": "datum.n > 0"}],
         "mark": {"type": "text", "fontSize": 10},
-        "encoding": {
-            "text": {"field": "n", "format": ",d"},
-            "color": {"condition": {"test": IS_DARK, "value": "white"}, "value": "black"},
-        },
+        "encoding": {"text": {"field": "n", "format": ",d"}, "color": ink},
     }
     return {
         **_frame("Confusion matrix: true classes by predicted ones", values, 300),

@@ -46,6 +46,7 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
         metric = str(values.get("metric") or "loss")
         names = dict.fromkeys(["loss", "accuracy", "mae", "r2", metric])
         metrics = [name for name in names if any(name in record for record in run.records)]
+        evaluated = [record for record in run.records if record.get("split") in ("val", "test")]
         return page.render(
             "run.html",
             title=f"{model_name(values) or '?'} on {data_name(values) or '?'}",
@@ -57,11 +58,7 @@ def text(run: RunRecord, config: Mapping[str, Any], missing: str = "") -> str:
             examples=dict(run.summary.get("examples") or {}),
             curves=_curves(run.records, metric),
             metrics=metrics,
-            epochs=[
-                [*(record[key] for key in ("split", "epoch", "step")), *(record.get(name) for name in metrics)]
-                for record in run.records
-                if record.get("split") in ("val", "test")
-            ][-200:],
+            epochs=[[it["split"], it["epoch"], it["step"], *map(it.get, metrics)] for it in evaluated][-200:],
             by_name=lambda table, columns: [[name, *(row[key] for key in columns)] for name, row in table.items()],
             analysis=_analysis(run.analysis),
             has_origins=bool(run.origins),

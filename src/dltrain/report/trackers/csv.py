@@ -24,15 +24,13 @@ class CSV(Tracker):
                 with self.path.open(encoding="utf-8", newline="") as file:
                     rows = list(DictReader(file))
             self.columns += new
-            atomic_files.atomic_write(self.path, self._text([*rows, line], header=True))
+            header = {name: name for name in self.columns}
+            atomic_files.atomic_write(self.path, self._text([header, *rows, line]))
             return
         with self.path.open("ab", buffering=0) as file:
-            atomic_files.write_all(file.fileno(), self._text([line], header=False))
+            atomic_files.write_all(file.fileno(), self._text([line]))
 
-    def _text(self, rows: list[Line], *, header: bool) -> bytes:
+    def _text(self, rows: list[Line]) -> bytes:
         text = io.StringIO()
-        writer = DictWriter(text, self.columns, lineterminator="\n")
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
+        DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
         return text.getvalue().encode()

@@ -105,8 +105,8 @@ class MLflow:
         now = round(1000 * time.time())
         before = {k: self.known[k, step] for k in values if (k, step) in self.known}
         self.pending += [self.metric(k, v, now, step) for k, v in values.items() if k not in before]
-        others = [k for k, v in before.items() if not k.endswith("_per_second") and not _is_close(v, values[k])]
-        if others and not self.has_warned:
+        kept = {k: v for k, v in before.items() if not k.endswith("_per_second")}
+        if not self.has_warned and any(not math.isclose(v, values[k], rel_tol=1e-6) for k, v in kept.items()):
             log.warning("logger.mlflow: MLflow keeps other metrics of step %d and later, from before the resume", step)
             self.has_warned = True
 
@@ -129,10 +129,6 @@ class MLflow:
     def close(self) -> None:
         if not self.ended:
             self.client.set_terminated(self.id, "FAILED")
-
-
-def _is_close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-6) or (math.isnan(one) and math.isnan(other))
 
 
 def _key(name: str) -> str:

@@ -69,9 +69,8 @@ class Workers:
         inherited = [ours, self.held] if can_fork() else []
         settings = (theirs, self.lifeline, inherited, self.threads, gpu, self.awaits_verdict)
         process = self.context.Process(target=work, args=settings, name=f"dltrain worker {slot}")
-        with warnings.catch_warnings():
-            # Python 3.12 warns that a fork beside threads may hang; the threads of numpy survive one.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        # Python 3.12 warns that a fork beside threads may hang; the threads of numpy survive one.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             process.start()
         theirs.close()
         return Worker(process, ours)
@@ -85,7 +84,7 @@ class Workers:
                 try:
                     message = worker.connection.recv()
                 except (EOFError, OSError):  # it is dying, or its job has closed the pipe
-                    self._signal(worker, signal.SIGKILL)
+                    self._kill(worker)
             if message is None and not worker.process.is_alive():
                 message = self._reap(self.workers.pop(slot))
             if message is None or worker.task is None:
@@ -98,8 +97,7 @@ class Workers:
     def _reap(self, worker: Worker) -> JobResult:
         """Return the result of a dead worker's job, and kill the processes that it left."""
         worker.process.join()
-        with contextlib.suppress(OSError):
-            os.killpg(worker.process.pid, signal.SIGKILL)
+        self._kill(worker)
         outcome = result_of_exit(worker.process.exitcode)
         with contextlib.suppress(EOFError, OSError):
             while worker.connection.poll():  # the job may have ended before the worker died
@@ -120,7 +118,7 @@ class Workers:
 
     def kill(self, number: int) -> None:
         """Kill the worker of a job at once."""
-        self._signal(self._of(number), signal.SIGKILL)
+        self._kill(self._of(number))
 
     def _of(self, number: int) -> Worker:
         return next(worker for worker in self.workers.values() if worker.task and worker.task.number == number)
@@ -137,18 +135,18 @@ class Workers:
         for worker in self.workers.values():
             worker.connection.close()  # ends an idle worker
             if worker.task is not None:
-                self._signal(worker, signal.SIGKILL)
+                self._kill(worker)
         for worker in self.workers.values():
             worker.process.join(GRACE_SECONDS)
-            self._signal(worker, signal.SIGKILL)
+            self._kill(worker)
             worker.process.join()
         self.workers.clear()
         self.held.close()
         self.lifeline.close()
 
-    def _signal(self, worker: Worker, number: int) -> None:
+    def _kill(self, worker: Worker) -> None:
         with contextlib.suppress(OSError):
-            os.killpg(worker.process.pid, number)
+            os.killpg(worker.process.pid, signal.SIGKILL)
 
 
 def can_fork() -> bool:
@@ -170,10 +168,8 @@ def gpu_names() -> list[str]:
     """Return the GPUs of this machine, counted in another process: after counting, a process cannot fork workers."""
     import torch
 
-    count = 0
-    if not can_fork():
-        count = torch.cuda.device_count()
-    else:
+    count = 0 if can_fork() else torch.cuda.device_count()
+    if can_fork():
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe(duplex=False)
         # Not in a pool, whose process would outlive a sweep that is killed.

@@ -11,10 +11,11 @@ from dltrain.config import registry
 from dltrain.config.resolution import resolve
 from dltrain.config.settings import Sweep
 from dltrain.runtime.startup import NO_CUDA_START, import_torch
+from dltrain.sweeps.executors import remote, slurm
 
 if TYPE_CHECKING:
     from dltrain.sweeps.executors.local import Workers
-    from dltrain.sweeps.executors.remote import Ray, Slurm
+    from dltrain.sweeps.executors.ray import Ray
 
 
 @functools.cache
@@ -61,27 +62,45 @@ def prepare(configs: Collection[dict[str, Any]], command: str) -> None:
             import torchvision.datasets  # noqa: F401  (these data sets import it only when called)
 
 
-def executor(
-    configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, jobs: int, waits: bool
-) -> "Workers | Ray | Slurm":
-    """Return the executor of the settings for `jobs` jobs; with `waits` jobs await a verdict after each validation."""
+def needs(configs: Collection[dict[str, Any]]) -> tuple[int, set[str]]:
+    """Return the threads that the largest job asks for, 0 if none does, and the devices of all jobs."""
     # Only configs with references are resolved: that takes milliseconds, and there may be thousands of jobs.
     devices = [(resolve(config) if "${" in repr(config["device"]) else config)["device"] for config in configs]
-    threads = max((device["threads"] or 0 for device in devices), default=0)
-    wants_gpu = any(device["name"] != "cpu" for device in devices)
-    if settings.executor == "local":
+    return max((device["threads"] or 0 for device in devices), default=0), {device["name"] for device in devices}
+
+
+def is_local(settings: Sweep) -> bool:
+    """True if the jobs run on this machine; {cluster: local} tries a sweep for Slurm here."""
+    is_trial = settings.executor == "slurm" and (settings.options or {}).get("cluster") == "local"
+    return settings.executor == "local" or is_trial
+
+
+def require(settings: Sweep, configs: Collection[dict[str, Any]]) -> None:
+    """Raise ConfigError or DeviceError if the executor is not there, or refuses such jobs."""
+    if settings.executor == "ray":
+        remote.require(settings.options or {})
+    elif not is_local(settings) and not settings.dry:
+        slurm.require(settings.options or {}, *needs(configs))
+
+
+def executor(
+    configs: Collection[dict[str, Any]], settings: Sweep, folder: Path, *, jobs: int, waits: bool
+) -> "Workers | Ray | slurm.Slurm":
+    """Return the executor of the settings for `jobs` jobs; with `waits` jobs await a verdict after each validation."""
+    threads, devices = needs(configs)
+    if is_local(settings):
         from dltrain.sweeps.executors.local import Workers, gpu_names
 
-        gpus = gpu_names() if wants_gpu else []
-        available = len(gpus) or max(1, all_threads() // max(1, threads))
-        count = settings.workers or available
+        gpus = gpu_names() if devices - {"cpu"} else []
+        count = settings.workers or len(gpus) or max(1, all_threads() // max(1, threads))
         each, every = max(1, all_threads() // count), all_threads()
-        if each < every and not gpus and not all(device["threads"] for device in devices):
-            print(
-                f"each job has {each} of {every} threads: a single run with device.threads={each} gives equal results"
-            )
+        if each < every and not gpus and not threads:
+            single = "device.threads=1" if each == 1 else "the threads of its log"
+            print(f"each job has at most {each} of {every} threads: a single run with {single} gives equal results")
         return Workers(max(1, min(count, jobs)), each, gpus, waits)
-    from dltrain.sweeps.executors import remote
+    engine = settings.workers, threads or 1, int(bool(devices - {"cpu"})), settings.options or {}, waits
+    if settings.executor == "ray":
+        from dltrain.sweeps.executors.ray import Ray
 
-    engine = settings.workers, threads or 1, int(wants_gpu), settings.options or {}
-    return remote.Ray(*engine) if settings.executor == "ray" else remote.Slurm(*engine, folder=folder)
+        return Ray(*engine)
+    return slurm.Slurm(*engine, folder=folder, devices=devices)

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import functools
 import logging
 import os
 import signal
@@ -9,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dltrain.commands.jobs import JobResult, run_job
+from dltrain.commands.jobs import JobResult, read_result, run_job
+from dltrain.config import saved_config
+from dltrain.runtime import system_info
 from dltrain.runtime.signals import SIGNALS, exit_code, signals_as_exceptions
 from dltrain.runtime.startup import NO_CUDA_START, import_torch
 from dltrain.runtime.torchrun import VISIBLE_GPUS
@@ -64,6 +67,7 @@ def work(
     from dltrain.sweeps.executors.data_cache import DataCache
 
     load = DataCache()
+    system_info.environment = functools.cache(system_info.environment)  # all jobs run the same code; git is slow
 
     def watch(record: Any) -> str:
         connection.send(JobMetrics(record.split, record.epoch, record.values))
@@ -87,12 +91,26 @@ def _end_with_parent(lifeline: Connection) -> None:
     os.killpg(0, signal.SIGKILL)  # including what jobs have started; runs have checkpoints
 
 
+def _continued(task: Task) -> Task:
+    """Return a task that resumes its run, if an earlier attempt has left a checkpoint."""
+    if task.folder is None or not (task.folder / "checkpoints" / "last.pt").exists():
+        return task
+    # The user has already typed or trusted these packages for this sweep.
+    trust = [package for _, package in saved_config.custom_imports(task.config)]
+    typed = ["resume", "trust", *(key for key in ("logger", "report") if key in task.config)]
+    return replace(task, config=task.config | {"resume": str(task.folder), "trust": trust}, typed=typed)
+
+
 def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) -> JobResult:
     """Run a task in this process, with its output in its log."""
+    if task.folder is not None and (done := read_result(task.command, task.folder)):
+        return done  # an earlier attempt was lost after its end
+    task = _continued(task)
     os.environ.pop(NO_CUDA_START, None)  # set by the parent
     import_torch()
     import torch
 
+    before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -104,6 +122,8 @@ def run(task: Task, *, threads: int | None = None, **hooks: Callable[..., Any]) 
                 return run_job(task.command, task.config, exit_code, **settings)[0]
         except SystemExit as end:
             return JobResult(1, f"its code exited with code {end.code}", seconds=time.perf_counter() - began)
+        finally:
+            torch.set_num_threads(before)  # a later job of this process may need more than the rule chose
 
 
 @contextlib.contextmanager
