@@ -53,7 +53,7 @@ def train(root: Path, *words: str) -> str:
 def main() -> None:
     folder, megabytes, *words = sys.argv[1:]
     os.chdir(folder)
-    for name, size in (("few", 10), ("many", int(megabytes))):
+    for name, size in (("few", 40), ("many", int(megabytes))):
         if not Path(name).exists():
             write_images(Path(name), size)
     train(Path("few"), *words)  # what any run needs: libraries, threads, the network

@@ -114,8 +114,9 @@ def _log_left_out(base: Path, reasons: list[tuple[str, str]]) -> str:
 @functools.lru_cache(maxsize=1)
 def _find_levels(train: tuple[str, ...], fingerprint: str) -> Levels:
     """Return the levels of a data set by its training files; their fingerprint tells if they change."""
-    with image_files.without_pillow_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return choose([spread for spread in pool.map(image_files.deep_spread, train) if spread is not None])
+    with image_files.without_pillow_warnings():
+        spreads = in_threads(image_files.deep_spread, train, "reading levels")
+        return choose([spread for spread in spreads if isinstance(spread, tuple)])
 
 
 def _decode_all(

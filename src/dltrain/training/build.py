@@ -83,13 +83,13 @@ class Data:
         if sum(images.nbytes for images in splits.values()) > MOST_COMPARED:
             return []
         # Nearly all images have sums of their own; the bytes of the others are compared.
-        sums = [torch.cat([*map(_word_sums, blocks(images))]) for images in splits.values()]
+        sums = [_word_sums(images) for images in splits.values()]
         _, places, counts = torch.cat(sums).unique(return_inverse=True, return_counts=True)
         alike = (counts[places] > 1).split([*map(len, sums)])
-        hashes = {}
-        for (split, images), some in zip(splits.items(), alike, strict=True):
-            parts = (images[rows].numpy() for rows in some.nonzero().flatten().split(1000))
-            hashes[split] = [hash(image.tobytes()) for part in parts for image in part]
+        hashes = {
+            split: [hash(images[row].numpy().tobytes()) for row in some.nonzero().flatten().tolist()]
+            for (split, images), some in zip(splits.items(), alike, strict=True)
+        }
         shared = []
         for split, other in itertools.combinations(reversed(hashes), 2):
             if found := sum(map(set(hashes[other]).__contains__, hashes[split])):
@@ -98,9 +98,13 @@ class Data:
 
 
 def _word_sums(images: Tensor) -> Tensor:
-    """Return the sum (B,) of each image's bytes, eight at a time as a whole number."""
-    rows = nn.functional.pad(images.contiguous().flatten(1), (0, -images[0].numel() % 8))
-    return rows.flatten().view(torch.int64).view(len(rows), -1).sum(1)
+    """Return the sum (N,) of each image's bytes, eight at a time as a whole number."""
+    sums, start = torch.empty(len(images), dtype=torch.int64), 0  # one tensor: small ones would split freed memory
+    for block in blocks(images):
+        rows = nn.functional.pad(block.contiguous().flatten(1), (0, -block[0].numel() % 8))
+        sums[start : start + len(rows)] = rows.flatten().view(torch.int64).view(len(rows), -1).sum(1)
+        start += len(rows)
+    return sums
 
 
 def digest(examples: Examples) -> str:
