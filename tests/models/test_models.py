@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dltrain.config import registry
 from dltrain.models import lstm
+from dltrain.models.attention import LONGEST, attend
 from dltrain.runtime.errors import ConfigError
 from dltrain.training import build
 
@@ -371,6 +372,21 @@ def test_attention_is_softmax_of_products() -> None:
     weights = (query @ key.transpose(2, 3) / 4**0.5).softmax(dim=3)
     mixed = x + block.project((weights @ value).transpose(1, 2).reshape(2, 5, 8))
     torch.testing.assert_close(block(x), mixed + block.mlp(block.norm2(mixed)))
+
+
+@pytest.mark.parametrize("tokens", [2, LONGEST, LONGEST + 1])
+def test_attention_in_bf16_is_that_of_torch_to_rounding_with_its_gradients(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    exact = torch.randn(3, 2, 4, tokens, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    rounded = exact.detach().bfloat16().requires_grad_()
+    found, expected = attend(*rounded), nn.functional.scaled_dot_product_attention(*exact)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=0.03, atol=0.03)
+    found.float().square().sum().backward()
+    expected.square().sum().backward()
+    assert rounded.grad is not None and exact.grad is not None
+    difference = (rounded.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert difference < 0.02, difference
 
 
 def test_the_autoencoder_squeezes_through_its_last_hidden_layer_and_mirrors_the_others() -> None:

@@ -265,7 +265,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         ("lstm", 16, "bf16"),
         ("lstm", 8, "fp32"),
         ("attention", 64, "fp32"),
-        ("attention", 512, "fp32"),
+        ("attention", 128, "bf16"),
     ],
 )
 def test_auto_chooses_bf16_for_networks_measured_to_be_faster(

@@ -212,7 +212,8 @@ def _reason_against_bf16(device: torch.device, network: nn.Module, batch_size: i
         return "this CPU has no bf16"
     if "Intel" in cpu.get("cpu_name", "") and not cpu.get("amx_bf16"):
         return "slower than fp32 on Intel CPUs without AMX"
-    if others := sorted({type(layer).__name__ for layer in layers if not isinstance(layer, FASTER_IN_BF16)}):
+    others = sorted({type(layer).__name__ for layer in layers if not isinstance(layer, FASTER_IN_BF16)})
+    if others and not getattr(network, "faster_in_bf16", False):
         return f"not faster with {', '.join(others[:3])}"
     is_wide = any(isinstance(layer, nn.RNNBase) or getattr(layer, "out_channels", 0) >= 32 for layer in layers)
     enough = 16 if is_wide else 128  # small matrix products cost less than their conversion
