@@ -166,8 +166,10 @@ def table(grouped: dict[str, list[Run]]) -> Iterator[str]:
 
 def page(grouped: dict[str, list[Run]]) -> Iterator[str]:
     """Yield the lines of the page in docs/benchmarks/: the table and the accuracy of each seed."""
-    first = next(iter(grouped.values()))[0]
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    found = defaultdict(set)
+    for name, number in (item for runs in grouped.values() for each in runs for item in each["versions"].items()):
+        found[name].add(number)
+    versions = ", ".join(f"{name} {' or '.join(sorted(numbers))}" for name, numbers in found.items())
     days = sorted({each["date"] for runs in grouped.values() for each in runs})
     computed = [each["hardware"] for runs in grouped.values() for each in runs]
     machines = sorted({f"{hardware['cores']} cores of an {hardware['cpu']}" for hardware in computed})
