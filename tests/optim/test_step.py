@@ -278,6 +278,16 @@ def test_auto_chooses_bf16_for_networks_measured_to_be_faster(
     assert found.describe().startswith(f"cpu, 1 thread, {precision} (auto: ")
 
 
+@pytest.mark.parametrize(("side", "precision"), [(64, "bf16"), (68, "fp32")])
+def test_auto_is_bf16_for_attention_up_to_256_tokens(
+    side: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native(monkeypatch, "avx512_bf16")
+    network = build.model(NETWORKS["attention"] | {"patch": 4}, (3, side, side), 10)
+    found = devices.resolve_precision(Runtime(CPU.device, "auto", 1), network, 128, "classification")
+    assert found.precision == precision
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_auto_is_fp32_on_a_cpu_without_bf16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native(monkeypatch, "avx512_f", "avx2")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 Size = Annotated[int, Interval(ge=1, le=1_000_000)]
 Depth = Annotated[int, Interval(ge=1, le=256)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]
-LONGEST = 256  # tokens of an image whose T x T weights are kept in memory
+LONGEST = 256  # most tokens for which the T x T attention weights are kept in memory
 
 
 class Attention(nn.Module):
@@ -37,8 +37,6 @@ class Attention(nn.Module):
     Raises ValueError if patch does not divide the sides of the image, or is not 2, 4, 8 or 16 with convolutions, or if
     heads does not divide the width.
     """
-
-    faster_in_bf16 = True  # for device.precision=auto; measured in docs/LOG.md
 
     def __init__(
         self,
@@ -68,6 +66,7 @@ class Attention(nn.Module):
         else:
             self.embed = nn.Conv2d(channels, width, kernel, stride=kernel)
         self.grid = rows // kernel[0], columns // kernel[1]
+        self.faster_in_bf16 = self.grid[0] * self.grid[1] <= LONGEST  # for device.precision=auto
         # Standard deviation 1 as in nn.Embedding: with the usual 0.02 a small network learns positions late.
         self.positions = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], width))
         rates = [drop_path * number / (depth - 1) for number in range(depth)] if depth > 1 else [drop_path]
@@ -136,6 +135,7 @@ class Block(nn.Module):
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return softmax(QK' / sqrt(d)) V of queries, keys and values (B, heads, T, d): equation 1 of Vaswani et al."""
+    # With torch's fused kernel a step in bf16 takes up to three times as long on a CPU.
     if query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] <= LONGEST:
-        return (query * query.shape[3] ** -0.5 @ key.mT).softmax(dim=3) @ value  # torch's own takes 3 times as long
+        return (query * query.shape[3] ** -0.5 @ key.mT).softmax(dim=3) @ value
     return F.scaled_dot_product_attention(query, key, value)

@@ -87,7 +87,9 @@ class Data:
         _, places, counts = torch.cat(sums).unique(return_inverse=True, return_counts=True)
         alike = (counts[places] > 1).split([*map(len, sums)])
         hashes = {
-            split: [hash(images[row].numpy().tobytes()) for row in some.nonzero().flatten().tolist()]
+            split: [
+                hash(image.tobytes()) for rows in some.nonzero().flatten().split(100) for image in images[rows].numpy()
+            ]
             for (split, images), some in zip(splits.items(), alike, strict=True)
         }
         shared = []
@@ -99,7 +101,7 @@ class Data:
 
 def _word_sums(images: Tensor) -> Tensor:
     """Return the sum (N,) of each image's bytes, eight at a time as a whole number."""
-    sums, start = torch.empty(len(images), dtype=torch.int64), 0  # one tensor: small ones would split freed memory
+    sums, start = torch.empty(len(images), dtype=torch.int64), 0  # one tensor: small ones would fragment freed memory
     for block in blocks(images):
         rows = nn.functional.pad(block.contiguous().flatten(1), (0, -block[0].numel() % 8))
         sums[start : start + len(rows)] = rows.flatten().view(torch.int64).view(len(rows), -1).sum(1)
