@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.optim.ema import swapped_in_ema, update_ema
+from dltrain.optim.proxy import pick_hardest, require_finite_proxy
 from dltrain.optim.step import (
     MAX_PENDING_OUTPUTS,
     OnNonfinite,
@@ -81,12 +82,14 @@ def fit(
     clip_norm: float | None,
     on_nonfinite: OnNonfinite,
     ema: float | None = None,
+    hardest: float | None = None,
 ) -> Generator[list[Record], None, None]:
     """Train `state` in place until `epochs` are done; yield the records of each step, usually an empty list.
 
     A step whose loss is NaN or infinite updates nothing. With `on_nonfinite="stop"` no later step does either, and
     NonFiniteLoss is raised at the end of the interval: the GPU is read once per interval, not once per step. With
-    "skip" the record counts such steps. With `ema`, a decay, the moving average of the weights is validated.
+    "skip" the record counts such steps. With `ema`, a decay, the moving average of the weights is validated. With
+    `hardest`, a fraction, each step trains on those examples of its batch that the proxy of `state` picks.
     """
     steps = len(train)
     total = steps * epochs
@@ -98,6 +101,8 @@ def fit(
     else:
         make_step = with_fast_layers(train_step, state.model, runtime)
     update = partial(make_step, accumulate=accumulate, clip_norm=clip_norm, on_nonfinite=on_nonfinite)
+    pick = partial(pick_hardest, fraction=hardest, accumulate=accumulate, clip_norm=clip_norm)
+    proxy = state.proxy
 
     def step(inputs: Tensor, targets: Tensor, *rates: Tensor, weight: float = 1.0) -> None:
         state.rates = list(rates) if rates else state.rates
@@ -119,12 +124,18 @@ def fit(
     while state.step < total:
         epoch, first = divmod(state.step, steps)
         state.model.train()
+        if proxy is not None:
+            proxy.model.train()
         started = perf_counter()
         for inputs, targets in train.epoch(epoch, first):
-            lr = set_lr(state.optimizer, schedule(state.step, total), getattr(schedule, "func", schedule))
+            multiplier = schedule(state.step, total)
+            lr = set_lr(state.optimizer, multiplier, getattr(schedule, "func", schedule))
             if state.rates:
                 copy_rates(state)
             count, weight = (inputs.shape[0], 1.0) if alone else train.rank_weight(state.step % steps)
+            if proxy is not None:
+                set_lr(proxy.optimizer, multiplier)
+                inputs, targets = pick(proxy, inputs, targets, task, runtime)
             if graphed is not None:
                 graphed(inputs, targets, *(state.rates or ()))
             else:
@@ -140,6 +151,8 @@ def fit(
                 assert state.sums is not None
                 distributed.all_reduce_sum(state.sums, runtime.processes)
                 metrics = interval_metrics(state, task, on_nonfinite)
+                if proxy is not None:
+                    require_finite_proxy(proxy)
                 seconds += perf_counter() - started
                 values = metrics | {"lr": lr, "examples_per_second": examples / seconds}
                 records.append(Record("train", state.step, state.step / steps, values, examples, seconds))

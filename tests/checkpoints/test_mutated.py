@@ -48,7 +48,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert cli.main([*SMALL, "epochs=2", "limit_steps=4", "log_every=3", "keep=1", "optim=adam"]) == 0
+            words = ("limit_steps=4", "log_every=3", "keep=1", "optim=adam", "hardest=0.5", "proxy={hidden: [2]}")
+            assert cli.main([*SMALL, "epochs=2", *words]) == 0
     next(folder.glob("outputs/*/*")).rename(folder / "run")
     return folder
 

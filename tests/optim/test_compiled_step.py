@@ -23,6 +23,7 @@ from support.command import Command
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler, g++")
 CPU = Runtime(torch.device("cpu"), "fp32", 1, compile=True)
+PLAIN: dict[str, Any] = {"hooks": [], "hardest": None}
 QUICK = ("model=mlp", "model.hidden=[8]", "data.limit=150", "epochs=2", "report=false", "logger=none", "batch_size=40")
 QUICK += ("device.threads=1", "data.val=0.2")  # three full batches in an epoch
 Step = Callable[..., list[StepOutput]]
@@ -275,12 +276,12 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(dltrain: Command, monkey
 
 def test_several_processes_train_without_the_compiler(caplog: pytest.LogCaptureFixture) -> None:
     processes = dataclasses.replace(CPU.processes, world_size=2)
-    assert not checks.check_compile(dataclasses.replace(CPU, processes=processes), []).compile
+    assert not checks.check_compile(dataclasses.replace(CPU, processes=processes), PLAIN).compile
     assert "several processes train together" in caplog.text
 
 
 def test_a_run_with_hooks_trains_without_the_compiler(caplog: pytest.LogCaptureFixture) -> None:
-    assert not checks.check_compile(CPU, ["mine:freeze"]).compile
+    assert not checks.check_compile(CPU, PLAIN | {"hooks": ["mine:freeze"]}).compile
     assert "mine:freeze may change the network or the optimizer" in caplog.text
 
 
@@ -291,6 +292,6 @@ def test_compiled_code_lies_in_the_users_cache_not_in_a_folder_that_others_may_w
     for cache in (str(tmp_path), ""):
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         monkeypatch.setenv("DLTRAIN_CACHE", cache)
-        assert checks.check_compile(CPU, []).compile
+        assert checks.check_compile(CPU, PLAIN).compile
         folder = Path(checks.os.environ["TORCHINDUCTOR_CACHE_DIR"])
         assert folder == tmp_path / "compiled" or folder.stat().st_mode & 0o77 == 0

@@ -35,6 +35,7 @@ MODELS = {
     ),
     "mlp by its F1": ("model=mlp", "model.hidden=[16]", "metric=f1_macro"),
     "mlp by its AUROC": ("model=mlp", "model.hidden=[16]", "metric=auroc"),
+    "mlp with a proxy": ("model=mlp", "model.hidden=[16]", "hardest=0.5", "proxy={hidden: [4], dropout: 0.1}"),
 }
 OPTIMIZERS = {"sgd": ("optim=sgd",), "adam": ("optim=adam", "optim.lr=0.003")}
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}

@@ -95,6 +95,99 @@ def test_a_run_on_a_fold_resumes_to_the_same_bits_and_keeps_its_fold(dltrain: Co
     assert weights(folder) == weights(dltrain("train", *QUICK, *fold).folder)
 
 
+PROXY = ("hardest=0.5", "proxy={hidden: [4], dropout: 0.2}")
+
+
+def large_proxy(content: dict[str, Any]) -> None:
+    content["config"]["proxy"]["hidden"] = [10**6, 10**6]
+    del content["digests"]["config"]["proxy.hidden"]
+
+
+def test_a_run_with_a_proxy_resumes_to_the_same_bits_and_keeps_it(dltrain: Command) -> None:
+    folder = dltrain("train", *HALF, *PROXY).folder
+    for key in ("hardest=0.2", "proxy={hidden: [2]}"):
+        result = dltrain("train", f"resume={folder}", key)
+        assert (result.code, "cannot change in a resumed run" in result.err) == (2, True)
+    assert dltrain("train", f"resume={folder}", ON).code == 0
+    whole = dltrain("train", *QUICK, *PROXY).folder
+    contents = [checkpoint.load(last(each)) for each in (folder, whole)]
+    assert weights(folder) == weights(whole)
+    torch.testing.assert_close(contents[0]["proxy"], contents[1]["proxy"], rtol=0, atol=0)
+    assert dltrain("eval", f"ckpt={folder}").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda content: content.pop("proxy"), "layers.1.weight is missing"),
+        (lambda content: content.update(proxy=None), "layers.1.weight is missing"),
+        (lambda content: content.update(proxy=[1]), "proxy must be weights and optimizer"),
+        (lambda content: content["proxy"].update(model={"a": 1}), "proxy.model must be weights by name"),
+        (lambda content: content["proxy"]["model"].update(extra=torch.zeros(1)), "the model has no extra"),
+        (lambda content: content["proxy"].pop("optimizer"), "cannot be resumed"),
+        (lambda content: content["proxy"]["optimizer"].update(state=[]), "proxy.optimizer.state must be a dict"),
+        (large_proxy, "do not fit the model"),
+    ],
+)
+def test_a_resume_refuses_a_proxy_that_does_not_fit(
+    dltrain: Command, change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
+    folder = dltrain("train", *HALF, *PROXY).folder
+    edited(last(folder), change)
+    result = dltrain("train", f"resume={folder}", ON)
+    assert result.code == 66
+    assert problem in result.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        (("hardest=0.5",), "hardest=0.5 proxy=null: set both, or neither"),
+        (("proxy={hidden: [4]}",), "hardest=null proxy={hidden: [4]}: set both, or neither"),
+        (("hardest=1", "proxy={hidden: [4]}"), "hardest=1: must be"),
+        (("hardest=0.5", "proxy={hiden: [4]}"), "proxy.hiden: no such key; did you mean proxy.hidden?"),
+        (("hardest=0.5", "proxy={name: lenet}"), "proxy.name: cannot be set"),
+        (("hardest=0.5", "proxy={hidden: 4}"), "proxy.hidden=4: must be"),
+        (("hardest=0.5", "proxy=small"), "proxy=small: must be"),
+        (
+            (*PROXY, "task=custom", "task.name=dltrain.optim.tasks:Regression"),
+            "hardest=0.5: works with the built-in tasks only",
+        ),
+        (
+            ("hardest=0.5", "proxy={batch_norm: true}", "batch_size=2"),
+            "proxy: batch_size=2: 90 examples leave a single",
+        ),
+        (("model=cnn", "model.hidden=8", "hardest=0.5", "proxy={widths: [4, 4, 4, 4, 4, 4]}"), "proxy: model=cnn"),
+    ],
+)
+def test_a_proxy_that_cannot_be_built_is_an_error_of_one_line(
+    dltrain: Command, typed: tuple[str, ...], problem: str
+) -> None:
+    result = dltrain("train", *QUICK, *typed)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert problem in result.err
+
+
+def test_a_checkpoint_cannot_name_code_in_its_proxy(
+    dltrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = "from dltrain.models.mlp import MLP\ndef net(*, input_shape, num_classes, **keys):\n    return MLP("
+    net += (
+        "input_shape=input_shape, num_classes=num_classes, hidden=[4], activation='relu', dropout=0, batch_norm=False)"
+    )
+    (tmp_path / "my_proxy_nets.py").write_text(net)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ("model=custom", "model.name=my_proxy_nets:net", "hardest=0.5", "proxy={size: 4}")
+    words = [word for word in HALF if not word.startswith("model")]
+    folder = dltrain("train", *words, *own).folder
+    assert dltrain("train", f"resume={folder}", ON, "trust=my_proxy_nets").code == 0
+    evil = {"name": "os:system", "command": f"touch {tmp_path}/evil"}
+    edited(last(folder), lambda content: content["config"].update(proxy=evil))
+    result = dltrain("train", f"resume={folder}", "epochs=9", "trust=my_proxy_nets")
+    assert result.code in (2, 66)
+    assert not (tmp_path / "evil").exists()
+
+
 def some(cases: Iterable[Any], often: Collection[Any]) -> list[Any]:
     """Cases for a test; but those named, only under torture."""
     return [case if case in often else pytest.param(case, marks=pytest.mark.torture) for case in cases]

@@ -53,9 +53,13 @@ OF_LAST: dict[str, Any] = {
     "position": Count,
     "digests": dict,
 }
-# What the earliest files of format 2 lack, each with what it must be.
+# What only some files have, such as none of the earliest of format 2, each with what it must be.
 OPTIONAL: dict[str, tuple[Any, str]] = {
     "averages": (dict[str, Any] | None, "weights by name"),
+    "proxy": (dict[str, Any] | None, "weights and optimizer of a network"),
+    "proxy.model": (dict[str, Any], "weights by name"),
+    "proxy.optimizer.state": (dict, "a dict"),
+    "proxy.optimizer.param_groups": (list, "a list"),
     "progress.scores": (list[float | None], "numbers or null"),
     "progress.total_seconds": (float, "a number"),
     "data.range": (Pair | None, "two numbers"),
@@ -98,8 +102,8 @@ def validation_error(content: dict[str, Any]) -> str:
     counts, levels = content["data"].get("class_counts"), content["data"].get("levels")
     if levels and levels[0] >= levels[1]:
         return "data.levels must be two numbers, the lower first"
-    for name in ("model", "averages"):
-        weights = content.get(name) or {}
+    for name in ("model", "averages", "proxy.model"):
+        weights = (at(content, name) if has(content, name) else None) or {}
         if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
             return f"{name} must be weights by name"
     if any(isinstance(value, Tensor) and value.requires_grad and type(value) is Tensor for value in _leaves(content)):

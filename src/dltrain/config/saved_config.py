@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # Keys that may not change in a resumed run: with other data, another network or another task it is another run. The
 # optimizer's moments are stored in parameter groups, one for each learning rate.
-FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate", "metric")
+FIXED = ("data", "model", "task", "seed", "batch_size", "accumulate", "metric", "hardest", "proxy")
 FIXED_GROUPS = ("optim.head_factor", "optim.bias_factor", "optim.norm_factor", "optim.decay_biases")
 # Keys that may change without a warning: the weights stay the same. A run reports another device itself.
 HARMLESS = (
@@ -32,7 +32,7 @@ ADDED |= {"data.fold": None, "task.classification.class_weights": None, "task.cl
 ADDED |= {"data.augment": "none", "data.resized_crop": None, "data.policy": None, "data.erase": None}
 ADDED |= {"data.brightness": None, "data.contrast": None, "data.saturation": None, "profile": 0}
 ADDED |= {"tags": [], "note": None, "device.graph": "auto", "device.compile": False}
-ADDED |= {"model.attention.drop_path": 0.0}
+ADDED |= {"model.attention.drop_path": 0.0, "hardest": None, "proxy": None}
 # Keys of ADDED that digests of jobs include, as they did before digests left out the others.
 IN_DIGESTS = ("ema",)
 ADDED_TO_EVAL = {"ensemble": False}  # keys of eval, whose config no checkpoint has

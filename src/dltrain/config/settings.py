@@ -22,6 +22,8 @@ class Train:
         accumulate: batches per step (gradient accumulation); a step sees batch_size * accumulate examples
         clip_norm: largest norm of the gradient; null for no limit
         ema: fraction that an average of the weights keeps at each step, such as 0.99; null for no average
+        hardest: fraction of each batch to train on: the examples on which a proxy has the highest loss; null for all
+        proxy: keys of the model that the proxy, a smaller network, sets differently, such as {widths: [16]}
         log_every: steps between two training records
         checkpoint_every: steps, or a time such as 30s (short at first), between two checkpoints
         keep: how many of the latest checkpoints to keep: last.pt and those before it
@@ -48,6 +50,8 @@ class Train:
     accumulate: Positive
     clip_norm: Annotated[float, Interval(gt=0)] | None
     ema: Annotated[float, Interval(gt=0, lt=1)] | None
+    hardest: Annotated[float, Interval(gt=0, lt=1)] | None
+    proxy: dict[str, Any] | None
     log_every: Positive
     checkpoint_every: Positive | Duration
     keep: Positive

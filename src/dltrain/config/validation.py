@@ -56,6 +56,7 @@ def find_problems(config: dict[str, Any], command: str, origin: Origin = lambda 
             faults += _check_option(node, value, where, settings.keys)
     if command == "train":
         faults += _check_metric(config.get("metric"), config.get("task"), where)
+        faults += [] if faults else _check_proxy(config, where)
     folds, fold = (None if faults else config.get("data", {}).get(key) for key in ("folds", "fold"))
     if (folds, fold) != (None, None) and fold not in range(folds or 0):
         n, both = folds or 5, "set both, " * (None in (folds, fold))
@@ -69,6 +70,21 @@ def _check_metric(metric: Any, task: Any, where: Origin) -> list[str]:
     if known is None or not isinstance(metric, str) or metric in known:  # a user's task may compute any
         return []
     return [f"metric={to_cli(metric)}: no such metric of task={task['name']}{suggest(metric, known)}{where('metric')}"]
+
+
+def _check_proxy(config: dict[str, Any], where: Origin) -> list[str]:
+    hardest, proxy, model = (config.get(key) for key in ("hardest", "proxy", "model"))
+    if (hardest is None) != (proxy is None):
+        return [f"hardest={to_cli(hardest)} proxy={to_cli(proxy)}: set both, or neither{where('hardest')}"]
+    if proxy is None or model is None:
+        return []
+    if ":" in config["task"]["name"]:
+        return [f"hardest={to_cli(hardest)}: works with the built-in tasks only; set hardest=null proxy=null"]
+    if "name" in proxy:  # so that no code is called that `custom_imports` has not seen
+        return ["proxy.name: cannot be set; the proxy is a smaller network of the kind of the model"]
+    found = signature("model", model["name"])
+    same = {key: value for key, value in model.items() if key != "name"}
+    return _check_keys("proxy.", same | proxy, found, where, ()) if found else []
 
 
 def _check_option(group: str, node: dict[str, Any], where: Origin, others: Iterable[str]) -> list[str]:

@@ -71,6 +71,7 @@ class TrainState:
 
     `sums` (S,) are the task's sums since the last record, `faults` () counts the steps without an update since then.
     `pending` holds outputs of the latest steps until `accumulate_metrics` adds them to the sums, many at once.
+    `proxy` is a smaller network that picks the examples to train on (proxy.py).
     `parallel` wraps the model in DDP for several ranks, `ema_weights` is the moving average of the weights (ema.py).
     `rates` () are the learning rates of the optimizer's groups, None on a CPU: see `keep_on_device`.
     `flush` computes the latest steps if they wait to be computed as one graph.
@@ -81,6 +82,7 @@ class TrainState:
     step: int = 0
     sums: Tensor | None = None
     faults: Tensor | None = None
+    proxy: "TrainState | None" = None
     parallel: "DistributedDataParallel | None" = None
     ema_weights: dict[str, Tensor] | None = None
     rates: list[Tensor] | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dltrain.config import registry, saved_config
 from dltrain.data.image_cache import cache_folder
 from dltrain.data.splits import Examples
+from dltrain.optim.proxy import count_hardest
 from dltrain.optim.step import Task
 from dltrain.runtime import devices
 from dltrain.runtime.errors import ConfigError, InputError, first_line
@@ -50,6 +51,8 @@ def check_graph(runtime: devices.Runtime, values: dict[str, Any]) -> devices.Run
         reason = "several processes train together"
     elif custom:
         reason = f"{custom[0][0]}, your own code, may do something else in each step"
+    elif values["hardest"] is not None:
+        reason = "the proxy is updated only every fourth step"
     elif values["optim"]["name"] == "rmsprop":
         reason = "rmsprop waits for the GPU in each step"
     else:
@@ -60,7 +63,7 @@ def check_graph(runtime: devices.Runtime, values: dict[str, Any]) -> devices.Run
     return replace(runtime, graph=None)
 
 
-def check_compile(runtime: devices.Runtime, hooks: Sequence[str]) -> devices.Runtime:
+def check_compile(runtime: devices.Runtime, values: dict[str, Any]) -> devices.Runtime:
     """Return the runtime without device.compile, with the reason logged, if nothing can be compiled here."""
     if not runtime.compile:
         return runtime
@@ -68,7 +71,9 @@ def check_compile(runtime: devices.Runtime, hooks: Sequence[str]) -> devices.Run
         reason = "it is for CPUs; on a GPU try device.graph=true"
     elif runtime.processes.world_size > 1:
         reason = "several processes train together"
-    elif hooks:
+    elif values["hardest"] is not None:
+        reason = "a proxy picks the hardest examples"
+    elif hooks := values["hooks"]:
         reason = f"{hooks[0]} may change the network or the optimizer"
     elif not shutil.which(compiler := os.environ.get("CXX", "g++")):
         reason = f"there is no C++ compiler ({compiler})"
@@ -101,11 +106,18 @@ def check_fit(
 
 
 def check_last_batch(
-    network: nn.Module, shape: Sequence[int], examples: int, batch_size: int, accumulate: int, processes: int = 1
+    network: nn.Module,
+    shape: Sequence[int],
+    examples: int,
+    batch_size: int,
+    accumulate: int,
+    processes: int = 1,
+    hardest: float | None = None,
 ) -> None:
     """Raise ConfigError if a batch has a single example and batch norm fails on it, tried with one of `shape`."""
     whole = min(batch_size * accumulate, examples)
-    batches = {whole, examples % whole or whole}  # with several processes, parts of whole batches can be that small too
+    batches = {count_hardest(batch, hardest) for batch in (whole, examples % whole or whole)}
+    # With several processes, parts of whole batches can be that small too.
     parts = {
         max(1, batch * (rank + 1) // processes - batch * rank // processes)
         for batch in batches
@@ -114,6 +126,7 @@ def check_last_batch(
     has_single = any((part % -(-part // accumulate) or -(-part // accumulate)) == 1 for part in parts)
     if has_single and has_batch_norm(network) and not _takes_one(network, shape):
         where = "the last batch" if processes == 1 else f"a batch divided among {processes} processes"
+        where = where if hardest is None else f"a batch, of which hardest={hardest} takes a part"
         problem = f"{examples} examples leave a single one in {where}, which batch norm cannot use"
         raise ConfigError(f"batch_size={batch_size}: {problem}; choose another batch size")
 

@@ -31,7 +31,7 @@ from dltrain.training.stopping import every, reason_to_stop
 log = logging.getLogger(__name__)
 
 Watch = Callable[[Record], str]
-FIT_OPTIONS = ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema")
+FIT_OPTIONS = ("epochs", "log_every", "accumulate", "clip_norm", "on_nonfinite", "ema", "hardest")
 
 
 def train(

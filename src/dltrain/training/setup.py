@@ -6,13 +6,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from dltrain.config import registry, saved_config, settings
 from dltrain.config.resolution import Config
 from dltrain.data import download
 from dltrain.data.splits import by_rules, rules
-from dltrain.optim.step import TrainState
+from dltrain.optim.step import Task, TrainState
 from dltrain.runtime import distributed
-from dltrain.runtime.devices import memory_errors, resolve_precision, resolve_threads, restored_device, seed_everything
+from dltrain.runtime.devices import (
+    memory_errors,
+    resolve_precision,
+    resolve_threads,
+    restored_device,
+    seed_everything,
+)
 from dltrain.runtime.errors import ConfigError, InputError
 from dltrain.runtime.memory import to_device
 from dltrain.runtime.torchrun import SINGLE_PROCESS, Processes
@@ -34,7 +42,7 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
     per_rank = options.batch_size // processes.world_size
     before = {} if start is None else start.content["runtime"]
     runtime = replace(restored_device(values["device"], before, typed), processes=processes)
-    runtime = checks.check_compile(checks.check_graph(runtime, values), options.hooks)
+    runtime = checks.check_compile(checks.check_graph(runtime, values), values)
     kind = registry.base_option("task", values["task"]["name"])
     # Mistakes are raised before the data is read, which may take minutes.
     schedule = registry.partial_call("schedule", values["schedule"], scores=()).keywords
@@ -43,11 +51,17 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
         key = f"schedule={values['schedule']['name']}" if "scores" in schedule else "patience"
         raise ConfigError(f"{key} needs a validation set: set data.val, such as data.val=0.1")
     checks.check_task(values["task"])
+    if options.hardest is not None and processes.world_size > 1:
+        raise ConfigError("hardest: works with one process only. Set hardest=null proxy=null")
     initial = None
     if start is not None:
         claimed = weights.check_weights(values["model"], start.content["data"], start.content["model"], start.path)
         runtime = resolve_precision(runtime, claimed, per_rank, kind)
         del claimed
+        if options.proxy is not None:
+            saved = start.content.get("proxy") or {}
+            node = values["model"] | options.proxy
+            weights.check_weights(node, start.content["data"], saved.get("model", {}), start.path)
     elif options.init and processes.rank == 0:  # the other ranks get them from the first
         initial = weights.initial_weights(values["model"], Path(options.init), is_partial=options.init_partial)
     seed_everything(options.seed)  # a user's data set may draw from the generators
@@ -63,11 +77,15 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
     if values["metric"] == "auroc" and data.val is not None and len(data.val.targets.unique()) < 2:
         raise InputError("metric=auroc: the validation set has a single class; raise data.val or set another metric")
     seed_everything(options.seed)
-    model = build.model(values["model"], data.input_shape, data.outputs)
-    checks.check_fit(model, values["model"], task, data.train.targets, data.input_shape, data.outputs)
-    checks.check_last_batch(
-        model, data.input_shape, len(data.train.images), options.batch_size, options.accumulate, processes.world_size
-    )
+    model = _network(values["model"], options, data, task, processes)
+    proxy = None
+    if options.proxy is not None:
+        try:
+            proxy = _network(values["model"] | options.proxy, options, data, task, processes)
+        except ConfigError as error:
+            raise ConfigError(f"proxy: {error}") from error
+        if start is None:
+            build.initialize(proxy, data)
     runtime = resolve_threads(runtime, model, data.input_shape, per_rank)
     if start is not None:
         now, then = snapshot.environment(runtime), start.content["environment"]
@@ -84,6 +102,9 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
     with memory_errors("Use a smaller model, or device=cpu"):
         model = to_device(model, runtime, data.input_shape)
         state = TrainState(model, build.optimizer(values["optim"], model))
+        if proxy is not None:
+            proxy = to_device(proxy, runtime, data.input_shape)
+            state.proxy = TrainState(proxy, build.optimizer(values["optim"], proxy))
     with memory_errors(LESS_DATA):
         train = build.training_batches(data, runtime, values["data"], options)
         val = data.val and build.evaluation_batches(data.val, runtime, data.statistics, options.batch_size)
@@ -95,3 +116,14 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
             raise ConfigError(f"epochs={options.epochs}: the run has already done {done:.2f} epochs; set more")
     state.parallel = distributed.wrap_ddp(model, data.input_shape, runtime)
     return run
+
+
+def _network(
+    node: dict[str, Any], options: settings.Train, data: build.Data, task: Task, processes: Processes
+) -> nn.Module:
+    """Build a network; raise ConfigError if it does not fit the data or its batches."""
+    network = build.model(node, data.input_shape, data.outputs)
+    checks.check_fit(network, node, task, data.train.targets, data.input_shape, data.outputs)
+    sizes = options.batch_size, options.accumulate, processes.world_size, options.hardest
+    checks.check_last_batch(network, data.input_shape, len(data.train.images), *sizes)
+    return network

@@ -12,6 +12,7 @@ from dltrain.config import saved_config, settings
 from dltrain.config.resolution import Config
 from dltrain.data.loader import TensorLoader
 from dltrain.optim.muon import Muon
+from dltrain.optim.proxy import require_finite_proxy
 from dltrain.optim.step import NonFiniteLoss, Task, TrainState, accumulate_metrics, require_finite
 from dltrain.runtime import distributed, system_info
 from dltrain.runtime.devices import Runtime, generator_states, restore_generators
@@ -60,11 +61,14 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
     """
     accumulate_metrics(run.state, run.task)
     require_finite(run.state, run.settings.on_nonfinite)
+    if (proxy := run.state.proxy) is not None:
+        require_finite_proxy(proxy)
     distributed.reduce_to_first(run.state.sums, run.runtime.processes)
     return {
         "model": run.state.model.state_dict(),
         "optimizer": run.state.optimizer.state_dict(),
         "averages": run.state.ema_weights,
+        **({} if proxy is None else {"proxy": _proxy_content(proxy)}),
         "step": run.state.step,
         "sums": run.state.sums,
         "faults": run.state.faults,
@@ -74,6 +78,10 @@ def last_checkpoint(run: Run, position: int) -> dict[str, Any]:
         "digests": {"data": run.data.digests, "config": saved_config.digests(run.config.values)},
         **_common(run),
     }
+
+
+def _proxy_content(proxy: TrainState) -> dict[str, Any]:
+    return {"model": proxy.model.state_dict(), "optimizer": proxy.optimizer.state_dict()}
 
 
 def best_checkpoint(run: Run) -> dict[str, Any]:
@@ -108,11 +116,14 @@ def restore(run: Run, start: ResumePoint) -> None:
         problem = f"the data has changed since ({', '.join(changed)}): this would be a different run"
         raise InputError(f"resume: {problem}\nBring the data back, or start a new run with init=")
     try:
-        state.model.load_state_dict(content["model"])
-        if content["config"]["optim"]["name"] == run.config.values["optim"]["name"]:
-            restore_optimizer(state.optimizer, content["optimizer"])
-        else:
+        same_optimizer = content["config"]["optim"]["name"] == run.config.values["optim"]["name"]
+        if not same_optimizer:
             log.warning("resume: another optimizer: it starts without moments")
+        for part, saved in [(state, content)] + ([(state.proxy, content["proxy"])] if state.proxy else []):
+            part.model.load_state_dict(saved["model"])
+            if same_optimizer:
+                restore_optimizer(part.optimizer, saved["optimizer"])
+            part.step = content["step"]
         _check_metrics(run, content)
         for name in ("sums", "faults"):
             tensor = content[name]
@@ -121,7 +132,6 @@ def restore(run: Run, start: ResumePoint) -> None:
             state.faults = None
         if run.settings.ema is not None and (averages := content.get("averages")) is not None:
             state.ema_weights = {key: value.to(run.runtime.device) for key, value in averages.items()}
-        state.step = content["step"]
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
         require_finite(state, run.settings.on_nonfinite)
