@@ -291,6 +291,7 @@ def test_missing_user_code_is_one_problem_among_the_others(config: dict[str, Any
         ("epoch", ["epochs", "seed"], "; did you mean epochs?"),
         ("lr", ["optim.lr", "epochs"], "; did you mean optim.lr?"),
         ("zzz", ["a", "b"], "; there are a, b"),
+        ("zzz", [], ""),
         ("zzz", [str(number) for number in range(13)], ""),
     ],
 )

@@ -127,6 +127,7 @@ def test_a_run_with_a_proxy_resumes_to_the_same_bits_and_keeps_it(dltrain: Comma
         (lambda content: content["proxy"].pop("optimizer"), "cannot be resumed"),
         (lambda content: content["proxy"]["optimizer"].update(state=[]), "proxy.optimizer.state must be a dict"),
         (large_proxy, "do not fit the model"),
+        (lambda content: content["proxy"]["model"]["layers.1.bias"].fill_(torch.nan), "the loss is not finite"),
     ],
 )
 def test_a_resume_refuses_a_proxy_that_does_not_fit(
@@ -150,6 +151,10 @@ def test_a_resume_refuses_a_proxy_that_does_not_fit(
         (("hardest=0.5", "proxy={hidden: 4}"), "proxy.hidden=4: must be"),
         (("hardest=0.5", "proxy=small"), "proxy=small: must be"),
         (
+            ("model.batch_norm=true", "data.limit=208", "batch_size=4", "accumulate=3", "hardest=0.9", "proxy={}"),
+            "proxy: b",
+        ),
+        (
             (*PROXY, "task=custom", "task.name=dltrain.optim.tasks:Regression"),
             "hardest=0.5: works with the built-in tasks only",
         ),
@@ -157,7 +162,10 @@ def test_a_resume_refuses_a_proxy_that_does_not_fit(
             ("hardest=0.5", "proxy={batch_norm: true}", "batch_size=2"),
             "proxy: batch_size=2: 90 examples leave a single",
         ),
-        (("model=cnn", "model.hidden=8", "hardest=0.5", "proxy={widths: [4, 4, 4, 4, 4, 4]}"), "proxy: model=cnn"),
+        (
+            ("model=cnn", "model.hidden=8", "hardest=0.5", "proxy={widths: [4, 4, 4, 4, 4, 4]}"),
+            "set fewer proxy.widths",
+        ),
     ],
 )
 def test_a_proxy_that_cannot_be_built_is_an_error_of_one_line(
@@ -166,6 +174,12 @@ def test_a_proxy_that_cannot_be_built_is_an_error_of_one_line(
     result = dltrain("train", *QUICK, *typed)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert problem in result.err
+
+
+def test_a_key_of_the_proxy_typed_alone_is_answered_with_how_to_write_it(dltrain: Command) -> None:
+    result = dltrain("train", *QUICK, "hardest=0.5", "proxy.hidden=[8]")
+    assert result.code == 2
+    assert "proxy.hidden: no such key; write 'proxy={hidden: …}'" in result.err
 
 
 def test_a_checkpoint_cannot_name_code_in_its_proxy(

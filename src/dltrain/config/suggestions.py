@@ -26,7 +26,7 @@ def suggest(typed: str, known: Iterable[str]) -> str:
     names = ({} if parent else lasts) | {key: key for key in others}
     nearest = nearest or [names[key] for key in difflib.get_close_matches(typed, names, 1, cutoff)]
     nearest = nearest or [lasts[key] for key in difflib.get_close_matches(last, lasts, 1, 0.8)]
-    return _meant(*nearest) or (f"; there are {', '.join(known)}" if len(known) <= 12 else "")
+    return _meant(*nearest) or (f"; there are {', '.join(known)}" if 0 < len(known) <= 12 else "")
 
 
 def of_key(typed: str, known: Collection[str], command: str = "train") -> str:
@@ -36,6 +36,8 @@ def of_key(typed: str, known: Collection[str], command: str = "train") -> str:
         return _meant(*same)
     if advice := meaning(synonyms.ADVICE, last):
         return f"; {advice}"
+    if parent == "proxy" and known and not any(key.startswith("proxy.") for key in known):
+        return f"; write 'proxy={{{last}: …}}'"
     synonymous = meaning(synonyms.KEYS, last).split()
     if meant := [key for key in synonymous if key in known]:
         return _meant(*meant)

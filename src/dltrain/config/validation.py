@@ -75,7 +75,8 @@ def _check_metric(metric: Any, task: Any, where: Origin) -> list[str]:
 def _check_proxy(config: dict[str, Any], where: Origin) -> list[str]:
     hardest, proxy, model = (config.get(key) for key in ("hardest", "proxy", "model"))
     if (hardest is None) != (proxy is None):
-        return [f"hardest={to_cli(hardest)} proxy={to_cli(proxy)}: set both, or neither{where('hardest')}"]
+        typed = where("proxy" if hardest is None else "hardest")
+        return [f"hardest={to_cli(hardest)} proxy={to_cli(proxy)}: set both, or neither{typed}"]
     if proxy is None or model is None:
         return []
     if ":" in config["task"]["name"]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from dltrain.optim.step import Task, TrainState, micro_batches, require_finite, train_step
+from dltrain.optim.step import NonFiniteLoss, Task, TrainState, micro_batches, require_finite, train_step
 from dltrain.runtime.devices import Runtime
 from dltrain.runtime.errors import UserError
 
@@ -54,8 +54,9 @@ def pick_hardest(
 
 
 def require_finite_proxy(proxy: TrainState) -> None:
-    """Raise UserError if a loss of the proxy was not finite, as its picks mean nothing then."""
-    require_finite(proxy, "skip")
-    if proxy.faults:
+    """Raise UserError if a loss or a weight of the proxy is not finite, as its picks mean nothing then."""
+    try:
+        require_finite(proxy, "stop")
+    except NonFiniteLoss as error:
         problem = f"the loss of the proxy is not finite at a step up to {proxy.step}"
-        raise UserError(f"{problem}\nLower optim.lr or set clip_norm; earlier checkpoints are kept")
+        raise UserError(f"{problem}\nLower optim.lr or set clip_norm; earlier checkpoints are kept") from error

@@ -82,8 +82,10 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
     if options.proxy is not None:
         try:
             proxy = _network(values["model"] | options.proxy, options, data, task, processes)
+            whole = options.batch_size, options.accumulate  # it picks from whole batches
+            checks.check_last_batch(proxy, data.input_shape, len(data.train.images), *whole)
         except ConfigError as error:
-            raise ConfigError(f"proxy: {error}") from error
+            raise ConfigError(f"proxy: {str(error).replace('model.', 'proxy.')}") from error
         if start is None:
             build.initialize(proxy, data)
     runtime = resolve_threads(runtime, model, data.input_shape, per_rank)

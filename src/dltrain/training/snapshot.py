@@ -134,7 +134,8 @@ def restore(run: Run, start: ResumePoint) -> None:
             state.ema_weights = {key: value.to(run.runtime.device) for key, value in averages.items()}
         run.progress = Progress(**content["progress"])
         restore_generators(content["generators"])
-        require_finite(state, run.settings.on_nonfinite)
+        for part in filter(None, (state, state.proxy)):
+            require_finite(part, run.settings.on_nonfinite)
     except (NonFiniteLoss, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{start.path}: cannot be resumed ({first_line(error)})") from error
 
