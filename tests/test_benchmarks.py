@@ -248,6 +248,34 @@ def test_the_benchmark_of_uneven_classes_measures_each_setting_and_goes_on_where
     assert last.stat().st_mtime_ns == before
 
 
+def test_an_ablation_compares_each_variant_with_the_recipe_by_seed() -> None:
+    ablation = importlib.import_module("ablation")
+    recipe, other = {"seed=0": 80.0, "seed=1": 82.0, "seed=2": 81.0}, {"seed=1": 81.0, "seed=0": 78.5}
+    lines = ablation.table({"the recipe": recipe, "no shifts": other, "no warm-up": {}}).splitlines()
+    assert lines[2] == "| the recipe | 3 | 81.00 ± 1.00 |  |  |"
+    assert lines[3] == "| no shifts | 2 | 79.75 ± 1.77 | -1.25 ± 0.35 | 0.13 |"
+    assert lines[4] == "| no warm-up | 0 |  |  |  |"
+
+
+@pytest.mark.slow
+def test_the_ablation_measures_each_variant_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ablation = importlib.import_module("ablation")
+    variants = {name: ablation.VARIANTS[name] for name in ("the recipe", "AdamW, rate 0.001, in place of Muon")}
+    monkeypatch.setattr(ablation, "VARIANTS", variants)
+    monkeypatch.setenv("DLTRAIN_DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["ablation.py", str(tmp_path), "--quick"])
+    ablation.main()
+    rows = [line.split(" | ") for line in capfd.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == [f"| {name}" for name in variants]
+    assert rows[1][2] != rows[2][2]
+    last = next(tmp_path.glob("AdamW*/outputs/sweeps/*/*/1_*/summary.json"))
+    before = last.stat().st_mtime_ns
+    ablation.main()
+    assert last.stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(("ours", "verdict"), [([1.0, 300.0, 310.0], "yes"), ([400.0, 99.0, 100.0], "no")])
 def test_a_claim_holds_if_the_median_ratio_without_the_first_epoch_reaches_its_floor(
     training: ModuleType,
