@@ -280,9 +280,11 @@ def test_several_processes_train_without_the_compiler(caplog: pytest.LogCaptureF
     assert "several processes train together" in caplog.text
 
 
-def test_a_run_with_hooks_trains_without_the_compiler(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_with_hooks_or_a_proxy_trains_without_the_compiler(caplog: pytest.LogCaptureFixture) -> None:
     assert not checks.check_compile(CPU, PLAIN | {"hooks": ["mine:freeze"]}).compile
     assert "mine:freeze may change the network or the optimizer" in caplog.text
+    assert not checks.check_compile(CPU, PLAIN | {"hardest": 0.5}).compile
+    assert "a proxy picks the hardest examples" in caplog.text
 
 
 def test_compiled_code_lies_in_the_users_cache_not_in_a_folder_that_others_may_write_to(

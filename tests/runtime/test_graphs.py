@@ -337,6 +337,7 @@ VALUES: dict[str, Any] = {
     "optim": {"name": "sgd"},
     "task": {"name": "classification"},
     "hooks": [],
+    "hardest": None,
     "device": {"graph": True},
 }
 
@@ -348,6 +349,7 @@ VALUES: dict[str, Any] = {
         ({"model": {"name": "nets:MyNet"}}, 1, "nets:MyNet"),
         ({"hooks": ["hooks:on_epoch"]}, 1, "hooks:on_epoch"),
         ({"optim": {"name": "rmsprop"}}, 1, "rmsprop"),
+        ({"hardest": 0.5}, 1, "the proxy is updated only every fourth step"),
     ],
 )
 def test_steps_that_cannot_be_recorded_are_an_error_if_it_is_asked_for_and_else_a_line_in_the_log(
