@@ -160,8 +160,7 @@ def table(grouped: dict[str, list[Run]]) -> Iterator[str]:
         overrides = command.removeprefix("dltrain train ")
         precision = next(part for part in runs[0]["device"].split() if part in ("fp32", "bf16", "tf32", "fp16"))
         taken = f"{duration(runs[0]['loop_seconds'])} | {duration(runs[0]['command_seconds'])}"
-        note = f", {runs[0]['note']}" if "note" in runs[0] else ""  # of a result that a later version would not repeat
-        yield f"| `{overrides}` | {accuracy(runs)} | {len(runs)} | {taken} | {precision}{note} |"
+        yield f"| `{overrides}` | {accuracy(runs)} | {len(runs)} | {taken} | {precision} |"
 
 
 def page(grouped: dict[str, list[Run]]) -> Iterator[str]:

@@ -44,11 +44,6 @@ def test_a_run_on_a_gpu_has_its_precision_too(recipes: ModuleType) -> None:
     assert row.endswith("| bf16 |")
 
 
-def test_a_note_stands_behind_the_precision(recipes: ModuleType) -> None:
-    *_, row = recipes.table({"dltrain train experiment=mnist_mlp": [a_run(0, 0.97, note="measured before")]})
-    assert row.endswith("| bf16, measured before |")
-
-
 def test_no_result_is_of_a_network_that_has_since_changed(recipes: ModuleType) -> None:
     found = recipes.by_command(map(json.loads, recipes.RUNS.read_text().splitlines()))
     assert not {command for command, runs in found.items() for each in runs if "note" in each}
