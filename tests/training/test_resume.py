@@ -180,6 +180,8 @@ def test_a_key_of_the_proxy_typed_alone_is_answered_with_how_to_write_it(dltrain
     result = dltrain("train", *QUICK, "hardest=0.5", "proxy.hidden=[8]")
     assert result.code == 2
     assert "proxy.hidden: no such key; write 'proxy={hidden: …}'" in result.err
+    result = dltrain("train", "experiment=cifar10_96", "proxy.width=[8]")
+    assert (result.code, "proxy.width: no such key; did you mean proxy.widths?" in result.err) == (2, True)
 
 
 def test_a_checkpoint_cannot_name_code_in_its_proxy(

@@ -36,8 +36,9 @@ def of_key(typed: str, known: Collection[str], command: str = "train") -> str:
         return _meant(*same)
     if advice := meaning(synonyms.ADVICE, last):
         return f"; {advice}"
-    if parent == "proxy" and known and not any(key.startswith("proxy.") for key in known):
-        return f"; write 'proxy={{{last}: …}}'"
+    if parent == "proxy" and known:
+        own = [key for key in known if key.startswith("proxy.")]
+        return suggest(typed, own) if own else f"; write 'proxy={{{last}: …}}'"
     synonymous = meaning(synonyms.KEYS, last).split()
     if meant := [key for key in synonymous if key in known]:
         return _meant(*meant)
