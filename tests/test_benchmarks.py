@@ -251,8 +251,8 @@ def test_the_benchmark_of_uneven_classes_measures_each_setting_and_goes_on_where
 def test_an_ablation_compares_each_variant_with_the_recipe_by_seed() -> None:
     ablation = importlib.import_module("ablation")
     recipe, other = {"seed=0": 80.0, "seed=1": 82.0, "seed=2": 81.0}, {"seed=1": 81.0, "seed=0": 78.5}
-    lines = ablation.table({"the recipe": recipe, "no shifts": other, "no warm-up": {}}).splitlines()
-    assert lines[2] == "| the recipe | 3 | 81.00 ± 1.00 |  |  |"
+    lines = ablation.table({"baseline": recipe, "no shifts": other, "no warm-up": {}}).splitlines()
+    assert lines[2] == "| baseline | 3 | 81.00 ± 1.00 |  |  |"
     assert lines[3] == "| no shifts | 2 | 79.75 ± 1.77 | -1.25 ± 0.35 | 0.13 |"
     assert lines[4] == "| no warm-up | 0 |  |  |  |"
 
@@ -262,7 +262,7 @@ def test_the_ablation_measures_each_variant_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ablation = importlib.import_module("ablation")
-    variants = {name: ablation.VARIANTS[name] for name in ("the recipe", "AdamW, rate 0.001, in place of Muon")}
+    variants = {name: ablation.VARIANTS[name] for name in ("baseline", "AdamW, rate 0.001, in place of Muon")}
     monkeypatch.setattr(ablation, "VARIANTS", variants)
     monkeypatch.setenv("DLTRAIN_DATA", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["ablation.py", str(tmp_path), "--quick"])

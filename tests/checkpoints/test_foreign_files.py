@@ -108,6 +108,13 @@ def test_what_a_file_is_and_what_to_do_is_told_wherever_it_is_read(dltrain: Comm
     assert not Path("outputs").exists()
 
 
+def test_inspect_names_bare_weights(dltrain: Command) -> None:
+    Path("w.safetensors").write_bytes(safetensors.torch.save({"w": torch.zeros(2)}))
+    result = dltrain("inspect", "w.safetensors")
+    expected = "error: w.safetensors: bare weights, without a config. Use them with init=w.safetensors\n"
+    assert (result.code, result.err) == (66, expected)
+
+
 def test_a_pointer_in_place_of_the_last_checkpoint_is_named_by_resume(dltrain: Command) -> None:
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.pt").write_bytes(POINTER)

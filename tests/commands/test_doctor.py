@@ -47,7 +47,7 @@ def test_every_extra_for_users_is_described_with_a_module_that_it_installs() -> 
 
 def test_an_extra_that_is_missing_has_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None)
-    assert "logger=mlflow: pip install '.[mlflow]' in dltrain's checkout" in doctor.text([])
+    assert "logger=mlflow: pip install -e '.[mlflow]' in dltrain's checkout" in doctor.text([])
 
 
 def test_data_sets_are_found_where_they_may_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

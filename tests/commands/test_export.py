@@ -344,7 +344,7 @@ def test_a_package_that_is_not_installed_is_reported(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     result = dltrain("export", f"ckpt={run_folder}")
-    told = f"needs {package}; in dltrain's checkout: pip install '.[export]'. Or set format=safetensors"
+    told = f"needs {package}; in dltrain's checkout: pip install -e '.[export]'. Or set format=safetensors"
     assert (result.code, result.err) == (2, f"error: format=onnx: {told}\n")
     assert dltrain("export", f"ckpt={run_folder}", "format=safetensors").code == 0
 

@@ -110,8 +110,9 @@ def test_a_part_of_several_names_is_refused_with_some_of_them() -> None:
     [
         ("eval mnist", "mnist: no such file, and no run in outputs/ has this in its name"),
         ("eval last nosuch", "nosuch: no such file"),
-        ("predict photos", "photos: is no run. The run comes first: dltrain predict RUN IMAGE …"),
-        ("export photos", "is no run"),
+        ("predict photos", "photos: is not a run. The run comes first: dltrain predict RUN IMAGE …"),
+        ("export photos", "is not a run"),
+        ("eval last ckpt=last", "last: ckpt= set already"),
         ("resume nothing", "nothing: no such file"),
         ("resume small -m", "-m: resume continues one run or one sweep"),
         ("resume 12-00-00 epochs=3", "epochs=3: outputs/sweeps/.* is a sweep, whose jobs keep their config"),

@@ -441,7 +441,7 @@ def test_a_table_beside_the_images_is_named_as_the_way_to_go(tmp_path: Path) -> 
             "a folder beside the splits",
             "not used: extra. Only splits with class folders are; for the rest there is dltrain predict",
         ),
-        ("an empty folder", "no classes, as there is no image in them: empty, notes"),
+        ("an empty folder", "folders without images, not used as classes: empty, notes"),
     ],
 )
 def test_a_folder_that_is_not_used_is_named_once(layout: str, warning: str, tmp_path: Path, log: list[str]) -> None:
@@ -488,7 +488,7 @@ def test_a_class_of_which_no_image_can_be_read_is_refused_by_name(
     for path in (tmp_path / "train" / "b" / "2.png", tmp_path / "train" / "c" / "3.png"):
         path.write_bytes(bytes(4) + b"ftypheic" if kind == "HEIC" else b"text")
     assert "no image of b, c can be read. Repair the files, or remove the class" in refusal(tmp_path)
-    why = "HEIC: needs pillow-heif; in dltrain's checkout: pip install '.[heic]'"
+    why = "HEIC: needs pillow-heif; in dltrain's checkout: pip install -e '.[heic]'"
     why = why if kind == "HEIC" else "not an image, or damaged at its beginning"
     assert f"WARNING train: 1 image decoded, 2 left out: 2 × {why}" in log
 

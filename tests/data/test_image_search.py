@@ -164,5 +164,7 @@ def test_without_the_extra_heic_is_refused_with_what_to_install(
     (tmp_path / "a.heic").write_bytes(bytes(4) + b"ftypheic" + bytes(50))
     assert found(tmp_path) == ["a.heic"]
     image_files._formats.cache_clear()
-    with pytest.raises(ValueError, match=r"HEIC: needs pillow-heif; in dltrain's checkout: pip install '\.\[heic\]'"):
+    with pytest.raises(
+        ValueError, match=r"HEIC: needs pillow-heif; in dltrain's checkout: pip install -e '\.\[heic\]'"
+    ):
         image_files.open_image(tmp_path / "a.heic", channels=3)

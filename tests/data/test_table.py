@@ -181,8 +181,9 @@ def test_a_column_that_is_not_clear_is_asked_for_with_the_columns_that_there_are
 ) -> None:
     assert "data.path" in refusal(read, PLAIN.replace("path", "where"))
     assert "data.label" in refusal(read, PLAIN.replace("label", "what"))
-    message = refusal(read, PLAIN, label="kind")
-    assert message.startswith("data.label: set it to a column of the table's first line: path, label")
+    assert refusal(read, PLAIN, label="lable") == "data.label=lable: no such column; the table has path, label"
+    assert "data.label=kind: no such column" in refusal(read, PLAIN, label=["label", "kind"])
+    assert refusal(read, "path,label\n").endswith(": has no rows")
     both = lines("path,label,class", *[f"{row},x" for row in rows()])
     assert "data.label" in refusal(read, both)
     assert whole(read, both, label="label") == EXPECTED

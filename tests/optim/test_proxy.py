@@ -132,7 +132,7 @@ def test_a_proxy_whose_loss_is_not_finite_ends_the_run_with_its_weights_as_they_
     assert state.proxy is not None
     state.proxy.model.register_forward_hook(lambda module, inputs, outputs: outputs * torch.nan)
     before = {key: value.clone() for key, value in state.proxy.model.named_parameters()}
-    with pytest.raises(UserError, match="the loss of the proxy is not finite"):
+    with pytest.raises(UserError, match="the loss or a weight of the proxy became NaN or infinite"):
         run(state, batches(), on_nonfinite=on_nonfinite)
     assert all(torch.equal(value, before[key]) for key, value in state.proxy.model.named_parameters())
 

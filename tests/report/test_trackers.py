@@ -278,7 +278,7 @@ def test_a_missing_extra_is_reported_before_training(dltrain: Command, monkeypat
     result = dltrain(*QUICK, "logger=[csv,mlflow]")
     assert (result.code, result.err) == (
         2,
-        "error: logger=mlflow: needs MLflow; in dltrain's checkout: pip install '.[mlflow]'\n",
+        "error: logger=mlflow: needs MLflow; in dltrain's checkout: pip install -e '.[mlflow]'\n",
     )
     assert not Path("outputs").exists()
 

@@ -181,6 +181,6 @@ def test_a_team_named_by_a_checkpoint_gets_metrics_only_if_overridden(typed: tup
 def test_a_missing_extra_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_trackers, "find_spec", lambda name: None)
     with pytest.raises(
-        ConfigError, match=r"logger=wandb: needs wandb; in dltrain's checkout: pip install '\.\[wandb\]'"
+        ConfigError, match=r"logger=wandb: needs wandb; in dltrain's checkout: pip install -e '\.\[wandb\]'"
     ):
         run_trackers.require({"logger": {"wandb": {}}})

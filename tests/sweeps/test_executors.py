@@ -169,4 +169,4 @@ def test_an_executor_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "optuna", None)
     override = "sweep.search=tpe" if name == "search" else f"sweep.executor={name}"
     result = dltrain("train", "-m", "seed=1,2", override)
-    assert (result.code, f"pip install '.[{name}]'" in result.err) == (2, True)
+    assert (result.code, f"pip install -e '.[{name}]'" in result.err) == (2, True)

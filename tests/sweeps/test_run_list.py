@@ -141,6 +141,7 @@ def test_runs_are_deleted_after_asking(
 def test_a_list_without_a_run_is_no_error(dltrain: Command) -> None:
     result = dltrain("runs", "accuracy>0.999", "--delete")
     assert (result.code, result.out) == (0, "no run in outputs matches\n")
+    assert dltrain("runs", "some/folder").out == "no run in outputs matches; there is no folder some/folder\n"
 
 
 def test_a_sweep_is_deleted_with_all_of_its_jobs(dltrain: Command) -> None:

@@ -625,3 +625,10 @@ def test_a_signal_in_the_very_last_save_is_an_interruption(dltrain: Command, mon
     result = dltrain("train", "model=mlp", "data.limit=20", "data.val=0", "batch_size=10", "epochs=1")
     assert result.code == 143
     assert json.loads((result.folder / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_a_crop_that_could_leave_nothing_of_an_image_is_refused(dltrain: Command) -> None:
+    result = dltrain("train", "data=digits", "data.crop=28")
+    message = "error: data.crop=28: must be less than the 28 pixels of the images' side\n"
+    assert (result.code, message in result.err) == (2, True)
+    assert not Path("outputs").exists()

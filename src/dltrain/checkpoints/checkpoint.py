@@ -132,7 +132,7 @@ def find(path: Path, name: str) -> Path:
         if _with_previous(candidate):
             return candidate
     if name == "best.pt" and (last := next(filter(_with_previous, (path / "last.pt", path / LAST)), None)):
-        log.warning("%s: has no best.pt yet, because the run was killed early; taking last.pt", path)
+        log.warning("%s: has no best.pt (not evaluated yet?); taking last.pt", path)
         return last
     if path.exists():
         raise InputError(f"{path}: expected checkpoints/{name} in it, found none. Is it the folder of a run?")

@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
     auto = devices.resolve_precision(runtime, torch.nn.Conv2d(32, 128, 3), 256, "classification")
     free = {"memory_gib": memory.free_memory() / 2**30, "disk_gib": shutil.disk_usage(".").free / 2**30}
     extras = {
-        name: None if find_spec(module) else f"{brings}: pip install '.[{name}]' in dltrain's checkout"
+        name: None if find_spec(module) else f"{brings}: pip install -e '.[{name}]' in dltrain's checkout"
         for name, (module, brings) in EXTRAS.items()
     }
     why = "its driver does not suit this PyTorch" if torch.version.cuda else "this PyTorch was built without CUDA"

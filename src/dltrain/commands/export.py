@@ -38,6 +38,7 @@ def export(config: Config) -> Path:
     elif kind != "torch_export" and "normalize" in config.typed:
         raise ConfigError(f"normalize: format={kind} holds weights only, no graph that could normalise. Leave it out")
     path = expand_user(values["output"] or f"model.{SUFFIXES[kind]}")
+    atomic_files.require_folder(path)
     loaded = load_trained(values["ckpt"], config)
     loaded.model.cpu().eval()  # the export has no device, and a CPU computes float32 in full precision
     with memory_errors("Set format=safetensors, which needs less memory"):

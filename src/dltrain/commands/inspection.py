@@ -25,6 +25,8 @@ def lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror})") from error
     except (UnsafePickle, ValueError) as error:
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path}: bare weights, without a config. Use them with init={path}") from error
         raise InputError(foreign_files.refusal(path, str(error))) from error
     yield f"{path}, {size:,} bytes"
     yield f"digest       SHA-256 {digest}, verified" if digest else "digest       none: damage would not be noticed"

@@ -46,7 +46,7 @@ def require_packages() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        advice = "in dltrain's checkout: pip install '.[export]'. Or set format=safetensors"
+        advice = "in dltrain's checkout: pip install -e '.[export]'. Or set format=safetensors"
         raise ConfigError(f"format=onnx: needs {error.name}; {advice}") from error
     return onnxruntime
 

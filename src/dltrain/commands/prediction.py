@@ -21,7 +21,7 @@ from dltrain.data.image_reader import in_threads
 from dltrain.data.splits import Examples
 from dltrain.engine import predict as outputs_of
 from dltrain.report import console
-from dltrain.runtime.atomic_files import atomic_write
+from dltrain.runtime.atomic_files import atomic_write, require_folder
 from dltrain.runtime.devices import memory_errors
 from dltrain.runtime.errors import ConfigError, InputError, OutputError, PartialFailure, printable
 from dltrain.runtime.folders import expand_user
@@ -41,7 +41,8 @@ def predict(config: Config) -> list[dict[str, Any]]:
     With `invert=auto` an image with a light edge is inverted if the mean of the training images, which the checkpoint
     has, is below 1/3, one with a dark edge if it is above 2/3; its row has the key `inverted`. Raises UserError.
     """
-    values = config.values
+    values, output = config.values, expand_user(config.values["output"])
+    require_folder(output)
     loaded = load_trained(values["ckpt"], config)
     known, name = loaded.content["data"], require_predictable(loaded)
     require_bytes(loaded)
@@ -70,7 +71,7 @@ def predict(config: Config) -> list[dict[str, Any]]:
         reads = zip(paths, in_threads(read, paths, "reading images"), strict=True)
         while batch := list(itertools.islice(reads, values["batch_size"])):
             rows += _rows(loaded, batch, columns)
-    _write(expand_user(values["output"]), rows, ["file", *columns, *(["inverted"] if auto else []), "error"])
+    _write(output, rows, ["file", *columns, *(["inverted"] if auto else []), "error"])
     _show(rows, columns)
     damaged = sum(bool(row["error"]) for row in rows)
     log.info("%d %s, %d damaged: %s", len(rows), "image" if len(rows) == 1 else "images", damaged, values["output"])

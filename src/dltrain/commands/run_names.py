@@ -48,6 +48,8 @@ def expand(command: str, arguments: list[str]) -> tuple[str, list[str]]:
                 expanded.remove(name)
             expanded.append(_of_sweep(key, f"[{value}]" if names[1:] else value))
             left = left[len(names) :]
+    if bare and not free and (left[0] == "last" or os.path.exists(left[0])):  # noqa: PTH110  (of any length)
+        raise ConfigError(f"{left[0]}: {' and '.join(f'{key}=' for key in BARE[command])} set already. Leave one out")
     if command == "resume":
         sweep = next((it.partition("=")[2].strip("'") for it in expanded if it.startswith("sweep.resume=")), None)
         command = _read(Path(sweep)).get("command", "train") if sweep else "train"
@@ -114,7 +116,7 @@ def _run(name: str, key: str, command: str) -> str:
     path = Path(_found(name, key))
     if path.is_file() or any((path / it).exists() for it in ("checkpoints", "best.pt", "last.pt", SWEEP)):
         return str(path)
-    problem = "is no run" if path.exists() else "no such file, and no run in outputs/ has this in its name"
+    problem = "is not a run" if path.exists() else "no such file, and no run in outputs/ has this in its name"
     order = ". The run comes first: dltrain predict RUN IMAGE …" * (command == "predict")
     raise InputError(f"{name}: {problem}{order}")
 

@@ -122,6 +122,8 @@ def _in_experiment(command: str, config_dir: str | None, message: str) -> list[s
     if (found := re.search(r"Could not find '(\w+)/([^'/]+)'", message)) and found[1] in registry.GROUPS:
         return [f"{_no_option(found[1], found[2], _option_names(found[1], config_dir))}{place}"]
     if found := re.search(r"Multiple values for (\w+)\. To override a value use 'override (\w+: \S+)'", message):
+        if found[1] == "experiment":
+            return ["experiment: only one per run, not included in another; several in turn: -m experiment=NAME,NAME"]
         return [f"{found[1]}: must be chosen by `- override /{found[2]}`{place}"]
     if found := re.search(r"Could not override '(\w+)'\. No match in the defaults list", message):
         return [f"{found[1]}: no such group{suggest(found[1], registry.COMMANDS['train'][2])}{place}"]

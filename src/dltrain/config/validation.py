@@ -1,5 +1,6 @@
 """Check a whole config against the signatures of the code that it names. Imports no torch."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -103,6 +104,10 @@ def _check_option(group: str, node: dict[str, Any], where: Origin, others: Itera
     lost = [it for it in node if it not in ("name", *found.keys) and TYPED not in where(f"{group}.{it}")]
     if lost and not found.takes_any and TYPED in where(key):
         choice = f"{group}=custom {key}={name}" if ":" in name else f"{group}={name}"
+        origins = {where(f"{group}.{it}") for it in lost}
+        if len(origins) == 1 and re.search(r"/experiment/[^/]+$", origin := origins.pop()):
+            removed = " ".join(f"~{group}.{it}" for it in lost)
+            return [f"{choice}: does not have all keys of the experiment{origin}. Leave it out, or add {removed}"]
         return [f"{key}={name}: other keys are still those of another option; did you mean {choice}?"]
     return _check_keys(f"{group}.", {k: v for k, v in node.items() if k != "name"}, found, where, others)
 

@@ -30,7 +30,7 @@ def _formats(heif: bool) -> list[str]:
     Image.init()
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB; texts and colour profiles may exceed 1 MB
     if heif and not HAS_HEIF:
-        raise ValueError("HEIC: needs pillow-heif; in dltrain's checkout: pip install '.[heic]'")
+        raise ValueError("HEIC: needs pillow-heif; in dltrain's checkout: pip install -e '.[heic]'")
     if heif:
         import pillow_heif
 

@@ -35,7 +35,7 @@ def pick_hardest(
 ) -> tuple[Tensor, Tensor]:
     """Return the fraction of a batch, in its order, on which the proxy has the highest losses; update the proxy.
 
-    Updates whose loss is not finite are skipped and counted in `proxy.faults`.
+    Updates whose loss is not finite are skipped and counted in `proxy.faults`; `require_finite_proxy` ends the run.
     """
 
     def loss(output: Tensor, image: Tensor, target: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ def pick_hardest(
 
 
 def require_finite_proxy(proxy: TrainState) -> None:
-    """Raise UserError if a loss or a weight of the proxy is not finite, as its picks mean nothing then."""
+    """Raise UserError if a loss or a weight of the proxy is not finite: its selection would be meaningless."""
     try:
         require_finite(proxy, "stop")
     except NonFiniteLoss as error:
-        problem = f"the loss of the proxy is not finite at a step up to {proxy.step}"
+        problem = f"the loss or a weight of the proxy became NaN or infinite by step {proxy.step}"
         raise UserError(f"{problem}\nLower optim.lr or set clip_norm; earlier checkpoints are kept") from error

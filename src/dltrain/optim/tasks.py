@@ -121,7 +121,8 @@ class Regression:
 
     def mismatch(self, targets: Tensor, input_shape: Shape, output_shape: Shape, classes: int) -> str:
         if not targets.is_floating_point():
-            return "task=regression needs numbers, this data has classes; set task=classification or data.numbers=true"
+            advice = "set task=classification or data.numbers=true, a key of data=table"
+            return f"task=regression needs numbers, this data has classes; {advice}"
         if output_shape != targets.shape[1:]:
             return f"the data has targets of {tuple(targets.shape[1:])}, the model's output is {output_shape}"
         return ""

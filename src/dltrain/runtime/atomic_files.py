@@ -22,7 +22,23 @@ def output_errors(path: Path, size: int | None = None) -> Iterator[None]:
         where = path if size is not None else error.filename or path
         needed = "" if size is None else f"; {size:,} bytes are needed"
         problem = f"could not be written ({error.strerror or error}){needed}"
-        raise OutputError(f"{where}: {problem}. Free disk space or change the permissions") from error
+        places = {
+            errno.ENOENT: "Create its folder",
+            errno.ENOTDIR: "Choose another folder",
+            errno.EISDIR: "Name a file",
+        }
+        advice = places.get(error.errno or 0, "Free disk space or change the permissions")
+        raise OutputError(f"{where}: {problem}. {advice}") from error
+
+
+def require_folder(path: Path) -> None:
+    """Raise OutputError unless the folder of a file exists and the file is none, before the work that makes it."""
+    with output_errors(path):
+        number = errno.EISDIR if path.is_dir() else 0
+        if not number and not path.parent.is_dir():
+            number = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+        if number:
+            raise OSError(number, os.strerror(number), f"output={path}")
 
 
 def atomic_write(path: Path, *parts: bytes | memoryview) -> None:

@@ -46,7 +46,8 @@ def list_runs(arguments: Sequence[str]) -> None:
     for problem in damaged:
         print(f"left out {problem}", file=sys.stderr)
     if not chosen:
-        print(f"no run in {folder}{' matches' * bool(given)}")
+        paths = [each for each in given[:1] if "/" in each and not CONDITION.fullmatch(each)]
+        print(f"no run in {folder}{' matches' * bool(given)}{''.join(f'; there is no folder {it}' for it in paths)}")
     elif "--delete" not in flags:
         _show(chosen)
     elif not any(given):

@@ -34,7 +34,7 @@ def require() -> None:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError("sweep.search: needs Optuna; in dltrain's checkout: pip install '.[search]'") from error
+        raise ConfigError("sweep.search: needs Optuna; in dltrain's checkout: pip install -e '.[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

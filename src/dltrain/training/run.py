@@ -189,5 +189,5 @@ def _nonfinite_error(error: NonFiniteLoss, run: Run, output: RunDir | None, sinc
         run.state, run.train, run.task, run.runtime, step=error.step, since=since, accumulate=run.settings.accumulate
     )
     named = [name for name in distributed.all_gather_text(tensor, run.runtime.processes) if name != nonfinite.NOT_FOUND]
-    where = output.folder if output else "FOLDER"
-    return UserError(f"{error}, first in {(named or [tensor])[0]}\n{nonfinite.ADVICE}: resume={where} optim.lr=…")
+    again = f"{_resume_command(run, output.folder if output else 'FOLDER')} optim.lr=…"
+    return UserError(f"{error}, first in {(named or [tensor])[0]}\n{nonfinite.ADVICE}: {again}")

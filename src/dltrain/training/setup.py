@@ -93,6 +93,9 @@ def prepare(config: Config, start: ResumePoint | None, load: Load, processes: Pr
         now, then = snapshot.environment(runtime), start.content["environment"]
         snapshot.warn_changed_environment(now, then, deterministic=values["device"]["deterministic"])
     require_same_data_on_all_ranks(data.digests if processes.world_size > 1 else {}, processes)
+    crop = values["data"].get("crop")
+    if start is None and crop and crop >= (side := min(data.input_shape[1:])):
+        raise ConfigError(f"data.crop={crop}: must be less than the {side} pixels of the images' side")
     if start is None and initial is None and processes.rank == 0:
         build.initialize(model, data)
         initial = weights.pretrained_weights(model, values["model"])

@@ -129,7 +129,7 @@ def _check_classes(root: Path, base: Path, classes: list[str], warn: Callable[..
     if rules.get() == 1:
         return
     if empty := sorted(set(image_search.folders(base)) - set(classes)):
-        warn("no classes, as there is no image in them: %s", listed(empty))
+        warn("folders without images, not used as classes: %s", listed(empty))
     inside = image_search.folders(base / classes[0])
     if len(classes) == 1 and inside:
         hint = f"Did you mean data.root={base / classes[0]}?" if base == root else "Move them one level up"

@@ -53,10 +53,14 @@ def table(
     source, numbers = expand_user(file), numbers or isinstance(label, list)
     base = os.path.realpath(source.parent if root is None else expand_user(root))
     lines = _read(source)
-    of_path = _column(lines, "path", path, "path|(file|image|img)(name|path|file)?")
-    of_split = _column(lines, "split_column", split_column, "split|set|subset|partition")
+    if not lines:
+        raise InputError(f"{source}: has no rows")
+    names = list(dict.fromkeys(name for _, cells in lines for name in cells if name))
+    of_path = _column(names, "path", path, "path|(file|image|img)(name|path|file)?")
+    of_split = _column(names, "split_column", split_column, "split|set|subset|partition")
     usual = "labels?|class(name)?|category|target"
-    columns = [of_path, of_split, *(label if isinstance(label, list) else [_column(lines, "label", label, usual)])]
+    of_labels = [_column(names, "label", it, usual) for it in (label if isinstance(label, list) else [label])]
+    columns = [of_path, of_split, *of_labels]
     rows: dict[str, tuple[str, list[Any], str]] = {}
     faults = []
     for number, cells in lines:
@@ -68,7 +72,8 @@ def table(
             faults.append(f"line {number}: {first_line(error)[:100]}")
     counted = "; ".join([f"{len(faults)} of {len(lines)} rows left out", *faults[:3], *["…"][: len(faults) - 3]])
     if 2 * len(faults) >= len(lines):
-        raise InputError(f"{source}: {counted}. Correct them, or set data.root to the folder of the images")
+        advice = "Correct them, choose other columns, or set data.root to the folder of the images"
+        raise InputError(f"{source}: {counted}. {advice}")
     paths, labels, parts = map(list, zip(*rows.values(), strict=True))
     targets, classes = (torch.tensor(labels), ()) if numbers else class_targets([name for (name,) in labels])
     if not of_split:
@@ -88,7 +93,7 @@ def _read(source: Path) -> list[tuple[int, dict[str, Any]]]:
     """Return the number of each row's line with its cells by column."""
     rows: list[tuple[int, dict[str, Any]]] = []
     if not source.is_file():
-        raise InputError(f"data.file={source}: no such file")
+        raise InputError(f"data.file={source}: {'is a folder, not a table' if source.is_dir() else 'no such file'}")
     try:
         text = source.read_text("utf-8-sig")
         if source.suffix.lower() == ".jsonl":  # numbers stay as they are written
@@ -105,13 +110,15 @@ def _read(source: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _column(lines: list[tuple[int, dict[str, Any]]], key: str, chosen: str | None, usual: str) -> str:
+def _column(names: list[str], key: str, chosen: str | None, usual: str) -> str:
     """Return the chosen column, else the one with a usual name; empty if there is none of splits."""
-    names = list(dict.fromkeys(name for _, cells in lines for name in cells if name))
     found = [name for name in names if re.fullmatch(usual, re.sub(r"[\W_]", "", name).lower())]
     found = [chosen] if chosen else found or [""] * (key == "split_column")
     if len(found) != 1 or found[0] not in ("", *names):
-        raise InputError(f"data.{key}: set it to a column of the table's first line: {', '.join(names)[:200]}")
+        wrong = (
+            f"={chosen}: no such column; the table has" if chosen else ": set it to a column of the table's first line:"
+        )
+        raise InputError(f"data.{key}{wrong} {', '.join(names)[:200]}")
     return found[0]
 
 
@@ -123,12 +130,19 @@ def _row(base: str, cells: dict[str, Any], columns: list[str], *, numbers: bool)
     place = os.path.realpath(os.path.join(base, path))  # noqa: PTH118
     if os.path.commonpath([base, place]) != base or not os.path.isfile(place):  # noqa: PTH113
         raise ValueError(f"no such file in the folder of the images: {path}")
-    values = [float(label) for label in labels] if numbers else labels
+    values = [_number(label) for label in labels] if numbers else labels
     if not all(labels) or (numbers and not all(abs(value) < 3e38 for value in values)):  # the largest in float32
         raise ValueError(f"no {'finite number' if numbers else 'label'}")
     if columns[1] and split.lower() not in SPLITS:
         raise ValueError(f"{split} is no split: write train, val or test")
     return place, values, SPLITS.get(split.lower(), "train")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:40] or 'an empty cell'} is not a number") from error
 
 
 def class_targets(labels: list[str]) -> tuple[torch.Tensor, tuple[str, ...]]:

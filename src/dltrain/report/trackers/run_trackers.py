@@ -74,7 +74,7 @@ def require(config: dict[str, Any]) -> None:
         return
     for name, package in {"mlflow": "MLflow", "wandb": "wandb"}.items():
         if name in nodes and find_spec(name) is None:
-            raise ConfigError(f"logger={name}: needs {package}; in dltrain's checkout: pip install '.[{name}]'")
+            raise ConfigError(f"logger={name}: needs {package}; in dltrain's checkout: pip install -e '.[{name}]'")
     mlflow = nodes.get("mlflow")
     if not isinstance(mlflow, dict):
         return

@@ -29,7 +29,7 @@ PLACES = ("DLTRAIN_DATA", "DLTRAIN_CACHE")
 def require(options: dict[str, Any]) -> None:
     """Raise ConfigError if Ray is not installed, DeviceError if there is no cluster."""
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("sweep.executor=ray: is not installed; in dltrain's checkout: pip install '.[ray]'")
+        raise ConfigError("sweep.executor=ray: is not installed; in dltrain's checkout: pip install -e '.[ray]'")
     named = str(options.get("address") or os.environ.get("RAY_ADDRESS"))
     if address := re.fullmatch(r"([\w.-]+):(\d+)", named):
         try:  # Ray itself would try for minutes
