@@ -1,11 +1,11 @@
-"""Measure what each part of the recipe cifar10_attention brings: short runs with and without it, over paired seeds.
+"""Ablation of the recipe cifar10_attention: short runs with one part changed, over paired seeds.
 
-    python benchmarks/ablation.py FOLDER            # the runs that FOLDER lacks, and the table; half an hour or so
+    python benchmarks/ablation.py FOLDER            # the runs that FOLDER lacks, and the table; about 30 minutes
     python benchmarks/ablation.py FOLDER --table    # runs nothing
     python benchmarks/ablation.py FOLDER --quick    # some seconds: digits, two seeds, one epoch
 
 Each run trains a network half as wide as the recipe's for four epochs on nine tenths of the training set (of CIFAR-10,
-in DLTRAIN_DATA); its accuracy is that on the rest after the last epoch. Differences are to the recipe with the same
+in DLTRAIN_DATA); its accuracy is that on the rest after the last epoch. Differences are to the baseline with the same
 seed; p is of a paired t-test, not corrected for their number.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from scipy.stats import ttest_rel
 
 VARIANTS = {
-    "the recipe": [],
+    "baseline": [],
     "patches in place of convolutions": ["model.tokens=patches"],
     "AdamW, rate 0.001, in place of Muon": ["optim=adamw", "optim.lr=0.001", "optim.weight_decay=0.1"],
     "no shifts, no mirror images": ["data.crop=0", "data.flip=false"],
@@ -72,14 +72,14 @@ def shown(values: list[float]) -> str:
 
 
 def table(found: Accuracies) -> str:
-    """Return means and standard deviations over seeds, and the differences to the recipe with the same seed."""
+    """Return means and standard deviations over seeds, and the differences to the baseline with the same seed."""
     lines = ["| | n | validation accuracy, % | difference, points | p |", "|---|---|---|---|---|"]
-    recipe = found[next(iter(VARIANTS))]
+    baseline = found[next(iter(VARIANTS))]
     for name, runs in found.items():
         cells = [name, str(len(runs)), shown(list(runs.values())) if runs else "", "", ""]
-        seeds = sorted(runs.keys() & recipe.keys())
-        if runs is not recipe and len(seeds) > 1:  # else there is no t-test
-            pair = [[each[seed] for seed in seeds] for each in (runs, recipe)]
+        seeds = sorted(runs.keys() & baseline.keys())
+        if runs is not baseline and len(seeds) > 1:  # else there is no t-test
+            pair = [[each[seed] for seed in seeds] for each in (runs, baseline)]
             cells[3] = shown([after - before for after, before in zip(*pair, strict=True)])
             cells[4] = f"{ttest_rel(*pair).pvalue:.2g}"
         lines.append(f"| {' | '.join(cells)} |")

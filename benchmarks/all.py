@@ -128,7 +128,7 @@ def main() -> None:
     header = training_runs.header(sys.argv[1:])
     lines = [f"# Speed on {header['processor']}", "", f"`python benchmarks/all.py {shlex.join(sys.argv[1:])}`, "]
     lines[-1] += f"{datetime.date.today().isoformat()}; load before {os.getloadavg()[0]:.1f}"
-    lines += ["", "| part | network | asked | here | range | n | holds |", "|---|---|---|---|---|---|---|"]
+    lines += ["", "| part | network | target | measured | range | n | met |", "|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     for part in given.parts.split(","):
         if part == "sweep" and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
@@ -142,11 +142,11 @@ def main() -> None:
                 ratios.append(measure(part, model, number, quick=given.quick))
         for model, ratios in found.items():
             middle, floor = median(ratios), FLOORS[part][model]
-            holds = middle <= floor if part == "busy" else middle >= floor
-            asked = f"{'at most' if part == 'busy' else 'at least'} {floor}"
+            met = middle <= floor if part == "busy" else middle >= floor
+            target = f"{'at most' if part == 'busy' else 'at least'} {floor}"
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             lines.append(
-                f"| {part} | {model} | {asked} | {middle:.2f} | {spread} | {len(ratios)} | {'yes' if holds else 'no'} |"
+                f"| {part} | {model} | {target} | {middle:.2f} | {spread} | {len(ratios)} | {'yes' if met else 'no'} |"
             )
             print(lines[-1], flush=True)
     lines += ["", f"Load after {os.getloadavg()[0]:.1f}; {header['cores']} cores, torch {header['versions']['torch']}."]
