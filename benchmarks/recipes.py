@@ -2,7 +2,7 @@
 
     python benchmarks/recipes.py mnist_lenet mnist_mlp              # three seeds of each; default: all recipes
     python benchmarks/recipes.py cifar10_cnn --overrides epochs=2   # a shorter run
-    python benchmarks/recipes.py --check mnist_lenet                # one new seed: is it in the stated spread?
+    python benchmarks/recipes.py --check mnist_lenet                # one new seed: within the 95 % prediction interval?
     python benchmarks/recipes.py --tables                           # runs nothing, only rewrites the tables
 
 Seed 0 is the plain command from the shell, timed as a whole on all cores; the other seeds run as a sweep. Runs are
@@ -154,13 +154,13 @@ def duration(seconds: float) -> str:
 
 def table(grouped: dict[str, list[Run]]) -> Iterator[str]:
     """Yield the lines of the table; the times are those of seed 0."""
-    yield "| `dltrain train …` | test accuracy | n | in the loop | whole command | computed in |"
-    yield "|---|---|---|---|---|---|"
+    yield "| `dltrain train …` | test accuracy | n | in the loop | whole command | computed in | measured |"
+    yield "|---|---|---|---|---|---|---|"
     for command, runs in grouped.items():
         overrides = command.removeprefix("dltrain train ")
         precision = next(part for part in runs[0]["device"].split() if part in ("fp32", "bf16", "tf32", "fp16"))
         taken = f"{duration(runs[0]['loop_seconds'])} | {duration(runs[0]['command_seconds'])}"
-        yield f"| `{overrides}` | {accuracy(runs)} | {len(runs)} | {taken} | {precision} |"
+        yield f"| `{overrides}` | {accuracy(runs)} | {len(runs)} | {taken} | {precision} | {runs[0]['date']} |"
 
 
 def page(grouped: dict[str, list[Run]]) -> Iterator[str]:
@@ -169,11 +169,12 @@ def page(grouped: dict[str, list[Run]]) -> Iterator[str]:
     for name, number in (item for runs in grouped.values() for each in runs for item in each["versions"].items()):
         found[name].add(number)
     versions = ", ".join(f"{name} {' or '.join(sorted(numbers))}" for name, numbers in found.items())
-    days = sorted({each["date"] for runs in grouped.values() for each in runs})
+    dates = {each["date"] for runs in grouped.values() for each in runs}
+    days = " to ".join(sorted({min(dates), max(dates)}))
     computed = [each["hardware"] for runs in grouped.values() for each in runs]
     machines = sorted({f"{hardware['cores']} cores of an {hardware['cpu']}" for hardware in computed})
     yield "# Recipes\n"
-    yield f"{' or '.join(machines)}; {versions}; {' to '.join(days)}. Written by `python benchmarks/recipes.py`.\n"
+    yield f"{' or '.join(machines)}; {versions}; {days}. Written by `python benchmarks/recipes.py`.\n"
     yield (
         "Accuracy on the test set: mean and standard deviation over seeds. Times are those of seed 0, the command\n"
         "from the shell, on all cores: in the loop, and as a whole with start, test and report. Other seeds were\n"
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--overrides", default="", help="further overrides of the command")
-    parser.add_argument("--check", action="store_true", help="run one new seed of each; exit code 1 if one is off")
+    parser.add_argument("--check", action="store_true", help="run one new seed of each; exit code 1 if one is outside")
     parser.add_argument("--tables", action="store_true")
     arguments = parser.parse_args()
     if unknown := set(arguments.recipes) - set(names()):

@@ -36,12 +36,12 @@ def a_run(seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
 def test_a_row_has_mean_deviation_and_the_times_of_seed_0(recipes: ModuleType) -> None:
     runs = [a_run(1, 0.98), a_run(0, 0.97), a_run(2, 0.99)]
     *_, row = recipes.table(recipes.by_command(runs))
-    assert row == "| `experiment=mnist_mlp` | 98.00 ± 1.00 % | 3 | 12.3 s | 2 min | bf16 |"
+    assert row == "| `experiment=mnist_mlp` | 98.00 ± 1.00 % | 3 | 12.3 s | 2 min | bf16 | 2026-11-22 |"
 
 
 def test_a_run_on_a_gpu_has_its_precision_too(recipes: ModuleType) -> None:
     *_, row = recipes.table({"dltrain train experiment=mnist_mlp": [a_run(0, 0.97, device="H200 (cuda), bf16 (auto)")]})
-    assert row.endswith("| bf16 |")
+    assert row.endswith("| bf16 | 2026-11-22 |")
 
 
 def test_no_result_is_of_a_network_that_has_since_changed(recipes: ModuleType) -> None:
