@@ -32,7 +32,7 @@ def output_errors(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def require_folder(path: Path) -> None:
-    """Raise OutputError unless the folder of a file exists and the file is none, before the work that makes it."""
+    """Raise OutputError if the folder of a path is missing or the path is a folder, before the work for the file."""
     with output_errors(path):
         number = errno.EISDIR if path.is_dir() else 0
         if not number and not path.parent.is_dir():
